@@ -1,0 +1,25 @@
+"""The ways lapinfer fails. Every message is one or two lines: what, where, expected, got, next step."""
+
+
+class LapinferError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class CheckpointError(LapinferError):
+    """A file of a checkpoint is missing, damaged, or says something that cannot be true."""
+
+
+class UnsupportedError(LapinferError):
+    """The checkpoint is well-formed, but asks for something that would be computed wrongly here."""
+
+
+class InputError(LapinferError):
+    """A prompt, token id, position or option is outside what the loaded model accepts."""
+
+
+class DoesNotFitError(LapinferError):
+    """The model needs more memory, disk or context than there is."""
+
+    exit_code = 3
