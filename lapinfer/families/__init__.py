@@ -2,15 +2,28 @@
 
 A family module has
 
-    spec(config) -> ModelSpec                           refuses what it would run wrongly (UnsupportedError)
-    sources(spec) -> dict[str, tuple[Source, ...]]      our tensor name -> where its rows come from
+    spec(config) -> ModelSpec                        refuses what it would run wrongly (UnsupportedError)
+    sources(spec, names) -> dict[str, tuple[Source, ...]]      our tensor name -> where its rows come from
+
+`names` are the tensors that the checkpoint has: published files carry a prefix ("model.", "transformer.") or don't,
+and a family picks the one that is there. Without names, the usual one is meant. The rows of all sources of a tensor,
+one after the other, are its rows. A tied head is not a tensor of ours, whether or not it is stored as well.
 
 `Source` is the whole language between a checkpoint's names and ours: rows of a stored tensor, maybe transposed.
+To add a family: write its file, and name it in FAMILIES.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Final
+
+from lapinfer.errors import CheckpointError
+from lapinfer.families.config import Config
+from lapinfer.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +34,36 @@ class Source:
     start: int = 0
     stop: int | None = None
     transposed: bool = False
+
+
+FAMILIES: Final = {
+    "llama": "llama",
+}
+"""`model_type` of a config.json -> module in this folder. A module's name is the `family` of its specs."""
+
+REFUSED: Final = ("add_cross_attention", "is_encoder_decoder", "quantization_config", "use_bidirectional_attention")
+"""Options that no family here computes."""
+
+
+def _module(family: str) -> ModuleType:
+    return import_module(f"{__name__}.{family}")
+
+
+def spec_from_config(config: Any, where: str) -> ModelSpec:
+    """The model that a parsed config.json describes; `where` names the file in errors.
+
+    Raises CheckpointError for what cannot be true, UnsupportedError for what would be computed wrongly here.
+    """
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: expected a JSON object with a model_type, got {type(config).__name__}")
+    values = Config(config, where)
+    family = FAMILIES.get(values.text("model_type"))
+    if family is None:
+        raise values.unsupported("model_type", ", ".join(FAMILIES))
+    values.refuse(*REFUSED)
+    return _module(family).spec(values)
+
+
+def sources_for(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
+    """Where each tensor of `tensors(spec)` comes from, in a checkpoint that has these `names`."""
+    return _module(spec.family).sources(spec, names)
