@@ -1,0 +1,46 @@
+"""lapinfer runs language models on a laptop's CPU.
+
+    import lapinfer
+
+    with lapinfer.load("smollm2") as model:
+        print(model.chat([{"role": "user", "content": "What is the capital of France?"}]).text)
+
+The public names are imported when they are first used: `import lapinfer` loads neither NumPy nor Numba.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lapinfer.errors import CheckpointError as CheckpointError
+    from lapinfer.errors import DoesNotFitError as DoesNotFitError
+    from lapinfer.errors import InputError as InputError
+    from lapinfer.errors import LapinferError as LapinferError
+    from lapinfer.errors import UnsupportedError as UnsupportedError
+    from lapinfer.text.generation import Token as Token
+    from lapinfer.text.language_model import Completion as Completion
+    from lapinfer.text.language_model import LanguageModel as LanguageModel
+    from lapinfer.text.language_model import load as load
+    from lapinfer.text.sampling import SamplingParams as SamplingParams
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "lapinfer.errors": ("CheckpointError", "DoesNotFitError", "InputError", "LapinferError", "UnsupportedError"),
+    "lapinfer.text.generation": ("Token",),
+    "lapinfer.text.language_model": ("Completion", "LanguageModel", "load"),
+    "lapinfer.text.sampling": ("SamplingParams",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lapinfer' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,208 @@
+"""Generation: a prompt's token ids in, one event a token out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from lapinfer.errors import InputError
+from lapinfer.text.sampling import Sampler, SamplingParams
+from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from lapinfer.model import Logits, Model
+
+FinishReason = Literal["stop", "length", "stop_string"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How long it took up to this token; all from one clock, the sampling of tokens included.
+
+    prompt_tokens: tokens of the prompt, of which `reused_tokens` were still in the KV cache.
+    ttft_ms: from the call to the first token. prompt_per_second: newly read prompt tokens over that time.
+    tokens_per_second: tokens after the first, over the time since it; 0 at the first.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
+    ttft_ms: float
+    prompt_per_second: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    text: what became certain with it: maybe nothing (half a character, or what may begin a stop string),
+    maybe more than its own text; the texts of all events make the whole answer.
+    logprob: its log-probability under the model's own logits (temperature 1, nothing filtered).
+    finish_reason: None, but at the last token "stop" (it ends the answer; it has no text of its own),
+    "length" (max_tokens, or the context is full) or "stop_string" (which is not part of the text).
+    """
+
+    text: str
+    token: int
+    logprob: float
+    finish_reason: FinishReason | None
+    timings: Timings
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What a slot's KV cache holds: the ids of positions 0, 1, …, and which generation wrote last."""
+
+    ids: list[int] = field(default_factory=list)
+    writer: object = None
+
+
+def stream(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    ids: Sequence[int],
+    params: SamplingParams | None = None,
+    max_tokens: int | None = None,
+    stop: Sequence[str] = (),
+    slot: int = 0,
+    conversation: Conversation | None = None,
+) -> Iterator[Token]:
+    """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
+
+    Ends at an end-of-answer token, a stop string, after max_tokens, or when the context is full.
+    `conversation` lets a prompt that begins like the last one in this slot reuse its KV cache; it must be
+    the same object for every generation in this slot. Two generations that take turns in one slot stay
+    right, but read their tokens again at every turn.
+    Without a tokenizer the texts are empty and only max_tokens or the context ends the generation.
+    """
+    if not len(ids) and tokenizer is not None and tokenizer.bos_id is not None:
+        ids = [tokenizer.bos_id]
+    prompt = checked_ids(ids, model.spec.vocab)
+    if len(prompt) > model.ctx:
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens, but the context holds {model.ctx}: "
+            f"give it at least {len(prompt) + 1} with -c (or ctx=), or shorten the prompt"
+        )
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(f"max_tokens: expected a number from 1, got {max_tokens}")
+    if isinstance(stop, str) or not all(stop):
+        raise InputError("stop: expected a list of non-empty strings")
+    if stop and tokenizer is None:
+        raise InputError("stop strings need a tokenizer, and this checkpoint has none")
+    if not 0 <= slot < model.slots:
+        raise InputError(f"slot: expected 0 to {model.slots - 1}, got {slot}")
+    limit = model.ctx - len(prompt) + 1
+    limit = limit if max_tokens is None else min(limit, max_tokens)
+    sampler = Sampler(params or SamplingParams())
+    return _generate(model, tokenizer, prompt, sampler, limit, list(stop), slot, conversation or Conversation())
+
+
+def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
+    """Token ids as plain integers; InputError when there are none, or one the model does not have."""
+    checked = [int(id) for id in ids]
+    if not checked:
+        raise InputError("the prompt is empty, and this model has no token to begin with (BOS)")
+    for place, id in enumerate(checked):
+        if not 0 <= id < vocab:
+            raise InputError(f"token {place} of the prompt is {id}, but the model's ids go from 0 to {vocab - 1}")
+    return checked
+
+
+def _generate(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    prompt: list[int],
+    sampler: Sampler,
+    limit: int,
+    stop: list[str],
+    slot: int,
+    conversation: Conversation,
+) -> Iterator[Token]:
+    started = time.perf_counter()
+    ids = list(prompt)
+    decoder = None if tokenizer is None else StreamDecoder(tokenizer, prompt)
+    eos_ids = frozenset() if tokenizer is None else tokenizer.eos_ids
+    held = _HeldText(stop)
+    reused, first, ttft = 0, 0.0, 0.0
+    me = object()
+    for count in range(1, limit + 1):
+        # Logits are views that the next step overwrites: the token is chosen before the lock is left.
+        with model.lock:
+            logits, kept = _advance(model, slot, conversation, me, ids)
+            token, logprob = sampler.sample(logits.values[-1], logits.block_max[-1], ids)
+        ids.append(token)
+        now = time.perf_counter()
+        if count == 1:
+            reused, first, ttft = kept, now, now - started
+        text, finish = "", None
+        if token in eos_ids:
+            finish = "stop"
+        else:
+            text, hit = held.push("" if decoder is None else decoder.push(token))
+            finish = "stop_string" if hit else "length" if count == limit else None
+        if finish in ("stop", "length") and decoder is not None:
+            rest, hit = held.push(decoder.flush())
+            text += rest if hit else rest + held.text
+            finish = "stop_string" if hit else finish
+        timings = Timings(
+            prompt_tokens=len(prompt),
+            reused_tokens=reused,
+            ttft_ms=ttft * 1e3,
+            prompt_per_second=(len(prompt) - reused) / max(ttft, 1e-9),
+            tokens_per_second=(count - 1) / (now - first) if count > 1 and now > first else 0.0,
+        )
+        yield Token(text, token, logprob, finish, timings)
+        if finish is not None:
+            return
+
+
+def _advance(model: Model, slot: int, conversation: Conversation, me: object, ids: list[int]) -> tuple[Logits, int]:
+    """Logits after `ids`, and how many of them the slot's KV cache already held."""
+    windows = [layer.attention.window for layer in model.spec.layers if layer.attention.window is not None]
+    known = conversation.ids
+    # Its own earlier tokens are a prefix of `ids`: no need to compare.
+    kept = len(known) if conversation.writer is me else _reusable(known, ids, min(windows, default=None))
+    del known[kept:]
+    conversation.writer = me
+    if windows:
+        conversation.ids = []  # interrupted half-way, a ring of keys would hold neither the old nor the new ones
+    if kept == len(ids) - 1:
+        token, slots, pos = (np.array([n], np.int32) for n in (ids[-1], slot, kept))
+        logits = model.step(token, slots, pos, np.array([True]))
+    else:
+        logits = model.prefill(ids[kept:], slot, kept)
+    known.extend(ids[kept:])
+    conversation.ids = known
+    return logits, kept
+
+
+def _reusable(cached: list[int], ids: list[int], window: int | None) -> int:
+    """How many of `ids` can stay in the KV cache; the last one is always read again, for its logits."""
+    most = min(len(cached), len(ids) - 1)
+    common = next((i for i in range(most) if cached[i] != ids[i]), most)
+    if window is not None and len(cached) > window and common < len(cached) - 1:
+        return 0  # a window's ring of keys has overwritten what stepping back would need
+    return common
+
+
+class _HeldText:
+    """Text that may be the beginning of a stop string is held back until that is decided."""
+
+    def __init__(self, stop: list[str]) -> None:
+        self._stop = stop
+        self.text = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """(text that is certain, whether a stop string was met, before which it ends)."""
+        text = self.text + text
+        found = [place for place in (text.find(s) for s in self._stop) if place >= 0]
+        if found:
+            self.text = ""
+            return text[: min(found)], True
+        held = max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        self.text = text[len(text) - held :]
+        return text[: len(text) - held], False

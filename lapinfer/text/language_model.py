@@ -1,0 +1,179 @@
+"""LanguageModel: a model with its tokenizer and chat template, from text to text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
+
+from lapinfer.errors import InputError, UnsupportedError
+from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
+from lapinfer.text.sampling import SamplingParams
+from lapinfer.text.template import ChatTemplate, Message
+from lapinfer.text.tokenizer import Tokenizer, read_json
+
+if TYPE_CHECKING:
+    from lapinfer.model import Model
+    from lapinfer.spec import ModelSpec
+
+
+class Options(TypedDict, total=False):
+    """What every kind of generation accepts; sampling options as in `SamplingParams`."""
+
+    max_tokens: int | None
+    stop: Sequence[str]
+    slot: int
+    params: SamplingParams
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer. `tokens` and `logprobs` include the token that ended it, `text` does not."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    timings: Timings
+
+
+class LanguageModel:
+    """Generates text. Safe from several threads; give each its own slot when they run at once.
+
+    `tokenizer` and `template` are None when the checkpoint has none: then prompts must be token ids.
+    `defaults` are the sampling parameters used where a call names none: those the model's makers recommend.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer | None = None,
+        template: ChatTemplate | None = None,
+        defaults: SamplingParams | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.defaults = defaults or SamplingParams()
+        self._conversations = [Conversation() for _ in range(model.slots)]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
+    @property
+    def usage(self) -> Any:
+        """The meter: bytes touched, time and calls of everything that ran."""
+        return self.model.usage
+
+    def forward(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits [T, V] after every token of a fresh sequence."""
+        with self.model.lock:
+            for conversation in self._conversations:  # their KV cache may be written over
+                conversation.ids, conversation.writer = [], None
+            return self.model.forward(checked_ids(ids, self.spec.vocab))
+
+    def encode(self, prompt: str | Sequence[int], special: bool = True) -> list[int]:
+        """Token ids of a prompt; ids pass as they are."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.tokenizer is None:
+            raise InputError("this checkpoint has no tokenizer.json: give the prompt as token ids, or add that file")
+        return self.tokenizer.encode(prompt, special)
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[Token]:
+        """One `Token` a generated token, continuing the prompt as it stands (no chat template)."""
+        return self._stream(self.encode(prompt), **options)
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """The whole continuation of a prompt."""
+        return _completed(self.stream(prompt, **options))
+
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[Token]:
+        """One `Token` a token of the assistant's answer to a conversation."""
+        if self.template is None:
+            raise UnsupportedError("this checkpoint has no chat template: use generate() or stream() with plain text")
+        return self._stream(self.encode(self.template.render(messages), special=False), **options)
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
+        """The assistant's whole answer; messages are {'role': 'user', 'content': '…'} and so on."""
+        return _completed(self.stream_chat(messages, **options))
+
+    def _stream(
+        self,
+        ids: list[int],
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        slot: int = 0,
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Iterator[Token]:
+        params = replace(params or self.defaults, **sampling)
+        conversation = self._conversations[slot] if 0 <= slot < len(self._conversations) else None
+        return stream(self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation)
+
+    def close(self) -> None:
+        """Stop the threads and unmap the weights; nothing can be generated any more."""
+        self.model.close()
+
+    def __enter__(self) -> LanguageModel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _completed(events: Iterator[Token]) -> Completion:
+    tokens = list(events)
+    last = tokens[-1]
+    return Completion(
+        text="".join(t.text for t in tokens),
+        tokens=tuple(t.token for t in tokens),
+        logprobs=tuple(t.logprob for t in tokens),
+        finish_reason=last.finish_reason or "length",
+        timings=last.timings,
+    )
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    quant: str = "auto",
+    threads: int | None = None,
+    ctx: int | None = None,
+    slots: int = 1,
+    kv: str = "f16",
+    progress: Callable[..., Any] | None = None,
+) -> LanguageModel:
+    """Load a checkpoint folder, a .gguf file or a hub name (org/name), packing its weights the first time.
+
+    quant: "auto" or a packed format (f32, f16, bf16, q8, q4); ctx: positions a slot holds; slots: sequences
+    kept at once; kv: format of the KV cache. Errors are `LapinferError`s.
+    """
+    from lapinfer.model import load_model
+
+    model = load_model(path_or_name, quant=quant, threads=threads, ctx=ctx, slots=slots, kv=kv, progress=progress)
+    try:
+        return from_model(model)
+    except BaseException:
+        model.close()
+        raise
+
+
+def from_model(model: Model) -> LanguageModel:
+    """A loaded model with the tokenizer, chat template and sampling defaults of its folder."""
+    folder = Path(model.folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer is None:
+        return LanguageModel(model)
+    template = ChatTemplate.from_folder(folder, tokenizer.bos_token or "", tokenizer.eos_token or "")
+    defaults = SamplingParams.from_generation_config(read_json(folder / "generation_config.json"))
+    return LanguageModel(model, tokenizer, template, defaults)
