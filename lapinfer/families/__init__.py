@@ -37,7 +37,18 @@ class Source:
 
 
 FAMILIES: Final = {
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
+    "gpt2": "gpt2",
+    "granite": "granite",
     "llama": "llama",
+    "mistral": "mistral",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
 }
 """`model_type` of a config.json -> module in this folder. A module's name is the `family` of its specs."""
 

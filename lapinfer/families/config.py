@@ -48,6 +48,10 @@ class Config:
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
 
+    def with_defaults(self, **defaults: Any) -> Config:
+        """The same, with these values where config.json has none or null."""
+        return Config({**self.values, **{k: v for k, v in defaults.items() if k not in self}}, self.where)
+
     def wrong(self, key: str, expected: str) -> CheckpointError:
         """The error for a value that cannot be true."""
         if key not in self.values:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 
+import numpy as np
+
 from lapinfer.families import Source
 from lapinfer.families.config import MOST_LAYERS, Config
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, is_matrix, tensors
@@ -70,6 +72,30 @@ def feed_forward_spec(config: Config, activation: str = "hidden_act", bias: bool
 
 def rms_norm(config: Config, eps: float = 1e-6, offset: float = 0.0) -> NormSpec:
     return NormSpec("rms", config.number("rms_norm_eps", eps, least=0.0, most=1.0), offset)
+
+
+def window_size(config: Config, default: int | None = 4096) -> int | None:
+    """`sliding_window`: null means none, and only an absent key means the family's default."""
+    if config.values.get("sliding_window", default) is None:
+        return None
+    return config.integer("sliding_window", default or 1, most=1 << 30)
+
+
+def soft_cap(config: Config, key: str, default: float | None) -> float | None:
+    """A soft cap: null means none, and only an absent key means the family's default."""
+    return None if config.values.get(key, default) is None else config.number(key, default or 1.0, least=1e-3)
+
+
+def embed_scale(config: Config) -> float:
+    """Gemma's sqrt(hidden_size), rounded as transformers rounds it: to the number type of the stored weights."""
+    scale = np.float32(math.sqrt(config.integer("hidden_size")))
+    dtype = config.text("dtype", config.text("torch_dtype", "float32"))
+    if dtype == "float16":
+        scale = np.float16(scale)
+    elif dtype == "bfloat16":  # the upper half of a float32, rounded to nearest even
+        bits = scale.view(np.uint32)
+        scale = np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+    return float(scale)
 
 
 def windows(config: Config, sliding: Iterable[bool], window: int | None) -> list[int | None]:

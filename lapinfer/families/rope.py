@@ -26,11 +26,13 @@ def rope_section(config: Config, theta: float = 10_000.0) -> Config:
     for layer_type in LAYER_TYPES:
         if layer_type in section:
             raise section.unsupported(layer_type, f"one set of rope parameters for all layers of {config.where}")
-    outer = {"rope_theta": config.number("rope_theta", theta)}
-    for key in ("partial_rotary_factor", "original_max_position_embeddings"):
-        if key in config:
-            outer[key] = config.values[key]
-    return Config(outer | {k: v for k, v in section.values.items() if v is not None}, section.where)
+    values = {k: v for k, v in section.values.items() if v is not None}
+    values.setdefault("rope_theta", config.number("rope_theta", theta))
+    if "partial_rotary_factor" in config:
+        values.setdefault("partial_rotary_factor", config.values["partial_rotary_factor"])
+    if "original_max_position_embeddings" in config:  # outside, it wins
+        values["original_max_position_embeddings"] = config.values["original_max_position_embeddings"]
+    return Config(values, section.where)
 
 
 def rope_spec(section: Config, head_dim: int, context: int, partial: bool = False) -> RopeSpec:

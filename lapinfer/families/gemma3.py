@@ -1,0 +1,83 @@
+"""Gemma 3, text: two rotary bases, five windows to one full layer, norms on heads (transformers/models/gemma3)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lapinfer.families import Source
+from lapinfer.families.config import Config
+from lapinfer.families.decoder import (
+    attention_spec,
+    context,
+    embed_scale,
+    feed_forward_spec,
+    head_dim,
+    layer_count,
+    model_spec,
+    named_sources,
+    rms_norm,
+    soft_cap,
+    window_size,
+    windows,
+)
+from lapinfer.families.gemma2 import SANDWICH
+from lapinfer.families.rope import rope_spec
+from lapinfer.spec import LayerSpec, ModelSpec, RopeSpec
+
+PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+DEFAULTS = {  # published files leave out what equals these
+    "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+}  # fmt: skip
+
+
+def spec(config: Config) -> ModelSpec:
+    if config.text("model_type") == "gemma3":
+        config = text_config(config)
+    config = config.with_defaults(**DEFAULTS)
+    config.refuse("attn_logit_softcapping", "use_bidirectional_attention", "quantization_config")
+    norm = rms_norm(config, offset=1.0)
+    bias = config.flag("attention_bias", False)
+    scale = config.number("query_pre_attn_scalar", 256) ** -0.5
+    feed_forward = feed_forward_spec(config, "hidden_activation")
+    pattern = config.integer("sliding_window_pattern", 6)
+    slides = [(i + 1) % pattern != 0 for i in range(layer_count(config))]
+    full, sliding = rotations(config)
+    layers = [
+        LayerSpec(
+            attention_spec(
+                config, full if w is None else sliding, window=w, scale=scale, qkv_bias=bias, o_bias=bias, qk_norm=norm
+            ),
+            feed_forward,
+            norm,
+            norm,
+            norm,
+            norm,
+        )
+        for w in windows(config, slides, window_size(config))
+    ]
+    softcap = soft_cap(config, "final_logit_softcapping", None)
+    return model_spec(config, "gemma3", layers, norm, tied=True, embed_scale=embed_scale(config), logit_softcap=softcap)
+
+
+def text_config(config: Config) -> Config:
+    """The text part of a model that also sees images; what is said of the whole model holds for it."""
+    text = config.section("text_config")
+    whole = {k: config.values[k] for k in ("tie_word_embeddings", "dtype", "torch_dtype") if k in config}
+    return Config({"tie_word_embeddings": True, **text.values, **whole}, text.where)
+
+
+def rotations(config: Config) -> tuple[RopeSpec, RopeSpec]:
+    """Rotary positions of full and of sliding layers; only the full ones are ever scaled."""
+    both = config.section("rope_parameters")
+    full = {**both.section("full_attention").values, **config.section("rope_scaling").values}
+    sliding = {**both.section("sliding_attention").values}
+    full.setdefault("rope_theta", config.number("rope_theta", 1e6))
+    sliding.setdefault("rope_theta", config.number("rope_local_base_freq", 1e4))
+    full, sliding = (rope_spec(Config(v, both.where), head_dim(config), context(config)) for v in (full, sliding))
+    return full, sliding
+
+
+def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
+    return named_sources(spec, names, SANDWICH, prefixes=PREFIXES, heads=("", "language_model."))

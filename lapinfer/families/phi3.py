@@ -1,0 +1,43 @@
+"""Phi 3 and 4-mini: fused projections, a rotated part of each head, LongRoPE (transformers/models/phi3)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lapinfer.families import Source
+from lapinfer.families.config import Config
+from lapinfer.families.decoder import (
+    MODULES,
+    attention_spec,
+    context,
+    feed_forward_spec,
+    head_dim,
+    layer_count,
+    model_spec,
+    named_sources,
+    rms_norm,
+    window_size,
+)
+from lapinfer.families.rope import rope_section, rope_spec
+from lapinfer.spec import LayerSpec, ModelSpec
+
+FUSED = {**MODULES, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
+
+
+def spec(config: Config) -> ModelSpec:
+    config = config.with_defaults(original_max_position_embeddings=4096)
+    section = rope_section(config)
+    kind = section.values.get("rope_type", section.values.get("type", "default"))
+    if kind in ("su", "yarn"):  # the names that early files have for LongRoPE
+        section = Config({**section.values, "rope_type": "longrope"}, section.where)
+    elif kind not in ("default", "longrope"):
+        raise section.unsupported("rope_type" if "rope_type" in section else "type", "default, longrope in this family")
+    rope = rope_spec(section, head_dim(config), context(config), partial=True)
+    attention = attention_spec(config, rope, window=window_size(config, None))
+    norm = rms_norm(config, eps=1e-5)
+    layer = LayerSpec(attention, feed_forward_spec(config), norm, norm)
+    return model_spec(config, "phi3", [layer] * layer_count(config), norm)
+
+
+def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
+    return named_sources(spec, names, FUSED)

@@ -1,0 +1,39 @@
+"""Qwen 2 and 2.5: Llama with biases on query, key and value (transformers/models/qwen2)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lapinfer.families import Source
+from lapinfer.families.config import Config
+from lapinfer.families.decoder import (
+    attention_spec,
+    context,
+    feed_forward_spec,
+    head_dim,
+    layer_count,
+    model_spec,
+    named_sources,
+    rms_norm,
+    window_size,
+    windows,
+)
+from lapinfer.families.rope import rope_section, rope_spec
+from lapinfer.spec import LayerSpec, ModelSpec
+
+
+def spec(config: Config) -> ModelSpec:
+    rope = rope_spec(rope_section(config), head_dim(config), context(config))
+    norm = rms_norm(config)
+    window = window_size(config) if config.flag("use_sliding_window", False) else None
+    first = config.integer("max_window_layers", 28, least=0)
+    slides = [window is not None and i >= first for i in range(layer_count(config))]
+    layers = [
+        LayerSpec(attention_spec(config, rope, window=w, qkv_bias=True), feed_forward_spec(config), norm, norm)
+        for w in windows(config, slides, window)
+    ]
+    return model_spec(config, "qwen2", layers, norm)
+
+
+def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
+    return named_sources(spec, names)

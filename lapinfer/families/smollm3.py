@@ -1,0 +1,58 @@
+"""SmolLM 3: Llama with every fourth layer without rotary positions (transformers/models/smollm3)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lapinfer.families import Source
+from lapinfer.families.config import Config
+from lapinfer.families.decoder import (
+    attention_spec,
+    context,
+    feed_forward_spec,
+    head_dim,
+    layer_count,
+    model_spec,
+    named_sources,
+    rms_norm,
+    window_size,
+    windows,
+)
+from lapinfer.families.rope import rope_section, rope_spec
+from lapinfer.spec import LayerSpec, ModelSpec
+
+
+def spec(config: Config) -> ModelSpec:
+    bias = config.flag("attention_bias", False)
+    rope = rope_spec(rope_section(config, theta=2e6), head_dim(config), context(config))
+    norm = rms_norm(config)
+    feed_forward = feed_forward_spec(config, bias=config.flag("mlp_bias", False))
+    rotated = rotated_layers(config)
+    window = window_size(config, None) if config.flag("use_sliding_window", False) else None
+    slides = [window is not None and not r for r in rotated]
+    layers = [
+        LayerSpec(
+            attention_spec(config, rope if r else None, window=w, qkv_bias=bias, o_bias=bias),
+            feed_forward,
+            norm,
+            norm,
+        )
+        for r, w in zip(rotated, windows(config, slides, window), strict=True)
+    ]
+    return model_spec(config, "smollm3", layers, norm, tied=True)
+
+
+def rotated_layers(config: Config) -> list[bool]:
+    """Whether each layer has rotary positions; `no_rope_layers` is, despite its name, 1 where it has."""
+    count = layer_count(config)
+    every = config.integer("no_rope_layer_interval", 4)
+    rotated = config.values.get("no_rope_layers")
+    if rotated is None:
+        return [(i + 1) % every != 0 for i in range(count)]
+    if not isinstance(rotated, list) or len(rotated) < count or any(r not in (0, 1) for r in rotated):
+        raise config.wrong("no_rope_layers", f"a list of at least {count} times 0 or 1")
+    return [bool(r) for r in rotated[:count]]
+
+
+def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
+    return named_sources(spec, names)
