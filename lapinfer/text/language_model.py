@@ -77,9 +77,14 @@ class LanguageModel:
     def forward(self, ids: Sequence[int]) -> np.ndarray:
         """Logits [T, V] after every token of a fresh sequence."""
         with self.model.lock:
-            for conversation in self._conversations:  # their KV cache may be written over
-                conversation.ids, conversation.writer = [], None
+            self.forget()
             return self.model.forward(checked_ids(ids, self.spec.vocab))
+
+    def forget(self) -> None:
+        """Count on nothing in the KV cache: needed when `model` was stepped directly."""
+        with self.model.lock:
+            for conversation in self._conversations:
+                conversation.ids, conversation.writer = [], None
 
     def encode(self, prompt: str | Sequence[int], special: bool = True) -> list[int]:
         """Token ids of a prompt; ids pass as they are."""
@@ -95,7 +100,7 @@ class LanguageModel:
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
         """The whole continuation of a prompt."""
-        return _completed(self.stream(prompt, **options))
+        return completed(self.stream(prompt, **options))
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[Token]:
         """One `Token` a token of the assistant's answer to a conversation."""
@@ -105,7 +110,7 @@ class LanguageModel:
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
         """The assistant's whole answer; messages are {'role': 'user', 'content': '…'} and so on."""
-        return _completed(self.stream_chat(messages, **options))
+        return completed(self.stream_chat(messages, **options))
 
     def _stream(
         self,
@@ -131,7 +136,8 @@ class LanguageModel:
         self.close()
 
 
-def _completed(events: Iterator[Token]) -> Completion:
+def completed(events: Iterator[Token]) -> Completion:
+    """The whole answer of a stream."""
     tokens = list(events)
     last = tokens[-1]
     return Completion(

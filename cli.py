@@ -1,0 +1,3 @@
+from lapinfer.cli import main
+
+main()

@@ -1,0 +1,502 @@
+"""The command line: parse, call, print. Answers go to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 failed (one line on stderr; -v shows the traceback), 2 wrong usage, 3 does not fit,
+130 stopped by Ctrl-C. Commands import what they need when they run, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from lapinfer import __version__
+from lapinfer.errors import InputError, LapinferError
+
+if TYPE_CHECKING:
+    from lapinfer.text.generation import Token
+    from lapinfer.text.language_model import LanguageModel
+    from lapinfer.text.sampling import SamplingParams
+
+DEFAULT_MODEL = "smollm2"
+_NAMES = "Folder, .gguf file, org/name on the hub, or a pulled name."
+
+
+class _Commands(TyperGroup):
+    """Runs a command and turns what it raises into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader (`| head`) has what it wanted; keep the last flush from failing too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except LapinferError as error:
+            _fail(ctx, str(error), error.exit_code)
+        except MemoryError as error:
+            _fail(ctx, f"not enough memory{f': {error}' if str(error) else ''}; try --quant q4 or a smaller -c", 3)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(ctx, f"{place}{error.strerror or error}", 1)
+
+
+def _fail(ctx: Any, message: str, code: int) -> NoReturn:
+    if ctx.meta.get("verbose"):
+        traceback.print_exc()
+    _note(f"error: {message}")
+    raise typer.Exit(code) from None
+
+
+def _note(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Run language models on this computer's CPU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lapinfer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+def _remember_verbose(ctx: typer.Context, verbose: bool) -> bool:
+    ctx.meta["verbose"] = verbose
+    return verbose
+
+
+def _comma_list(text: str) -> str:
+    """Checks 512 or 128,512; the numbers are read by `_numbers`."""
+    try:
+        _numbers(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers from 0 with commas between them, got {text!r}") from None
+    return text
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 0:
+        raise ValueError
+    return numbers
+
+
+def _some_threads(threads: int | None) -> int | None:
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads: expected a number from 1, got {threads}")
+    return threads
+
+
+Name = Annotated[str, typer.Option("-m", "--model", help=_NAMES)]
+NameArgument = Annotated[str, typer.Argument(metavar="[MODEL]", help=_NAMES)]
+Quant = Annotated[str, typer.Option("--quant", help="Weights as auto, q4, q8, f16, bf16 or f32.")]
+KV = Annotated[str, typer.Option("--kv", help="KV cache as f16 or q8.")]
+Threads = Annotated[
+    int | None, typer.Option("-t", "--threads", callback=_some_threads, help="Threads; all cores when not given.")
+]
+Context = Annotated[int | None, typer.Option("-c", "--ctx-size", min=1, help="Tokens that fit into the context.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", callback=_remember_verbose, help="Say more; show tracebacks.")
+]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float, float], None]]:
+    """A function progress(what, done, total) that shows a bar on stderr, when that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: float, total: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total or None)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield show
+
+
+def _load(name: str, verbose: bool = False, **options: Any) -> LanguageModel:
+    from lapinfer.text.language_model import load
+
+    with _progress() as progress:
+        model = load(name, progress=progress, **options)
+    if verbose:
+        m = model.model
+        _note(f"{m.source}: loaded {m.load_s:.2f} s, packed {m.pack_s:.2f} s, compiled {m.compile_s:.2f} s")
+    return model
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on stdin is not UTF-8 text: {error}") from error
+
+
+@app.command()
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="What to say; - reads it from stdin. None: a chat.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help=f"{_NAMES} [{DEFAULT_MODEL}]"),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer.")] = None,
+    temp: Annotated[float | None, typer.Option("--temp", help="Temperature; 0: the likeliest token. [0.8]")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest tokens; 0: all. [40]")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Keep this share of probability. [0.95]")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="Keep this fraction of the best's. [0.05]")] = None,
+    repeat_penalty: Annotated[float | None, typer.Option("--repeat-penalty", help="Penalty on repetition. [1]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="The system message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")] = False,
+    threads: Threads = None,
+    ctx_size: Context = None,
+    quant: Quant = "auto",
+    kv: KV = "f16",
+    json: Json = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Answer a prompt, or chat when there is none and stdin is a terminal.
+
+    Sampling options that are not given are those that the model's makers recommend, else the ones in brackets.
+    """
+    if raw and system is not None:
+        raise typer.BadParameter("--system needs the chat template that --raw turns off")
+    chatting = prompt is None and sys.stdin.isatty()
+    if prompt == "-" or (prompt is None and not chatting):
+        prompt = _read_stdin()
+    if chatting and json:
+        raise typer.BadParameter("--json needs a prompt")
+    given = {
+        "temperature": temp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repeat_penalty,
+        "seed": seed,
+    }
+    sampling = {name: value for name, value in given.items() if value is not None}
+    _check_sampling(sampling)
+    name = model or _default_model()
+    with _load(name, verbose, threads=threads, ctx=ctx_size, quant=quant, kv=kv) as loaded:
+        if not raw and loaded.template is None:
+            _note("note: this model has no chat template; the prompt is continued as plain text")
+            raw = True
+        if raw and system is not None:
+            raise InputError("this model has no chat template, which --system needs")
+        options = {"max_tokens": max_tokens, "stop": stop or [], **sampling}
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        if chatting:
+            _chat(loaded, messages, options, raw, verbose)
+            return
+        messages.append({"role": "user", "content": prompt or ""})
+        events = _answer(loaded, messages, options, raw)
+        if json:
+            _print_json({"model": loaded.model.source} | _completion(events))
+            return
+        _print_answer(loaded, events, not no_stream, verbose)
+
+
+def _check_sampling(sampling: dict[str, Any]) -> SamplingParams:
+    """Refuse a bad option before a model is loaded for it."""
+    from lapinfer.text.sampling import SamplingParams
+
+    return SamplingParams(**sampling)
+
+
+def _default_model() -> str:
+    """The default model's name, pulled first where it is not there yet."""
+    from lapinfer.checkpoint import hub
+
+    if not hub.is_local(DEFAULT_MODEL):
+        _note(f"no -m given: pulling {DEFAULT_MODEL} (once)")
+        _pull(DEFAULT_MODEL)
+    return DEFAULT_MODEL
+
+
+def _answer(
+    model: LanguageModel, messages: list[dict[str, str]], options: dict[str, Any], raw: bool
+) -> Iterator[Token]:
+    return model.stream(messages[-1]["content"], **options) if raw else model.stream_chat(messages, **options)
+
+
+def _completion(events: Iterator[Token]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from lapinfer.text.language_model import completed
+
+    return asdict(completed(events))
+
+
+def _print_answer(model: LanguageModel, events: Iterator[Token], streaming: bool, verbose: bool) -> str:
+    """Write the answer to stdout as it grows, then a line of figures to stderr; returns the answer."""
+    before = model.usage.totals()
+    texts, last = [], None
+    try:
+        for last in events:
+            texts.append(last.text)
+            if streaming:
+                sys.stdout.write(last.text)
+                sys.stdout.flush()
+        if not streaming:
+            sys.stdout.write("".join(texts))
+    finally:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    if last is not None and (verbose or sys.stderr.isatty()):
+        t, touched = last.timings, model.usage.totals().get("bytes", 0) - before.get("bytes", 0)
+        read = t.prompt_tokens - t.reused_tokens
+        _note(
+            f"prompt {read} tokens, {t.prompt_per_second:.1f} tok/s, first token {t.ttft_ms:.0f} ms; "
+            f"answer {len(texts)} tokens, {t.tokens_per_second:.1f} tok/s; touched {touched / 1e6:.0f} MB"
+        )
+    return "".join(texts)
+
+
+def _chat(
+    model: LanguageModel, messages: list[dict[str, str]], options: dict[str, Any], raw: bool, verbose: bool
+) -> None:
+    """A conversation until /exit or Ctrl-D; Ctrl-C stops an answer, and at the prompt ends the chat."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):  # line editing, where the platform has it
+        import readline  # noqa: F401
+    _note("Ctrl-C stops an answer; /exit or Ctrl-D ends the chat.")
+    while True:
+        if not sys.stdout.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = input("> " if sys.stdout.isatty() else "")
+        except EOFError:
+            _note("")
+            return
+        if line.strip() == "/exit":
+            return
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line})
+        said: list[str] = []
+        try:
+            events = _recorded(_answer(model, messages, options, raw), said)
+            _print_answer(model, events, True, verbose)
+        except KeyboardInterrupt:
+            pass
+        except InputError as error:  # the context is full, say: the conversation is still there
+            _note(f"error: {error}")
+            messages.pop()
+            continue
+        messages.append({"role": "assistant", "content": "".join(said)})
+
+
+def _recorded(events: Iterator[Token], said: list[str]) -> Iterator[Token]:
+    for event in events:
+        said.append(event.text)
+        yield event
+
+
+@app.command()
+def info(model: NameArgument = DEFAULT_MODEL, json: Json = False, verbose: Verbose = False) -> None:
+    """What a checkpoint is: family, sizes, formats, files. Loads no weights."""
+    from lapinfer.report.info import info
+
+    _print_dict(info(model), json)
+
+
+@app.command()
+def explain(
+    model: NameArgument = DEFAULT_MODEL,
+    analyze: Annotated[bool, typer.Option("--analyze", help="Run it, and add measured time and bandwidth.")] = False,
+    quant: Quant = "auto",
+    kv: KV = "f16",
+    threads: Threads = None,
+    ctx_size: Context = None,
+    verbose: Verbose = False,
+) -> None:
+    """The ops of a step, with predicted bytes and operations."""
+    with _load(model, verbose, quant=quant, kv=kv, threads=threads, ctx=ctx_size) as loaded:
+        print(loaded.model.explain(analyze=analyze))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help=_NAMES)],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    quant: Annotated[str, typer.Option("--quant", help="q4, q8, f16, bf16 or f32.")] = "q4",
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", help="A text whose activations weigh the quantization error.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write a packed checkpoint, which starts without packing."""
+    from lapinfer.model import convert
+
+    with _progress() as progress:
+        convert(source, target, quant, calibrate=calibrate, progress=progress)
+    _note(f"wrote {target}")
+
+
+@app.command()
+def bench(
+    model: Name = DEFAULT_MODEL,
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", callback=_comma_list, help="Prompt lengths.")] = "512",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", callback=_comma_list, help="Tokens to generate.")] = "128",
+    depth: Annotated[str, typer.Option("-d", "--n-depth", callback=_comma_list, help="Tokens before the test.")] = "0",
+    threads: Annotated[str | None, typer.Option("-t", "--threads", help="Threads.  [default: all cores]")] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Repetitions of a test.")] = 5,
+    output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
+    quant: Quant = "auto",
+    kv: KV = "f16",
+    verbose: Verbose = False,
+) -> None:
+    """Measure prompt processing and generation as llama-bench does; comma lists make a grid."""
+    from lapinfer.report import bench
+
+    if output not in bench.WRITERS:
+        raise typer.BadParameter(f"-o: expected one of {', '.join(bench.WRITERS)}, got {output}")
+    counts: list[int | None] = [None]
+    if threads is not None:
+        counts = [*_numbers(_comma_list(threads))]
+        for count in counts:
+            _some_threads(count)
+    rows = []
+    with _progress() as progress:
+        for row in bench.bench(
+            model,
+            n_prompt=_numbers(n_prompt),
+            n_gen=_numbers(n_gen),
+            depth=_numbers(depth),
+            threads=counts,
+            repetitions=repetitions,
+            quant=quant,
+            kv=kv,
+            progress=progress,
+        ):
+            rows.append(row)
+            if output == "jsonl":
+                print(bench.WRITERS[output]([row]), flush=True)
+    if output != "jsonl":
+        print(bench.WRITERS[output](rows))
+
+
+@app.command()
+def perplexity(
+    model: Annotated[str, typer.Argument(help=_NAMES)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The text to score.")],
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=4, help="Tokens of a chunk.")] = 512,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks to score; all when not given.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="A reference model: adds KL divergence.")] = None,
+    quant: Quant = "auto",
+    against_quant: Annotated[str, typer.Option("--against-quant", help="--quant of the reference.")] = "auto",
+    kv: KV = "f16",
+    threads: Threads = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Perplexity of a text by llama-perplexity's method, and KL divergence from a reference."""
+    from lapinfer.report import perplexity
+
+    text = perplexity.read_text(file)
+    options = {"kv": kv, "threads": threads, "ctx": ctx_size}
+    with _load(model, verbose, quant=quant, **options) as scored:
+        reference = None if against is None else _load(against, verbose, quant=against_quant, **options)
+        try:
+            result = None
+            for result in perplexity.perplexity(scored, text, ctx_size, chunks, reference):
+                if sys.stderr.isatty() or verbose:
+                    _note(f"[{result.chunks}] {result.ppl:.4f}")
+        finally:
+            if reference is not None:
+                reference.close()
+    if result is not None:
+        _print_json(result.as_dict()) if json else print(result)
+
+
+@app.command()
+def pull(name: Annotated[str, typer.Argument(help="smollm2, or org/name.")], verbose: Verbose = False) -> None:
+    """Download a model."""
+    print(_pull(name))
+
+
+def _pull(name: str) -> Path:
+    from lapinfer.checkpoint import hub
+
+    with _progress() as progress:
+        return hub.pull(name, progress=progress)
+
+
+@app.command()
+def ls(json: Json = False, verbose: Verbose = False) -> None:
+    """List the models on this computer."""
+    from lapinfer.checkpoint import hub
+
+    models = hub.list_local()
+    if json:
+        _print_json(models)
+    else:
+        for line in models:
+            print(line)
+
+
+@app.command()
+def doctor(json: Json = False, verbose: Verbose = False) -> None:
+    """What this computer can do, and what lapinfer makes of it."""
+    from lapinfer.report.doctor import doctor
+
+    _print_dict(doctor(), json)
+
+
+def _print_json(value: Any) -> None:
+    from json import dumps
+
+    print(dumps(value, ensure_ascii=False, indent=1, default=str))
+
+
+def _print_dict(value: dict[str, Any], json: bool) -> None:
+    if json:
+        _print_json(value)
+        return
+    width = max(map(len, value), default=0)
+    for key, entry in value.items():
+        shown = ", ".join(f"{k} {v}" for k, v in entry.items()) if isinstance(entry, dict) else entry
+        print(f"{key:<{width}}  {', '.join(map(str, shown)) if isinstance(shown, list | tuple) else shown}")
+
+
+def main() -> None:
+    """The `lapinfer` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets a '?' instead of an error.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    app(prog_name="lapinfer")

@@ -1,0 +1,171 @@
+"""Perplexity of a text, and divergence from a reference model, by the method of llama.cpp's llama-perplexity.
+
+The whole text becomes tokens, cut into chunks of ctx tokens, each a fresh sequence. The tokens after the
+middle of a chunk are scored: with first = ctx // 2, tokens first + 1 … ctx − 1, from the logits at positions
+first … ctx − 2. Where the tokenizer begins texts with BOS, it takes the place of each chunk's first token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lapinfer.errors import InputError
+
+if TYPE_CHECKING:
+    from lapinfer.text.language_model import LanguageModel
+
+PIECE = 64
+"""Positions whose logits are asked for in one step: 64 · 49,152 logits are 13 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """KL(reference ‖ model) in nats over the scored positions, and how often their likeliest token agrees.
+
+    `error` and `same_top_error` are standard errors.
+    """
+
+    mean: float
+    error: float
+    median: float
+    p99: float
+    same_top: float
+    same_top_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """exp(mean negative log-likelihood) over the chunks so far, with its standard error."""
+
+    ppl: float
+    error: float
+    tokens: int
+    chunks: int
+    ctx: int
+    reference_ppl: float | None = None
+    divergence: Divergence | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"PPL = {self.ppl:.4f} ± {self.error:.5f}  ({self.chunks} chunks of {self.ctx} tokens)"]
+        if self.divergence is not None:
+            d = self.divergence
+            lines += [
+                f"reference PPL = {self.reference_ppl:.4f}",
+                f"KL divergence: mean {d.mean:.6f} ± {d.error:.6f}, median {d.median:.6f}, 99% {d.p99:.6f} nats",
+                f"same top token: {100 * d.same_top:.2f} ± {100 * d.same_top_error:.2f} %",
+            ]
+        return "\n".join(lines)
+
+
+def read_text(path: Path) -> str:
+    """A text file; InputError when it is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def perplexity(
+    model: LanguageModel,
+    text: str,
+    ctx: int = 512,
+    chunks: int | None = None,
+    reference: LanguageModel | None = None,
+) -> Iterator[Perplexity]:
+    """The estimate after each chunk; the last one is the result."""
+    ids = _ids(model, text, ctx)
+    if reference is not None and (
+        reference.spec.vocab != model.spec.vocab or not np.array_equal(ids, _ids(reference, text, ctx))
+    ):
+        raise InputError("the models have different tokenizers: their predictions cannot be compared")
+    bos = model.tokenizer.bos_id if model.tokenizer is not None and model.tokenizer.adds_bos else None
+    available = len(ids) // ctx
+    nll: list[np.ndarray] = []
+    reference_nll: list[np.ndarray] = []
+    divergence: list[np.ndarray] = []
+    same: list[np.ndarray] = []
+    for chunk in range(min(chunks or available, available)):
+        part = ids[chunk * ctx : (chunk + 1) * ctx].copy()
+        if bos is not None:
+            part[0] = bos
+        first = ctx // 2
+        others = None if reference is None else _log_probs(reference, part, first)
+        for start, log_p in _log_probs(model, part, first):
+            targets = part[start + 1 : start + 1 + len(log_p)]
+            rows = np.arange(len(log_p))
+            nll.append(-log_p[rows, targets])
+            if others is not None:
+                _, log_q = next(others)
+                reference_nll.append(-log_q[rows, targets])
+                divergence.append((np.exp(log_q) * (log_q - log_p)).sum(axis=1, dtype=np.float64))
+                same.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
+        scored = np.concatenate(nll, dtype=np.float64)
+        ppl, error = _estimate(scored)
+        yield Perplexity(
+            ppl,
+            error,
+            len(scored),
+            chunk + 1,
+            ctx,
+            _estimate(np.concatenate(reference_nll, dtype=np.float64))[0] if reference_nll else None,
+            _divergence(np.concatenate(divergence), np.concatenate(same)) if divergence else None,
+        )
+
+
+def _ids(model: LanguageModel, text: str, ctx: int) -> np.ndarray:
+    ids = np.array(model.encode(text), np.int32)
+    if ctx < 4 or model.model.ctx < ctx:
+        raise InputError(f"ctx: expected 4 to {model.model.ctx} (the model's context), got {ctx}")
+    if len(ids) < 2 * ctx:  # as llama-perplexity has it: one chunk says nothing
+        raise InputError(f"the text has {len(ids)} tokens; a context of {ctx} needs at least {2 * ctx}")
+    if len(ids) and int(ids.max()) >= model.spec.vocab:
+        raise InputError(f"the tokenizer gives ids up to {ids.max()}, but the model has {model.spec.vocab}")
+    return ids
+
+
+def _log_probs(model: LanguageModel, ids: np.ndarray, first: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(position, log-probabilities [≤ PIECE, V] float32 after it and those that follow) for first … len − 2."""
+    engine = model.model
+    with engine.lock:
+        model.forget()
+        engine.prefill(ids[:first], 0, 0)
+        size = min(PIECE, engine.max_step)
+        for start in range(first, len(ids) - 1, size):
+            stop = min(start + size, len(ids) - 1)
+            n = stop - start
+            pos = np.arange(start, stop, dtype=np.int32)
+            logits = engine.step(ids[start:stop], np.zeros(n, np.int32), pos, np.ones(n, bool)).values
+            shifted = logits - logits.max(axis=1, keepdims=True)
+            shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+            if not np.isfinite(shifted).all():
+                raise InputError(f"{engine.source}: the model's output is not numbers: its weights are damaged")
+            yield start, shifted
+
+
+def _estimate(nll: np.ndarray) -> tuple[float, float]:
+    """Perplexity and its standard error from negative log-likelihoods, as llama.cpp computes them."""
+    mean = float(nll.mean())
+    variance = float((nll**2).mean()) - mean**2
+    ppl = math.exp(mean)
+    return ppl, ppl * math.sqrt(variance / (len(nll) - 1)) if variance > 0 and len(nll) > 1 else 0.0
+
+
+def _divergence(kl: np.ndarray, same: np.ndarray) -> Divergence:
+    n, agree = len(kl), float(same.mean())
+    return Divergence(
+        mean=float(kl.mean()),
+        error=float(kl.std()) / math.sqrt(max(n - 1, 1)),
+        median=float(np.median(kl)),
+        p99=float(np.quantile(kl, 0.99)),
+        same_top=agree,
+        same_top_error=math.sqrt(agree * (1 - agree) / max(n - 1, 1)),
+    )
