@@ -1,0 +1,115 @@
+"""A checkpoint folder as Hugging Face publishes them: config.json, safetensors shards, tokenizer files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lapinfer.checkpoint.safetensors import SafetensorsFile
+from lapinfer.errors import CheckpointError, UnsupportedError
+from lapinfer.quant import Grouped
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; CheckpointError when it is missing or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({str(error)[:200]})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: has a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A hash of names, sizes and modification times: changes when a file does, without reading it."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        stat = path.stat()
+        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+class FolderCheckpoint:
+    """`Checkpoint` of a folder with config.json and model.safetensors, or shards and their index."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = self.folder = Path(path)
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path}: no such folder")
+        self.config = read_json(self.path / "config.json")
+        self._files: dict[str, SafetensorsFile] = {}
+        self._of: dict[str, SafetensorsFile] = {}
+        index = self.path / INDEX
+        if (self.path / SINGLE).is_file():
+            self._open(SINGLE)
+            index = None
+        elif index.is_file():
+            self._open_shards(index)
+        elif any(self.path.glob("pytorch_model*.bin")):
+            raise UnsupportedError(
+                f"{self.path}: has only pytorch_model.bin, a pickle, which is never loaded; "
+                f"save it again with save_pretrained(…, safe_serialization=True)"
+            )
+        else:
+            raise CheckpointError(f"{self.path}: has no {SINGLE} and no {INDEX}")
+        used = [self.path / "config.json", *(file.path for file in self._files.values())]
+        self._fingerprint = fingerprint([*used, index] if index else used)
+
+    def _open(self, shard: str) -> SafetensorsFile:
+        file = self._files[shard] = SafetensorsFile(self.path / shard)
+        for name in file.tensors:
+            if name in self._of:
+                raise CheckpointError(f"{file.path}: tensor {name!r} is also in {self._of[name].path.name}")
+            self._of[name] = file
+        return file
+
+    def _open_shards(self, index: Path) -> None:
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+            raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
+        for shard in sorted(set(shards.values())):
+            # A name with a folder in it could point anywhere on the disk.
+            if Path(shard).name != shard or "\\" in shard or "\0" in shard:
+                raise CheckpointError(f"{index}: names the shard {shard!r}, expected a file beside it")
+            self._open(shard)
+        for name, shard in shards.items():
+            if name not in self._files[shard].tensors:
+                raise CheckpointError(f"{self.path / shard}: tensor {name!r} is missing, which {index.name} names")
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def _file(self, name: str) -> SafetensorsFile:
+        try:
+            return self._of[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
+
+    def names(self) -> list[str]:
+        return list(self._of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file(name)[name].shape
+
+    def stored_as(self, name: str) -> str:
+        return self._file(name)[name].dtype
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self._file(name).read(name, start, stop)
+
+    def read_grouped(self, name: str, start: int = 0, stop: int | None = None) -> Grouped | None:
+        """None: nothing here is stored in groups."""
+        return None

@@ -1,0 +1,160 @@
+"""The container of GGUF files, walked by ourselves: every count, length and offset is checked against the file
+before anything is allocated or handed on (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from lapinfer.checkpoint.safetensors import map_file
+from lapinfer.errors import CheckpointError, UnsupportedError
+
+MAX_STRINGS: Final = 4_000_000
+"""In all metadata together: several times the largest vocabulary with its merges."""
+
+SCALARS: Final = {  # value type -> struct format
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+STRING, ARRAY = 8, 9
+
+TYPES: Final = {  # number -> name, elements and bytes of a block
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """A stored tensor: `shape` rows first, blocks of `block` elements in `block_bytes` bytes from `start` on."""
+
+    type: str
+    shape: tuple[int, ...]
+    block: int
+    block_bytes: int
+    start: int
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) // self.block * self.block_bytes
+
+
+class GGUFFile:
+    """`metadata` values as Python scalars, strings, lists of strings or NumPy arrays; `tensors` by their GGUF names."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.data = map_file(self.path)
+        self._at = 0
+        self._strings = 0
+        if bytes(self.data[:4]) != b"GGUF":
+            raise CheckpointError(f"{self.path}: begins with {bytes(self.data[:4])!r}, expected b'GGUF'")
+        self._at = 4
+        version = self._scalar("I")
+        if version & 0xFFFF == 0:
+            raise UnsupportedError(f"{self.path}: is a big-endian GGUF file, expected little-endian")
+        if version not in (2, 3):
+            raise UnsupportedError(f"{self.path}: has GGUF version {version}, expected 2 or 3")
+        tensor_count, key_count = self._count(24), self._count(13)
+        self.metadata: dict[str, Any] = {}
+        for _ in range(key_count):
+            key = self._string()
+            if key in self.metadata:
+                raise CheckpointError(f"{self.path}: metadata {key[:80]!r} appears twice")
+            self.metadata[key] = self._value(self._scalar("I"))
+        self.tensors = self._tensors(tensor_count)
+
+    def rows(self, name: str) -> np.ndarray:
+        """The stored bytes, [rows, bytes a row], read-only, not copied."""
+        tensor = self.tensors[name]
+        data = np.frombuffer(self.data, np.uint8, tensor.bytes, tensor.start)
+        return data.reshape(-1, tensor.shape[-1] // tensor.block * tensor.block_bytes)
+
+    def _take(self, size: int) -> int:
+        """Step over `size` bytes of the header; their position."""
+        at = self._at
+        if size > len(self.data) - at:
+            raise CheckpointError(f"{self.path}: the file ends at {len(self.data)}, inside its header; download again")
+        self._at = at + size
+        return at
+
+    def _scalar(self, format: str) -> Any:
+        format = "<" + format.replace("?", "B")
+        return struct.unpack_from(format, self.data, self._take(struct.calcsize(format)))[0]
+
+    def _count(self, least_bytes: int) -> int:
+        """A number of things of which each takes at least so many bytes."""
+        count = self._scalar("Q")
+        if count > (len(self.data) - self._at) // least_bytes:
+            raise CheckpointError(f"{self.path}: header counts {count} entries, more than the file has room for")
+        return count
+
+    def _string(self) -> str:
+        size = self._count(1)
+        at = self._take(size)
+        # Old vocabularies hold pieces of characters: kept apart as surrogates, so that no two become equal.
+        return bytes(self.data[at : at + size]).decode("utf-8", "surrogateescape")
+
+    def _value(self, kind: int, depth: int = 0) -> Any:
+        if kind in SCALARS:
+            value = self._scalar(SCALARS[kind])
+            return bool(value) if kind == 7 else value
+        if kind == STRING:
+            return self._string()
+        if kind != ARRAY or depth > 2:
+            raise CheckpointError(f"{self.path}: metadata has value type {kind}, expected 0 to 12")
+        kind = self._scalar("I")
+        if kind in SCALARS:
+            dtype = np.dtype("<" + SCALARS[kind])
+            count = self._count(dtype.itemsize)
+            dtype = np.dtype("u1") if kind == 7 else dtype
+            return np.frombuffer(self.data, dtype, count, self._take(count * dtype.itemsize))
+        count = self._count(8)
+        self._strings += count
+        if self._strings > MAX_STRINGS:
+            raise CheckpointError(f"{self.path}: metadata has over {MAX_STRINGS} strings")
+        return [self._value(kind, depth + 1) for _ in range(count)]
+
+    def _tensors(self, count: int) -> dict[str, GGUFTensor]:
+        found: dict[str, tuple[GGUFTensor, int]] = {}
+        for _ in range(count):
+            name = self._string()
+            dimensions = self._scalar("I")
+            if not 1 <= dimensions <= 4:
+                raise self._wrong(name, f"{dimensions} dimensions", "1 to 4")
+            shape = tuple(reversed([self._scalar("Q") for _ in range(dimensions)]))
+            number, offset = self._scalar("I"), self._scalar("Q")
+            if number not in TYPES:
+                raise UnsupportedError(f"{self.path}: tensor {name[:80]!r} has type {number}, which is not known here")
+            kind, block, block_bytes = TYPES[number]
+            if not all(0 < n < 1 << 40 for n in shape) or shape[-1] % block:
+                raise self._wrong(name, f"shape {shape}", f"positive sizes, rows a multiple of {block} for {kind}")
+            if name in found:
+                raise self._wrong(name, "two entries", "one")
+            found[name] = GGUFTensor(kind, shape, block, block_bytes, 0), offset
+        align = self.metadata.get("general.alignment", 32)
+        if type(align) is not int or not 0 < align <= 1 << 20 or align & (align - 1):
+            raise CheckpointError(f"{self.path}: general.alignment is {str(align)[:40]}, expected a power of two")
+        first = -(-self._at // align) * align
+        end = 0
+        tensors = {}
+        for name, (t, offset) in sorted(found.items(), key=lambda item: item[1][1]):
+            if offset % align or offset < end:
+                raise self._wrong(name, f"offset {offset}", f"a multiple of {align} from {end} on")
+            end = offset + t.bytes
+            if first + end > len(self.data):
+                raise self._wrong(name, f"bytes up to {first + end}", f"at most the file's {len(self.data)}")
+            tensors[name] = GGUFTensor(t.type, t.shape, t.block, t.block_bytes, first + offset)
+        return tensors
+
+    def _wrong(self, name: str, got: str, expected: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}: tensor {name[:80]!r} has {got}, expected {expected}")

@@ -1,0 +1,312 @@
+"""The packed form: one safetensors file in the memory image that the kernels read, so that loading is mmap.
+
+Matrices are U8 [ceil(R/16), ceil(C/32), block_bytes] in the blocks of `lapinfer.quant`, everything else is F32.
+Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
+"version", "quant", "source" (fingerprint) and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from lapinfer.checkpoint.safetensors import SafetensorsFile, layout, read_metadata
+from lapinfer.errors import CheckpointError, DoesNotFitError
+from lapinfer.quant import FORMATS, GROUP, ROWS
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that pack the same model do the work twice
+    fcntl = None
+
+ALIGN = 16384
+FILE_NAME = "model.safetensors"
+VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedEntry:
+    """A tensor to pack: `format` of a matrix with logical `shape` [R, C], or None for float32 of any shape."""
+
+    name: str
+    format: str | None
+    shape: tuple[int, ...]
+
+    @property
+    def stored(self) -> tuple[str, tuple[int, ...]]:
+        """dtype and shape in the file."""
+        if self.format is None:
+            return "F32", self.shape
+        rows, columns = self.shape
+        return "U8", (-(-rows // ROWS), -(-columns // GROUP), FORMATS[self.format].block_bytes)
+
+
+def packed_path(path: str | Path) -> Path:
+    """The file of a packed folder, or the file itself."""
+    path = Path(path)
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def is_packed(folder: str | Path) -> bool:
+    """Whether a folder (or file) is of the packed form; its header alone is looked at."""
+    path = packed_path(folder)
+    try:
+        return path.is_file() and read_metadata(path).get("format") == "lapinfer"
+    except CheckpointError:
+        return False
+
+
+class PackedFile:
+    """An opened, checked packed file (or folder with one). Views stay valid as long as they are held."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = packed_path(path)
+        self._file = SafetensorsFile(self.path)
+        self.metadata = self._file.metadata
+        for key, expected in (("format", "lapinfer"), ("version", VERSION)):
+            if self.metadata.get(key) != expected:
+                got = self.metadata.get(key, "nothing")[:40]
+                raise CheckpointError(
+                    f"{self.path}: metadata has {key} {got!r}, expected {expected!r}; convert the model again"
+                )
+        formats = self._formats()
+        self._entries: dict[str, PackedEntry] = {}
+        for name, tensor in self._file.tensors.items():
+            if name.startswith(".pad."):
+                continue
+            entry = formats.pop(name, None) or PackedEntry(name, None, tensor.shape)
+            if (tensor.dtype, tensor.shape) != entry.stored:
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r} has {tensor.dtype} {tensor.shape}, expected "
+                    f"{' '.join(map(str, entry.stored))} for {entry.format or 'f32'} {entry.shape}"
+                )
+            if tensor.start % ALIGN:
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r} has offset {tensor.start}, expected a multiple of {ALIGN}"
+                )
+            self._entries[name] = entry
+        if formats:
+            raise CheckpointError(f"{self.path}: tensor {next(iter(formats))!r} is missing")
+
+    def _formats(self) -> dict[str, PackedEntry]:
+        def wrong(what: str) -> CheckpointError:
+            return CheckpointError(f"{self.path}: metadata 'tensors' {what}; convert the model again")
+
+        try:
+            formats = json.loads(self.metadata.get("tensors", ""))
+        except (ValueError, RecursionError):
+            raise wrong("is not valid JSON") from None
+        if not isinstance(formats, dict):
+            raise wrong("is not an object")
+        entries = {}
+        for name, value in formats.items():
+            match value:
+                case {"format": str(format), "shape": [int(rows), int(columns)]} if (
+                    format in FORMATS and 0 < rows < 1 << 40 and 0 < columns < 1 << 40
+                ):
+                    entries[name] = PackedEntry(name, format, (rows, columns))
+                case _:
+                    raise wrong(f"has {str(value)[:80]} for {name!r}, expected a format and a shape [R, C]")
+        return entries
+
+    def __getitem__(self, name: str) -> PackedEntry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def format(self, name: str) -> str | None:
+        """The weight format of a matrix; None: float32 as it is."""
+        return self[name].format
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The logical shape."""
+        return self[name].shape
+
+    def tensor(self, name: str) -> np.ndarray:
+        """U8 [row blocks, column groups, block bytes] or F32; read-only, not copied."""
+        return self._file.view(self[name].name)
+
+
+class PackedWriter:
+    """Writes a packed file tensor by tensor beside its final name, and renames it when whole.
+
+        with PackedWriter(path, entries, metadata) as writer:
+            for name in writer.remaining():
+                writer.write(name, blocks)      # once, or slice after slice of row blocks
+            writer.finish()
+
+    An interrupted writer with the same header goes on after the last whole tensor. A second process waits for
+    the first; `remaining()` is empty then. DoesNotFitError when the disk is too small, seen before the first byte.
+    """
+
+    def __init__(self, path: str | Path, entries: Sequence[PackedEntry], metadata: Mapping[str, str]) -> None:
+        self.path = Path(path)
+        formats = {e.name: {"format": e.format, "shape": list(e.shape)} for e in entries if e.format is not None}
+        ours = {"format": "lapinfer", "version": VERSION, "tensors": json.dumps(formats, separators=(",", ":"))}
+        stored = ((e.name, *e.stored) for e in entries)
+        self._header, self._places = layout(stored, {**metadata, **ours}, ALIGN)
+        self.total_bytes = max((t.stop for t in self._places.values()), default=len(self._header))
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._journal = self.path.with_name(self.path.name + ".journal")
+        self._written = dict.fromkeys(self._places, 0)
+        self._done: set[str] = set()
+        self._fd = -1
+        with self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = self._locked_partial()
+            try:
+                self.finished = self._already_there()
+                if self.finished:
+                    self._done = set(self._places)
+                    self._partial.unlink()
+                else:
+                    self._resume_or_start()
+            except BaseException:
+                self.close()
+                raise
+
+    def remaining(self) -> list[str]:
+        """Names still to be written, in file order."""
+        return [name for name in self._places if name not in self._done]
+
+    def write(self, name: str, data: np.ndarray) -> None:
+        """Append to a tensor; after its last byte it counts as done, also for a later process."""
+        place = self._places[name]
+        dtype, row = ("<f4", place.shape) if place.dtype == "F32" else ("u1", place.shape[1:])
+        flat = np.ascontiguousarray(data, dtype)
+        start = place.start + self._written[name]
+        if (place.dtype == "U8" and flat.shape[1:] != row) or start + flat.nbytes > place.stop:
+            raise ValueError(f"{name}: got {flat.shape} after {self._written[name]} bytes, expected {place.shape}")
+        with self._errors():
+            view = flat.reshape(-1).view(np.uint8).data
+            os.lseek(self._fd, start, os.SEEK_SET)
+            while view:
+                view = view[os.write(self._fd, view) :]
+            self._written[name] += flat.nbytes
+            if start + flat.nbytes == place.stop:
+                # Data first, then the word that it is there: the other order would lie after a power cut.
+                os.fsync(self._fd)
+                with self._journal.open("a", encoding="utf-8") as journal:
+                    journal.write(f"{json.dumps(name)}\n")
+                self._done.add(name)
+
+    def finish(self) -> None:
+        """Give the whole file its name. Nothing to do when another process has."""
+        if self.finished:
+            return
+        if missing := self.remaining():
+            raise ValueError(f"{self.path}: {len(missing)} tensors are not written, the first is {missing[0]!r}")
+        with self._errors():
+            os.fsync(self._fd)
+            if fcntl is None:  # Windows cannot rename an open file
+                self.close()
+            os.replace(self._partial, self.path)
+            self._journal.unlink(missing_ok=True)
+        self.finished = True
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file and its lock; what is done stays for the next writer."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _locked_partial(self) -> int:
+        """Open and lock the partial file. A waiter may get the lock on a file that has its final name by then."""
+        while True:
+            fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            if fcntl is None:
+                return fd
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                try:
+                    if os.path.samestat(os.stat(self._partial), os.fstat(fd)):
+                        return fd
+                except FileNotFoundError:
+                    pass
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def _already_there(self) -> bool:
+        """Whether the final file is there with the very same header and size."""
+        try:
+            with self.path.open("rb") as file:
+                same = file.read(len(self._header)) == self._header
+                return same and os.fstat(file.fileno()).st_size == self.total_bytes
+        except FileNotFoundError:
+            return False
+
+    def _resume_or_start(self) -> None:
+        first_line = hashlib.sha256(self._header).hexdigest()
+        lines = self._journal.read_text(encoding="utf-8").split("\n") if self._journal.exists() else []
+        # The last piece has no newline behind it: empty, or a name that was cut off.
+        if lines[:-1] and lines[0] == first_line and os.fstat(self._fd).st_size == self.total_bytes:
+            named = {json.dumps(name): name for name in self._places}
+            self._done = {named[line] for line in lines[1:-1] if line in named}
+            self._written.update({name: self._places[name].stop - self._places[name].start for name in self._done})
+        self._journal.unlink(missing_ok=True)
+        if not self._done:
+            os.truncate(self._fd, 0)
+        self._check_space()
+        os.truncate(self._fd, self.total_bytes)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        header = memoryview(self._header)
+        while header:
+            header = header[os.write(self._fd, header) :]
+        for name in self._places:  # a tensor without elements has no last byte to write
+            if self._places[name].start == self._places[name].stop:
+                self._done.add(name)
+        lines = [first_line, *(json.dumps(name) for name in self._places if name in self._done)]
+        fresh = self._journal.with_name(self._journal.name + ".new")
+        fresh.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(fresh, self._journal)
+
+    def _check_space(self) -> None:
+        need = sum(t.stop - t.start for n, t in self._places.items() if n not in self._done)
+        need += len(self._header)
+        free = shutil.disk_usage(self.path.parent).free
+        if need > free:
+            raise self._does_not_fit(need, free)
+
+    def _does_not_fit(self, need: int, free: int) -> DoesNotFitError:
+        return DoesNotFitError(
+            f"{self.path.parent}: packing needs {need / 1e6:.1f} MB there, {free / 1e6:.1f} MB are free; "
+            f"free some, or set LAPINFER_HOME to a folder on a larger disk"
+        )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What the operating system refuses, in the words of this program."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                left = sum(t.stop - t.start - self._written[n] for n, t in self._places.items())
+                raise self._does_not_fit(left, shutil.disk_usage(self.path.parent).free) from error
+            raise CheckpointError(
+                f"{self.path}: cannot be written: {error.strerror or error}; set LAPINFER_HOME to a writable folder"
+            ) from error
