@@ -205,3 +205,36 @@ def make(case: Case, folder: Path, length: int = PROMPT) -> tuple[Path, list[int
     path = folder / str(case)
     model.save_pretrained(path)
     return path, ids, logits_of(model, ids)
+
+
+GOLDEN = Path(__file__).parent / "golden"
+"""Expected logits that serve where torch is absent; `python tests/tiny.py` writes them anew."""
+
+KEPT = 4
+"""How many of the last positions' logits a golden file keeps."""
+
+
+def write_golden() -> None:
+    """One file a case: config.json, names and shapes of stored tensors (a seed gives their values), logits."""
+    GOLDEN.mkdir(exist_ok=True)
+    for case in CASES:
+        model = build(case.family, case.config)
+        ids = prompt(case.config["vocab_size"])
+        config = {k: v for k, v in model.config.to_dict().items() if k != "transformers_version"}
+        shapes = {name: list(p.shape) for name, p in sorted(model.named_parameters())}
+        text = json.dumps({"config": config, "shapes": shapes})
+        packed = {"json": np.frombuffer(text.encode(), np.uint8), "logits": logits_of(model, ids)[-KEPT:]}
+        np.savez_compressed(GOLDEN / f"{case}.npz", **packed)
+
+
+def read_golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int], np.ndarray]:
+    """(config.json, stored tensors by their published names, token ids, logits [KEPT, V] of the last positions)."""
+    with np.load(path, allow_pickle=False) as file:
+        told, logits = json.loads(file["json"].tobytes()), file["logits"]
+    rng = np.random.default_rng(0)
+    stored = {name: random_tensor(name, tuple(shape), rng) for name, shape in told["shapes"].items()}
+    return told["config"], stored, prompt(told["config"]["vocab_size"]), logits
+
+
+if __name__ == "__main__":
+    write_golden()

@@ -71,11 +71,15 @@ def text_config(config: Config) -> Config:
 def rotations(config: Config) -> tuple[RopeSpec, RopeSpec]:
     """Rotary positions of full and of sliding layers; only the full ones are ever scaled."""
     both = config.section("rope_parameters")
+    if both.values and not both.values.keys() & {"full_attention", "sliding_attention"}:
+        raise config.unsupported("rope_parameters", "those of full_attention and of sliding_attention")
     full = {**both.section("full_attention").values, **config.section("rope_scaling").values}
-    sliding = {**both.section("sliding_attention").values}
-    full.setdefault("rope_theta", config.number("rope_theta", 1e6))
-    sliding.setdefault("rope_theta", config.number("rope_local_base_freq", 1e4))
-    full, sliding = (rope_spec(Config(v, both.where), head_dim(config), context(config)) for v in (full, sliding))
+    sliding = both.section("sliding_attention").values
+    bases = config.number("rope_theta", 1e6), config.number("rope_local_base_freq", 1e4)
+    full, sliding = (
+        rope_spec(Config(values, both.where).with_defaults(rope_theta=base), head_dim(config), context(config))
+        for values, base in zip((full, sliding), bases, strict=True)
+    )
     return full, sliding
 
 

@@ -16,16 +16,17 @@ from lapinfer.families.decoder import (
     named_sources,
     rms_norm,
     window_size,
+    windows,
 )
 from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
-    if any(t != "sliding_attention" for t in config.values.get("layer_types") or ()):
-        raise config.unsupported("layer_types", "the same window on every layer")
     rope = rope_spec(rope_section(config), head_dim(config), context(config))
     window = window_size(config)
+    if "layer_types" in config and set(windows(config, (), window)) != {window}:
+        raise config.unsupported("layer_types", "the same window on every layer")
     attention = attention_spec(config, rope, window=window)
     norm = rms_norm(config)
     layer = LayerSpec(attention, feed_forward_spec(config), norm, norm)
