@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -124,35 +123,44 @@ Verbose = Annotated[
 ]
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float, float], None]]:
-    """A function progress(what, done, total) that shows a bar on stderr, when that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+class _Progress:
+    """progress("packing", done, total) moves a bar on stderr, when that is a terminal; progress("…") says a line."""
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
 
-        def show(what: str, done: float, total: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
+    def __call__(self, what: str, done: float | None = None, total: float | None = None) -> None:
+        if done is None:
+            _note(what)
+        elif self._bars is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total)
 
-        yield show
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            self._bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
 
 
 def _load(name: str, verbose: bool = False, **options: Any) -> LanguageModel:
     from lapinfer.text.language_model import load
 
-    with _progress() as progress:
+    with _Progress() as progress:
         model = load(name, progress=progress, **options)
     if verbose:
         m = model.model
-        _note(f"{m.source}: loaded {m.load_s:.2f} s, packed {m.pack_s:.2f} s, compiled {m.compile_s:.2f} s")
+        _note(f"{m.name}: loaded {m.load_s:.2f} s, packed {m.pack_s:.2f} s, compiled {m.compile_s:.2f} s")
     return model
 
 
@@ -224,7 +232,7 @@ def run(
         messages.append({"role": "user", "content": prompt or ""})
         events = _answer(loaded, messages, options, raw)
         if json:
-            _print_json({"model": loaded.model.source} | _completion(events))
+            _print_json({"model": loaded.model.name} | _completion(events))
             return
         _print_answer(loaded, events, not no_stream, verbose)
 
@@ -362,7 +370,7 @@ def convert(
     """Write a packed checkpoint, which starts without packing."""
     from lapinfer.model import convert
 
-    with _progress() as progress:
+    with _Progress() as progress:
         convert(source, target, quant, calibrate=calibrate, progress=progress)
     _note(f"wrote {target}")
 
@@ -391,7 +399,7 @@ def bench(
         for count in counts:
             _some_threads(count)
     rows = []
-    with _progress() as progress:
+    with _Progress() as progress:
         for row in bench.bench(
             model,
             n_prompt=_numbers(n_prompt),
@@ -452,7 +460,7 @@ def pull(name: Annotated[str, typer.Argument(help="smollm2, or org/name.")], ver
 def _pull(name: str) -> Path:
     from lapinfer.checkpoint import hub
 
-    with _progress() as progress:
+    with _Progress() as progress:
         return hub.pull(name, progress=progress)
 
 

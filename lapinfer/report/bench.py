@@ -16,6 +16,7 @@ import platform
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -103,7 +104,7 @@ def bench(
 
 def _ids(model: Model, count: int) -> tuple[np.ndarray, str]:
     """`count` token ids, of real text where there is a tokenizer: random ones are routed and cached unlike text."""
-    tokenizer = Tokenizer.from_folder(model.folder)
+    tokenizer = None if model.folder is None else Tokenizer.from_folder(model.folder)
     if tokenizer is None:
         return np.random.default_rng(0).integers(0, model.spec.vocab, count, dtype=np.int32), "random"
     passage = (files("lapinfer.report") / "passage.txt").read_text(encoding="utf-8")
@@ -131,11 +132,12 @@ def _measure(model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, r
                 touched += model.usage.totals().get("bytes", 0) - before.get("bytes", 0)
     speeds = [count * 1e9 / ns for ns in samples]
     rss, faults = _process_memory()
-    params = sum(map(prod, tensors(model.spec).values()))
+    shapes = tensors(model.spec)
+    params = sum(map(prod, shapes.values()))
     return Row(
-        model_filename=str(model.source),
-        model_type=f"{model.spec.family} {params / 1e6:.0f}M {model.quant}",
-        model_size=model.resident_bytes,
+        model_filename=model.name,
+        model_type=f"{model.spec.family} {params / 1e6:.0f}M {_main_format(model)}",
+        model_size=sum(model.weights.tensor(name).nbytes for name in shapes),
         model_n_params=params,
         test=f"{'pp' if p else 'tg'}{count}" + (f" @ d{d}" if d else ""),
         n_prompt=p,
@@ -159,6 +161,14 @@ def _measure(model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, r
         test_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         build=f"lapinfer {__version__}",
     )
+
+
+def _main_format(model: Model) -> str:
+    """The format that most weights are packed in."""
+    weights: Counter[str] = Counter()
+    for name, shape in tensors(model.spec).items():
+        weights[model.weights.format(name)] += prod(shape)
+    return weights.most_common(1)[0][0]
 
 
 def _decode(model: Model, ids: np.ndarray, start: int, n: int) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lapinfer.errors import InputError
+from lapinfer.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from lapinfer.text.language_model import LanguageModel
@@ -147,7 +147,7 @@ def _log_probs(model: LanguageModel, ids: np.ndarray, first: int) -> Iterator[tu
             shifted = logits - logits.max(axis=1, keepdims=True)
             shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
             if not np.isfinite(shifted).all():
-                raise InputError(f"{engine.source}: the model's output is not numbers: its weights are damaged")
+                raise CheckpointError(f"{engine.name}: the model's output is not numbers: its weights are damaged")
             yield start, shifted
 
 

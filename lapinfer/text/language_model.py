@@ -176,9 +176,9 @@ def load(
 
 def from_model(model: Model) -> LanguageModel:
     """A loaded model with the tokenizer, chat template and sampling defaults of its folder."""
-    folder = Path(model.folder)
-    tokenizer = Tokenizer.from_folder(folder)
-    if tokenizer is None:
+    folder = model.folder
+    tokenizer = None if folder is None else Tokenizer.from_folder(folder)
+    if folder is None or tokenizer is None:
         return LanguageModel(model)
     template = ChatTemplate.from_folder(folder, tokenizer.bos_token or "", tokenizer.eos_token or "")
     defaults = SamplingParams.from_generation_config(read_json(folder / "generation_config.json"))

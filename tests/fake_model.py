@@ -1,0 +1,125 @@
+"""Stand-ins for the engine and for tokenizers, so that text, reports and the command line are tested alone."""
+
+import json
+import threading
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def spec(vocab=258, window=None):
+    norm = NormSpec("rms", 1e-5)
+    attention = AttentionSpec(n_heads=1, n_kv_heads=1, k_dim=16, v_dim=16, scale=0.25, window=window)
+    layer = LayerSpec(attention, FeedForwardSpec(32, "silu"), norm, norm)
+    return ModelSpec(family="fake", vocab=vocab, hidden=16, layers=(layer,), norm=norm, context=512)
+
+
+class FakeModel:
+    """Logits are random numbers that depend on every token that the slot's cache holds up to the position."""
+
+    name, load_s, pack_s, compile_s = "fake", 0.0, 0.0, 0.0
+
+    def __init__(self, folder=None, vocab=258, ctx=64, slots=2, window=None, script=None, threads=1):
+        self.spec, self.folder, self.ctx, self.slots = spec(vocab, window), folder, ctx, slots
+        self.threads, self.max_step, self.lock = threads, 16, threading.RLock()
+        self.cache = np.full((slots, ctx), -1)
+        self.script = script  # ids to say after a prompt, whatever it was: {position after the prompt: id}
+        self.steps = []
+        self.usage = SimpleNamespace(totals=lambda: {"bytes": 1000 * sum(self.steps)})
+        self.weights = SimpleNamespace(tensor=lambda name: np.zeros(4, np.uint8), format=lambda name: "q4")
+        self.closed = False
+        self.prompt_end = 0
+
+    def step(self, token, slot, pos, want):
+        assert len(token) <= self.max_step
+        self.steps.append(len(token))
+        rows = []
+        for t, s, p, w in zip(token, slot, pos, want, strict=True):
+            self.cache[s, p] = t
+            if w:
+                rows.append(self._logits(self.cache[s, : p + 1], p))
+        values = np.stack(rows) if rows else np.zeros((0, self.spec.vocab), np.float32)
+        padded = np.pad(values, ((0, 0), (0, -values.shape[1] % 16)), constant_values=-np.inf)
+        return SimpleNamespace(
+            values=values, block_max=padded.reshape(len(values), padded.shape[1] // 16, 16).max(axis=2)
+        )
+
+    def _logits(self, ids, pos):
+        assert (ids >= 0).all(), "a position was never written"
+        seed = zlib.crc32(ids.astype(np.int64).tobytes())
+        values = np.random.default_rng(seed).standard_normal(self.spec.vocab).astype(np.float32)
+        if self.script is not None:
+            values[self.script[min(max(pos + 1 - self.prompt_end, 0), len(self.script) - 1)]] += 100
+        return values
+
+    def prefill(self, ids, slot=0, start=0):
+        self.prompt_end = start + len(ids)
+        logits = None
+        for at in range(0, len(ids), self.max_step):
+            part = ids[at : at + self.max_step]
+            want = [at + i == len(ids) - 1 for i in range(len(part))]
+            logits = self.step(part, [slot] * len(part), range(start + at, start + at + len(part)), want)
+        return logits
+
+    def forward(self, ids):
+        return np.concatenate([self.step([t], [0], [p], [True]).values for p, t in enumerate(ids)])
+
+    def explain(self, analyze=False):
+        return f"plan, analyze={analyze}"
+
+    def close(self):
+        self.closed = True
+
+
+def byte_tokenizer_folder(folder: Path, chat: str | None = CHAT, **config) -> Path:
+    """One token a byte, ids 0 … 255 in the order of bytes, and 256 <|im_start|>, 257 <|im_end|> (eos)."""
+    tokenizer = Tokenizer(models.BPE(vocab={name: b for b, name in enumerate(byte_names())}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"} | config
+    if chat is not None:
+        config["chat_template"] = chat
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def byte_names() -> list[str]:
+    """GPT-2's printable names of the bytes 0 … 255."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    names = {b: chr(b) for b in plain}
+    for n, b in enumerate(b for b in range(256) if b not in names):
+        names[b] = chr(256 + n)
+    return [names[b] for b in range(256)]
+
+
+def sentencepiece_folder(folder: Path) -> Path:
+    """Pieces with ▁ for a space, bytes for the rest, as Llama 2 has them."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "▁Hello", "▁world", "a", "b", "c"]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={p: i for i, p in enumerate(pieces)}, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>")])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
