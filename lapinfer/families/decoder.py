@@ -9,6 +9,7 @@ import numpy as np
 
 from lapinfer.families import Source
 from lapinfer.families.config import MOST_LAYERS, Config
+from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, is_matrix, tensors
 
 MODULES: Mapping[str, tuple[str, ...]] = {
@@ -41,6 +42,11 @@ def head_dim(config: Config) -> int:
 
 def context(config: Config) -> int:
     return config.integer("max_position_embeddings", most=1 << 30)
+
+
+def rope_of(config: Config, theta: float = 10_000.0) -> RopeSpec:
+    """Rotary positions on whole heads, the same in every layer; `theta` is the family's default base."""
+    return rope_spec(rope_section(config, theta), head_dim(config), context(config))
 
 
 def attention_spec(

@@ -9,19 +9,17 @@ from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     MODULES,
     attention_spec,
-    context,
     embed_scale,
     feed_forward_spec,
-    head_dim,
     layer_count,
     model_spec,
     named_sources,
     rms_norm,
+    rope_of,
     soft_cap,
     window_size,
     windows,
 )
-from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
 SANDWICH = {
@@ -34,7 +32,7 @@ SANDWICH = {
 
 def spec(config: Config) -> ModelSpec:
     config = config.with_defaults(head_dim=256, hidden_activation="gelu_pytorch_tanh")
-    rope = rope_spec(rope_section(config), head_dim(config), context(config))
+    rope = rope_of(config)
     norm = rms_norm(config, offset=1.0)
     bias = config.flag("attention_bias", False)
     scale = config.number("query_pre_attn_scalar", 256) ** -0.5

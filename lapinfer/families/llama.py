@@ -8,21 +8,19 @@ from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
-    context,
     feed_forward_spec,
-    head_dim,
     layer_count,
     model_spec,
     named_sources,
     rms_norm,
+    rope_of,
 )
-from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias", False)
-    rope = rope_spec(rope_section(config), head_dim(config), context(config))
+    rope = rope_of(config)
     attention = attention_spec(config, rope, qkv_bias=bias, o_bias=bias)
     norm = rms_norm(config)
     layer = LayerSpec(attention, feed_forward_spec(config, bias=config.flag("mlp_bias", False)), norm, norm)

@@ -8,22 +8,21 @@ from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
-    context,
     feed_forward_spec,
-    head_dim,
     layer_count,
     model_spec,
     named_sources,
     rms_norm,
+    rope_of,
     window_size,
     windows,
 )
-from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
-    rope = rope_spec(rope_section(config), head_dim(config), context(config))
+    config.refuse("attention_bias", "mlp_bias")
+    rope = rope_of(config)
     window = window_size(config)
     if "layer_types" in config and set(windows(config, (), window)) != {window}:
         raise config.unsupported("layer_types", "the same window on every layer")

@@ -9,15 +9,13 @@ from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     MODULES,
     attention_spec,
-    context,
     feed_forward_spec,
-    head_dim,
     layer_count,
     model_spec,
     named_sources,
     rms_norm,
+    rope_of,
 )
-from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
 POST_NORMS = {
@@ -30,7 +28,7 @@ POST_NORMS = {
 def spec(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias", False)
     norm = rms_norm(config, eps=1e-5)
-    rope = rope_spec(rope_section(config), head_dim(config), context(config))
+    rope = rope_of(config)
     attention = attention_spec(config, rope, qkv_bias=bias, o_bias=bias, qk_norm=norm, qk_norm_full=True)
     layer = LayerSpec(attention, feed_forward_spec(config), None, None, norm, norm)
     return model_spec(config, "olmo2", [layer] * layer_count(config), norm)

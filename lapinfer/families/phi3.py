@@ -25,6 +25,7 @@ FUSED = {**MODULES, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_pro
 
 
 def spec(config: Config) -> ModelSpec:
+    config.refuse("attention_bias", "mlp_bias", "lm_head_bias")
     config = config.with_defaults(original_max_position_embeddings=4096)
     section = rope_section(config)
     kind = section.values.get("rope_type", section.values.get("type", "default"))

@@ -8,22 +8,20 @@ from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
-    context,
     feed_forward_spec,
-    head_dim,
     layer_count,
     model_spec,
     named_sources,
     rms_norm,
+    rope_of,
     window_size,
     windows,
 )
-from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
-    rope = rope_spec(rope_section(config), head_dim(config), context(config))
+    rope = rope_of(config)
     norm = rms_norm(config)
     window = window_size(config) if config.flag("use_sliding_window", False) else None
     first = config.integer("max_window_layers", 28, least=0)

@@ -8,23 +8,21 @@ from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
-    context,
     feed_forward_spec,
-    head_dim,
     layer_count,
     model_spec,
     named_sources,
     rms_norm,
+    rope_of,
     window_size,
     windows,
 )
-from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias", False)
-    rope = rope_spec(rope_section(config, theta=2e6), head_dim(config), context(config))
+    rope = rope_of(config, theta=2e6)
     norm = rms_norm(config)
     feed_forward = feed_forward_spec(config, bias=config.flag("mlp_bias", False))
     rotated = rotated_layers(config)
