@@ -20,7 +20,7 @@ from lapinfer.families.decoder import (
     window_size,
     windows,
 )
-from lapinfer.spec import LayerSpec, ModelSpec
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
 SANDWICH = {
     **MODULES,
@@ -28,6 +28,11 @@ SANDWICH = {
     "ff_norm": ("pre_feedforward_layernorm",),
     "ff_post_norm": ("post_feedforward_layernorm",),
 }
+
+
+def sandwich_layer(attention: AttentionSpec, feed_forward: FeedForwardSpec, norm: NormSpec) -> LayerSpec:
+    """The same kind of norm before and after each half of a layer."""
+    return LayerSpec(attention, feed_forward, norm, norm, norm, norm)
 
 
 def spec(config: Config) -> ModelSpec:
@@ -40,25 +45,15 @@ def spec(config: Config) -> ModelSpec:
     feed_forward = feed_forward_spec(config, "hidden_activation")
     slides = [i % 2 == 0 for i in range(layer_count(config))]
     layers = [
-        LayerSpec(
+        sandwich_layer(
             attention_spec(config, rope, window=w, scale=scale, softcap=softcap, qkv_bias=bias, o_bias=bias),
             feed_forward,
-            norm,
-            norm,
-            norm,
             norm,
         )
         for w in windows(config, slides, window_size(config))
     ]
-    return model_spec(
-        config,
-        "gemma2",
-        layers,
-        norm,
-        tied=True,
-        embed_scale=embed_scale(config),
-        logit_softcap=soft_cap(config, "final_logit_softcapping", 30.0),
-    )
+    softcap = soft_cap(config, "final_logit_softcapping", 30.0)
+    return model_spec(config, "gemma2", layers, norm, tied=True, embed_scale=embed_scale(config), logit_softcap=softcap)
 
 
 def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:

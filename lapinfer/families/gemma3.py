@@ -20,9 +20,9 @@ from lapinfer.families.decoder import (
     window_size,
     windows,
 )
-from lapinfer.families.gemma2 import SANDWICH
-from lapinfer.families.rope import rope_spec
-from lapinfer.spec import LayerSpec, ModelSpec, RopeSpec
+from lapinfer.families.gemma2 import SANDWICH, sandwich_layer
+from lapinfer.families.rope import rope_sections_by_layer_type, rope_spec
+from lapinfer.spec import ModelSpec
 
 PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
 DEFAULTS = {  # published files leave out what equals these
@@ -43,19 +43,17 @@ def spec(config: Config) -> ModelSpec:
     feed_forward = feed_forward_spec(config, "hidden_activation")
     pattern = config.integer("sliding_window_pattern", 6)
     slides = [(i + 1) % pattern != 0 for i in range(layer_count(config))]
-    full, sliding = rotations(config)
+    full, sliding = (
+        rope_spec(section, head_dim(config), context(config)) for section in rope_sections_by_layer_type(config)
+    )
     layers = [
-        LayerSpec(
-            attention_spec(
-                config, full if w is None else sliding, window=w, scale=scale, qkv_bias=bias, o_bias=bias, qk_norm=norm
-            ),
+        sandwich_layer(
+            attention_spec(config, rope, window=w, scale=scale, qkv_bias=bias, o_bias=bias, qk_norm=norm),
             feed_forward,
-            norm,
-            norm,
-            norm,
             norm,
         )
         for w in windows(config, slides, window_size(config))
+        for rope in [sliding if w else full]
     ]
     softcap = soft_cap(config, "final_logit_softcapping", None)
     return model_spec(config, "gemma3", layers, norm, tied=True, embed_scale=embed_scale(config), logit_softcap=softcap)
@@ -66,21 +64,6 @@ def text_config(config: Config) -> Config:
     text = config.section("text_config")
     whole = {k: config.values[k] for k in ("tie_word_embeddings", "dtype", "torch_dtype") if k in config}
     return Config({"tie_word_embeddings": True, **text.values, **whole}, text.where)
-
-
-def rotations(config: Config) -> tuple[RopeSpec, RopeSpec]:
-    """Rotary positions of full and of sliding layers; only the full ones are ever scaled."""
-    both = config.section("rope_parameters")
-    if both.values and not both.values.keys() & {"full_attention", "sliding_attention"}:
-        raise config.unsupported("rope_parameters", "those of full_attention and of sliding_attention")
-    full = {**both.section("full_attention").values, **config.section("rope_scaling").values}
-    sliding = both.section("sliding_attention").values
-    bases = config.number("rope_theta", 1e6), config.number("rope_local_base_freq", 1e4)
-    full, sliding = (
-        rope_spec(Config(values, both.where).with_defaults(rope_theta=base), head_dim(config), context(config))
-        for values, base in zip((full, sliding), bases, strict=True)
-    )
-    return full, sliding
 
 
 def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:

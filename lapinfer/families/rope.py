@@ -35,6 +35,19 @@ def rope_section(config: Config, theta: float = 10_000.0) -> Config:
     return Config(values, section.where)
 
 
+def rope_sections_by_layer_type(config: Config) -> tuple[Config, Config]:
+    """Rope parameters of full and of sliding layers, as Gemma 3 has them; `rope_scaling` is for the full ones."""
+    both = config.section("rope_parameters")
+    if both.values and not any(layer_type in both for layer_type in LAYER_TYPES):
+        raise config.unsupported("rope_parameters", f"an object for each of {', '.join(LAYER_TYPES)}")
+    full, sliding = (both.section(layer_type).values for layer_type in LAYER_TYPES)
+    full = Config({**full, **config.section("rope_scaling").values}, both.where)
+    return (
+        full.with_defaults(rope_theta=config.number("rope_theta", 1e6)),
+        Config(sliding, both.where).with_defaults(rope_theta=config.number("rope_local_base_freq", 1e4)),
+    )
+
+
 def rope_spec(section: Config, head_dim: int, context: int, partial: bool = False) -> RopeSpec:
     """RopeSpec of a flat object of rope parameters; `partial` where a family rotates only a part of each head."""
     kind = section.text("rope_type", section.text("type", "default"))
