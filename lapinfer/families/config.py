@@ -35,7 +35,10 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def _shown(value: object) -> str:
-    return f"a {value.bit_length()}-bit integer" if isinstance(value, int) and abs(value) >> 64 else reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return f"a very large {type(value).__name__}"
 
 
 @dataclass(frozen=True, slots=True)
