@@ -205,6 +205,8 @@ def run(
     chatting = prompt is None and sys.stdin.isatty()
     if prompt == "-" or (prompt is None and not chatting):
         prompt = _read_stdin()
+    if not (prompt or chatting or raw):
+        raise InputError("the prompt is empty")
     if chatting and json:
         raise typer.BadParameter("--json needs a prompt")
     given = {

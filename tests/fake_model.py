@@ -1,7 +1,10 @@
 """Stand-ins for the engine and for tokenizers, so that text, reports and the command line are tested alone."""
 
+import importlib
 import json
+import sys
 import threading
+import time
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +32,7 @@ class FakeModel:
 
     name, load_s, pack_s, compile_s = "fake", 0.0, 0.0, 0.0
 
-    def __init__(self, folder=None, vocab=258, ctx=64, slots=2, window=None, script=None, threads=1):
+    def __init__(self, folder=None, vocab=258, ctx=64, slots=2, window=None, script=None, threads=1, delay=0.0):
         self.spec, self.folder, self.ctx, self.slots = spec(vocab, window), folder, ctx, slots
         self.threads, self.max_step, self.lock = threads, 16, threading.RLock()
         self.cache = np.full((slots, ctx), -1)
@@ -37,13 +40,14 @@ class FakeModel:
         self.steps = []
         self.usage = SimpleNamespace(totals=lambda: {"bytes": 1000 * sum(self.steps)})
         self.weights = SimpleNamespace(tensor=lambda name: np.zeros(4, np.uint8), format=lambda name: "q4")
-        self.closed = False
+        self.closed, self.delay = False, delay
         self.prompt_end = 0
 
     def step(self, token, slot, pos, want):
         assert len(token) <= self.max_step
         self.steps.append(len(token))
         rows = []
+        time.sleep(self.delay)
         for t, s, p, w in zip(token, slot, pos, want, strict=True):
             self.cache[s, p] = t
             if w:
@@ -123,3 +127,38 @@ def sentencepiece_folder(folder: Path) -> Path:
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+def install(monkeypatch, make, slow_load=0.0):
+    """Put a fake engine, hub and doctor in the place of the real ones; returns the list of what they were asked."""
+    asked = []
+
+    def load_model(name, *, progress, **options):
+        asked.append((name, options))
+        if slow_load:
+            print("loading", file=sys.stderr, flush=True)
+            time.sleep(slow_load)
+        return make()
+
+    def convert(source, target, quant, calibrate=None, progress=None):
+        asked.append(("convert", source, target, quant, calibrate))
+
+    def pull(name, progress=None):
+        asked.append(("pull", name))
+        return Path(name)
+
+    modules = {
+        "lapinfer.model": SimpleNamespace(load_model=load_model, convert=convert),
+        "lapinfer.checkpoint.hub": SimpleNamespace(
+            pull=pull, list_local=lambda: ["smollm2"], is_local=lambda name: False
+        ),
+        "lapinfer.report.doctor": SimpleNamespace(doctor=lambda: {"cpu": "fast", "threads": [1, 2]}),
+    }
+    for name, module in modules.items():
+        package, _, last = name.rpartition(".")
+        if monkeypatch is None:
+            sys.modules[name] = module
+        else:
+            monkeypatch.setitem(sys.modules, name, module)
+            monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
+    return asked

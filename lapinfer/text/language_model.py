@@ -14,7 +14,7 @@ from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
 from lapinfer.text.sampling import SamplingParams
 from lapinfer.text.template import ChatTemplate, Message
-from lapinfer.text.tokenizer import Tokenizer, read_json
+from lapinfer.text.tokenizer import Tokenizer, optional_json
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -181,5 +181,5 @@ def from_model(model: Model) -> LanguageModel:
     if folder is None or tokenizer is None:
         return LanguageModel(model)
     template = ChatTemplate.from_folder(folder, tokenizer.bos_token or "", tokenizer.eos_token or "")
-    defaults = SamplingParams.from_generation_config(read_json(folder / "generation_config.json"))
+    defaults = SamplingParams.from_generation_config(optional_json(folder / "generation_config.json"))
     return LanguageModel(model, tokenizer, template, defaults)

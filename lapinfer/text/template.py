@@ -28,7 +28,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.text.tokenizer import read_json
+from lapinfer.text.tokenizer import optional_json
 
 Message = Mapping[str, Any]
 """{'role': 'system' | 'user' | 'assistant', 'content': text}, and whatever else the template knows."""
@@ -232,7 +232,7 @@ class ChatTemplate:
                 raise CheckpointError(f"{path}: not UTF-8 text ({error})") from error
         else:
             path = Path(folder) / "tokenizer_config.json"
-            source = read_json(path).get("chat_template")
+            source = optional_json(path).get("chat_template")
         if isinstance(source, list):
             named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
             source = named.get("default")

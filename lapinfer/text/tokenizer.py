@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tokenizers
 
+from lapinfer.checkpoint.folder import read_json
 from lapinfer.errors import CheckpointError, InputError
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_role|>")
@@ -28,17 +28,9 @@ def _guarded(what: str, call: Callable[[], T]) -> T:
         raise CheckpointError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def optional_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, {} when there is no such file; CheckpointError when it is something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return read_json(path) if path.is_file() else {}
 
 
 def _token_text(value: Any) -> str | None:
@@ -85,8 +77,8 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             return None
-        config = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
-        generation = read_json(folder / "config.json") | read_json(folder / "generation_config.json")
+        config = optional_json(folder / "special_tokens_map.json") | optional_json(folder / "tokenizer_config.json")
+        generation = optional_json(folder / "config.json") | optional_json(folder / "generation_config.json")
         data = path.read_bytes()
         return _guarded(
             f"{path}: not a usable tokenizer",

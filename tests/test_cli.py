@@ -1,0 +1,352 @@
+"""The command line over a fake engine: in this process, and in others for signals, pipes and terminals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_model import FakeModel, byte_tokenizer_folder, install
+from typer.testing import CliRunner
+
+from lapinfer.cli import app
+from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
+from lapinfer.report.perplexity import perplexity
+from lapinfer.text.language_model import from_model
+
+ROOT = Path(__file__).parent.parent
+ANSWER = "Paris."
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return byte_tokenizer_folder(tmp_path / "model")
+
+
+@pytest.fixture
+def fake(folder, monkeypatch):
+    model = FakeModel(folder, ctx=4096, script=[*ANSWER.encode(), 257])
+    model.asked = install(monkeypatch, lambda: model)
+    return model
+
+
+def invoke(*arguments, **options):
+    return CliRunner().invoke(app, list(map(str, arguments)), **options)
+
+
+# run
+
+
+def test_the_answer_alone_is_on_stdout(fake):
+    result = invoke("run", "-m", "x", "capital?")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, ANSWER + "\n", "")
+    assert fake.closed
+
+
+@pytest.mark.parametrize("arguments", [("-",), ()])
+def test_the_prompt_may_come_from_stdin(fake, arguments):
+    result = invoke("run", "-m", "x", "--no-stream", *arguments, input="Grüße\n")
+    assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
+    prompt = CHAT_OF("Grüße")
+    assert list(fake.cache[0, : len(prompt)]) == prompt
+
+
+def CHAT_OF(text, system=None):  # noqa: N802
+    """Token ids of the rendered chat: one a byte, two special ones."""
+    said = [] if system is None else [("system", system)]
+    ids = []
+    for role, content in [*said, ("user", text)]:
+        ids += [256, *f"{role}\n{content}".encode(), 257, 10]
+    return [*ids, 256, *b"assistant\n"]
+
+
+def test_system_and_raw(fake):
+    assert invoke("run", "-m", "x", "-s", "Be brief.", "hi").exit_code == 0
+    prompt = CHAT_OF("hi", "Be brief.")
+    assert list(fake.cache[0, : len(prompt)]) == prompt
+    assert invoke("run", "-m", "x", "--raw", "hi").exit_code == 0
+    assert list(fake.cache[0, :2]) == [*b"hi"]
+    assert invoke("run", "-m", "x", "--raw", "-s", "no", "hi").exit_code == 2
+
+
+def test_json_is_one_object(fake):
+    result = invoke("run", "-m", "x", "--json", "-n", 3, "hi")
+    value = json.loads(result.stdout)
+    assert (value["text"], value["finish_reason"], value["model"]) == ("Par", "length", "fake")
+    assert value["tokens"] == [*b"Par"]
+    assert value["timings"]["prompt_tokens"] == len(CHAT_OF("hi"))
+
+
+def test_options_arrive(fake):
+    result = invoke("run", "-m", "org/x", "-t", 3, "-c", 77, "--quant", "q8", "--kv", "q8", "-v", "--stop", "s", "hi")
+    assert result.stdout == "Pari\n"
+    assert "tok/s" in result.stderr
+    assert fake.asked[0] == ("org/x", {"quant": "q8", "threads": 3, "ctx": 77, "slots": 1, "kv": "q8"})
+
+
+def test_a_seed_gives_the_same_answer(fake):
+    fake.script = None
+    answers = [invoke("run", "-m", "x", "--seed", 3, "--temp", 2, "-n", 20, "hi").stdout for _ in range(2)]
+    assert answers[0] == answers[1]
+
+
+def test_no_chat_template_falls_back_to_plain_text(tmp_path, monkeypatch):
+    folder = byte_tokenizer_folder(tmp_path, chat=None)
+    install(monkeypatch, lambda: FakeModel(folder, script=[*b"ok", 257]))
+    result = invoke("run", "-m", "x", "hi")
+    assert (result.exit_code, result.stdout) == (0, "ok\n")
+    assert "no chat template" in result.stderr
+
+
+def test_the_default_model_is_pulled_when_it_is_missing(fake):
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
+    assert fake.asked == [("pull", "smollm2"), ("smollm2", fake.asked[1][1])]
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (CheckpointError("model.safetensors: truncated"), 1, "error: model.safetensors: truncated"),
+        (DoesNotFitError("needs 9 GB, there are 8"), 3, "error: needs 9 GB, there are 8"),
+        (MemoryError(), 3, "error: not enough memory; try --quant q4 or a smaller -c"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "error: /x: Permission denied"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_failures_are_one_line(monkeypatch, error, code, line):
+    def fail():
+        raise error
+
+    install(monkeypatch, fail)
+    result = invoke("run", "-m", "x", "hi")
+    assert (result.exit_code, result.stdout, result.stderr.strip()) == (code, "", line)
+    if line:
+        assert "Traceback" in invoke("run", "-m", "x", "-v", "hi").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-t", "0"), "--threads: expected a number from 1, got 0"),
+        (("--temp", "-1"), "temperature: expected a number from 0, got -1.0"),
+        (("-c", "20"), "the prompt has"),
+        (("--stop", ""), "stop: expected"),
+    ],
+)
+def test_bad_values_are_one_line(fake, arguments, message):
+    if arguments[0] == "-c":
+        fake.ctx = 20
+    result = invoke("run", "-m", "x", *arguments, "hi")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: " + message)
+    assert result.stderr.count("\n") == 1
+
+
+def test_stdin_that_is_not_text(fake):
+    result = invoke("run", "-m", "x", "-", input=b"\xff\xfe")
+    assert result.exit_code == 1
+    assert "not UTF-8" in result.stderr
+
+
+def test_an_empty_prompt(fake):
+    for arguments in (("",), ("-",)):
+        result = invoke("run", "-m", "x", *arguments)
+        assert (result.exit_code, result.stderr) == (1, "error: the prompt is empty\n")
+    assert invoke("run", "-m", "x", "--raw", "-n", 1, "").exit_code == 0
+    assert fake.cache[0, 0] == 256  # BOS
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("run", "--nonsense"), ("bench", "-p", "x"), ("nonsense",), ("convert", "a")]
+)
+def test_wrong_usage_is_exit_2(arguments):
+    assert invoke(*arguments).exit_code == 2
+
+
+# The other commands
+
+
+def test_explain_convert_pull_ls_doctor(fake, tmp_path):
+    assert invoke("explain", "x", "--analyze").stdout == "plan, analyze=True\n"
+    assert invoke("convert", "x", tmp_path / "out", "--quant", "q8").exit_code == 0
+    assert fake.asked[-1] == ("convert", "x", tmp_path / "out", "q8", None)
+    assert invoke("pull", "smollm2").exit_code == 0
+    assert "smollm2" in invoke("ls").stdout
+    assert json.loads(invoke("ls", "--json").stdout)
+    assert "fast" in invoke("doctor").stdout
+    assert json.loads(invoke("doctor", "--json").stdout) == {"cpu": "fast", "threads": [1, 2]}
+
+
+def test_version_and_help():
+    assert invoke("--version").stdout.startswith("lapinfer 0.")
+    for command in ("run", "info", "explain", "convert", "bench", "perplexity", "pull", "ls", "doctor"):
+        assert invoke(command, "-h").exit_code == 0
+
+
+def test_bench_makes_a_grid(fake):
+    result = invoke("bench", "-m", "x", "-p", "32,64", "-n", "4", "-d", "0,16", "-t", "1,2", "-r", 2, "-o", "json")
+    rows = json.loads(result.stdout)
+    assert [r["test"] for r in rows[:6]] == ["pp32", "pp32 @ d16", "pp64", "pp64 @ d16", "tg4", "tg4 @ d16"]
+    assert len(rows) == 12
+    row = rows[0]
+    assert (row["n_prompt"], row["n_gen"], len(row["samples_ts"]), row["text"]) == (32, 0, 2, "real")
+    assert row["avg_ts"] == pytest.approx(sum(row["samples_ts"]) / 2)
+    assert row["touched_mb"] == pytest.approx(1e-3)  # the fake's 1000 bytes a token
+    assert [call[1]["threads"] for call in fake.asked] == [1, 2]
+
+
+def test_bench_writes_what_is_asked(fake):
+    fast = ("-m", "x", "-p", "16", "-n", "2", "-r", 1)
+    markdown = invoke("bench", *fast).stdout
+    assert "| fake" in markdown
+    assert "pp16" in markdown
+    lines = invoke("bench", *fast, "-o", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["test"] for line in lines] == ["pp16", "tg2"]
+    table = invoke("bench", *fast, "-o", "csv").stdout.splitlines()
+    assert len(table) == 3
+    assert table[0].startswith("model_filename,")
+    assert invoke("bench", *fast, "-o", "xml").exit_code == 2
+    assert invoke("bench", "-m", "x", "-p", "0", "-n", "0").exit_code == 1
+    fake.folder = None
+    assert json.loads(invoke("bench", *fast, "-o", "json").stdout)[0]["text"] == "random"
+
+
+def test_perplexity_against_itself(fake, tmp_path):
+    fake.script = None
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark and stormy night. " * 4)
+    result = invoke("perplexity", "x", text, "-c", 32, "--chunks", 3, "--against", "x", "--json")
+    value = json.loads(result.stdout)
+    assert (value["chunks"], value["tokens"], value["divergence"]["same_top"]) == (3, 3 * 15, 1)
+    assert abs(value["divergence"]["mean"]) < 1e-6
+    assert invoke("perplexity", "x", text, "-c", 32).stdout.startswith("PPL = ")
+    assert "at least 1024" in invoke("perplexity", "x", text).stderr
+    assert invoke("perplexity", "x", tmp_path / "none").exit_code == 1
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_perplexity_scores_what_llama_perplexity_scores(tmp_path, bos):
+    folder = byte_tokenizer_folder(tmp_path, add_bos_token=bos)
+    text, ctx = "The quick brown fox jumps over the lazy dog. " * 3, 40
+    model = from_model(FakeModel(folder))  # pyright: ignore
+    results = list(perplexity(model, text, ctx))
+    ids = model.encode(text)
+    nll = []
+    for chunk in range(len(ids) // ctx):
+        part = ids[chunk * ctx : (chunk + 1) * ctx]
+        if bos:
+            part[0] = 256
+        logits = model.forward(part).astype(np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        nll += [-log_p[i, part[i + 1]] for i in range(ctx // 2, ctx - 1)]
+    assert [r.chunks for r in results] == [1, 2, 3]
+    assert results[-1].tokens == len(nll) == 3 * (ctx - ctx // 2 - 1)
+    assert results[-1].ppl == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
+    error = np.exp(np.mean(nll)) * np.std(nll) / np.sqrt(len(nll) - 1)
+    assert results[-1].error == pytest.approx(error, rel=1e-4)
+
+
+def test_divergence_from_a_reference(tmp_path):
+    folder = byte_tokenizer_folder(tmp_path)
+    text, ctx = "pack my box with five dozen liquor jugs " * 3, 40
+    sharper = FakeModel(folder)
+    plain_logits = sharper._logits
+    sharper._logits = lambda ids, pos: 2 * plain_logits(ids, pos)
+    model, reference = from_model(sharper), from_model(FakeModel(folder))  # pyright: ignore
+    *_, result = perplexity(model, text, ctx, chunks=1, reference=reference)
+    part = model.encode(text)[:ctx]
+    q = np.array([_log_softmax(row) for row in reference.forward(part)[ctx // 2 : -1]])
+    p = np.array([_log_softmax(row) for row in model.forward(part)[ctx // 2 : -1]])
+    kl = (np.exp(q) * (q - p)).sum(axis=1)
+    found = result.divergence
+    assert found is not None
+    assert (found.mean, found.median, found.same_top) == pytest.approx((kl.mean(), np.median(kl), 1), rel=1e-4)
+    assert found.p99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-4)
+    with pytest.raises(InputError, match="different tokenizers"):
+        next(perplexity(model, text, ctx, reference=from_model(FakeModel(folder, vocab=300))))  # pyright: ignore
+
+
+def _log_softmax(row):
+    row = row.astype(np.float64)
+    return row - np.log(np.exp(row).sum())
+
+
+# Other processes
+
+
+def command(folder, *arguments, **options):
+    """A process that runs the command line over a fake model."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import fake_model as f; folder, delay = sys.argv[1:3];"
+        "del sys.argv[1:3]; make = lambda: f.FakeModel(f.Path(folder), ctx=4096, delay=float(delay));"
+        "f.install(None, make, float(delay) * 50);"
+        "from lapinfer.cli import main; main()"
+    )
+    delay = str(options.pop("delay", 0))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    line = [sys.executable, "-c", script, str(ROOT / "tests"), str(folder), delay, *map(str, arguments)]
+    return subprocess.Popen(
+        line, env=environment, **({"stdout": -1, "stderr": -1, "stdin": subprocess.DEVNULL} | options)
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("when", ["loading", "answering"])
+def test_ctrl_c_ends_with_130(folder, when):
+    process = command(folder, "run", "-m", "x", "--raw", "hello", delay=0.02)
+    if when == "answering":
+        assert process.stdout.read(1)
+    else:
+        assert process.stderr.read(7) == b"loading"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_a_closed_pipe_is_quiet(folder):
+    process = command(folder, "run", "-m", "x", "--raw", "-n", "2000", "hello")
+    process.stdout.read(1)
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(20) == 0
+    assert errors == b""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals")
+def test_a_chat_in_a_terminal(folder):
+    main, terminal = os.openpty()
+    process = command(folder, "run", "-m", "x", "--temp", "0", delay=0.01, stdin=terminal, start_new_session=True)
+    os.close(terminal)
+    os.write(main, b"hello\n")
+    assert process.stdout.read(20)  # the fake never ends by itself
+    process.send_signal(signal.SIGINT)  # stops the answer, not the chat
+    time.sleep(0.3)
+    os.write(main, b"and?\n")
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    os.write(main, b"/exit\n")
+    _, errors = process.communicate(timeout=20)
+    os.close(main)
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
+
+
+def test_help_is_fast_and_light():
+    code = (
+        "import sys, lapinfer.cli as c\ntry: c.app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'numba', 'numpy', 'tokenizers', 'jinja2'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
