@@ -463,20 +463,24 @@ def _pull(name: str) -> Path:
     from lapinfer.checkpoint import hub
 
     with _Progress() as progress:
-        return hub.pull(name, progress=progress)
+        return hub.pull(name, lambda done, total: progress(f"pulling {name}", done, total))
 
 
 @app.command()
 def ls(json: Json = False, verbose: Verbose = False) -> None:
     """List the models on this computer."""
+    from dataclasses import asdict
+
     from lapinfer.checkpoint import hub
 
     models = hub.list_local()
     if json:
-        _print_json(models)
-    else:
-        for line in models:
-            print(line)
+        _print_json([asdict(model) for model in models])
+        return
+    for line in models:
+        print(line)
+    if not models:
+        _note(f"no models yet; get one with: lapinfer pull {DEFAULT_MODEL}")
 
 
 @app.command()

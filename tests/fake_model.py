@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from lapinfer.checkpoint.hub import LocalModel
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
 CHAT = (
@@ -143,14 +144,15 @@ def install(monkeypatch, make, slow_load=0.0):
     def convert(source, target, quant, calibrate=None, progress=None):
         asked.append(("convert", source, target, quant, calibrate))
 
-    def pull(name, progress=None):
+    def pull(name, progress):
         asked.append(("pull", name))
+        progress(1, 2)
         return Path(name)
 
     modules = {
         "lapinfer.model": SimpleNamespace(load_model=load_model, convert=convert),
         "lapinfer.checkpoint.hub": SimpleNamespace(
-            pull=pull, list_local=lambda: ["smollm2"], is_local=lambda name: False
+            pull=pull, list_local=lambda: [LocalModel("smollm2", "pulled", "/x", 1)], is_local=lambda name: False
         ),
         "lapinfer.report.doctor": SimpleNamespace(doctor=lambda: {"cpu": "fast", "threads": [1, 2]}),
     }

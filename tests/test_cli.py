@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_model import FakeModel, byte_tokenizer_folder, install
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from lapinfer.cli import app
@@ -181,9 +181,23 @@ def test_explain_convert_pull_ls_doctor(fake, tmp_path):
     assert fake.asked[-1] == ("convert", "x", tmp_path / "out", "q8", None)
     assert invoke("pull", "smollm2").exit_code == 0
     assert "smollm2" in invoke("ls").stdout
-    assert json.loads(invoke("ls", "--json").stdout)
+    assert json.loads(invoke("ls", "--json").stdout)[0]["name"] == "smollm2"
     assert "fast" in invoke("doctor").stdout
     assert json.loads(invoke("doctor", "--json").stdout) == {"cpu": "fast", "threads": [1, 2]}
+
+
+def test_info_reads_headers_alone(tmp_path):
+    sizes = {"vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+    folder = byte_tokenizer_folder(tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_act": "silu", **sizes, **heads}))
+    save_file({"model.embed_tokens.weight": np.zeros((258, 16), np.float16)}, folder / "model.safetensors")
+    value = json.loads(invoke("info", folder, "--json").stdout)
+    assert (value["family"], value["kv_heads"], value["stored"]) == ("llama", 1, {"F16": "100.0 %"})
+    assert (value["tokenizer"], value["chat_template"]) == ("258 tokens", True)
+    assert invoke("info", folder).stdout.startswith("path")
+    (folder / "config.json").write_text("{")
+    assert invoke("info", folder).exit_code == 1
 
 
 def test_version_and_help():
@@ -287,7 +301,7 @@ def command(folder, *arguments, **options):
     """A process that runs the command line over a fake model."""
     script = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import fake_model as f; folder, delay = sys.argv[1:3];"
-        "del sys.argv[1:3]; make = lambda: f.FakeModel(f.Path(folder), ctx=4096, delay=float(delay));"
+        "del sys.argv[1:3]; make = lambda: f.FakeModel(f.Path(folder), ctx=4096, delay=float(delay), script=[97]);"
         "f.install(None, make, float(delay) * 50);"
         "from lapinfer.cli import main; main()"
     )
@@ -331,11 +345,11 @@ def test_a_chat_in_a_terminal(folder):
     os.write(main, b"hello\n")
     assert process.stdout.read(20)  # the fake never ends by itself
     process.send_signal(signal.SIGINT)  # stops the answer, not the chat
-    time.sleep(0.3)
+    assert process.stdout.readline().endswith(b"a\n")
     os.write(main, b"and?\n")
-    assert process.stdout.read(20)
+    assert process.stdout.read(20) == b"a" * 20
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    assert process.stdout.readline().endswith(b"a\n")
     os.write(main, b"/exit\n")
     _, errors = process.communicate(timeout=20)
     os.close(main)
