@@ -1,0 +1,256 @@
+"""Attention with online softmax over fixed blocks of keys.
+
+For every block of KEY_BLOCK keys a row (a query head of a token) gets a partial: the maximum m of its scores,
+l = Σ e^(s − m), and Σ e^(s − m) · v. Partials are folded in the order of the blocks, by the same arithmetic
+whether one thread folds them at once (prompts) or `merge` does it later (decode, where blocks are shared out).
+A block that a row does not see is the neutral element of the fold, to the bit. (Online softmax: Milakov and
+Gimelshein, arXiv 1805.02867; splitting over keys: Dao et al., Flash-Decoding.)
+"""
+
+import numpy as np
+
+from lapinfer.kernels.cache import jit, kernel
+from lapinfer.kernels.operands import (
+    FIRST_BLOCK,
+    FIRST_TOKEN,
+    ITEM,
+    KEY_BLOCK,
+    LAST_BLOCK,
+    PARTIAL_EXTRA,
+    SLOT,
+    SPLIT,
+    TILE,
+    TOKEN_COUNT,
+    TOKENS,
+    offsets,
+)
+from lapinfer.kernels.simd import (
+    fma,
+    iota,
+    lane,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i8x16,
+    load_i64,
+    maximum,
+    reduce_max,
+    reduce_sum,
+    splat_f32,
+    store_f32,
+    store_f32x16,
+    tile_fma,
+    tile_of_4,
+    tile_store,
+    where_less,
+)
+from lapinfer.kernels.tiles import store_group
+from lapinfer.kernels.vecmath import cap, exp
+
+(
+    QKV, QKV_STRIDE, HEADS, KV_HEADS, K_DIM, V_DIM, K_CACHE, V_CACHE, K_SCALE, V_SCALE, CAPACITY, POS, ITEMS, WINDOW,
+    SCALE, SOFTCAP, PARTIAL, PART, SCRATCH, SCRATCH_STRIDE,
+) = offsets("attention")  # fmt: skip
+
+f32 = np.float32
+ROWS = 4  # query rows in a register tile
+LOWEST = f32(-1e30)  # the maximum of a row that has seen nothing; finite, so that differences stay numbers
+HIDDEN = f32(-np.inf)  # the score of a masked key
+
+
+@jit
+def fold(into, m, l, values, v_lanes):  # noqa: E741
+    """Merge a partial (m, l, values at an address) into the one at `into`."""
+    old = load_f32(into + 4 * v_lanes)
+    highest = max(old, m)
+    keep = lane(exp(splat_f32(old - highest)), 0)
+    take = lane(exp(splat_f32(m - highest)), 0)
+    for i in range(0, 4 * v_lanes, 64):
+        kept = load_f32x16(into + i) * splat_f32(keep)
+        store_f32x16(into + i, fma(load_f32x16(values + i), splat_f32(take), kept))
+    store_f32(into + 4 * v_lanes, highest)
+    store_f32(into + 4 * v_lanes + 4, load_f32(into + 4 * v_lanes + 4) * keep + l * take)
+
+
+@jit
+def scores_of_block(op, load_kv, key_bytes, q, keys, scales, first_key, first, last, scores):
+    """q · k of a register tile of rows against keys first … last (multiples of 16) of a block, into scores."""
+    k_dim, softcap = load_i64(op + K_DIM), load_f32(op + SOFTCAP)
+    for key in range(first, last, 16):
+        acc = tile_of_4()
+        k = keys + key * k_dim * key_bytes
+        for d in range(k_dim):
+            acc = tile_fma(acc, load_kv(k), q + 4 * ROWS * d, 4)
+            k += 16 * key_bytes
+        tile_store(acc, scores + 4 * key, 4 * KEY_BLOCK)
+        if key_bytes == 1 or softcap != f32(0.0):
+            for r in range(ROWS):
+                at = scores + 4 * (r * KEY_BLOCK + key)
+                value = load_f32x16(at)
+                if key_bytes == 1:
+                    value = value * load_f32x16(scales + 4 * key)
+                store_f32x16(at, cap(value, softcap))
+
+
+@jit
+def softmax_of_row(scores, first_key, first, last, lowest, highest, key_bytes, scales):
+    """Mask scores outside keys lowest … highest, and turn them into e^(s − m) in place -> m, l.
+
+    With a q8 cache each is multiplied with its value's scale after it was summed.
+    """
+    low, high = splat_f32(f32(lowest - first_key) - f32(0.5)), splat_f32(f32(highest - first_key) + f32(0.5))
+    best = splat_f32(LOWEST)
+    for key in range(first, last, 16):
+        index = iota() + splat_f32(f32(key))
+        value = load_f32x16(scores + 4 * key)
+        value = where_less(index, high, value, splat_f32(HIDDEN))
+        value = where_less(low, index, value, splat_f32(HIDDEN))
+        store_f32x16(scores + 4 * key, value)
+        best = maximum(best, value)
+    m = reduce_max(best)
+    total = splat_f32(f32(0.0))
+    for key in range(first, last, 16):
+        p = exp(load_f32x16(scores + 4 * key) - splat_f32(m))
+        total = total + p
+        if key_bytes == 1:
+            p = p * load_f32x16(scales + 4 * key)
+        store_f32x16(scores + 4 * key, p)
+    return m, reduce_sum(total)
+
+
+@jit
+def values_of_block(load_kv, value_bytes, scores, values, v_lanes, first, last, out):
+    """Σ p · v of a register tile of rows over keys first … last of a block -> out [ROWS, v_lanes]."""
+    for i in range(0, v_lanes, 16):
+        acc = tile_of_4()
+        v = values + (first * v_lanes + i) * value_bytes
+        for key in range(first, last):
+            acc = tile_fma(acc, load_kv(v), scores + 4 * key, 4 * KEY_BLOCK)
+            v += v_lanes * value_bytes
+        tile_store(acc, out + 4 * i, 4 * v_lanes)
+
+
+@jit
+def gather_queries(op, first_token, head, group, rows, q):
+    """Scaled queries of `rows` rows as [tiles of ROWS, k_dim, ROWS]; row r is token r // group, head r % group."""
+    k_dim, scale = load_i64(op + K_DIM), load_f32(op + SCALE)
+    for r in range(rows):
+        x = load_i64(op + QKV) + (first_token + r // group) * load_i64(op + QKV_STRIDE)
+        x += 4 * (head * group + r % group) * k_dim
+        out = q + 4 * (r // ROWS * ROWS * k_dim + r % ROWS)
+        for d in range(k_dim):
+            store_f32(out + 4 * ROWS * d, load_f32(x + 4 * d) * scale)
+
+
+@jit
+def attend(load_kv, kv_bytes, op, step, chunk, thread):
+    """One item of the step's table for one key/value head."""
+    kv_heads = load_i64(op + KV_HEADS)
+    item = load_i64(op + ITEMS) + 8 * len(ITEM) * (chunk // kv_heads)
+    head = chunk % kv_heads
+    heads, k_dim, v_dim = load_i64(op + HEADS), load_i64(op + K_DIM), load_i64(op + V_DIM)
+    v_lanes = (v_dim + 15) // 16 * 16
+    group = heads // kv_heads
+    first_token, slot = load_i64(item + 8 * FIRST_TOKEN), load_i64(item + 8 * SLOT)
+    tokens = load_i64(item + 8 * TOKEN_COUNT)
+    split = load_i64(item + 8 * SPLIT)
+    rows = tokens * group
+    q = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
+    scores = q + 4 * (rows + ROWS) * k_dim
+    weighted = scores + 4 * ROWS * KEY_BLOCK
+    gather_queries(op, first_token, head, group, rows, q)
+
+    pos, window, capacity = load_i64(op + POS), load_i64(op + WINDOW), load_i64(op + CAPACITY)
+    first_position = load_i64(pos + 8 * first_token)
+    last_position = load_i64(pos + 8 * (first_token + tokens - 1))
+    first_block = max(load_i64(item + 8 * FIRST_BLOCK), max(first_position - window + 1, 0) // KEY_BLOCK)
+    last_block = min(load_i64(item + 8 * LAST_BLOCK), last_position // KEY_BLOCK)
+    before = (slot * kv_heads + head) * capacity
+    row_bytes = 4 * (v_lanes + PARTIAL_EXTRA)
+    for block in range(first_block, last_block + 1):
+        first_key = block * KEY_BLOCK
+        place = before + first_key % capacity
+        keys = load_i64(op + K_CACHE) + place * k_dim * kv_bytes
+        values = load_i64(op + V_CACHE) + place * v_lanes * kv_bytes
+        k_scales, v_scales = load_i64(op + K_SCALE) + 4 * place, load_i64(op + V_SCALE) + 4 * place
+        for row in range(0, rows, ROWS):
+            top = first_token + min(row + ROWS - 1, rows - 1) // group
+            oldest = load_i64(pos + 8 * (first_token + row // group)) - window + 1
+            first = max(oldest - first_key, 0) // 16 * 16
+            last = min(load_i64(pos + 8 * top) - first_key + 16, KEY_BLOCK) // 16 * 16
+            if first < last:
+                scores_of_block(
+                    op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, k_scales, first_key, first, last, scores
+                )
+            for r in range(row, min(row + ROWS, rows)):
+                highest = load_i64(pos + 8 * (first_token + r // group))
+                m, total = softmax_of_row(
+                    scores + 4 * (r - row) * KEY_BLOCK, first_key, first, last, highest - window + 1, highest,
+                    kv_bytes, v_scales,
+                )  # fmt: skip
+                store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)), m)
+                store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1), total)
+            values_of_block(load_kv, kv_bytes, scores, values, v_lanes, first, last, weighted)
+            for r in range(row, min(row + ROWS, rows)):
+                m = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)))
+                total = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1))
+                value = weighted + 4 * (r - row) * v_lanes
+                token = first_token + r // group
+                part = load_i64(load_i64(op + PART) + 16 * token) + (block if split != 0 else 0)
+                into = load_i64(op + PARTIAL) + (part * heads + head * group + r % group) * row_bytes
+                if split != 0 or block == first_block:
+                    for i in range(0, 4 * v_lanes, 64):
+                        store_f32x16(into + i, load_f32x16(value + i))
+                    store_f32(into + 4 * v_lanes, m)
+                    store_f32(into + 4 * v_lanes + 4, total)
+                else:
+                    fold(into, m, total, value, v_lanes)
+
+
+@kernel
+def attention_f32(op, step, chunk, thread):
+    attend(load_f32x16, 4, op, step, chunk, thread)
+
+
+@kernel
+def attention_f16(op, step, chunk, thread):
+    attend(load_f16x16, 2, op, step, chunk, thread)
+
+
+@kernel
+def attention_q8(op, step, chunk, thread):
+    attend(load_i8x16, 1, op, step, chunk, thread)
+
+
+(
+    M_PARTIAL, M_PART, M_HEADS, M_V_DIM, M_POS, M_WINDOW, M_OUT, M_GROUPS, M_OUT_Q8, M_SCRATCH, M_SCRATCH_STRIDE,
+) = offsets("merge")  # fmt: skip
+
+
+@kernel
+def merge(op, step, chunk, thread):
+    """Fold the partials of a tile of tokens, divide by their sums, and write activation tiles."""
+    heads, v_dim, window = load_i64(op + M_HEADS), load_i64(op + M_V_DIM), load_i64(op + M_WINDOW)
+    groups, v_lanes = load_i64(op + M_GROUPS), (v_dim + 15) // 16 * 16
+    row_bytes = 4 * (v_lanes + PARTIAL_EXTRA)
+    x = load_i64(op + M_SCRATCH) + thread * load_i64(op + M_SCRATCH_STRIDE)
+    for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
+        entry = load_i64(op + M_PART) + 16 * t
+        position = load_i64(load_i64(op + M_POS) + 8 * t)
+        part, split = load_i64(entry), load_i64(entry + 8)
+        first = max(position - window + 1, 0) // KEY_BLOCK if split != 0 else 0
+        last = position // KEY_BLOCK if split != 0 else 0
+        for h in range(heads):
+            total = load_i64(op + M_PARTIAL) + ((part + first) * heads + h) * row_bytes
+            for block in range(first + 1, last + 1):
+                other = load_i64(op + M_PARTIAL) + ((part + block) * heads + h) * row_bytes
+                m, l = load_f32(other + 4 * v_lanes), load_f32(other + 4 * v_lanes + 4)  # noqa: E741
+                fold(total, m, l, other, v_lanes)
+            factor = splat_f32(f32(1.0) / load_f32(total + 4 * v_lanes + 4))
+            for i in range(0, 4 * v_lanes, 64):  # lanes behind v_dim are overwritten by the next head
+                store_f32x16(x + 4 * h * v_dim + i, load_f32x16(total + i) * factor)
+        for i in range(heads * v_dim, 32 * groups):
+            store_f32(x + 4 * i, f32(0.0))
+        for g in range(groups):
+            low, high = load_f32x16(x + 128 * g), load_f32x16(x + 128 * g + 64)
+            store_group(load_i64(op + M_OUT), load_i64(op + M_OUT_Q8), groups, g, t, low, high)

@@ -1,0 +1,98 @@
+"""Compilation of kernels: lazily, once for each version of the sources, to a cache folder of their own.
+
+Numba's own cache looks only at the file of the function itself, so a changed helper would leave stale machine code:
+the folder's name is a hash of all kernel sources, the versions of Numba and llvmlite, and the target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba import cfunc, int64, njit, void
+from numba.core import config
+from numba.core.registry import cpu_target
+
+from lapinfer.errors import LapinferError
+
+SIGNATURE = void(int64, int64, int64, int64)
+jit = njit(error_model="numpy", nogil=True)
+"""For functions that kernels call: never raises (division by zero gives inf), inlined by LLVM."""
+
+_functions: dict[str, Callable] = {}
+_compiled: dict[str, object] = {}
+_lock = threading.Lock()
+compile_seconds = 0.0
+"""Time spent compiling or loading machine code in this process."""
+compiled_fresh: list[str] = []
+"""Kernels that no cache held."""
+
+
+def kernel(function: Callable) -> Callable:
+    """Register a kernel under its function's name; nothing is compiled yet."""
+    _functions[function.__name__] = function
+    return function
+
+
+def target() -> str:
+    """Triple, CPU and features that code is generated for."""
+    return " ".join(cpu_target.target_context.codegen().magic_tuple())
+
+
+def folder() -> Path:
+    """Where machine code is kept: NUMBA_CACHE_DIR or the platform's cache folder, by a hash of what it depends on."""
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {target()}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    if base := os.environ.get("NUMBA_CACHE_DIR"):
+        home = Path(base)
+    else:
+        import platformdirs
+
+        home = Path(os.environ.get("LAPINFER_HOME") or platformdirs.user_cache_dir("lapinfer"))
+    return home / "kernels" / digest.hexdigest()[:16]
+
+
+def address(name: str) -> int:
+    """The machine code address of a kernel, compiled or loaded now if it has to be."""
+    with _lock:
+        if name not in _compiled:
+            _compiled[name] = _compile(_functions[name])
+        return _compiled[name].address  # type: ignore[attr-defined]
+
+
+def cached(name: str) -> bool:
+    """Whether a kernel's machine code is in the cache folder (as far as file names tell)."""
+    return name in _compiled or any(folder().glob(f"**/*.{name}-*.nbi"))
+
+
+def _compile(function: Callable):
+    global compile_seconds
+    began = time.perf_counter()
+    previous = config.CACHE_DIR
+    place = folder()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        usable = os.access(place, os.W_OK)
+    except OSError:
+        usable = False
+    try:
+        config.CACHE_DIR = str(place)
+        made = cfunc(SIGNATURE, cache=usable, error_model="numpy")(function)
+    except LapinferError:
+        raise
+    except OSError:  # the cache became unwritable or the disk is full: machine code in memory serves as well
+        config.CACHE_DIR = previous
+        made = cfunc(SIGNATURE, error_model="numpy")(function)
+    finally:
+        config.CACHE_DIR = previous
+        compile_seconds += time.perf_counter() - began
+    if not made.cache_hits:
+        compiled_fresh.append(function.__name__)
+    return made

@@ -1,0 +1,18 @@
+"""All kernels by name: imports the files that register them, and loads what a plan names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from lapinfer.kernels import attention, cache, elementwise, matmul, team
+
+__all__ = ["attention", "elementwise", "load", "matmul", "team"]
+
+
+def load(names: Iterable[str], notice: Callable[[str], None] | None = None) -> dict[str, int]:
+    """Machine code addresses of kernels; those that no cache holds are compiled, which `notice` is told once."""
+    wanted = sorted(set(names))
+    missing = [name for name in wanted if not cache.cached(name)]
+    if missing and notice is not None:
+        notice(f"compiling {len(missing)} kernels for this processor (once; about {2 * len(missing)} s)")
+    return {name: cache.address(name) for name in wanted}

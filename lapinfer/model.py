@@ -1,0 +1,139 @@
+"""A model that can run: packed weights, a plan, a team, and the step that everything is made of.
+
+A step is a batch of tokens: token[T], slot[T] (which sequence), pos[T], want[T] (whether its logits are wanted).
+A prompt, one token of decoding, several sequences at once: the same call with another T.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lapinfer.errors import InputError
+from lapinfer.kernels.control import COUNTER
+from lapinfer.kernels.operands import ANY_WANT, ITEMS, ONE, TILE, TILES, TOKENS, WANT, WANT_TILES
+from lapinfer.runtime.build import Builder, Limits, Weights, attention_items
+from lapinfer.runtime.meter import Meter
+from lapinfer.runtime.plan import Plan
+from lapinfer.runtime.team import Team
+from lapinfer.spec import ModelSpec
+
+Notice = Callable[[str], None]
+SPLIT_BELOW = 8
+"""Attention is split over key blocks when a step has fewer tiles of tokens than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Views into the model's buffers, valid until its next step.
+
+    values: [n_want, V] float32; block_max: [n_want, ceil(V/16)], the largest of each 16 neighbouring logits.
+    """
+
+    values: np.ndarray
+    block_max: np.ndarray
+
+
+def default_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Model:
+    """Weights and plan of one model; one step at a time (`lock` is held while it runs)."""
+
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, limits: Limits, *, name: str = "", folder: Path | None = None,
+        notice: Notice | None = None,
+    ):  # fmt: skip
+        from lapinfer.kernels import library
+
+        self.spec, self.weights, self.limits = spec, weights, limits
+        self.name, self.folder = name, folder
+        self.ctx, self.slots, self.threads, self.max_step = limits.ctx, limits.slots, limits.threads, limits.step
+        self.lock = threading.RLock()
+        built = Builder(spec, weights, limits).build()
+        self._step = built.step
+        self.caches = built.caches
+        began = time.perf_counter()
+        kernels = library.load([*{op.kernel for op in built.ops}, "lead", "follow", "read_clock"], notice)
+        self.compile_s = time.perf_counter() - began
+        self.plan = Plan(built.ops, kernels)
+        self.team = Team(limits.threads, kernels)
+        self.usage = Meter(self.plan, limits.kv, self.team.ns_per_tick)
+        self._counters = np.zeros((len(built.ops), COUNTER), np.int64)
+
+    def step(
+        self, token: Sequence[int] | np.ndarray, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray,
+        want: Sequence[bool] | np.ndarray,
+    ) -> Logits:  # fmt: skip
+        """Run T ≤ max_step tokens; returns the logits of those that are wanted.
+
+        Tokens of one slot come in the order of their positions, each one behind what the slot already holds.
+        """
+        with self.lock:
+            buffers, n = self._step, len(token)
+            self._check(n, token, slot, pos, want)
+            buffers.token[:n], buffers.slot[:n], buffers.pos[:n] = token, slot, pos
+            rows = np.flatnonzero(want)
+            buffers.want[: len(rows)] = rows
+            header = buffers.header
+            header[ONE], header[TOKENS], header[TILES] = 1, n, -(-n // TILE)
+            header[WANT], header[WANT_TILES], header[ANY_WANT] = len(rows), -(-len(rows) // TILE), int(len(rows) > 0)
+            header[ITEMS] = attention_items(
+                buffers.slot[:n], buffers.pos[:n], buffers.items, buffers.part, buffers.partials, SPLIT_BELOW
+            )
+            self._counters[:] = 0
+            elapsed = self.team.run(self.plan, header, self._counters)
+            self.usage.record(buffers.slot[:n], buffers.pos[:n], len(rows), self._counters, elapsed)
+            return Logits(buffers.logits[: len(rows), : self.spec.vocab], buffers.block_max[: len(rows)])
+
+    def _check(self, n: int, token, slot, pos, want) -> None:
+        if not 1 <= n <= self.max_step or not n == len(slot) == len(pos) == len(want):
+            raise InputError(f"a step takes 1 to {self.max_step} tokens with as many slots, positions and wants, got {n}")
+        for what, values, stop in (
+            ("token id", token, self.spec.vocab), ("slot", slot, self.slots), ("position", pos, self.ctx),
+        ):  # fmt: skip
+            low, high = int(np.min(values)), int(np.max(values))
+            if low < 0 or high >= stop:
+                wrong = low if low < 0 else high
+                raise InputError(f"{what} {wrong} is out of range, expected 0 to {stop - 1}")
+
+    def prefill(self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0) -> Logits:
+        """Run a prompt from position `start` on, in chunks of max_step; the logits of its last token."""
+        if len(ids) == 0:
+            raise InputError("the prompt is empty: at least one token is needed")
+        logits = None
+        for at in range(0, len(ids), self.max_step):
+            piece = ids[at : at + self.max_step]
+            want = np.zeros(len(piece), bool)
+            want[-1] = at + len(piece) == len(ids)
+            positions = np.arange(start + at, start + at + len(piece))
+            logits = self.step(piece, np.full(len(piece), slot), positions, want)
+        assert logits is not None
+        return logits
+
+    def forward(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Logits [T, V] float32 of every position of a fresh sequence (it takes slot 0)."""
+        if len(ids) == 0:
+            raise InputError("forward needs at least one token id")
+        if len(ids) > self.ctx:
+            raise InputError(f"{len(ids)} tokens do not fit the context of {self.ctx}: load with a larger ctx")
+        out = np.empty((len(ids), self.spec.vocab), np.float32)
+        with self.lock:
+            for at in range(0, len(ids), self.max_step):
+                piece = ids[at : at + self.max_step]
+                positions = np.arange(at, at + len(piece))
+                logits = self.step(piece, np.zeros(len(piece), np.int64), positions, np.ones(len(piece), bool))
+                out[at : at + len(piece)] = logits.values
+        return out
+
+    def close(self) -> None:
+        """Let the team's threads end."""
+        self.team.close()

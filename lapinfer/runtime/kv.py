@@ -1,0 +1,76 @@
+"""The KV cache: what attention remembers of earlier tokens, for a number of slots (sequences)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lapinfer.kernels.operands import KEY_BLOCK, KV_KINDS
+from lapinfer.spec import AttentionSpec, ModelSpec
+
+KVName = Literal["f32", "f16", "q8"]
+DTYPES = {"f32": np.float32, "f16": np.float16, "q8": np.int8}
+
+
+def lanes(width: int) -> int:
+    """Values of a head are stored in whole vectors of 16."""
+    return -(-width // 16) * 16
+
+
+def capacity(attention: AttentionSpec, ctx: int, chunk: int) -> int:
+    """Keys that a slot of a layer can hold, a multiple of KEY_BLOCK.
+
+    A window keeps a ring; a chunk of a prompt needs chunk − 1 places more, or it would overwrite keys it still reads.
+    """
+    needed = ctx if attention.window is None else min(ctx, attention.window + chunk - 1)
+    return -(-needed // KEY_BLOCK) * KEY_BLOCK
+
+
+def bytes_per_key(attention: AttentionSpec, kind: KVName) -> int:
+    """Bytes of one position's key and value, all heads of a layer, scales included."""
+    numbers = attention.k_dim + lanes(attention.v_dim)
+    scales = 8 if kind == "q8" else 0
+    return attention.n_kv_heads * (numbers * np.dtype(DTYPES[kind]).itemsize + scales)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys and values (layout: kernels/operands.py). Untouched pages take no memory."""
+
+    kind: KVName
+    capacity: int
+    keys: np.ndarray
+    values: np.ndarray
+    key_scales: np.ndarray
+    value_scales: np.ndarray
+
+    @property
+    def code(self) -> int:
+        return KV_KINDS.index(self.kind)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes + self.key_scales.nbytes + self.value_scales.nbytes
+
+
+def layer_cache(attention: AttentionSpec, kind: KVName, slots: int, ctx: int, chunk: int) -> LayerCache:
+    places = capacity(attention, ctx, chunk)
+    heads = (slots, attention.n_kv_heads)
+    scales = (*heads, places) if kind == "q8" else (1,)
+    return LayerCache(
+        kind,
+        places,
+        np.zeros((*heads, places // 16, attention.k_dim, 16), DTYPES[kind]),
+        np.zeros((*heads, places, lanes(attention.v_dim)), DTYPES[kind]),
+        np.zeros(scales, np.float32),
+        np.zeros(scales, np.float32),
+    )
+
+
+def cache_bytes(spec: ModelSpec, kind: KVName, slots: int, ctx: int, chunk: int) -> int:
+    """Memory that a full cache takes."""
+    return sum(
+        slots * capacity(layer.attention, ctx, chunk) * bytes_per_key(layer.attention, kind) for layer in spec.layers
+    )

@@ -1,0 +1,93 @@
+"""What steps touched: bytes read of weights and of the KV cache, multiply-adds, and time, by part of the model.
+
+Touched means what a step had to read: weights with their scales, the rows of the embedding that were looked up, and
+the keys and values that its tokens see (each once a step and slot). It is not what is resident, nor what was
+faulted in from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lapinfer.kernels.control import CALLS, COUNTER, NS
+from lapinfer.kernels.operands import ANY_WANT, WANT_TILES
+from lapinfer.runtime.kv import KVName, bytes_per_key
+from lapinfer.runtime.plan import Plan
+
+
+def keys_seen(window: int | None, slot: np.ndarray, pos: np.ndarray) -> int:
+    """How many positions a step's tokens see in a layer of this window, each counted once a slot."""
+    keys = 0
+    for s in set(slot.tolist()):
+        seen = pos[slot == s]
+        first = 0 if window is None else max(int(seen.min()) - window + 1, 0)
+        keys += int(seen.max()) + 1 - first
+    return keys
+
+
+class Meter:
+    """Accumulates over steps; `totals()` and `by_op()` read it, `reset()` starts anew."""
+
+    def __init__(self, plan: Plan, kv: KVName, ns_per_tick: Callable[[], float]):
+        self._plan, self._kv, self._ns_per_tick = plan, kv, ns_per_tick
+        ops = plan.ops
+        self._wanted = np.array([op.count in (ANY_WANT, WANT_TILES) for op in ops])
+        self._weight_bytes = np.array([op.weight_bytes for op in ops], np.int64)
+        self._row_bytes = np.array([op.notes.get("row_bytes", 0) for op in ops], np.int64)
+        self._op_macs = np.array([op.macs for op in ops], np.int64)
+        self._attention = [(i, op.notes["attention"]) for i, op in enumerate(ops) if "attention" in op.notes]
+        self.reset()
+
+    def reset(self) -> None:
+        n = len(self._plan.ops)
+        self.steps = self.tokens = self.ns = 0
+        self.counters = np.zeros((n, COUNTER), np.int64)
+        self.bytes = np.zeros(n, np.int64)
+        self.macs = np.zeros(n, np.int64)
+
+    def record(self, slot: np.ndarray, pos: np.ndarray, wanted: int, counters: np.ndarray, ns: int) -> None:
+        """Add one step of len(pos) tokens."""
+        self.steps += 1
+        self.tokens += len(pos)
+        self.ns += ns
+        self.counters += counters
+        tokens = np.where(self._wanted, wanted, len(pos))
+        self.bytes += self._weight_bytes * (tokens > 0) + self._row_bytes * tokens
+        self.macs += self._op_macs * tokens
+        seen: dict[int | None, int] = {}
+        for i, spec in self._attention:
+            if spec.window not in seen:
+                seen[spec.window] = keys_seen(spec.window, slot, pos)
+            self.bytes[i] += seen[spec.window] * bytes_per_key(spec, self._kv)
+
+    def totals(self) -> dict[str, float]:
+        """Sums over all steps: steps, tokens, seconds, bytes, bytes by part, multiply-adds."""
+        parts: dict[str, int] = {}
+        for op, count in zip(self._plan.ops, self.bytes, strict=True):
+            parts[op.part] = parts.get(op.part, 0) + int(count)
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "seconds": self.ns / 1e9,
+            "bytes": int(self.bytes.sum()),
+            "macs": int(self.macs.sum()),
+            **{f"bytes_{part}": count for part, count in parts.items()},
+        }
+
+    def by_op(self) -> list[dict[str, object]]:
+        """One row an op: name, part, calls, seconds, bytes, multiply-adds."""
+        tick = self._ns_per_tick()
+        return [
+            {
+                "op": op.name,
+                "kernel": op.kernel,
+                "part": op.part,
+                "calls": int(count[CALLS]),
+                "seconds": float(count[NS]) * tick / 1e9,
+                "bytes": int(touched),
+                "macs": int(macs),
+            }
+            for op, count, touched, macs in zip(self._plan.ops, self.counters, self.bytes, self.macs, strict=True)
+        ]

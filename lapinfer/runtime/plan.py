@@ -1,0 +1,71 @@
+"""A plan: what a step does, as a list of ops over buffers that were allocated once.
+
+An op names a kernel and its operands; `Plan` encodes the list as rows of int64 (kernel address, operand addresses,
+sizes) which the team runs without Python. Arrays are checked here, before their addresses leave Python, and are kept
+alive by the plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lapinfer.kernels.operands import COUNT, FIRST, KERNEL, KIND, OPERANDS, ROW, TIMES
+
+Operand = np.ndarray | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One kernel with its operands, run in (step[count] · times) chunks.
+
+    `part` is what its bytes are accounted as (attention, feed-forward, head, …), `label` what a person reads,
+    `layer` the layer or −1. `weight_bytes` are read in every step that has work for it; `macs` multiply-adds a token.
+    """
+
+    kernel: str
+    label: str
+    part: str
+    layer: int
+    count: int
+    times: int
+    operands: dict[str, Operand]
+    weight_bytes: int = 0
+    macs: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.label if self.layer < 0 else f"{self.layer}.{self.label}"
+
+
+def encode_operand(value: Operand) -> int:
+    """An int64 as kernels read it: an array's address, an integer, or a float32's bits."""
+    if isinstance(value, np.ndarray):
+        if not value.flags.c_contiguous:
+            raise ValueError("an operand of an op must be a contiguous array")
+        return value.ctypes.data
+    if isinstance(value, float):
+        return int(np.float32(value).view(np.int32))
+    return int(value)
+
+
+def encode(op: Op, address: int) -> np.ndarray:
+    """The op's row."""
+    names = OPERANDS[op.kernel.split("_")[0] if op.kernel.startswith(("matmul_", "attention_")) else op.kernel]
+    if unknown := set(op.operands) ^ set(names):
+        raise ValueError(f"op {op.name}: operands {sorted(unknown)} missing or unknown")
+    row = np.zeros(ROW, np.int64)
+    row[[KERNEL, COUNT, TIMES, KIND]] = address, op.count, op.times, 0
+    row[FIRST : FIRST + len(names)] = [encode_operand(op.operands[name]) for name in names]
+    return row
+
+
+class Plan:
+    """Ops and their encoded rows; `addresses` maps a kernel's name to its machine code."""
+
+    def __init__(self, ops: list[Op], addresses: dict[str, int]):
+        self.ops = ops
+        self.rows = np.stack([encode(op, addresses[op.kernel]) for op in ops])

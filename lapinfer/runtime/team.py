@@ -1,0 +1,142 @@
+"""A team of threads that runs plans side by side (the loop itself is kernels/team.py).
+
+The calling thread leads; the others help while there is work, spin for some milliseconds, and then sleep until the
+next step. Results do not depend on how many of them come.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+import weakref
+
+import numpy as np
+
+from lapinfer.kernels.control import (
+    ACTIVE,
+    BASE,
+    COUNTER,
+    COUNTERS,
+    FINISHED,
+    LINE,
+    OPS,
+    PARKED,
+    ROWS,
+    STEP,
+    YIELD,
+    control_words,
+)
+from lapinfer.runtime.pace import Pace
+from lapinfer.runtime.plan import Plan
+
+KERNEL = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+"""Calling a kernel through ctypes releases the GIL."""
+
+
+def _yield_address() -> int:
+    """The C library's sched_yield, or 0 where there is none."""
+    if sys.platform == "win32":
+        return ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value or 0
+    try:
+        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
+def _aligned_words(count: int) -> np.ndarray:
+    """int64 zeros that begin at a cache line pair."""
+    words = np.zeros(count + LINE, np.int64)
+    skip = -(words.ctypes.data // 8) % LINE
+    return words[skip : skip + count]
+
+
+class _Shared:
+    """What helpers hold: not the team itself, so that a forgotten team can be collected."""
+
+    def __init__(self, threads: int, follow: int):
+        self.words = _aligned_words(control_words(threads))
+        self.wake = [threading.Event() for _ in range(threads)]
+        self.closed = False
+        self.follow = KERNEL(follow)
+
+    def help(self, thread: int) -> None:
+        address, parked = self.words.ctypes.data, (PARKED + 8 * LINE * thread) // 8
+        while not self.closed:
+            self.follow(address, thread, 0, 0)
+            self.wake[thread].wait()
+            self.wake[thread].clear()
+            self.words[parked] = 0
+
+    def close(self) -> None:
+        self.closed = True
+        self.words[ACTIVE // 8] = 0
+        for event in self.wake:
+            event.set()
+
+
+class Team:
+    """`threads` threads, the caller's included. `kernels` maps lead, follow and read_clock to machine code."""
+
+    def __init__(self, threads: int, kernels: dict[str, int]):
+        self.threads = threads
+        self.pace = Pace(threads)
+        self._kernels = kernels
+        self._lead, self._read_clock = KERNEL(kernels["lead"]), KERNEL(kernels["read_clock"])
+        self._serial = 1
+        self._start()
+        self._ticks_began, self._ns_began = self._ticks(), time.perf_counter_ns()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._shared = _Shared(self.threads, self._kernels["follow"])
+        self._shared.words[YIELD // 8] = _yield_address()
+        for thread in range(1, self.threads):
+            threading.Thread(target=self._shared.help, args=(thread,), daemon=True, name=f"lapinfer-{thread}").start()
+        self._finalizer = weakref.finalize(self, self._shared.close)
+
+    def _ticks(self) -> int:
+        out = np.zeros(1, np.int64)
+        self._read_clock(out.ctypes.data, 0, 0, 0)
+        return int(out[0])
+
+    def ns_per_tick(self) -> float:
+        """Length of a tick of the ops' clock, measured over the team's life."""
+        ticks = self._ticks() - self._ticks_began
+        return (time.perf_counter_ns() - self._ns_began) / max(ticks, 1)
+
+    def run(self, plan: Plan, step: np.ndarray, counters: np.ndarray) -> int:
+        """Run one step of a plan; returns its nanoseconds. step: the header (operands.STEP), counters: [ops, 2]."""
+        if os.getpid() != self._pid:  # threads do not survive a fork
+            self._finalizer.detach()
+            self._start()
+        assert step.flags.c_contiguous and counters.flags.c_contiguous and counters.shape == (len(plan.ops), COUNTER)
+        shared = self._shared
+        words, tokens = shared.words, int(step[1])
+        active = self.pace.choose(tokens)
+        end = self._serial + len(plan.ops)
+        words[[BASE // 8, OPS // 8, ROWS // 8, STEP // 8, COUNTERS // 8, ACTIVE // 8]] = (
+            self._serial,
+            len(plan.ops),
+            plan.rows.ctypes.data,
+            step.ctypes.data,
+            counters.ctypes.data,
+            active,
+        )
+        self._serial = end
+        for thread in range(1, active):
+            if words[(PARKED + 8 * LINE * thread) // 8]:
+                shared.wake[thread].set()
+        began = time.perf_counter_ns()
+        self._lead(words.ctypes.data, end, 0, 0)
+        elapsed = time.perf_counter_ns() - began
+        self.pace.record(tokens, active, elapsed)
+        assert words[FINISHED // 8] == end
+        return elapsed
+
+    def close(self) -> None:
+        self._finalizer()
+
+
