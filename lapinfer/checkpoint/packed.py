@@ -294,7 +294,7 @@ class PackedWriter:
 
     def _does_not_fit(self, need: int, free: int) -> DoesNotFitError:
         return DoesNotFitError(
-            f"{self.path.parent}: packing needs {need / 1e6:.1f} MB there, {free / 1e6:.1f} MB are free; "
+            f"{self.path.parent}: packing needs {need:,} bytes there, {free:,} are free; "
             f"free some, or set LAPINFER_HOME to a folder on a larger disk"
         )
 

@@ -1,0 +1,101 @@
+"""Small GGUF files for tests, made with the gguf package's own writer."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+HEADS, KV_HEADS, DIM, WIDTH, FF, VOCAB = 4, 2, 8, 32, 64, 300
+
+
+def byte_pieces() -> list[str]:
+    return [f"<0x{b:02X}>" for b in range(256)]
+
+
+def sentencepiece_vocabulary() -> tuple[list[str], list[float], list[int]]:
+    """<unk> <s> </s>, 256 bytes, characters, and the pieces that lead to ▁hello and ▁world."""
+    characters = sorted(set("▁helloworld"))
+    merged = ["he", "ll", "▁w", "hell", "or", "hello", "▁wor", "▁hello", "ld", "▁world"]
+    tokens = ["<unk>", "<s>", "</s>", *byte_pieces(), *merged, *characters, "<|end|>"]
+    scores = [0.0] * 259 + [-float(i) for i in range(len(merged) + len(characters))] + [0.0]
+    types = [2, 3, 3, *[6] * 256, *[1] * (len(merged) + len(characters)), 3]
+    return tokens, scores, types
+
+
+def permute(weights: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to query and key rows."""
+    return weights.reshape(heads, 2, len(weights) // heads // 2, -1).swapaxes(1, 2).reshape(weights.shape)
+
+
+def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """Published-order weights of one layer under GGUF names."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    made = {"token_embd.weight": normal(VOCAB, WIDTH), "output_norm.weight": normal(WIDTH)}
+    if architecture == "gpt2":
+        shapes = {
+            "attn_norm": (WIDTH,), "attn_qkv": (3 * WIDTH, WIDTH), "attn_output": (WIDTH, WIDTH),
+            "ffn_norm": (WIDTH,), "ffn_up": (FF, WIDTH), "ffn_down": (WIDTH, FF),
+        }  # fmt: skip
+        made |= {"output_norm.bias": normal(WIDTH), "position_embd.weight": normal(64, WIDTH)}
+        made |= {f"blk.0.{name}.bias": normal(shape[0]) for name, shape in shapes.items()}
+    else:
+        shapes = {
+            "attn_norm": (WIDTH,), "attn_q": (HEADS * DIM, WIDTH), "attn_k": (KV_HEADS * DIM, WIDTH),
+            "attn_v": (KV_HEADS * DIM, WIDTH), "attn_output": (WIDTH, HEADS * DIM), "ffn_norm": (WIDTH,),
+            "ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH), "ffn_down": (WIDTH, FF),
+        }  # fmt: skip
+    if architecture.startswith("gemma"):
+        shapes |= {"post_attention_norm": (WIDTH,), "post_ffw_norm": (WIDTH,)}
+    return made | {f"blk.0.{name}.weight": normal(*shape) for name, shape in shapes.items()}
+
+
+def write(
+    path: Path, architecture: str = "llama", kind: str = "F32", tokenizer: bool = True, extra: dict | None = None
+) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(FF)
+    writer.add_head_count(HEADS)
+    if architecture == "gpt2":
+        writer.add_layer_norm_eps(1e-5)
+    else:
+        writer.add_head_count_kv(KV_HEADS)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_rope_freq_base(10000.0)
+    if architecture.startswith("gemma"):
+        writer.add_key_length(DIM)
+        writer.add_value_length(DIM)
+        writer.add_sliding_window(16)
+        writer.add_final_logit_softcapping(30.0)
+    for key, value in (extra or {}).items():
+        writer.add_key_value(key, *value)
+    if tokenizer:
+        tokens, scores, types = sentencepiece_vocabulary()
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(tokens)
+        writer.add_token_scores(scores)
+        writer.add_token_types(types)
+        writer.add_unk_token_id(0)
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_chat_template("{{ messages }}")
+    for name, array in weights(architecture).items():
+        if architecture in ("llama", "granite", "smollm3") and ".attn_q." in name:
+            array = permute(array, HEADS)
+        elif architecture in ("llama", "granite", "smollm3") and ".attn_k." in name:
+            array = permute(array, KV_HEADS)
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            array = array + 1
+        quantization = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
+        writer.add_tensor(name, gguf.quants.quantize(array, quantization), raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,0 +1,166 @@
+"""GGUF files: what llama.cpp's converter changed is undone exactly, and the tokenizer is the published one."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+gguf = pytest.importorskip("gguf")
+
+import gguf_files  # noqa: E402
+
+from lapinfer.checkpoint.gguf import GGUFCheckpoint  # noqa: E402
+from lapinfer.errors import CheckpointError, UnsupportedError  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAPINFER_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "granite", "smollm3", "qwen2", "gemma2", "gemma3"])
+def test_weights_come_back_as_published(tmp_path, architecture):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", architecture))
+    weights = gguf_files.weights(architecture)
+    for name, stored in (
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("model.layers.0.self_attn.q_proj", "blk.0.attn_q"),
+        ("model.layers.0.self_attn.k_proj", "blk.0.attn_k"),
+        ("model.layers.0.mlp.down_proj", "blk.0.ffn_down"),
+    ):
+        expected = weights[f"{stored}.weight"]
+        np.testing.assert_allclose(checkpoint.read(f"{name}.weight"), expected, atol=2e-7)
+        np.testing.assert_allclose(checkpoint.read(f"{name}.weight", 3, 9), expected[3:9], atol=2e-7)
+        assert checkpoint.shape(f"{name}.weight") == expected.shape
+    assert len(checkpoint.names()) == len(weights)
+
+
+def test_gpt2_is_stored_in_by_out(tmp_path):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", "gpt2"))
+    weights = gguf_files.weights("gpt2")
+    name, expected = "transformer.h.0.mlp.c_fc.weight", weights["blk.0.ffn_up.weight"].T
+    assert checkpoint.shape(name) == expected.shape
+    np.testing.assert_array_equal(checkpoint.read(name, 2, 7), expected[2:7])
+    np.testing.assert_array_equal(checkpoint.read("transformer.wpe.weight"), weights["position_embd.weight"])
+    np.testing.assert_array_equal(checkpoint.read("transformer.h.0.attn.c_attn.bias"), weights["blk.0.attn_qkv.bias"])
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_groups_are_exact(tmp_path, kind):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", kind=kind))
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"):
+        assert checkpoint.stored_as(name) == kind
+        for rows in ((0, None), (3, 11)):
+            grouped = checkpoint.read_grouped(name, *rows)
+            assert grouped is not None
+            assert grouped.format == ("q8" if kind == "Q8_0" else "q4")
+            values = grouped.codes.reshape(len(grouped.codes), -1, 32) * grouped.scale.astype(np.float32)[..., None]
+            if grouped.minimum is not None:
+                values = values + grouped.minimum.astype(np.float32)[..., None]
+            np.testing.assert_array_equal(values.reshape(grouped.codes.shape), checkpoint.read(name, *rows))
+    assert checkpoint.read_grouped("model.norm.weight") is None
+
+
+def test_groups_that_float16_cannot_hold(tmp_path):
+    path = gguf_files.write(tmp_path / "m.gguf", kind="Q4_0")
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_up.weight")
+    data = bytearray(path.read_bytes())
+    data[tensor.data_offset : tensor.data_offset + 2] = np.float16(10000).tobytes()
+    path.write_bytes(data)
+    assert GGUFCheckpoint(path).read_grouped("model.layers.0.mlp.up_proj.weight") is None
+
+
+def test_eight_bit_code_out_of_range(tmp_path):
+    path = gguf_files.write(tmp_path / "m.gguf", kind="Q8_0")
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_up.weight")
+    data = bytearray(path.read_bytes())
+    data[tensor.data_offset + 2] = 0x80
+    path.write_bytes(data)
+    assert GGUFCheckpoint(path).read_grouped("model.layers.0.mlp.up_proj.weight") is None
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q5_0", "Q5_1"])
+def test_other_types_are_dequantized(tmp_path, kind):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", kind=kind))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = gguf_files.weights("llama")["blk.0.attn_q.weight"]
+    np.testing.assert_allclose(checkpoint.read(name), expected, atol=0.15 if kind.startswith("Q") else 0.02)
+    assert checkpoint.read_grouped(name) is None
+
+
+def test_config(tmp_path):
+    config = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf")).config
+    assert config["model_type"] == "llama"
+    assert config["rms_norm_eps"] == 1e-5
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 2, 8)
+    assert config["tie_word_embeddings"]
+    window = {"llama.attention.sliding_window": (32, gguf.GGUFValueType.UINT32)}
+    config = GGUFCheckpoint(gguf_files.write(tmp_path / "w.gguf", extra=window)).config
+    assert (config["model_type"], config["sliding_window"]) == ("mistral", 32)
+    config = GGUFCheckpoint(gguf_files.write(tmp_path / "g.gguf", "gemma3")).config
+    assert (config["model_type"], config["final_logit_softcapping"]) == ("gemma3_text", 30.0)
+
+
+def test_unsupported_is_refused_by_name(tmp_path):
+    with pytest.raises(UnsupportedError, match="architecture 'mamba'"):
+        GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", "mamba"))
+    experts = {"llama.expert_count": (8, gguf.GGUFValueType.UINT32)}
+    with pytest.raises(UnsupportedError, match="mixture of experts"):
+        GGUFCheckpoint(gguf_files.write(tmp_path / "e.gguf", extra=experts))
+    (tmp_path / "x.gguf").write_bytes(b"PK\3\4")
+    with pytest.raises(CheckpointError, match="expected b'GGUF'"):
+        GGUFCheckpoint(tmp_path / "x.gguf")
+
+
+def test_sentencepiece_tokenizer(tmp_path):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf"))
+    tokens = gguf_files.sentencepiece_vocabulary()[0]
+    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+
+    def pieces(text):
+        return [tokens[i] for i in tokenizer.encode(text).ids]
+
+    assert pieces("hello world") == ["<s>", "▁hello", "▁world"]
+    assert pieces("hello é<|end|>") == ["<s>", "▁hello", "▁", "<0xC3>", "<0xA9>", "<|end|>"]
+    assert tokenizer.decode(tokenizer.encode("hello  wé\n").ids) == "hello  wé\n"
+    config = json.loads((checkpoint.folder / "tokenizer_config.json").read_text())
+    assert (config["bos_token"], config["add_bos_token"], config["chat_template"]) == ("<s>", True, "{{ messages }}")
+    assert checkpoint.folder.is_relative_to(tmp_path / "home")
+
+
+def test_sentencepiece_as_transformers_reads_it(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    path = gguf_files.write(tmp_path / "m.gguf")
+    ours = tokenizers.Tokenizer.from_file(str(GGUFCheckpoint(path).folder / "tokenizer.json"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    for text in ("hello world", "hello  hello", "world\nworld", "é 日本 hello!", "helloworld 12"):
+        assert ours.encode(text).ids == theirs(text).input_ids, text
+
+
+def test_no_tokenizer_is_no_error(tmp_path):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", tokenizer=False))
+    assert os.listdir(checkpoint.folder) == ["config.json"]
+
+
+def test_an_unknown_pretokenizer_is_refused(tmp_path):
+    extra = {
+        "tokenizer.ggml.model": ("gpt2", gguf.GGUFValueType.STRING),
+        "tokenizer.ggml.pre": ("of-tomorrow", gguf.GGUFValueType.STRING),
+    }
+    with pytest.raises(UnsupportedError, match="pre-tokenizer 'of-tomorrow'"):
+        GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", tokenizer=False, extra=extra))
+
+
+SMOLLM2 = Path(os.environ.get("LAPINFER_TEST_SMOLLM2", "absent"))
+
+
+@pytest.mark.skipif(not SMOLLM2.is_file(), reason="LAPINFER_TEST_SMOLLM2 names no GGUF file of SmolLM2")
+def test_smollm2_tokenizer():
+    tokenizer = tokenizers.Tokenizer.from_file(str(GGUFCheckpoint(SMOLLM2).folder / "tokenizer.json"))
+    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>"
+    assert tokenizer.encode(text).ids == [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2]
+    assert [tokenizer.id_to_token(i) for i in tokenizer.encode("in 1984").ids] == ["in", "Ġ", "1", "9", "8", "4"]

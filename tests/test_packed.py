@@ -1,0 +1,247 @@
+"""The packed form: readable by the official library, aligned, and never half there under its final name."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lapinfer.checkpoint import packed
+from lapinfer.checkpoint.packed import ALIGN, PackedEntry, PackedFile, PackedWriter, is_packed
+from lapinfer.errors import CheckpointError, DoesNotFitError
+
+ENTRIES = [
+    PackedEntry("embed", "q8", (50, 70)),
+    PackedEntry("layers.0.qkv", "q4", (33, 64)),
+    PackedEntry("norm.weight", None, (64,)),
+    PackedEntry("positions", None, (3, 5)),
+]
+METADATA = {"quant": "q4", "source": "abc"}
+
+
+def arrays(entries=ENTRIES):
+    rng = np.random.default_rng(1)
+    made = {}
+    for entry in entries:
+        dtype, shape = entry.stored
+        made[entry.name] = rng.integers(0, 255, shape, np.uint8) if dtype == "U8" else rng.random(shape, np.float32)
+    return made
+
+
+def pack(path, names=None, metadata=METADATA):
+    with PackedWriter(path, ENTRIES, metadata) as writer:
+        for name in writer.remaining():
+            if names is None or name in names:
+                writer.write(name, arrays()[name])
+        if names is None:
+            writer.finish()
+        return writer
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+def test_round_trip(path):
+    pack(path)
+    assert os.listdir(path.parent) == ["model.safetensors"]
+    assert is_packed(path)
+    assert is_packed(path.parent)
+    file = PackedFile(path.parent)
+    assert file.names() == [e.name for e in ENTRIES]
+    assert file.metadata["source"] == "abc"
+    assert (file.format("embed"), file.shape("embed")) == ("q8", (50, 70))
+    assert (file.format("positions"), file.shape("positions")) == (None, (3, 5))
+    for name, array in arrays().items():
+        view = file.tensor(name)
+        np.testing.assert_array_equal(view, array)
+        assert view.dtype == array.dtype
+        assert not view.flags.writeable
+        assert not view.flags.owndata
+        assert view.ctypes.data % 64 == 0
+    official = safetensors.numpy.load_file(path)
+    assert {n for n in official if not n.startswith(".pad.")} == set(arrays())
+    with safetensors.safe_open(path, "np") as opened:
+        assert opened.metadata()["format"] == "lapinfer"
+    for name, array in arrays().items():
+        np.testing.assert_array_equal(official[name], array)
+
+
+def test_every_tensor_starts_at_16_kib(path):
+    pack(path)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    starts = [header[e.name]["data_offsets"][0] for e in ENTRIES]
+    assert (8 + length) % ALIGN == 0
+    assert all(start % ALIGN == 0 for start in starts)
+
+
+def test_slices_of_row_blocks(path):
+    pack(path.with_name("whole"))
+    with PackedWriter(path, ENTRIES, METADATA) as writer:
+        for name in writer.remaining():
+            array = arrays()[name]
+            writer.write(name, array[:1])
+            if len(array) > 1:
+                writer.write(name, array[1:])
+        writer.finish()
+    assert path.read_bytes() == path.with_name("whole").read_bytes()
+
+
+def test_wrong_slices_are_refused(path):
+    with PackedWriter(path, ENTRIES, METADATA) as writer:
+        with pytest.raises(ValueError, match="embed"):
+            writer.write("embed", np.zeros((9, 3, 544), np.uint8))
+        with pytest.raises(ValueError, match="embed"):
+            writer.write("embed", np.zeros((1, 3, 543), np.uint8))
+        with pytest.raises(ValueError, match="not written"):
+            writer.finish()
+    assert not path.exists()
+
+
+def test_resumes_after_the_last_whole_tensor(path):
+    with PackedWriter(path, ENTRIES, METADATA) as writer:
+        writer.write("embed", arrays()["embed"])
+        writer.write("layers.0.qkv", arrays()["layers.0.qkv"][:1])  # a part: to be written again
+    assert not path.exists()
+    with PackedWriter(path, ENTRIES, METADATA) as writer:
+        assert writer.remaining() == ["layers.0.qkv", "norm.weight", "positions"]
+    pack(path)
+    for name, array in arrays().items():
+        np.testing.assert_array_equal(PackedFile(path).tensor(name), array)
+
+
+def test_another_source_starts_anew(path):
+    pack(path, names=["embed"])
+    with PackedWriter(path, ENTRIES, METADATA | {"source": "changed"}) as writer:
+        assert len(writer.remaining()) == 4
+
+
+@pytest.mark.parametrize("damage", ["shorter", "no journal", "torn journal"])
+def test_a_damaged_start_is_not_trusted(path, damage):
+    pack(path, names=["embed"])
+    partial, journal = path.with_name(path.name + ".partial"), path.with_name(path.name + ".journal")
+    if damage == "shorter":
+        os.truncate(partial, 1000)
+    elif damage == "no journal":
+        journal.unlink()
+    else:
+        journal.write_text(journal.read_text().rstrip("\n"))
+    with PackedWriter(path, ENTRIES, METADATA) as writer:
+        assert "embed" in writer.remaining()
+
+
+def test_a_finished_file_is_not_packed_again(path):
+    pack(path)
+    before = path.stat().st_mtime_ns
+    assert pack(path).finished
+    assert path.stat().st_mtime_ns == before
+    assert os.listdir(path.parent) == ["model.safetensors"]
+    pack(path, metadata=METADATA | {"source": "changed"})
+    assert PackedFile(path).metadata["source"] == "changed"
+
+
+KILLED = """
+import sys, os
+sys.path.insert(0, sys.argv[2])
+from test_packed import *
+with PackedWriter(__import__("pathlib").Path(sys.argv[1]), ENTRIES, METADATA) as writer:
+    writer.write("embed", arrays()["embed"])
+    writer.write("layers.0.qkv", arrays()["layers.0.qkv"][:1])
+    print("here", flush=True)
+    {end}
+"""
+
+
+def start(path, end):
+    code = KILLED.replace("{end}", end)
+    return subprocess.Popen([sys.executable, "-c", code, path, os.path.dirname(__file__)], stdout=subprocess.PIPE)
+
+
+def test_a_killed_packing_leaves_no_whole_file(path):
+    process = start(path, "os._exit(9)")
+    assert process.communicate()[0] == b"here\n"
+    assert not path.exists()
+    assert not is_packed(path.parent)
+    pack(path)
+    np.testing.assert_array_equal(PackedFile(path).tensor("layers.0.qkv"), arrays()["layers.0.qkv"])
+
+
+@pytest.mark.skipif(packed.fcntl is None, reason="no file locks here")
+def test_a_second_process_waits_and_finds_the_file(path):
+    end = "import time; time.sleep(0.5); writer.write('layers.0.qkv', arrays()['layers.0.qkv'][1:])"
+    end += "; [writer.write(n, arrays()[n]) for n in writer.remaining()]; writer.finish()"
+    process = start(path, end)
+    assert process.stdout
+    process.stdout.readline()
+    with PackedWriter(path, ENTRIES, METADATA) as writer:
+        assert writer.finished
+        assert not writer.remaining()
+        writer.finish()
+    process.communicate()
+    assert os.listdir(path.parent) == ["model.safetensors"]
+    PackedFile(path)
+
+
+def test_a_small_disk_is_seen_before_the_first_byte(path, monkeypatch):
+    monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: packed.shutil._ntuple_diskusage(10, 10, 100))
+    with pytest.raises(DoesNotFitError, match=r"packing needs [\d,]+ bytes there, 100 are free"):
+        PackedWriter(path, ENTRIES, METADATA)
+    assert not path.exists()
+
+
+def test_a_disk_that_fills_up(path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with PackedWriter(path, ENTRIES, METADATA) as writer:
+        monkeypatch.setattr(packed.os, "write", full)
+        with pytest.raises(DoesNotFitError, match=str(path.parent)):
+            writer.write("embed", arrays()["embed"])
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        PackedWriter(tmp_path / "file" / "model.safetensors", ENTRIES, METADATA)
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(packed.os, "open", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied; set LAPINFER_HOME"):
+        PackedWriter(tmp_path / "model.safetensors", ENTRIES, METADATA)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "pt"}, "has format 'pt', expected 'lapinfer'"),
+        ({"version": "2"}, "has version '2', expected '1'"),
+        ({"tensors": "["}, "not valid JSON"),
+        ({"tensors": '{"x": {"format": "q9", "shape": [1, 2]}}'}, "expected a format and a shape"),
+        ({"tensors": '{"x": {"format": "q4", "shape": [16, 32]}}'}, "tensor 'x' has U8"),
+        ({"tensors": '{"x": {"format": "q8", "shape": [17, 32]}}'}, "tensor 'x' has U8"),
+        ({"tensors": "{}"}, "tensor 'x' has U8"),
+        ({}, "expected a multiple of 16384"),
+    ],
+)
+def test_contradictions_are_refused(path, change, message):
+    metadata = {"format": "lapinfer", "version": "1", "tensors": '{"x": {"format": "q8", "shape": [16, 32]}}'} | change
+    safetensors.numpy.save_file({"x": np.zeros((1, 1, 544), np.uint8)}, path, metadata)
+    with pytest.raises(CheckpointError, match=message):
+        PackedFile(path)
+
+
+def test_other_files_are_not_packed(path):
+    assert not is_packed(path)
+    path.write_bytes(b"nonsense")
+    assert not is_packed(path)
+    safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, path)
+    assert not is_packed(path.parent)
