@@ -345,11 +345,11 @@ def test_a_chat_in_a_terminal(folder):
     os.write(main, b"hello\n")
     assert process.stdout.read(20)  # the fake never ends by itself
     process.send_signal(signal.SIGINT)  # stops the answer, not the chat
-    assert process.stdout.readline().endswith(b"a\n")
+    assert set(process.stdout.readline()) <= set(b"a\n")
     os.write(main, b"and?\n")
     assert process.stdout.read(20) == b"a" * 20
     process.send_signal(signal.SIGINT)
-    assert process.stdout.readline().endswith(b"a\n")
+    assert set(process.stdout.readline()) <= set(b"a\n")
     os.write(main, b"/exit\n")
     _, errors = process.communicate(timeout=20)
     os.close(main)
