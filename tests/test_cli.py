@@ -335,6 +335,12 @@ def test_a_closed_pipe_is_quiet(folder):
     errors = process.stderr.read()
     assert process.wait(20) == 0
     assert errors == b""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = command(folder, "explain", "x", stdout=writer)
+    os.close(writer)
+    assert process.communicate(timeout=20)[1] == b""
+    assert process.returncode == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals")
