@@ -75,7 +75,15 @@ def write(
         writer.add_final_logit_softcapping(30.0)
     for key, value in (extra or {}).items():
         writer.add_key_value(key, *value)
-    if tokenizer:
+    if tokenizer and architecture == "gpt2":
+        letters = [chr(c) for c in (*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100), *range(0x100, 0x144))]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list([*letters, "he", "Ġw", "<|end|>"])
+        writer.add_token_types([1] * (len(letters) + 2) + [3])
+        writer.add_token_merges(["h e", "Ġ w"])
+        writer.add_eos_token_id(len(letters) + 2)
+    elif tokenizer:
         tokens, scores, types = sentencepiece_vocabulary()
         writer.add_tokenizer_model("llama")
         writer.add_token_list(tokens)

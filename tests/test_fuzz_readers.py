@@ -66,21 +66,30 @@ def mutated(data: bytes, header: int, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def mutated_json(data: bytes, header: int, rng: random.Random) -> bytes:
+    """`data` of the safetensors format with changes in its JSON, half of them under a header length that is true."""
+    if rng.random() < 0.5:
+        return mutated(data, header, rng)
+    length = int.from_bytes(data[:8], "little")
+    text = mutated(data[8 : 8 + length], header - 8, rng)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
 def peak_memory() -> int:
     resource = pytest.importorskip("resource")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def fuzz(path, data, header, read, seed):
-    """Read `COUNT` mutated files; how many could be read."""
+def fuzz(path, data, header, read, seed, mutate=mutated):
+    """Read `COUNT` mutated files."""
     rng = random.Random(seed)
     path.write_bytes(data)
     read(path)
     before, fine = peak_memory(), 0
     for i in range(COUNT):
         path.unlink()  # a new file: the old one may still be mapped
-        path.write_bytes(mutated(data, header, rng))
+        path.write_bytes(mutate(data, header, rng))
         start = time.perf_counter()
         try:
             read(path)
@@ -91,7 +100,7 @@ def fuzz(path, data, header, read, seed):
             assert "\n" not in message, i
         assert time.perf_counter() - start < SECONDS_LIMIT, i
     assert peak_memory() - before < MEMORY_LIMIT
-    return fine
+    assert COUNT // 100 < fine < COUNT * 9 // 10  # both ways are taken
 
 
 def read_safetensors(path):
@@ -120,13 +129,17 @@ def read_gguf(path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error")
 def test_safetensors(tmp_path):
     arrays = {"a": np.ones((3, 4), np.float32), "b": np.ones((2, 5), np.float16), "c": np.ones(7, np.int64)}
     data = safetensors.numpy.save(arrays, {"format": "pt"})
-    fuzz(tmp_path / "model.safetensors", data, int.from_bytes(data[:8], "little") + 8, read_safetensors, 1)
+    fuzz(
+        tmp_path / "model.safetensors", data, int.from_bytes(data[:8], "little") + 8, read_safetensors, 1, mutated_json
+    )
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error")
 def test_packed(tmp_path):
     entries = [PackedEntry("embed", "q8", (40, 64)), PackedEntry("norm.weight", None, (32,))]
     path = tmp_path / "model.safetensors"
@@ -136,17 +149,18 @@ def test_packed(tmp_path):
             writer.write(entry.name, np.ones(shape, np.uint8 if dtype == "U8" else np.float32))
         writer.finish()
     data = path.read_bytes()
-    fuzz(path, data, len(data[:4096].rstrip()), read_packed, 2)
+    fuzz(path, data, len(data[:4096].rstrip()), read_packed, 2, mutated_json)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["F32", "Q4_0"])
-def test_gguf(tmp_path, kind, monkeypatch):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("architecture", "kind"), [("llama", "F32"), ("gemma3", "Q4_0"), ("gpt2", "Q8_0")])
+def test_gguf(tmp_path, architecture, kind, monkeypatch):
     pytest.importorskip("gguf")
     import gguf_files
 
     monkeypatch.setenv("LAPINFER_HOME", str(tmp_path / "home"))
-    path = gguf_files.write(tmp_path / "m.gguf", kind=kind)
+    path = gguf_files.write(tmp_path / "m.gguf", architecture, kind)
     data = path.read_bytes()
     header = data.index(b"blk.0.ffn_up.weight") + 64
     fuzz(path, data, header, read_gguf, 3)

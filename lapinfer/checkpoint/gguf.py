@@ -127,7 +127,9 @@ class GGUFCheckpoint:
             return np.ascontiguousarray(self._dequantize(mapped, self._file.rows(mapped.name)).T[start:stop])
         if len(mapped.tensor.shape) == 1:
             values = self._dequantize(mapped, self._file.rows(mapped.name)).reshape(-1)
-            return _published_order(values, mapped.heads)[start:stop] - np.float32(mapped.plus_one)
+            values = _published_order(values, mapped.heads)[start:stop]
+            with np.errstate(all="ignore"):
+                return values - np.float32(1) if mapped.plus_one else values
         values = self._dequantize(mapped, self._rows(mapped, start, stop))
         return values.reshape(-1, *mapped.tensor.shape[1:])
 
@@ -146,7 +148,8 @@ class GGUFCheckpoint:
             minimum, packed = blocks[..., 2:4].copy().view(np.float16)[..., 0], blocks[..., 4:]
         else:
             # Exact: a power of two times a float16 is one too, unless it is too large.
-            wide = scale.astype(np.float32) * -8
+            with np.errstate(all="ignore"):  # a damaged file may have NaN here
+                wide = scale.astype(np.float32) * -8
             if (np.abs(wide) > np.finfo(np.float16).max).any():
                 return None
             minimum, packed = wide.astype(np.float16), blocks[..., 2:]
@@ -167,7 +170,8 @@ class GGUFCheckpoint:
             case "F32":
                 return rows.view("<f4").astype(np.float32)
             case "F16":
-                return rows.view("<f2").astype(np.float32)
+                with np.errstate(all="ignore"):  # NumPy warns of some NaNs
+                    return rows.view("<f2").astype(np.float32)
             case "BF16":
                 return bf16_to_f32(rows.view("<u2"))
             case kind:

@@ -117,7 +117,8 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path}: tensor {name!r} has dtype {dtype}, expected F32, F16 or BF16")
         view = self.view(name)
         rows = view[start:stop] if view.ndim else view
-        return bf16_to_f32(rows) if dtype == "BF16" else rows.astype(np.float32)
+        with np.errstate(all="ignore"):  # NumPy warns of some NaNs
+            return bf16_to_f32(rows) if dtype == "BF16" else rows.astype(np.float32)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
