@@ -54,7 +54,12 @@ def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write(
-    path: Path, architecture: str = "llama", kind: str = "F32", tokenizer: bool = True, extra: dict | None = None
+    path: Path,
+    architecture: str = "llama",
+    kind: str = "F32",
+    tokenizer: bool = True,
+    extra: dict | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
@@ -67,7 +72,8 @@ def write(
     else:
         writer.add_head_count_kv(KV_HEADS)
         writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_rope_freq_base(10000.0)
+        if f"{architecture}.rope.freq_base" not in (extra or {}):
+            writer.add_rope_freq_base(10000.0)
     if architecture.startswith("gemma"):
         writer.add_key_length(DIM)
         writer.add_value_length(DIM)
@@ -102,6 +108,8 @@ def write(
             array = array + 1
         quantization = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
         writer.add_tensor(name, gguf.quants.quantize(array, quantization), raw_dtype=quantization)
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

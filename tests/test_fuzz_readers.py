@@ -1,5 +1,6 @@
 """Thousands of damaged files: a reader gives one clear error or numbers, never anything else."""
 
+import json
 import random
 import struct
 import sys
@@ -67,11 +68,21 @@ def mutated(data: bytes, header: int, rng: random.Random) -> bytes:
 
 
 def mutated_json(data: bytes, header: int, rng: random.Random) -> bytes:
-    """`data` of the safetensors format with changes in its JSON, half of them under a header length that is true."""
+    """`data` of the safetensors format with changed bytes, or with well-formed JSON that says something else."""
     if rng.random() < 0.5:
         return mutated(data, header, rng)
     length = int.from_bytes(data[:8], "little")
-    text = mutated(data[8 : 8 + length], header - 8, rng)
+    entries = json.loads(data[8 : 8 + length])
+    name = rng.choice(list(entries))
+    entry = entries[name]
+    key = rng.choice(list(entry))
+    if isinstance(entry[key], list):
+        entry[key][rng.randrange(len(entry[key]))] = rng.choice([*NUMBERS, -1, 3, 4, 12, 48, 68, None, "1", 1.0])
+    else:
+        entry[key] = rng.choice(["F32", "F16", "BF16", "U8", "I64", "F8", "", "{}", 1, None, []])
+    if rng.random() < 0.2:
+        entries[rng.choice(["new", ".pad.7", "__metadata__", "a"])] = entries.pop(name)
+    text = json.dumps(entries).encode().ljust(length)
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 

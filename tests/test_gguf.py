@@ -105,6 +105,38 @@ def test_config(tmp_path):
     assert (config["model_type"], config["final_logit_softcapping"]) == ("gemma3_text", 30.0)
 
 
+def llama3_factors(theta, factor=8.0, original=8192):
+    wavelength = 2 * np.pi * theta ** (np.arange(0, gguf_files.DIM, 2) / gguf_files.DIM)
+    smooth = (original / wavelength - 1) / 3
+    between = 1 / ((1 - smooth) / factor + smooth)
+    factors = np.where(wavelength < original / 4, 1, np.where(wavelength > original, factor, between))
+    return {"rope_freqs.weight": factors.astype(np.float32)}
+
+
+def test_llama3_rope_is_found_again(tmp_path):
+    theta = {"llama.rope.freq_base": (500000.0, gguf.GGUFValueType.FLOAT32)}
+    path = gguf_files.write(tmp_path / "m.gguf", tensors=llama3_factors(500000.0), extra=theta)
+    assert GGUFCheckpoint(path).config["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    other = {"rope_freqs.weight": np.array([1, 3, 2, 8], np.float32)}
+    with pytest.raises(UnsupportedError, match="rule of Llama 3"):
+        GGUFCheckpoint(gguf_files.write(tmp_path / "o.gguf", tensors=other, extra=theta))
+
+
+def test_longrope_of_phi3(tmp_path):
+    factors = {f"rope_factors_{w}.weight": np.arange(1, 5, dtype=np.float32) for w in ("long", "short")}
+    original = {"phi3.rope.scaling.original_context_length": (32, gguf.GGUFValueType.UINT32)}
+    config = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", "phi3", tensors=factors, extra=original)).config
+    assert config["rope_scaling"]["rope_type"] == "longrope"
+    assert config["rope_scaling"]["long_factor"] == [1, 2, 3, 4]
+    assert config["original_max_position_embeddings"] == 32
+
+
 def test_unsupported_is_refused_by_name(tmp_path):
     with pytest.raises(UnsupportedError, match="architecture 'mamba'"):
         GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", "mamba"))

@@ -190,10 +190,13 @@ def _vector(file: GGUFFile, name: str) -> np.ndarray:
 
 def _llama3(keys: Keys, factors: np.ndarray) -> dict[str, Any]:
     """GGUF stores what Llama 3's rule gives; the rule's parameters are found again, and checked."""
+    factor, theta = float(factors.max()), keys.number("rope.freq_base", 1e4)
     for original in (8192, keys.integer("context_length")):
-        rule = {"rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        turn = 2 * math.pi * keys.number("rope.freq_base", 1e4) ** (np.arange(len(factors)) / len(factors))
-        smooth = np.clip((original / turn - 1) / 3, 0, 1)
-        if np.allclose(factors, 1 / ((1 - smooth) / rule["factor"] + smooth), rtol=1e-3):
+        with np.errstate(all="ignore"):
+            turn = 2 * np.pi * np.float64(theta) ** (np.arange(len(factors)) / len(factors))
+            smooth = np.clip((original / turn - 1) / 3, 0, 1)
+            same = np.allclose(factors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3)
+        if same:
+            rule = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
             return rule | {"original_max_position_embeddings": original}
     raise UnsupportedError(f"{keys.file.path}: rope_freqs.weight does not follow the rule of Llama 3")
