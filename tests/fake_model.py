@@ -15,6 +15,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from lapinfer.checkpoint.hub import LocalModel
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
+LOADER = "lapinfer.load"
+"""The module that finds, packs and builds models."""
+
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -150,7 +153,7 @@ def install(monkeypatch, make, slow_load=0.0):
         return Path(name)
 
     modules = {
-        "lapinfer.model": SimpleNamespace(load_model=load_model, convert=convert),
+        LOADER: SimpleNamespace(load_model=load_model, convert=convert),
         "lapinfer.checkpoint.hub": SimpleNamespace(
             pull=pull, list_local=lambda: [LocalModel("smollm2", "pulled", "/x", 1)], is_local=lambda name: False
         ),

@@ -1,5 +1,6 @@
 """Tokenizer, streamed text, chat templates, generation, and what is public."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -471,6 +472,12 @@ def test_public_names_exist():
     assert issubclass(lapinfer.InputError, LapinferError)
     with pytest.raises(AttributeError, match="nonsense"):
         lapinfer.nonsense  # noqa: B018
+
+
+def test_no_module_hides_a_public_name():
+    # Importing lapinfer.x sets lapinfer's attribute x: it would take the place of a lazily found name.
+    for name in lapinfer.__all__:
+        assert importlib.util.find_spec(f"lapinfer.{name}") is None, name
 
 
 def test_importing_is_light():
