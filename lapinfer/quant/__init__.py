@@ -54,10 +54,18 @@ FORMATS: dict[str, Format] = {
 class Grouped:
     """Quantized rows in groups of 32 columns: weight = scale · code (+ minimum, q4).
 
-    codes: [R, C] int8 (q8, −127 … 127) or uint8 (q4, 0 … 15); scale, minimum: [R, C/32] float16.
+    codes: [R, C] int8 (q8, −127 … 127) or uint8 (q4, 0 … 15); scale, minimum: [R, ceil(C/32)] float16.
     """
 
     format: FormatName
     codes: np.ndarray
     scale: np.ndarray
     minimum: np.ndarray | None = None
+
+    def weights(self) -> np.ndarray:
+        """float32 [R, C], computed as the kernels do."""
+        columns = self.codes.shape[1]
+        values = self.codes.astype(np.float32) * np.repeat(self.scale.astype(np.float32), GROUP, axis=1)[:, :columns]
+        if self.minimum is not None:
+            values += np.repeat(self.minimum.astype(np.float32), GROUP, axis=1)[:, :columns]
+        return values

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from lapinfer.errors import CheckpointError
 from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped
 from lapinfer.quant.search import check_finite, quantize
+
+Rows = TypeVar("Rows", np.ndarray, Grouped)
 
 LANES = 4
 """Columns of one row that lie side by side: a 32-bit lane of an integer dot product."""
@@ -103,13 +106,13 @@ def separated_rows(width: int) -> np.ndarray:
     return packed
 
 
-def interleave[T: (np.ndarray, Grouped)](gate_up: T) -> T:
+def interleave(gate_up: Rows) -> Rows:
     """Rows of a gate_up matrix [2F, C], or of its groups, in packed order."""
     rows = gate_up.codes if isinstance(gate_up, Grouped) else gate_up
     return take_rows(gate_up, interleaved_rows(len(rows) // 2))
 
 
-def take_rows[T: (np.ndarray, Grouped)](values: T, order: np.ndarray) -> T:
+def take_rows(values: Rows, order: np.ndarray) -> Rows:
     """Rows in the given order; −1 is a row of zeros."""
     if isinstance(values, Grouped):
         minimum = None if values.minimum is None else take_rows(values.minimum, order)
@@ -123,7 +126,7 @@ def take_rows[T: (np.ndarray, Grouped)](values: T, order: np.ndarray) -> T:
 
 def _padded(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
     R, C = values.shape
-    return values if (R, C) == (rows, columns) else np.pad(values, ((0, rows - R), (0, columns - C)))
+    return values if (rows, columns) == (R, C) else np.pad(values, ((0, rows - R), (0, columns - C)))
 
 
 def _pack_floats(format: str, values: np.ndarray) -> np.ndarray:
