@@ -143,6 +143,9 @@ def test_unsupported_is_refused_by_name(tmp_path):
     experts = {"llama.expert_count": (8, gguf.GGUFValueType.UINT32)}
     with pytest.raises(UnsupportedError, match="mixture of experts"):
         GGUFCheckpoint(gguf_files.write(tmp_path / "e.gguf", extra=experts))
+    part = {"split.count": (2, gguf.GGUFValueType.UINT16)}
+    with pytest.raises(UnsupportedError, match="one of several parts"):
+        GGUFCheckpoint(gguf_files.write(tmp_path / "p.gguf", extra=part))
     (tmp_path / "x.gguf").write_bytes(b"PK\3\4")
     with pytest.raises(CheckpointError, match="expected b'GGUF'"):
         GGUFCheckpoint(tmp_path / "x.gguf")

@@ -63,6 +63,8 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     """The config.json of a GGUF file; UnsupportedError for what it could only say wrongly."""
     keys = Keys(file)
     architecture = keys.architecture
+    if str(file.metadata.get("split.count", 1)) not in ("0", "1"):  # it may be an array, in a damaged file
+        raise UnsupportedError(f"{file.path}: is one of several parts; join them with: llama-gguf-split --merge")
     if keys.get("expert_count"):
         raise UnsupportedError(f"{file.path}: is a mixture of experts, which is not supported from GGUF")
     if "token_embd.weight" not in file.tensors:

@@ -23,6 +23,9 @@ from lapinfer.errors import CheckpointError, UnsupportedError
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """Of tokenizer.ggml.token_type; the others are unknown, unused and byte pieces."""
 
+RULES = 1
+"""To be raised when a tokenizer is rebuilt in another way: files made before are not used then."""
+
 LONGEST_MERGED = 256
 """Characters of a piece that merges are looked for in: real ones have up to 93, all being spaces or dashes."""
 
@@ -57,7 +60,7 @@ WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
 def write_folder(file: GGUFFile, config: dict[str, Any], fingerprint: str) -> Path:
     """The folder with config.json and tokenizer files of a GGUF file; made once, atomically."""
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in file.path.stem)[:80]
-    folder = home() / "gguf" / f"{stem}-{fingerprint[:16]}"
+    folder = home() / "gguf" / f"{stem}-{fingerprint[:16]}-{RULES}"
     if folder.is_dir():
         return folder
     files = {"config.json": json.dumps(config, indent=2)}
