@@ -274,10 +274,10 @@ def _completion(events: Iterator[Token]) -> dict[str, Any]:
 
 def _print_answer(model: LanguageModel, events: Iterator[Token], streaming: bool, verbose: bool) -> str:
     """Write the answer to stdout as it grows, then a line of figures to stderr; returns the answer."""
-    before = model.usage.totals()
-    texts, last = [], None
+    texts, last, prompt_bytes = [], None, 0
     try:
         for last in events:
+            prompt_bytes = prompt_bytes if texts else model.usage.totals()["bytes"]
             texts.append(last.text)
             if streaming:
                 sys.stdout.write(last.text)
@@ -288,11 +288,11 @@ def _print_answer(model: LanguageModel, events: Iterator[Token], streaming: bool
         sys.stdout.write("\n")
         sys.stdout.flush()
     if last is not None and (verbose or sys.stderr.isatty()):
-        t, touched = last.timings, model.usage.totals().get("bytes", 0) - before.get("bytes", 0)
-        read = t.prompt_tokens - t.reused_tokens
+        t, read = last.timings, last.timings.prompt_tokens - last.timings.reused_tokens
+        touched = (model.usage.totals()["bytes"] - prompt_bytes) / max(len(texts) - 1, 1)
         _note(
             f"prompt {read} tokens, {t.prompt_per_second:.1f} tok/s, first token {t.ttft_ms:.0f} ms; "
-            f"answer {len(texts)} tokens, {t.tokens_per_second:.1f} tok/s; touched {touched / 1e6:.0f} MB"
+            f"answer {len(texts)} tokens, {t.tokens_per_second:.1f} tok/s; {touched / 1e6:.1f} MB touched a token"
         )
     return "".join(texts)
 
@@ -372,7 +372,7 @@ def convert(
     verbose: Verbose = False,
 ) -> None:
     """Write a packed checkpoint, which starts without packing."""
-    from lapinfer.model import convert
+    from lapinfer.load import convert
 
     with _Progress() as progress:
         convert(source, target, quant, calibrate=calibrate, progress=progress)
