@@ -64,6 +64,7 @@ class Model:
         began = time.perf_counter()
         kernels = library.load([*{op.kernel for op in built.ops}, "lead", "follow", "read_clock"], notice)
         self.compile_s = time.perf_counter() - began
+        self.load_s = self.pack_s = 0.0
         self.plan = Plan(built.ops, kernels)
         self.team = Team(limits.threads, kernels)
         self.usage = Meter(self.plan, limits.kv, self.team.ns_per_tick)

@@ -1,0 +1,140 @@
+"""From a name to a model that can run: find it, pack it once, check that it fits, build it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lapinfer.checkpoint.folder import read_json
+from lapinfer.checkpoint.home import packed_models
+from lapinfer.checkpoint.hub import resolve
+from lapinfer.checkpoint.packed import PackedFile
+from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
+from lapinfer.families import spec_from_config
+from lapinfer.model import Model, default_threads
+from lapinfer.pack import QUANTS, pack_checkpoint, packed_copy, packed_rows
+from lapinfer.runtime.build import Limits
+from lapinfer.runtime.kv import DTYPES, cache_bytes
+from lapinfer.spec import ModelSpec, is_matrix, tensors
+
+Progress = Callable[..., Any]
+"""progress(what, done, total) for long work; progress(line) for a notice."""
+
+DEFAULT_CTX = 4096
+CHUNK = 512
+"""Tokens of a prompt that a step takes at most."""
+
+
+def load_model(
+    path_or_name: str | Path,
+    *,
+    quant: str = "auto",
+    threads: int | None = None,
+    ctx: int | None = None,
+    slots: int = 1,
+    kv: str = "f16",
+    progress: Progress | None = None,
+) -> Model:
+    """Load a checkpoint folder, packed folder, .gguf file or hub name; packs the weights the first time.
+
+    ctx: positions a slot holds, by default what the model was trained for, at most 4,096. InputError for options out
+    of range, CheckpointError for bad files, DoesNotFitError when memory or disk is too small.
+    """
+    say = progress or (lambda *args: None)
+    threads = default_threads() if threads is None else threads
+    for what, value in (("threads", threads), ("slots", slots), ("ctx", 1 if ctx is None else ctx)):
+        if value < 1:
+            raise InputError(f"{what}: expected a number from 1, got {value}")
+    if kv not in DTYPES:
+        raise InputError(f"kv {kv!r} is not known, expected one of {', '.join(DTYPES)}")
+    if quant not in QUANTS:
+        raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
+    began = time.perf_counter()
+    found = resolve(path_or_name)
+    folder = found if isinstance(found, Path) else packed_copy(found, quant, packed_models(), _packing(say))
+    pack_s = time.perf_counter() - began
+    if isinstance(found, Path) and quant not in ("auto", PackedFile(folder).metadata.get("quant")):
+        raise InputError(f"{found} is already packed as {PackedFile(folder).metadata.get('quant')}, not as {quant}")
+    config = read_json(folder / "config.json")
+    spec = spec_from_config(config, str(folder / "config.json"))
+    weights = PackedFile(folder)
+    check_packed(weights, spec)
+    ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
+    if spec.positions and ctx > spec.positions:
+        raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
+    # A chunk longer than the context would never be filled.
+    limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv)  # type: ignore[arg-type]
+    check_memory(weights, spec, limits)
+    model = Model(spec, weights, limits, name=str(path_or_name), folder=folder, notice=say)
+    model.pack_s = pack_s
+    model.load_s = time.perf_counter() - began - pack_s - model.compile_s
+    return model
+
+
+def check_packed(weights: PackedFile, spec: ModelSpec) -> None:
+    """Whether a packed file has just the tensors that its config.json promises, in their shapes."""
+    for name, shape in tensors(spec).items():
+        entry = weights[name]
+        expected = (len(packed_rows(name, shape[0])), shape[1]) if is_matrix(name) else shape
+        if entry.shape != expected or (entry.format is not None) != is_matrix(name):
+            raise CheckpointError(
+                f"{weights.path}: tensor {name!r} has {entry.format or 'f32'} {entry.shape}, config.json says {expected}"
+            )
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can still be had, or None where the platform does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
+    """DoesNotFitError when weights and KV cache together are more than there is."""
+    there = available_memory()
+    packed = sum(weights.tensor(name).nbytes for name in weights.names())
+    kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
+    if there is not None and packed + kv > there:
+        raise DoesNotFitError(
+            f"{weights.path.parent.name}: needs {(packed + kv) / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
+            f"{kv / 1e6:,.0f} for {limits.ctx} positions), {there / 1e6:,.0f} MB are available; "
+            "try a smaller --ctx-size, --kv q8 or --quant q4"
+        )
+
+
+def _packing(say: Progress) -> Callable[[int, int, str], None]:
+    told = False
+
+    def progress(done: int, total: int, name: str) -> None:
+        nonlocal told
+        if not told:
+            say(f"packing {total / 1e6:,.0f} M weights (once)")
+            told = True
+        say("packing", done, total)
+
+    return progress
+
+
+def convert(
+    source: str | Path, target: str | Path, quant: str = "q4", *, calibrate: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:  # fmt: skip
+    """Write the packed form of a checkpoint into the folder `target`."""
+    found = resolve(source)
+    if isinstance(found, Path):
+        raise InputError(f"{found} is packed already; convert the checkpoint that it was made from")
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; name a folder to write")
+    say = progress or (lambda *args: None)
+    if calibrate is not None:
+        raise InputError("calibration is not there yet")
+    return pack_checkpoint(found, target, quant, progress=_packing(say))
