@@ -372,7 +372,7 @@ def convert(
     verbose: Verbose = False,
 ) -> None:
     """Write a packed checkpoint, which starts without packing."""
-    from lapinfer.load import convert
+    from lapinfer.loading import convert
 
     with _Progress() as progress:
         convert(source, target, quant, calibrate=calibrate, progress=progress)

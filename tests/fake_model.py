@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from lapinfer.checkpoint.hub import LocalModel
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
-LOADER = "lapinfer.load"
+LOADER = "lapinfer.loading"
 """The module that finds, packs and builds models."""
 
 CHAT = (

@@ -84,7 +84,7 @@ def bench(
     progress: Callable[..., Any] | None = None,
 ) -> Iterator[Row]:
     """A row for each combination, as soon as it is measured; a length of 0 leaves its test out."""
-    from lapinfer.load import load_model
+    from lapinfer.loading import load_model
 
     if repetitions < 1:
         raise InputError(f"repetitions: expected a number from 1, got {repetitions}")

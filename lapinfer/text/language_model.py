@@ -164,7 +164,7 @@ def load(
     quant: "auto" or a packed format (f32, f16, bf16, q8, q4); ctx: positions a slot holds; slots: sequences
     kept at once; kv: format of the KV cache. Errors are `LapinferError`s.
     """
-    from lapinfer.load import load_model
+    from lapinfer.loading import load_model
 
     model = load_model(path_or_name, quant=quant, threads=threads, ctx=ctx, slots=slots, kv=kv, progress=progress)
     try:
