@@ -145,7 +145,7 @@ def _improve(y, w, total, scale, minimum, best_gain, best_scale, best_minimum) -
 
     With centred y and q − mean(q), the least squares scale is Σwqy / Σwqq, and it explains (Σwqy)² / Σwqq of Σwyy.
     """
-    q = _q4_codes(y, scale, minimum)
+    q = nearest_q4(y, scale, minimum)
     wq = q if w is None else w * q
     mean = wq.sum(axis=0) / total
     qy = np.einsum("cn,cn->n", wq, y)
@@ -158,7 +158,7 @@ def _improve(y, w, total, scale, minimum, best_gain, best_scale, best_minimum) -
     np.copyto(best_minimum, -fitted * mean, where=better)
 
 
-def _q4_codes(x: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> np.ndarray:
+def nearest_q4(x: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> np.ndarray:
     codes = x - minimum
     codes *= _inverse(scale)
     np.rint(codes, out=codes)
@@ -173,13 +173,13 @@ def _rounded(x, w, pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for scale, minimum in pairs:
         scale, minimum = _half(scale), minimum.astype(np.float16)
         s, m = scale.astype(np.float32), minimum.astype(np.float32)
-        error = x - (_q4_codes(x, s, m) * s + m)
+        error = x - (nearest_q4(x, s, m) * s + m)
         error = _dot(error, error, w)
         better = error < best_error
         np.copyto(best_error, error, where=better)
         np.copyto(best_scale, scale, where=better)
         np.copyto(best_minimum, minimum, where=better)
-    codes = _q4_codes(x, best_scale.astype(np.float32), best_minimum.astype(np.float32))
+    codes = nearest_q4(x, best_scale.astype(np.float32), best_minimum.astype(np.float32))
     return codes.astype(np.uint8), best_scale, best_minimum
 
 

@@ -1,0 +1,204 @@
+"""Formats against plain loops, and the search against simpler ways to quantize."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lapinfer.errors import CheckpointError
+from lapinfer.quant import FORMATS, Grouped
+from lapinfer.quant.blocks import (
+    interleave,
+    interleaved_rows,
+    pack,
+    packed_size,
+    separated_rows,
+    to_bf16,
+    unpack,
+    unpack_groups,
+)
+from lapinfer.quant.calibrate import guess_importance, quantize_with_feedback
+from lapinfer.quant.search import quantize
+
+shapes = st.tuples(st.integers(1, 70), st.integers(1, 100))
+
+
+def random(shape, seed=0, scale=0.05):
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def loop_unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The layout as the package's docstring says it, one weight at a time."""
+    out = np.zeros(shape, np.float32)
+    for R in range(shape[0]):
+        for C in range(shape[1]):
+            block, r, c = packed[R // 16, C // 32].tobytes(), R % 16, C % 32
+            if format == "f32":
+                out[R, C] = np.frombuffer(block, np.float32)[16 * c + r]
+            elif format == "f16":
+                out[R, C] = np.frombuffer(block, np.float16)[16 * c + r]
+            elif format == "bf16":
+                bits = int.from_bytes(block[2 * (16 * c + r) :][:2], "little")
+                out[R, C] = np.array(bits << 16, np.uint32).view(np.float32)
+            elif format == "q8":
+                scale = np.frombuffer(block, np.float16)[r].astype(np.float32)
+                code = np.frombuffer(block, np.int8)[32 + 64 * (c // 4) + 4 * r + c % 4]
+                out[R, C] = scale * np.float32(code)
+            else:
+                scale, minimum = np.frombuffer(block, np.float16)[[r, 16 + r]].astype(np.float32)
+                byte = block[64 + 64 * (c // 8) + 4 * r + c % 4]
+                out[R, C] = scale * np.float32(byte >> 4 if c % 8 >= 4 else byte & 15) + minimum
+    return out
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(shape=shapes, seed=st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_round_trip_agrees_with_plain_loops(format, shape, seed):
+    weights = random(shape, seed)
+    packed = pack(format, weights)
+    assert packed.dtype == np.uint8
+    assert packed.nbytes == packed_size(format, shape)
+    values = unpack(format, packed, shape)
+    np.testing.assert_array_equal(values, loop_unpack(format, packed, shape))
+    if format in ("q8", "q4"):
+        grouped = quantize(format, weights)
+        np.testing.assert_array_equal(values, grouped.weights())
+        np.testing.assert_array_equal(unpack_groups(format, packed, shape).codes, grouped.codes)
+        # Half a step, and the rounding of scale and minimum to 11 bits.
+        step = {"q8": 1 / 127, "q4": 2 / 15}[format] * np.abs(weights).max()
+        assert np.abs(values - weights).max() <= step
+    else:
+        np.testing.assert_allclose(values, weights, rtol={"f32": 0, "f16": 2**-11, "bf16": 2**-8}[format], atol=1e-7)
+
+
+def test_missing_rows_are_zero():
+    for format in FORMATS:
+        packed = pack(format, random((17, 32)) + 1)
+        assert not unpack(format, packed, (32, 32))[17:].any()
+
+
+def test_bf16_rounds_to_nearest_even():
+    torch = pytest.importorskip("torch")
+    bits = np.random.default_rng(0).integers(0, 2**32, 10_000, dtype=np.uint32)
+    values = bits.view(np.float32)
+    values = np.concatenate([values[np.isfinite(values)], np.array([0x3F808000, 0x3F818000], np.uint32).view("f4")])
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
+    np.testing.assert_array_equal(to_bf16(values), expected)
+
+
+@given(width=st.integers(1, 200))
+@settings(deadline=None)
+def test_gate_and_up_alternate_and_come_back(width):
+    gate_up = np.arange(1, 2 * width + 1, dtype=np.float32)[:, None]
+    mixed = interleave(gate_up)
+    assert len(mixed) % 64 == 0
+    np.testing.assert_array_equal(mixed[separated_rows(width)], gate_up)
+    for place, row in enumerate(interleaved_rows(width)):
+        block, r = divmod(place, 16)
+        unit = block // 2 * 16 + r
+        assert row == ((unit + width * (block % 2)) if unit < width else -1)
+        assert mixed[place, 0] == (gate_up[row, 0] if row >= 0 else 0)
+
+
+@pytest.mark.parametrize("format", ["q8", "q4"])
+def test_groups_on_a_grid_come_back_exactly(format):
+    rng = np.random.default_rng(1)
+    scale = rng.uniform(0.001, 0.1, (33, 3)).astype(np.float16)
+    if format == "q8":
+        grouped = Grouped("q8", rng.integers(-127, 128, (33, 96)).astype(np.int8), scale)
+        grouped.codes[:, ::32] = 127
+    else:
+        codes = rng.integers(0, 16, (33, 96)).astype(np.uint8)
+        grouped = Grouped("q4", codes, scale, (scale * np.float16(-8)).astype(np.float16))
+    back = unpack_groups(format, pack(format, grouped), (33, 96))
+    for one, other in ((back.codes, grouped.codes), (back.scale, grouped.scale), (back.minimum, grouped.minimum)):
+        np.testing.assert_array_equal(one, other)
+    weights = grouped.weights()
+    found = quantize(format, weights).weights() - weights
+    exact = (np.abs(found).reshape(33, 3, 32).max(axis=2) <= 1e-3 * scale).mean()
+    # A group that uses neither end of the grid may be missed.
+    assert exact > 0.8
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_search_is_never_worse_than_min_and_max(weighted):
+    x = random((512, 32), 2) ** 3 + random((512, 1), 3)
+    importance = np.random.default_rng(4).uniform(0.01, 10, 32).astype(np.float32) if weighted else None
+    w = np.ones(32) if importance is None else importance
+    minimum = x.min(axis=1, keepdims=True).astype(np.float16).astype(np.float32)
+    scale = ((x.max(axis=1, keepdims=True) - x.min(axis=1, keepdims=True)) / 15).astype(np.float16).astype(np.float32)
+    plain = np.clip(np.rint((x - minimum) / scale), 0, 15) * scale + minimum
+    error = (w * (quantize("q4", x, importance).weights() - x) ** 2).sum(axis=1)
+    # The two errors are summed in different order.
+    assert (error <= (w * (plain - x) ** 2).sum(axis=1) * 1.0001 + 1e-12).all()
+    assert error.mean() < 0.9 * (w * (plain - x) ** 2).sum(axis=1).mean()
+
+
+def test_important_columns_lose_less():
+    x = random((256, 64), 5)
+    importance = np.ones(64, np.float32)
+    importance[::8] = 100
+    error = (quantize("q4", x, importance).weights() - x)[:, ::8]
+    assert (error**2).mean() < 0.7 * ((quantize("q4", x).weights() - x)[:, ::8] ** 2).mean()
+
+
+@pytest.mark.parametrize("format", ["q8", "q4"])
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 6e-8, 1e-30, 6e4])
+def test_constant_groups(format, value):
+    x = np.full((3, 40), value, np.float32)
+    np.testing.assert_allclose(quantize(format, x).weights(), x, rtol=0.001, atol=6e-8)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_row(format, bad):
+    x = random((40, 64))
+    x[23, 5] = bad
+    with pytest.raises(CheckpointError, match="row 23 has NaN or infinite"):
+        pack(format, x)
+
+
+@pytest.mark.parametrize("format", ["f16", "q8", "q4"])
+def test_weights_beyond_float16_are_refused_by_row(format):
+    x = random((40, 64))
+    x[31, 5] = 1e6
+    with pytest.raises(CheckpointError, match="row 31 has weights"):
+        pack(format, x)
+
+
+def test_threads_do_not_change_the_result():
+    x = random((2000, 96), 6)
+    one, two = quantize("q4", x, threads=1), quantize("q4", x, threads=2)
+    np.testing.assert_array_equal(one.codes, two.codes)
+    np.testing.assert_array_equal(one.scale, two.scale)
+
+
+@pytest.mark.parametrize("columns", [96, 80])
+def test_feedback_keeps_outputs_better(columns):
+    rng = np.random.default_rng(7)
+    inputs = rng.standard_normal((2000, 16)) @ rng.standard_normal((16, columns))
+    inputs += 0.1 * rng.standard_normal(inputs.shape)
+    covariance = inputs.T @ inputs
+    weights = random((60, columns), 8)
+
+    def loss(grouped: Grouped) -> float:
+        error = grouped.weights() - weights
+        return float(np.einsum("rc,cd,rd->", error, covariance, error))
+
+    assert loss(quantize_with_feedback(weights, covariance)) < 0.5 * loss(quantize("q4", weights, np.diag(covariance)))
+
+
+def test_feedback_refuses_a_covariance_that_is_none():
+    with pytest.raises(CheckpointError, match="covariance"):
+        quantize_with_feedback(random((4, 32)), np.full((32, 32), np.nan))
+
+
+def test_guessed_importance_follows_the_norm_and_the_value_rows():
+    qkv, norm = random((4 * 8 + 2 * 2 * 8, 32)), np.ones(32, np.float32)
+    qkv[-8 + 3], norm[5] = 10, 7
+    guess = guess_importance(qkv, norm, n_heads=4, n_kv_heads=2, v_dim=8)
+    assert guess["qkv"].argmax() == 5
+    assert sorted(np.argsort(guess["o"])[-2:]) == [2 * 8 + 3, 3 * 8 + 3]
