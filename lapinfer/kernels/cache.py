@@ -14,12 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import llvmlite
-import numba
-from numba import cfunc, int64, njit, void
-from numba.core import config
-from numba.core.registry import cpu_target
 
 from lapinfer.errors import LapinferError
+from lapinfer.kernels import isa
+
+isa.apply()  # before the first import of numba
+
+import numba  # noqa: E402
+from numba import cfunc, int64, njit, void  # noqa: E402
+from numba.core import config  # noqa: E402
+from numba.core.registry import cpu_target  # noqa: E402
 
 SIGNATURE = void(int64, int64, int64, int64)
 jit = njit(error_model="numpy", nogil=True)

@@ -17,6 +17,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
+from lapinfer.errors import UnsupportedError
+
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT, VOID = ir.HalfType(), ir.FloatType(), ir.VoidType()
 
@@ -56,6 +58,13 @@ def call(builder, name: str, result, *args):
     return builder.call(fn, args)
 
 
+def call_if(context, feature: str, builder, name: str, result, *args):
+    """Call an intrinsic of one kind of processor; LLVM would abort the process if the target lacks the feature."""
+    if feature not in features(context):
+        raise UnsupportedError(f"{name} needs {feature}, which the target of this code lacks")
+    return call(builder, name, result, *args)
+
+
 def splat(builder, value, lanes: int):
     """A vector with `value` in every lane."""
     vector = ir.VectorType(value.type, lanes)
@@ -86,7 +95,9 @@ def load_splat(builder, address, element: ir.Type, lanes: int, offset: int = 0):
 
 def part(builder, vector, start: int, count: int):
     """Lanes start:start + count."""
-    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, count), list(range(start, start + count))))
+    return builder.shuffle_vector(
+        vector, vector, ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
+    )
 
 
 def join(builder, parts):
@@ -148,14 +159,14 @@ def float_to_half(context, builder, value):
     return builder.trunc(builder.or_(sign, half), vh)
 
 
-def _pairs(builder, kind: str, width: int, a, b, result_element, result_per: int):
+def _pairs(context, feature: str, builder, kind: str, width: int, a, b, result_element, result_per: int):
     """Apply an x86 multiply-add-pairs intrinsic of `width` lanes over longer vectors."""
     n = a.type.count
     result = ir.VectorType(result_element, width // result_per)
     return join(
         builder,
         [
-            call(builder, kind, result, part(builder, a, i, width), part(builder, b, i, width))
+            call_if(context, feature, builder, kind, result, part(builder, a, i, width), part(builder, b, i, width))
             for i in range(0, n, width)
         ],
     )
@@ -164,28 +175,28 @@ def _pairs(builder, kind: str, width: int, a, b, result_element, result_per: int
 def _byte_pairs(context, builder, unsigned, signed):
     """pmaddubsw: neighbouring products of u8 and s8 added to i16 (saturating: callers stay below)."""
     if "avx512bw" in features(context):
-        return _pairs(builder, "llvm.x86.avx512.pmaddubs.w.512", 64, unsigned, signed, I16, 2)
-    return _pairs(builder, "llvm.x86.avx2.pmadd.ub.sw", 32, unsigned, signed, I16, 2)
+        return _pairs(context, "avx512bw", builder, "llvm.x86.avx512.pmaddubs.w.512", 64, unsigned, signed, I16, 2)
+    return _pairs(context, "avx2", builder, "llvm.x86.avx2.pmadd.ub.sw", 32, unsigned, signed, I16, 2)
 
 
 def _word_pairs(context, builder, a, b):
     """pmaddwd: neighbouring products of i16 added to i32."""
     have = features(context)
     if "avx512bw" in have:
-        return _pairs(builder, "llvm.x86.avx512.pmaddw.d.512", 32, a, b, I32, 2)
+        return _pairs(context, "avx512bw", builder, "llvm.x86.avx512.pmaddw.d.512", 32, a, b, I32, 2)
     if "avx2" in have:
-        return _pairs(builder, "llvm.x86.avx2.pmadd.wd", 16, a, b, I32, 2)
-    return _pairs(builder, "llvm.x86.sse2.pmadd.wd", 8, a, b, I32, 2)
+        return _pairs(context, "avx2", builder, "llvm.x86.avx2.pmadd.wd", 16, a, b, I32, 2)
+    return _pairs(context, "sse2", builder, "llvm.x86.sse2.pmadd.wd", 8, a, b, I32, 2)
 
 
 def _vnni(context, builder, acc, unsigned, signed):
     """vpdpbusd on 512 bits or, with AVX-VNNI, on two halves."""
     if "avx512vnni" in features(context):
-        return call(builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, acc, unsigned, signed)
+        return call_if(context, "avx512vnni", builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, acc, unsigned, signed)
     halves = []
     for i in (0, 1):
         a, u, s = part(builder, acc, 8 * i, 8), part(builder, unsigned, 32 * i, 32), part(builder, signed, 32 * i, 32)
-        halves.append(call(builder, "llvm.x86.avx512.vpdpbusd.256", a.type, a, u, s))
+        halves.append(call_if(context, "avxvnni", builder, "llvm.x86.avx512.vpdpbusd.256", a.type, a, u, s))
     return join(builder, halves)
 
 
@@ -213,11 +224,11 @@ def _signed_generic(context, builder, acc, a, b):
     return acc
 
 
-def _neon(builder, acc, a, b):
+def _neon(context, builder, acc, a, b):
     quarters = []
     for i in range(4):
         q, x, y = part(builder, acc, 4 * i, 4), part(builder, a, 16 * i, 16), part(builder, b, 16 * i, 16)
-        quarters.append(call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", q.type, q, x, y))
+        quarters.append(call_if(context, "dotprod", builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", q.type, q, x, y))
     return join(builder, quarters)
 
 
@@ -235,7 +246,7 @@ def dot_small(context, builder, small, signed):
         if _has_vnni(context):
             acc = _vnni(context, builder, acc, w, x)
         elif "dotprod" in have:
-            acc = _neon(builder, acc, w, x)
+            acc = _neon(context, builder, acc, w, x)
         else:
             acc = _signed_generic(context, builder, acc, w, x)
     return acc
@@ -258,7 +269,7 @@ def dot_signed(context, builder, weights, signed, bias):
             pairs = _byte_pairs(context, builder, magnitude, x)
             acc = builder.add(acc, _word_pairs(context, builder, pairs, const(ir.VectorType(I16, 32), 1)))
         elif "dotprod" in have:
-            acc = _neon(builder, acc, w, x)
+            acc = _neon(context, builder, acc, w, x)
         else:
             acc = _signed_generic(context, builder, acc, w, x)
     return acc
