@@ -66,6 +66,8 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "merge": (
         "partial", "part_table", "heads", "v_dim", "pos", "window", "out", "groups", "out_q8", "scratch", "scratch_stride",
     ),
+    # `rounds` times the sum of `bytes` bytes at buffer + chunk · stride
+    "probe": ("buffer", "bytes", "stride", "rounds", "out"),
 }  # fmt: skip
 
 STORE, ADD, HEAD, PLAIN, GATED = range(5)

@@ -1,0 +1,31 @@
+"""What the machine can do: a kernel that only reads, and the features that code is generated for."""
+
+import numpy as np
+from numba.core.registry import cpu_target
+
+from lapinfer.kernels.cache import kernel
+from lapinfer.kernels.operands import offsets
+from lapinfer.kernels.simd import features, load_f32x16, load_i64, reduce_sum, splat_f32, store_f32
+
+(BUFFER, BYTES, STRIDE, ROUNDS, OUT) = offsets("probe")
+
+
+@kernel
+def probe(op, step, chunk, thread):
+    """Sum `bytes` (a multiple of 256) of float32 at buffer + chunk · stride, `rounds` times, into out[16 · chunk]."""
+    begin = load_i64(op + BUFFER) + chunk * load_i64(op + STRIDE)
+    end = begin + load_i64(op + BYTES)
+    # Four sums hide the latency of an addition, and fit the registers of every processor.
+    a = b = c = d = splat_f32(np.float32(0.0))
+    for _ in range(load_i64(op + ROUNDS)):
+        for at in range(begin, end, 256):
+            a = a + load_f32x16(at)
+            b = b + load_f32x16(at + 64)
+            c = c + load_f32x16(at + 128)
+            d = d + load_f32x16(at + 192)
+    store_f32(load_i64(op + OUT) + 64 * chunk, reduce_sum((a + b) + (c + d)))
+
+
+def target_features() -> set[str]:
+    """Features that code is generated for, as LLVM names them, and 'x86' or 'aarch64'."""
+    return features(cpu_target.target_context)
