@@ -41,7 +41,7 @@ def doctor() -> dict[str, Any]:
         "cores": f"{threads} usable of {os.cpu_count()}",
         "system": platform.platform(terse=True),
         "target": f"{cpu} ({triple})",
-        "isa": isa,
+        "isa": f"{isa} (LAPINFER_ISA={forced})" if (forced := os.environ.get("LAPINFER_ISA")) else isa,
         "byte_dot_product": instruction,
         "features": [name for name in TELLING if name in have],
         "versions": {"lapinfer": __version__, "python": platform.python_version(), **_versions()},
