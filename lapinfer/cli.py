@@ -354,11 +354,14 @@ def explain(
     kv: KV = "f16",
     threads: Threads = None,
     ctx_size: Context = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer's ops instead of their sums.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """The ops of a step, with predicted bytes and operations."""
+    from lapinfer.report.explain import explain
+
     with _load(model, verbose, quant=quant, kv=kv, threads=threads, ctx=ctx_size) as loaded:
-        print(loaded.model.explain(analyze=analyze))
+        print(explain(loaded.model, analyze=analyze, layers=layers))
 
 
 @app.command()

@@ -82,9 +82,6 @@ class FakeModel:
     def forward(self, ids):
         return np.concatenate([self.step([t], [0], [p], [True]).values for p, t in enumerate(ids)])
 
-    def explain(self, analyze=False):
-        return f"plan, analyze={analyze}"
-
     def close(self):
         self.closed = True
 
@@ -157,6 +154,7 @@ def install(monkeypatch, make, slow_load=0.0):
         "lapinfer.checkpoint.hub": SimpleNamespace(
             pull=pull, list_local=lambda: [LocalModel("smollm2", "pulled", "/x", 1)], is_local=lambda name: False
         ),
+        "lapinfer.report.explain": SimpleNamespace(explain=lambda model, **options: f"plan, {options}"),
         "lapinfer.report.doctor": SimpleNamespace(doctor=lambda: {"cpu": "fast", "threads": [1, 2]}),
     }
     for name, module in modules.items():

@@ -176,7 +176,7 @@ def test_wrong_usage_is_exit_2(arguments):
 
 
 def test_explain_convert_pull_ls_doctor(fake, tmp_path):
-    assert invoke("explain", "x", "--analyze").stdout == "plan, analyze=True\n"
+    assert invoke("explain", "x", "--analyze").stdout == "plan, {'analyze': True, 'layers': False}\n"
     assert invoke("convert", "x", tmp_path / "out", "--quant", "q8").exit_code == 0
     assert fake.asked[-1] == ("convert", "x", tmp_path / "out", "q8", None)
     assert invoke("pull", "smollm2").exit_code == 0

@@ -1,4 +1,4 @@
-"""What reports say about a model: predicted bytes against the meter."""
+"""What reports say: predicted bytes against the meter, the table of a plan, bandwidth, the doctor."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.families import spec_from_config
 from lapinfer.kernels.control import COUNTER
+from lapinfer.loading import load_model
 from lapinfer.pack import pack_checkpoint
 from lapinfer.quant import FORMATS
+from lapinfer.report import bandwidth, doctor
+from lapinfer.report.explain import explain
 from lapinfer.runtime.build import Builder, Limits
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.meter import Meter
@@ -94,3 +97,75 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
     metered = {key.removeprefix("bytes_"): n for key, n in meter.totals().items() if key.startswith("bytes_")}
     assert predict_bytes(spec, formats, kv, slot, pos, wanted) == metered
     assert sum(metered.values()) == meter.totals()["bytes"]
+
+
+@pytest.mark.parametrize("analyze", [False, True])
+def test_explain(folder: Path, analyze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "read_bandwidth", lambda threads: 1e10)
+    model = load_model(packings("gemma2-options", folder)[1]["q4"].path.parent, ctx=40, threads=2)
+    try:
+        before = model.usage.totals()
+        text = explain(model, analyze)
+        assert model.usage.totals()["steps"] - before["steps"] == (1 if analyze else 0)  # the prompt before the token
+        assert ("MBU" in text) == analyze
+        assert max(map(len, text.splitlines()[1:])) <= 100  # the first line is the model's name
+        for line in text.splitlines():
+            if line.startswith("predicted"):
+                predicted, metered = (word for word in line.split() if word[0].isdigit())
+                assert predicted == metered
+        tables = text.split("\n\n")[1:]
+        assert [table.split(":")[0] for table in tables] == ["decode", "prefill"]
+        rows = [line.split()[0] for line in tables[0].splitlines()[3:-1]]
+        for op in ("embed", "qkv", "gate_up", "attn_post_norm", "head", "kv", "step"):
+            assert op in rows
+        # Windowed and full layers read different numbers of keys: two rows.
+        assert sum(line.startswith("attention  ") for line in tables[0].splitlines()) >= 2
+        assert "2.gate_up" in explain(model, layers=True)
+    finally:
+        model.close()
+
+
+def test_bandwidth_and_scaling_are_plausible() -> None:
+    assert 1e8 < bandwidth.read_bandwidth(1, megabytes=8, seconds=0.02) < 1e13
+    assert 1e8 < bandwidth.read_bandwidth(2, megabytes=8, seconds=0.02) < 1e13
+    assert 0 < bandwidth.thread_scaling(repeats=1) < 3
+
+
+def test_probe_reads_the_whole_buffer() -> None:
+    buffer = np.arange(4 * 256 // 4, dtype=np.float32)
+    with bandwidth.Probe(2, buffer, chunks=4, bytes=256, stride=256, rounds=3) as probe:
+        probe.run()
+        np.testing.assert_array_equal(probe.sums[:, 0], 3 * buffer.reshape(4, -1).sum(axis=1))
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LAPINFER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(doctor, "read_bandwidth", lambda threads: 2e10)
+    monkeypatch.setattr(doctor, "thread_scaling", lambda: 1.2)
+    (tmp_path / "home" / "packed").mkdir(parents=True)
+    (tmp_path / "home" / "packed" / "a").write_bytes(bytes(2_000_000))
+    monkeypatch.setattr(doctor, "default_threads", lambda: 2)
+    found = doctor.doctor()
+    assert found["read_bandwidth"] == {"on 1 thread": "20.0 GB/s", "on 2 threads": "20.0 GB/s"}
+    assert found["two_thread_scaling"].startswith("1.20 (")
+    assert "2 MB" in found["packed_models"]
+    assert "not there yet" in found["pulled_models"]
+    assert "not writable" not in found["pulled_models"]
+    monkeypatch.setattr(doctor, "default_threads", lambda: 1)
+    assert doctor.doctor()["two_thread_scaling"].startswith("not measured")
+
+
+@pytest.mark.parametrize(
+    ("features", "isa"),
+    [
+        ({"x86", "avx2", "avx512f", "avx512bw", "avx512vnni", "avxvnni"}, "AVX512-VNNI"),
+        ({"x86", "avx2", "avxvnni"}, "AVX-VNNI"),
+        ({"x86", "avx2", "avx512f", "avx512bw"}, "AVX-512"),
+        ({"x86", "avx2"}, "AVX2"),
+        ({"x86"}, "generic x86-64"),
+        ({"aarch64", "dotprod"}, "NEON dot product"),
+        ({"aarch64"}, "generic"),
+    ],
+)
+def test_the_instruction_of_byte_products(features: set[str], isa: str) -> None:
+    assert doctor.byte_dot_product(features)[0] == isa

@@ -13,7 +13,7 @@ from lapinfer.quant import FORMATS, GROUP, ROWS
 from lapinfer.runtime.kv import KVName, bytes_per_key
 from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, is_matrix, layer_tensors
 
-PARTS = ("embedding", "attention", "kv", "feed-forward", "head")
+PARTS: tuple[str, ...] = ("embedding", "attention", "kv", "feed-forward", "head")
 
 
 def predict_bytes(

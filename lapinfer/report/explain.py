@@ -1,0 +1,219 @@
+"""The ops of a step as a table: what each one reads and computes and, analyzed, how long that takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lapinfer.kernels.control import COUNTER
+from lapinfer.runtime.meter import Meter
+from lapinfer.runtime.plan import Op
+from lapinfer.runtime.predict import PARTS, predict_bytes
+from lapinfer.spec import is_matrix, tensors
+
+if TYPE_CHECKING:
+    from lapinfer.model import Model
+
+PROMPT = 512
+"""Tokens before the decoded one, and tokens of the analyzed prompt."""
+DECODE_STEPS, PREFILL_STEPS = 24, 3
+"""Measured steps; one before them warms up."""
+
+
+@dataclass(slots=True)
+class Line:
+    """Ops of one kind, or a part of the step: sums over `count` ops of one step."""
+
+    name: str
+    kernel: str = ""
+    shape: str = ""
+    count: int = 0
+    bytes: int = 0
+    macs: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: Line) -> None:
+        self.count += other.count
+        self.bytes += other.bytes
+        self.macs += other.macs
+        self.seconds += other.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A batch of tokens of slot 0."""
+
+    heading: str
+    token: np.ndarray
+    pos: np.ndarray
+    repeats: int
+
+    @property
+    def slot(self) -> np.ndarray:
+        return np.zeros(len(self.pos), np.int64)
+
+    @property
+    def want(self) -> np.ndarray:
+        """The last token's logits alone."""
+        want = np.zeros(len(self.pos), bool)
+        want[-1] = True
+        return want
+
+
+def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = None, layers: bool = False) -> str:
+    """Tables of one decode step after a prompt of 512 tokens and of the prompt itself (shorter if ctx is).
+
+    analyze: run both, and add times. tokens: ids to run instead of counting ones. layers: a row for each op of each
+    layer, else the same op of all layers is one row. The KV cache's slot 0 is overwritten when analyzing.
+    """
+    prompt = min(PROMPT, model.ctx - 1, model.max_step)
+    ids = np.resize(np.arange(model.spec.vocab) if tokens is None else np.asarray(tokens), prompt + 1)
+    steps = [Step(f"decode: 1 token at position {prompt}", ids[prompt:], np.arange(prompt, prompt + 1), DECODE_STEPS)]
+    if prompt:
+        steps.append(Step(f"prefill: {prompt} tokens from position 0", ids[:prompt], np.arange(prompt), PREFILL_STEPS))
+    bandwidth = 0.0
+    blocks = [_title(model)]
+    if analyze:
+        from lapinfer.report.bandwidth import read_bandwidth
+
+        bandwidth = read_bandwidth(model.threads)
+        blocks[0] += f"\nread bandwidth now, {model.threads} threads: {bandwidth / 1e9:.1f} GB/s"
+    with model.lock:
+        if analyze and prompt:
+            model.prefill(ids[:prompt])
+        for step in steps:
+            blocks.append(_block(model, step, analyze, layers, bandwidth))
+    return "\n\n".join(blocks)
+
+
+def _title(model: Model) -> str:
+    formats: dict[str, int] = {}
+    for name in filter(is_matrix, tensors(model.spec)):
+        found = model.weights.format(name)
+        formats[found] = formats.get(found, 0) + model.weights.tensor(name).nbytes
+    stored = ", ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in formats.items())
+    spec = model.spec
+    return (
+        f"{model.name}\n{spec.family}, {len(spec.layers)} layers, {stored}, "
+        f"KV {model.limits.kv}, {model.threads} thread{'s' if model.threads > 1 else ''}"
+    )
+
+
+def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: float) -> str:
+    """One step's table and its summary."""
+    meter = Meter(model.plan, model.limits.kv, model.team.ns_per_tick)
+    walls: list[float] = []
+    if analyze:
+        walls = _run(model, step, meter)
+    else:
+        empty = np.zeros((len(model.plan.ops), COUNTER), np.int64)
+        meter.record(step.slot, step.pos, int(step.want.sum()), empty, 0)
+    lines = [_line(op, row, step.pos, meter.steps) for op, row in zip(model.plan.ops, meter.by_op(), strict=True)]
+    total = Line("step")
+    by_part = {part: Line(part) for part in PARTS}
+    for op, line in zip(model.plan.ops, lines, strict=True):
+        by_part[op.part].add(line)
+        total.add(line)
+    if not layers:
+        lines = _summed(model.plan.ops, lines)
+    columns = [*_COLUMNS, *(_TIMED if analyze else ())]
+    table = [[head for head, _ in columns]]
+    for group in (lines, list(by_part.values()), [total]):
+        table.append([])
+        table += [[show(line, total, bandwidth) for _, show in columns] for line in group]
+    text = f"{step.heading}\n{_aligned(table)}\n{_predicted(model, step, total)}"
+    if walls:
+        seconds = median(walls)
+        speed = total.bytes / seconds
+        text += (
+            f"\n{len(step.pos) / seconds:,.1f} tok/s ({seconds * 1e3:,.2f} ms a step, median of {len(walls)}), "
+            f"{speed / 1e9:.1f} GB/s: {100 * speed / bandwidth:.0f} % MBU"
+        )
+    return text
+
+
+def _run(model: Model, step: Step, meter: Meter) -> list[float]:
+    """Seconds of each repeat of the step, counted by `meter` instead of the model's own."""
+    arguments = (step.token, step.slot, step.pos, step.want)
+    usual, walls = model.usage, []
+    try:
+        model.usage = Meter(model.plan, model.limits.kv, model.team.ns_per_tick)
+        model.step(*arguments)
+        model.usage = meter
+        for _ in range(step.repeats):
+            began = time.perf_counter()
+            model.step(*arguments)
+            walls.append(time.perf_counter() - began)
+    finally:
+        model.usage = usual
+    return walls
+
+
+def _line(op: Op, row: dict, pos: np.ndarray, steps: int) -> Line:
+    macs = row["macs"] // steps
+    shape = ""
+    if "shape" in op.notes:
+        shape = "{} × {}".format(*op.notes["shape"])
+    if "attention" in op.notes:
+        spec = op.notes["attention"]
+        keys = pos + 1 if spec.window is None else np.minimum(pos + 1, spec.window)
+        macs += spec.n_heads * (spec.k_dim + spec.v_dim) * int(keys.sum())
+        shape = f"{spec.n_heads} on {spec.n_kv_heads} × {spec.k_dim}"
+    return Line(op.name, op.kernel, shape, 1, row["bytes"] // steps, macs, row["seconds"] / steps)
+
+
+def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
+    """Equal ops of different layers as one line."""
+    kinds: dict[tuple, Line] = {}
+    for op, line in zip(ops, lines, strict=True):
+        kind = (op.label, op.part, line.kernel, line.shape, line.bytes, line.macs)
+        kinds.setdefault(kind, Line(op.label, line.kernel, line.shape)).add(line)
+    return list(kinds.values())
+
+
+def _predicted(model: Model, step: Step, total: Line) -> str:
+    formats = {name: model.weights.format(name) for name in tensors(model.spec) if is_matrix(name)}
+    parts = predict_bytes(model.spec, formats, model.limits.kv, step.slot, step.pos, int(step.want.sum()))
+    predicted = sum(parts.values())
+    return f"predicted from the spec {predicted:,} bytes, metered {total.bytes:,} bytes"
+
+
+def _ratio(part: float, whole: float, form: str) -> str:
+    return form.format(part / whole) if part and whole else ""
+
+
+_COLUMNS = (
+    ("op", lambda line, total, bandwidth: line.name),
+    ("kernel", lambda line, total, bandwidth: line.kernel),
+    ("shape", lambda line, total, bandwidth: line.shape),
+    ("n", lambda line, total, bandwidth: str(line.count)),
+    ("MB", lambda line, total, bandwidth: _ratio(line.bytes, 1e6, "{:,.2f}")),
+    ("MMAC", lambda line, total, bandwidth: _ratio(line.macs, 1e6, "{:,.1f}")),
+    ("MAC/B", lambda line, total, bandwidth: _ratio(line.macs, line.bytes, "{:.1f}")),
+)
+_TIMED = (
+    ("ms", lambda line, total, bandwidth: _ratio(line.seconds, 1e-3, "{:,.3f}")),
+    ("time %", lambda line, total, bandwidth: _ratio(line.seconds, total.seconds / 100, "{:.1f}")),
+    ("GB/s", lambda line, total, bandwidth: _ratio(line.bytes, line.seconds * 1e9, "{:.1f}")),
+    ("bw %", lambda line, total, bandwidth: _ratio(line.bytes, line.seconds * bandwidth / 100, "{:.0f}")),
+    ("GMAC/s", lambda line, total, bandwidth: _ratio(line.macs, line.seconds * 1e9, "{:,.0f}")),
+)
+"""Heading, and the text of a line's cell. bw: of the read bandwidth measured at the beginning."""
+
+
+def _aligned(table: list[list[str]]) -> str:
+    """Names to the left, numbers to the right; an empty row is a rule."""
+    widths = [max(len(row[i]) for row in table if row) for i in range(len(table[0]))]
+    rule = "-" * (sum(widths) + len(widths) - 1)
+    shown = []
+    for row in table:
+        cells = [
+            f"{cell:<{w}}" if i < 3 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=False))
+        ]
+        shown.append(" ".join(cells).rstrip() if row else rule)
+    return "\n".join(shown)
