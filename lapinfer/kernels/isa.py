@@ -7,6 +7,7 @@ just the features that are checked here, unlike the names of real processors.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from dataclasses import dataclass
@@ -65,19 +66,18 @@ def host_features() -> set[str]:
     have = reported_features()
     if architecture() == "aarch64":
         have |= set(_ARM)  # part of the architecture
-        if sys.platform == "darwin":
-            have.add("dotprod")  # every Apple M has it
-        elif sys.platform == "linux" and "asimddp" in _linux_flags():
+        if sys.platform == "darwin" or _linux_has_dotprod():  # every Apple M has it
             have.add("dotprod")
     return have
 
 
-def _linux_flags() -> set[str]:
+def _linux_has_dotprod() -> bool:
+    """The kernel's word (getauxval), for where LLVM does not look."""
+    at_hwcap, asimddp = 16, 1 << 20
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return {flag for line in file if line.startswith("Features") for flag in line.split()}
-    except OSError:
-        return set()
+        return bool(ctypes.CDLL(None).getauxval(at_hwcap) & asimddp)
+    except (OSError, AttributeError):
+        return False
 
 
 def available() -> list[str]:

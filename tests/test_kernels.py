@@ -1,0 +1,717 @@
+"""Every kernel against plain NumPy on awkward sizes; kernels are called chunk by chunk, as a team calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import reference
+
+from lapinfer.kernels import library
+from lapinfer.kernels.cache import address, kernel
+from lapinfer.kernels.operands import (
+    ACTIVATIONS,
+    ADD,
+    F32_TILE_GROUP,
+    GATED,
+    HEAD,
+    ITEM,
+    KEY_BLOCK,
+    KV_KINDS,
+    LAYER,
+    NO_WINDOW,
+    NONE,
+    PARTIAL_EXTRA,
+    PLAIN,
+    Q8_TILE_GROUP,
+    RMS,
+    STEP,
+    STORE,
+    TILE,
+    TOKENS,
+    WANT,
+)
+from lapinfer.kernels.simd import (
+    absolute,
+    copy_sign,
+    fma,
+    load_bf16,
+    load_bf16x16,
+    load_f16,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i8,
+    load_i8x16,
+    load_i64,
+    load_u8,
+    maximum,
+    minimum,
+    reduce_max,
+    reduce_sum,
+    round_even,
+    square_root,
+    store_f16,
+    store_f16x16,
+    store_f32,
+    store_f32x16,
+    store_i8,
+    store_i8x16,
+    store_i64,
+    where_less,
+)
+from lapinfer.kernels.vecmath import activate, cap, erf, exp, tanh
+from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped
+from lapinfer.quant.blocks import from_bf16, pack, unpack
+from lapinfer.runtime.build import attention_items
+from lapinfer.runtime.kv import lanes, layer_cache
+from lapinfer.runtime.plan import Op, Operand, encode
+from lapinfer.runtime.team import KERNEL
+from lapinfer.spec import AttentionSpec
+
+UNTOUCHED = np.float32(-12345.0)
+"""What outputs hold before a kernel runs, to see that it writes only its own."""
+
+F32 = np.float32
+DOT_ERROR = 2e-6
+"""Error of a float32 sum of products, relative to the sum of their absolute values."""
+
+
+def run(name: str, operands: dict[str, Operand], chunks: int, tokens: int, want: int | None = None) -> None:
+    """All chunks of one op in a step of so many tokens."""
+    assert library
+    header = np.zeros(len(STEP), np.int64)
+    header[TOKENS], header[WANT] = tokens, tokens if want is None else want
+    row = encode(Op(name, name, "test", -1, 0, 1, operands), address(name))
+    function = KERNEL(address(name))
+    for chunk in range(chunks):
+        function(row.ctypes.data, header.ctypes.data, chunk, 0)
+
+
+def padded(width: int, multiple: int) -> int:
+    return -(-width // multiple) * multiple
+
+
+def grouped_tokens(x: np.ndarray) -> np.ndarray:
+    """[T, C] as [tiles, TILE, groups, 32], zeros behind."""
+    T, C = x.shape
+    wide = np.zeros((padded(T, TILE), padded(C, GROUP)), F32)
+    wide[:T, :C] = x
+    return wide.reshape(-1, TILE, wide.shape[1] // GROUP, GROUP)
+
+
+def f32_tiles(x: np.ndarray) -> np.ndarray:
+    """[T, C] in the layout that f32 activations have: [tiles, groups, 32 columns, 8 tokens]."""
+    return np.ascontiguousarray(grouped_tokens(x).transpose(0, 2, 3, 1))
+
+
+def from_f32_tiles(tiles: np.ndarray, tokens: int) -> np.ndarray:
+    values = tiles.view(F32).reshape(tiles.shape[0], -1, GROUP, TILE)
+    return values.transpose(0, 3, 1, 2).reshape(-1, values.shape[1] * GROUP)[:tokens]
+
+
+def q8_tiles(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[T, C] as bytes [tiles, groups, Q8_TILE_GROUP], and the float64 values that they stand for."""
+    grouped = grouped_tokens(x)
+    tiles, _, groups, _ = grouped.shape
+    largest = np.abs(grouped).max(-1)
+    codes = np.rint(grouped * np.where(largest > 0, 127 / np.where(largest > 0, largest, 1), 0)[..., None])
+    scale = (largest / F32(127)).astype(F32)
+    total = codes.sum(-1)
+    out = np.zeros((tiles, groups, Q8_TILE_GROUP), np.uint8)
+    out[..., : 32 * TILE] = codes.astype(np.int8).transpose(0, 2, 1, 3).reshape(tiles, groups, -1).view(np.uint8)
+    for at, values in ((32, scale), (36, (scale * total).astype(F32)), (40, (-128 * total).astype(np.int32))):
+        turned = np.ascontiguousarray(values.transpose(0, 2, 1)).view(np.uint8)
+        out[..., at * TILE : (at + 4) * TILE] = turned
+    meant = (codes * scale[..., None].astype(np.float64)).reshape(tiles * TILE, groups * GROUP)
+    return out, meant[: len(x), : x.shape[1]]
+
+
+def from_q8_tiles(tiles: np.ndarray, tokens: int) -> np.ndarray:
+    """What written q8 activations stand for; checks that their sums are those of their codes."""
+    count, groups, _ = tiles.shape
+
+    def scalars(at: int, dtype: type) -> np.ndarray:
+        return np.ascontiguousarray(tiles[..., at * TILE : (at + 4) * TILE]).view(dtype).transpose(0, 2, 1)
+
+    codes = tiles[..., : 32 * TILE].view(np.int8).reshape(count, groups, TILE, GROUP).transpose(0, 2, 1, 3)
+    codes, scale = codes.reshape(-1, groups, GROUP)[:tokens].astype(F32), scalars(32, F32).reshape(-1, groups)[:tokens]
+    assert np.abs(codes).max() <= 127
+    np.testing.assert_array_equal(scalars(36, F32).reshape(-1, groups)[:tokens], scale * codes.sum(-1))
+    np.testing.assert_array_equal(scalars(40, np.int32).reshape(-1, groups)[:tokens], -128 * codes.sum(-1))
+    return (codes * scale[..., None]).reshape(tokens, -1)
+
+
+def read_tiles(tiles: np.ndarray, q8: int, tokens: int) -> np.ndarray:
+    return from_q8_tiles(tiles, tokens) if q8 else from_f32_tiles(tiles, tokens)
+
+
+def assert_tiles(tiles: np.ndarray, q8: int, expected: np.ndarray, error: float = 2e-6) -> None:
+    """Written activation tiles hold `expected` [T, C]; zeros behind C. `error` is relative to the largest of a group."""
+    T, C = expected.shape
+    got = read_tiles(tiles, q8, T)
+    wide = np.zeros_like(got)
+    wide[:, :C] = expected
+    largest = np.abs(wide.reshape(T, -1, GROUP)).max(-1).repeat(GROUP, axis=1)
+    assert (np.abs(got - wide) <= largest * (0.5 / 127 + 1e-4 if q8 else error) + 1e-30).all()
+    assert not got[:, C:].any()
+
+
+def empty_tiles(tokens: int, groups: int, q8: int) -> np.ndarray:
+    shape = (padded(tokens, TILE) // TILE, groups, Q8_TILE_GROUP if q8 else F32_TILE_GROUP)
+    return np.zeros(shape, np.uint8)
+
+
+def random_weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Packed blocks that use all codes, and the float64 matrix that they stand for."""
+    rng = np.random.default_rng(seed)
+    scale = rng.uniform(0.002, 0.02, (rows, -(-columns // GROUP))).astype(np.float16)
+    if fmt == "q8":
+        codes = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
+        codes[0] = np.resize([-127, 127], columns)
+        made: np.ndarray | Grouped = Grouped("q8", codes, scale)
+    elif fmt == "q4":
+        codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
+        codes[0] = 15
+        made = Grouped("q4", codes, scale, (-8 * scale + rng.normal(0, 0.01, scale.shape)).astype(np.float16))
+    else:
+        made = (rng.standard_normal((rows, columns)) * 0.1).astype(F32)
+    blocks = pack(fmt, made)
+    return blocks, unpack(fmt, blocks, (rows, columns)).astype(np.float64)
+
+
+# ---- SIMD and vector mathematics: small kernels that exist for these tests. op: from, step: to, chunk: how many. ----
+
+
+def elementwise(name: str, x: np.ndarray, out_dtype: type = np.float32) -> np.ndarray:
+    """One of the kernels below over all of x (a multiple of 16 values)."""
+    assert x.size % 16 == 0
+    x = np.ascontiguousarray(x)
+    out = np.zeros(x.size, out_dtype)
+    KERNEL(address(name))(x.ctypes.data, out.ctypes.data, x.size, 0)
+    return out
+
+
+@kernel
+def t_exp(op, step, chunk, thread):
+    for at in range(0, 4 * chunk, 64):
+        store_f32x16(step + at, exp(load_f32x16(op + at)))
+
+
+@kernel
+def t_tanh(op, step, chunk, thread):
+    for at in range(0, 4 * chunk, 64):
+        store_f32x16(step + at, tanh(load_f32x16(op + at)))
+
+
+@kernel
+def t_erf(op, step, chunk, thread):
+    for at in range(0, 4 * chunk, 64):
+        store_f32x16(step + at, erf(load_f32x16(op + at)))
+
+
+@kernel
+def t_cap(op, step, chunk, thread):
+    """The first value is the limit."""
+    for at in range(0, 4 * chunk, 64):
+        store_f32x16(step + at, cap(load_f32x16(op + at), load_f32(op)))
+
+
+@kernel
+def t_activate(op, step, chunk, thread):
+    """All five activations; the output has five times the size."""
+    for kind in range(5):
+        for at in range(0, 4 * chunk, 64):
+            store_f32x16(step + 4 * kind * chunk + at, activate(kind, load_f32x16(op + at)))
+
+
+@kernel
+def t_halves(op, step, chunk, thread):
+    """float32 of halves by vectors, then one by one."""
+    for i in range(0, chunk, 16):
+        store_f32x16(step + 4 * i, load_f16x16(op + 2 * i))
+    for i in range(chunk):
+        store_f32(step + 4 * (chunk + i), load_f16(op + 2 * i))
+
+
+@kernel
+def t_bfloats(op, step, chunk, thread):
+    """float32 of bfloat16 by vectors, then one by one."""
+    for i in range(0, chunk, 16):
+        store_f32x16(step + 4 * i, load_bf16x16(op + 2 * i))
+    for i in range(chunk):
+        store_f32(step + 4 * (chunk + i), load_bf16(op + 2 * i))
+
+
+@kernel
+def t_to_halves(op, step, chunk, thread):
+    """Halves of float32 by vectors, then one by one."""
+    for i in range(0, chunk, 16):
+        store_f16x16(step + 2 * i, load_f32x16(op + 4 * i))
+    for i in range(chunk):
+        store_f16(step + 2 * (chunk + i), load_f32(op + 4 * i))
+
+
+@kernel
+def t_to_bytes(op, step, chunk, thread):
+    for i in range(0, chunk, 16):
+        store_i8x16(step + i, load_f32x16(op + 4 * i))
+    for i in range(chunk):
+        store_i8(step + chunk + i, load_f32(op + 4 * i))
+
+
+@kernel
+def t_bytes(op, step, chunk, thread):
+    """float32 of bytes by vectors, signed one by one, unsigned one by one."""
+    for i in range(0, chunk, 16):
+        store_f32x16(step + 4 * i, load_i8x16(op + i))
+    for i in range(chunk):
+        store_f32(step + 4 * (chunk + i), np.float32(load_i8(op + i)))
+        store_f32(step + 4 * (2 * chunk + i), np.float32(load_u8(op + i)))
+
+
+@kernel
+def t_reduce(op, step, chunk, thread):
+    """Sum and maximum of each 16."""
+    for i in range(0, chunk, 16):
+        store_f32(step + i // 2, reduce_sum(load_f32x16(op + 4 * i)))
+        store_f32(step + i // 2 + 4, reduce_max(load_f32x16(op + 4 * i)))
+
+
+@kernel
+def t_lanes(op, step, chunk, thread):
+    """Seven functions of pairs of vectors (16 values each)."""
+    for i in range(chunk // 32):
+        a, b, out = load_f32x16(op + 128 * i), load_f32x16(op + 128 * i + 64), step + 448 * i
+        store_f32x16(out, maximum(a, b))
+        store_f32x16(out + 64, minimum(a, b))
+        store_f32x16(out + 128, copy_sign(a, b))
+        store_f32x16(out + 192, round_even(a))
+        store_f32x16(out + 256, square_root(absolute(a)))
+        store_f32x16(out + 320, where_less(a, b, a, b))
+        store_f32x16(out + 384, fma(a, b, a))
+
+
+@kernel
+def t_words(op, step, chunk, thread):
+    for i in range(chunk):
+        store_i64(step + 8 * i, load_i64(op + 8 * i) + 1)
+
+
+def ulps(got: np.ndarray, exact: np.ndarray) -> float:
+    return float((np.abs(got.astype(np.float64) - exact) / np.spacing(np.abs(exact).astype(F32))).max())
+
+
+def test_exp_is_exact_to_two_ulps() -> None:
+    x = np.linspace(-87, 88, 1 << 20, dtype=F32)
+    assert ulps(elementwise("t_exp", x), np.exp(x.astype(np.float64))) < 2
+    special = np.array([0.0, -0.0, -87.5, -1e30, -np.inf, np.nan, 1.0, 0.5] * 2, F32)
+    got = elementwise("t_exp", special)[:8]
+    assert got[0] == got[1] == 1
+    assert not got[2:5].any()
+    assert np.isnan(got[5])
+
+
+def test_tanh_erf_and_cap_are_within_their_bounds() -> None:
+    x = np.concatenate([np.linspace(-12, 12, 1 << 16, dtype=F32), np.logspace(-30, 30, 1 << 10, dtype=F32)])
+    exact = x.astype(np.float64)
+    assert np.abs(elementwise("t_tanh", x) - np.tanh(exact)).max() < 2e-7
+    assert np.abs(elementwise("t_erf", x) - np.vectorize(reference.erf)(exact)).max() < 5e-7
+    x[0] = 30.0
+    assert np.abs(elementwise("t_cap", x) - 30 * np.tanh(x.astype(np.float64) / 30)).max() < 6e-6
+    x[0] = 0.0
+    np.testing.assert_array_equal(elementwise("t_cap", x), x)
+    assert np.isnan(elementwise("t_tanh", np.full(16, np.nan, F32))).all()
+
+
+def test_activations_are_those_of_the_oracle() -> None:
+    x = np.concatenate([np.linspace(-20, 20, 1 << 12, dtype=F32), F32([-1e4, -100, -0.0, 0.0, 100, 1e4] * 8)])
+    out = np.zeros((len(ACTIVATIONS), len(x)), F32)
+    KERNEL(address("t_activate"))(x.ctypes.data, out.ctypes.data, len(x), 0)
+    for name, got in zip(ACTIVATIONS, out, strict=True):
+        with np.errstate(over="ignore"):
+            exact = reference.activate(name, x.astype(np.float64))
+        assert (np.abs(got - exact) <= 4e-7 * np.maximum(np.abs(x), np.abs(exact)) + 1e-12).all(), name
+
+
+def test_every_half_is_read_exactly() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    out = np.zeros((2, len(bits)), F32)
+    KERNEL(address("t_halves"))(bits.ctypes.data, out.ctypes.data, len(bits), 0)
+    expected = bits.view(np.float16).astype(F32)
+    for got in out:
+        number = ~np.isnan(expected)
+        np.testing.assert_array_equal(got.view(np.uint32)[number], expected.view(np.uint32)[number])
+        assert np.isnan(got[~number]).all()
+
+
+def test_halves_are_written_as_numpy_rounds() -> None:
+    rng = np.random.default_rng(0)
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(F32)
+    halves = halves[np.isfinite(halves)]
+    ties = (halves[:-1] + halves[1:]) / 2
+    any_bits = rng.integers(0, 1 << 32, 1 << 18, dtype=np.uint64).astype(np.uint32).view(F32)
+    small = rng.standard_normal(1 << 16).astype(F32) * F32(2.0**-20)
+    edges = F32([65504, 65519.99, 65520, 65536, -65520, np.inf, -np.inf, np.nan, 2**-24, 2**-25, 1.1 * 2**-25, 0, -0.0])
+    x = np.concatenate(
+        [halves, ties, np.nextafter(ties, F32(np.inf)), np.nextafter(ties, F32(0)), any_bits, small, edges]
+    )
+    x = np.resize(x, padded(len(x), 16))
+    out = np.zeros((2, len(x)), np.uint16)
+    KERNEL(address("t_to_halves"))(x.ctypes.data, out.ctypes.data, len(x), 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = x.astype(np.float16)
+    for got in out:
+        number = ~np.isnan(expected)
+        np.testing.assert_array_equal(got[number], expected.view(np.uint16)[number])
+        assert np.isnan(got.view(np.float16)[~number]).all()
+
+
+def test_every_bfloat_is_read_exactly() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    out = np.zeros((2, len(bits)), np.uint32)
+    KERNEL(address("t_bfloats"))(bits.ctypes.data, out.ctypes.data, len(bits), 0)
+    for got in out:
+        np.testing.assert_array_equal(got, from_bf16(bits).view(np.uint32))
+
+
+def test_bytes_are_read_and_written() -> None:
+    bits = np.arange(256, dtype=np.uint8)
+    out = np.zeros((3, 256), F32)
+    KERNEL(address("t_bytes"))(bits.ctypes.data, out.ctypes.data, 256, 0)
+    for got, expected in zip(out, (bits.view(np.int8), bits.view(np.int8), bits), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    x = np.arange(-128, 128, dtype=F32)
+    x[0] = np.nan
+    written = np.zeros((2, 256), np.int8)
+    KERNEL(address("t_to_bytes"))(x.ctypes.data, written.ctypes.data, 256, 0)
+    for got in written:
+        np.testing.assert_array_equal(got[1:], x[1:])
+        assert got[0] == 0
+
+
+def test_reductions_fold_halves_in_a_fixed_order() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 16)).astype(F32) * np.logspace(-6, 6, 16, dtype=F32)
+    total = x
+    while total.shape[1] > 1:
+        half = total.shape[1] // 2
+        total = total[:, :half] + total[:, half:]
+    got = elementwise("t_reduce", x)[:128].reshape(64, 2)
+    np.testing.assert_array_equal(got[:, 0], total[:, 0])
+    np.testing.assert_array_equal(got[:, 1], x.max(1))
+    x[0, 5] = np.nan
+    assert np.isnan(elementwise("t_reduce", x)[:2]).all()
+
+
+def test_functions_of_lanes() -> None:
+    pairs = np.random.default_rng(0).standard_normal((32, 2, 16)).astype(F32) * 10
+    pairs[0, 0, :8] = [0.5, 1.5, 2.5, -0.5, -1.5, 0.0, 1e20, -1e20]
+    pairs[1, 0, 0] = np.nan
+    out = np.zeros((32, 7, 16), F32)
+    KERNEL(address("t_lanes"))(pairs.ctypes.data, out.ctypes.data, pairs.size, 0)
+    a, b = pairs[:, 0], pairs[:, 1]
+    with np.errstate(invalid="ignore"):
+        expected = [np.maximum(a, b), np.minimum(a, b), np.copysign(a, b), np.rint(a), np.sqrt(np.abs(a))]
+        expected.append(np.where(a < b, a, b))
+    for i, values in enumerate(expected):
+        np.testing.assert_array_equal(out[:, i], values)
+    exact = a.astype(np.float64) * b + a
+    np.testing.assert_allclose(out[:, 6], exact, rtol=1e-6, atol=1e-6)
+    words = np.array([0, -1, 1 << 62], np.int64)
+    KERNEL(address("t_words"))(words.ctypes.data, words.ctypes.data, 3, 0)
+    assert words.tolist() == [1, 0, (1 << 62) + 1]
+
+
+# ---- matrices ----
+
+TOKEN_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17)
+
+
+def matmul(
+    fmt: str, blocks: int, unit: int, columns: int, tokens: int, mode: int, **options: Operand
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Runs one matmul: its output arrays, W · x in float64 [T, R], and Σ|W||x| (what errors are relative to)."""
+    packed, W = random_weights(fmt, ROWS * blocks, columns, seed=blocks)
+    rng = np.random.default_rng(tokens)
+    x = rng.standard_normal((tokens, columns)).astype(F32)
+    x[0, :GROUP] = 0
+    tiles, meant = q8_tiles(x) if FORMATS[fmt].activation == "q8" else (f32_tiles(x), x.astype(np.float64))
+    R, least = ROWS * blocks, {GATED: 4, PLAIN: 2}.get(mode, 1)
+    tiled, q8 = mode in (GATED, PLAIN), int(options.get("out_q8", 0))  # type: ignore[arg-type]
+    outputs = {
+        "out": empty_tiles(tokens, blocks // least, q8) if tiled else np.full((tokens + 1, R + 16), UNTOUCHED),
+        "block_max": np.full((tokens + 1, blocks), UNTOUCHED),
+    }
+    if mode == ADD:
+        outputs["out"][:tokens, :R] = 1.0
+    operands: dict[str, Operand] = {
+        "weights": packed, "row_blocks": blocks, "groups": packed.shape[1], "unit": unit, "x": tiles, "tokens": TOKENS,
+        "mode": mode, "out": outputs["out"], "out_stride": outputs["out"].strides[0], "bias": 0, "scale": 1.0,
+        "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_q8": q8,
+        "block_max": outputs["block_max"], "scratch": np.zeros(1 << 16, F32), "scratch_stride": 0,
+    }  # fmt: skip
+    run(f"matmul_{fmt}", operands | options, -(-blocks // unit), tokens)
+    return outputs, meant @ W.T, np.abs(meant) @ np.abs(W).T
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("tokens", TOKEN_COUNTS)
+def test_matmul_stores_and_adds(fmt: str, tokens: int) -> None:
+    for blocks, unit, columns in ((1, 1, 20), (3, 2, 96), (5, 4, 160)):
+        bias = np.linspace(-1, 1, ROWS * blocks, dtype=F32)
+        for mode in (STORE, ADD):
+            outputs, product, size = matmul(fmt, blocks, unit, columns, tokens, mode, bias=bias, scale=0.5)
+            got, R = outputs["out"], ROWS * blocks
+            expected = (product + bias) * 0.5 + (1.0 if mode == ADD else 0.0)
+            assert (np.abs(got[:tokens, :R] - expected) <= DOT_ERROR * (size + 2)).all()
+            assert (got[tokens:] == UNTOUCHED).all()
+            assert (got[:, R:] == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_head_caps_and_finds_block_maxima(fmt: str) -> None:
+    for tokens, softcap in ((1, 0.0), (3, 2.0), (9, 0.0), (17, 2.0)):
+        outputs, product, size = matmul(fmt, 7, 2, 64, tokens, HEAD, scale=0.5, softcap=softcap)
+        logits = outputs["out"][:tokens, : 7 * ROWS]
+        expected = reference.cap(product * 0.5, softcap or None)
+        assert (np.abs(logits - expected) <= DOT_ERROR * (size + 2)).all()
+        np.testing.assert_array_equal(outputs["block_max"][:tokens], logits.reshape(tokens, 7, ROWS).max(-1))
+        assert (outputs["block_max"][tokens:] == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("mode", [PLAIN, GATED], ids=["plain", "gated"])
+def test_matmul_with_activation(fmt: str, kind: str, mode: int) -> None:
+    for tokens, blocks, q8 in ((1, 4, 1), (3, 12, 0), (8, 12, 1), (17, 4, 0)):
+        bias = np.linspace(-1, 1, ROWS * blocks, dtype=F32)
+        options: dict[str, Operand] = {"bias": bias, "activation": ACTIVATIONS.index(kind), "out_q8": q8}
+        outputs, product, _ = matmul(fmt, blocks, 4, 96, tokens, mode, **options)
+        y = product + bias
+        if mode == GATED:
+            sides = y.reshape(tokens, -1, 2, ROWS)
+            y = (reference.activate(kind, sides[:, :, 0]) * sides[:, :, 1]).reshape(tokens, -1)
+        else:
+            y = reference.activate(kind, y)
+        assert_tiles(outputs["out"], q8, y, error=1e-5)
+
+
+# ---- embedding and norms ----
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("learned", [False, True])
+def test_embed(fmt: str, learned: bool) -> None:
+    vocab, D, T = 37, 70, 11
+    packed, W = random_weights(fmt, vocab, D)
+    wide = packed.shape[1] * GROUP
+    rng = np.random.default_rng(0)
+    token, pos = rng.integers(0, vocab, T), rng.integers(0, 50, T)
+    positions = np.zeros((50, wide), F32)
+    positions[:, :D] = rng.standard_normal((50, D))
+    out = np.full((T + 1, wide), UNTOUCHED)
+    operands: dict[str, Operand] = {
+        "weights": packed, "format": list(FORMATS).index(fmt), "groups": packed.shape[1],
+        "block_bytes": FORMATS[fmt].block_bytes, "token": token, "pos": pos, "positions": positions if learned else 0,
+        "scale": 1.5, "out": out, "out_stride": out.strides[0],
+    }  # fmt: skip
+    run("embed", operands, 2, T)
+    expected = W[token] * 1.5 + (positions[pos, :D] if learned else 0)
+    np.testing.assert_allclose(out[:T, :D], expected, rtol=1e-6, atol=1e-6)
+    assert (out[T:] == UNTOUCHED).all()
+    if fmt != "q4":  # a minimum behind the last column is any number; norms and matrices ignore it
+        assert not out[:T, D:].any()
+
+
+def norm_oracle(kind: int, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    x = x.astype(np.float64)
+    if kind == NONE:
+        return x
+    if kind == LAYER:
+        x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight + bias
+
+
+def norm_data(kind: int, T: int, width: int, biased: bool) -> tuple[np.ndarray, dict[str, Operand], Callable]:
+    """x [T, padded] with zeros behind the width, the operands of a norm, and the oracle for it."""
+    rng = np.random.default_rng(width)
+    wide = padded(width, GROUP)
+    x, weight, bias = np.zeros((T, wide), F32), np.zeros(wide, F32), np.zeros(wide, F32)
+    x[:, :width] = rng.standard_normal((T, width)) * 3 + 1
+    weight[:width], bias[:width] = rng.standard_normal(width), rng.standard_normal(width) if biased else 0
+    operands: dict[str, Operand] = {
+        "width": width, "weight": 0 if kind == NONE else weight, "bias": bias if biased else 0, "eps": 1e-3, "norm": kind,
+    }  # fmt: skip
+    return x, operands, lambda v: norm_oracle(kind, v[:, :width], weight[:width], bias[:width], 1e-3)
+
+
+@pytest.mark.parametrize("width", [20, 48, 64, 90, 576])
+@pytest.mark.parametrize("kind", [RMS, LAYER, NONE], ids=["rms", "layer", "none"])
+@pytest.mark.parametrize("q8", [0, 1])
+def test_norm(width: int, kind: int, q8: int) -> None:
+    T = 13
+    x, operands, oracle = norm_data(kind, T, width, biased=kind == LAYER)
+    groups = x.shape[1] // GROUP
+    shared = operands | {"x": x, "x_stride": x.strides[0], "groups": groups, "out_q8": q8}
+    out = empty_tiles(T, groups, q8)
+    run("norm", shared | {"rows": 0, "tokens": TOKENS, "out": out}, 2, T)
+    assert_tiles(out, q8, oracle(x))
+    rows = np.array([12, 3, 7])
+    out = empty_tiles(3, groups, q8)
+    run("norm", shared | {"rows": rows, "tokens": WANT, "out": out}, 1, T, want=3)
+    assert_tiles(out, q8, oracle(x)[rows])
+
+
+@pytest.mark.parametrize("width", [20, 48, 90, 576])
+@pytest.mark.parametrize("kind", [RMS, LAYER], ids=["rms", "layer"])
+def test_add_norm(width: int, kind: int) -> None:
+    T = 11
+    y, operands, oracle = norm_data(kind, T, width, biased=kind == LAYER)
+    x = np.ones((T + 1, y.shape[1]), F32)
+    strides: dict[str, Operand] = {"y": y, "y_stride": y.strides[0], "x": x, "x_stride": x.strides[0], "scale": 0.25}
+    run("add_norm", operands | strides, 2, T)
+    np.testing.assert_allclose(x[:T, :width], 1 + 0.25 * oracle(y), rtol=1e-5, atol=1e-5)
+    assert (x[T:] == 1).all()
+
+
+# ---- heads, cache, attention ----
+
+
+def read_keys(cache, slot: int, head: int) -> np.ndarray:
+    """float64 [capacity, k_dim]."""
+    keys = cache.keys[slot, head].transpose(0, 2, 1).reshape(cache.capacity, -1).astype(np.float64)
+    return keys * cache.key_scales[slot, head][:, None] if cache.kind == "q8" else keys
+
+
+def read_values(cache, slot: int, head: int, v_dim: int) -> np.ndarray:
+    """float64 [capacity, v_dim]."""
+    values = cache.values[slot, head].astype(np.float64)[:, :v_dim]
+    return values * cache.value_scales[slot, head][:, None] if cache.kind == "q8" else values
+
+
+def cache_operands(cache, spec: AttentionSpec, qkv: np.ndarray, pos: np.ndarray) -> dict[str, Operand]:
+    return {
+        "qkv": qkv, "qkv_stride": qkv.strides[0], "heads": spec.n_heads, "kv_heads": spec.n_kv_heads, "pos": pos,
+        "k_dim": spec.k_dim, "v_dim": spec.v_dim, "k_cache": cache.keys, "v_cache": cache.values,
+        "k_scale": cache.key_scales, "v_scale": cache.value_scales, "capacity": cache.capacity,
+    }  # fmt: skip
+
+
+KV_ERROR = {"f32": 1e-6, "f16": 2**-11, "q8": 0.5 / 127 + 1e-5}
+"""Rounding of a stored number, relative to the largest of its vector."""
+
+
+@pytest.mark.parametrize("kv", KV_KINDS)
+@pytest.mark.parametrize("variant", ["plain", "interleaved", "partial", "norm", "norm_full", "no_rope"])
+def test_rope_store(kv: str, variant: str) -> None:
+    rng = np.random.default_rng(0)
+    k_dim, v_dim, T, slots = (64, 48, 11, 2) if variant == "plain" else (20, 24, 11, 2)
+    spec = AttentionSpec(6, 3, k_dim, v_dim, 1.0)
+    cache = layer_cache(spec, kv, slots, 200, 1)
+    qkv = np.full((T + 1, padded(spec.qkv_rows, GROUP)), UNTOUCHED)
+    qkv[:T, : spec.qkv_rows] = rng.standard_normal((T, spec.qkv_rows))
+    before = qkv.copy()
+    pos = rng.permutation(256)[:T] + 40  # some are beyond the capacity of 256: a ring
+    slot = rng.integers(0, slots, T)
+    dim = {"partial": 12, "no_rope": 0}.get(variant, k_dim)
+    table = rng.standard_normal((300, max(dim, 1))).astype(F32)
+    full = variant == "norm_full"
+    weights = [rng.standard_normal(n * k_dim).astype(F32) for n in ((6, 3) if full else (1, 1))]
+    normed = variant.startswith("norm")
+    operands = cache_operands(cache, spec, qkv, pos) | {
+        "rope": table if dim else 0, "rope_dim": dim, "interleaved": int(variant == "interleaved"), "slot": slot,
+        "kv": KV_KINDS.index(kv), "q_norm": weights[0] if normed else 0, "k_norm": weights[1] if normed else 0,
+        "norm_full": int(full), "eps": 1e-3,
+    }  # fmt: skip
+    run("rope_store", operands, 2, T)
+    q, k, v = np.split(before[:T, : spec.qkv_rows].astype(np.float64), [6 * k_dim, 9 * k_dim], axis=1)
+    q, k, v = q.reshape(T, 6, k_dim), k.reshape(T, 3, k_dim), v.reshape(T, 3, v_dim)
+    if normed:
+        shapes = ((T, 1, -1), (T, 1, -1)) if full else (q.shape, k.shape)
+        q, k = (
+            norm_oracle(RMS, x.reshape(shape), w, np.zeros(1), 1e-3).reshape(x.shape)
+            for x, shape, w in zip((q, k), shapes, weights, strict=True)
+        )
+    if dim:
+        half, q, k = dim // 2, q.copy(), k.copy()
+        first = slice(0, dim, 2) if variant == "interleaved" else slice(0, half)
+        second = slice(1, dim, 2) if variant == "interleaved" else slice(half, dim)
+        c, s = table[pos, None, :half].astype(np.float64), table[pos, None, half:dim].astype(np.float64)
+        for x in (q, k):
+            a, b = x[..., first].copy(), x[..., second].copy()
+            x[..., first], x[..., second] = a * c - b * s, b * c + a * s
+    np.testing.assert_allclose(qkv[:T, : 6 * k_dim], q.reshape(T, -1), rtol=1e-5, atol=1e-5)
+    assert (qkv[T:] == UNTOUCHED).all()
+    stored = np.zeros((slots, cache.capacity), bool)
+    for t in range(T):
+        place = pos[t] % cache.capacity
+        stored[slot[t], place] = True
+        for h in range(3):
+            for got, x in ((read_keys(cache, slot[t], h), k[t, h]), (read_values(cache, slot[t], h, v_dim), v[t, h])):
+                assert np.abs(got[place] - x).max() <= KV_ERROR[kv] * np.abs(x).max() + 1e-5
+    for s in range(slots):
+        assert not read_keys(cache, s, 0)[~stored[s]].any()
+        assert not cache.values[s, :, ~stored[s]].any()
+
+
+def run_attention(spec: AttentionSpec, kv: str, slot: np.ndarray, pos: np.ndarray, splits: int) -> tuple:
+    """Attention and merge over a cache of random numbers; (what they wrote [T, H·v], what it should be)."""
+    rng = np.random.default_rng(0)
+    T, H, K = len(pos), spec.n_heads, spec.n_kv_heads
+    slots, ctx = int(slot.max()) + 1, int(pos.max()) + 1
+    cache = layer_cache(spec, kv, slots, ctx, T)  # type: ignore[arg-type]
+    for array in (cache.keys, cache.values):
+        array[:] = rng.integers(-127, 128, array.shape) if kv == "q8" else rng.standard_normal(array.shape)
+    for array in (cache.key_scales, cache.value_scales):
+        array[:] = rng.uniform(0.005, 0.02, array.shape)
+    qkv = rng.standard_normal((T, padded(spec.qkv_rows, GROUP))).astype(F32)
+    items, part = np.zeros((4096, len(ITEM)), np.int64), np.zeros((padded(T, TILE), 2), np.int64)
+    partials = 4096
+    count = attention_items(slot, pos, items, part, partials, splits)
+    partial = np.full((partials, H, lanes(spec.v_dim) + PARTIAL_EXTRA), np.nan, F32)
+    window = NO_WINDOW if spec.window is None else spec.window
+    scratch: dict[str, Operand] = {"scratch": np.zeros(1 << 18, F32), "scratch_stride": 0, "window": window}
+    shared: dict[str, Operand] = {"partial": partial, "part_table": part, **scratch}
+    options: dict[str, Operand] = {"items": items, "scale": spec.scale, "softcap": spec.softcap or 0.0}
+    run(f"attention_{kv}", cache_operands(cache, spec, qkv, pos) | shared | options, count * K, T)
+    groups = padded(H * spec.v_dim, GROUP) // GROUP
+    out = empty_tiles(T, groups, 0)
+    merge = {"heads": H, "v_dim": spec.v_dim, "pos": pos, "out": out, "groups": groups, "out_q8": 0}
+    run("merge", shared | merge, padded(T, TILE) // TILE, T)
+    expected = np.zeros((T, H, spec.v_dim))
+    for t in range(T):
+        first = 0 if spec.window is None else max(pos[t] - spec.window + 1, 0)
+        places = np.arange(first, pos[t] + 1) % cache.capacity
+        for h in range(H):
+            head = h // (H // K)
+            q = qkv[t, h * spec.k_dim : (h + 1) * spec.k_dim].astype(np.float64) * spec.scale
+            s = reference.cap(read_keys(cache, slot[t], head)[places] @ q, spec.softcap)
+            p = np.exp(s - s.max())
+            expected[t, h] = p / p.sum() @ read_values(cache, slot[t], head, spec.v_dim)[places]
+    return out, expected.reshape(T, -1)
+
+
+ATTENTIONS = {
+    "mha": AttentionSpec(2, 2, 16, 16, 0.3),
+    "gqa": AttentionSpec(9, 3, 64, 64, 0.125),
+    "mqa": AttentionSpec(5, 1, 20, 24, 0.2),
+    "softcap": AttentionSpec(4, 2, 32, 32, 0.3, softcap=5.0),
+    "window": AttentionSpec(4, 2, 32, 32, 0.2, window=7),
+    "window_of_blocks": AttentionSpec(6, 2, 24, 20, 0.2, window=200, softcap=30.0),
+}
+
+
+@pytest.mark.parametrize("kv", KV_KINDS)
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("splits", [0, 8], ids=["folded", "split"])
+def test_attention_and_merge(kv: str, name: str, splits: int) -> None:
+    steps = [
+        (np.zeros(1, np.int64), np.array([700])),  # one token, late
+        (np.zeros(19, np.int64), np.arange(19)),  # a prompt
+        (np.zeros(13, np.int64), np.arange(KEY_BLOCK - 6, KEY_BLOCK + 7)),  # a chunk across key blocks
+        (np.array([0, 1, 1, 1, 2, 0]), np.array([300, 5, 6, 7, 0, 301])),  # several sequences
+    ]
+    for slot, pos in steps:
+        out, expected = run_attention(ATTENTIONS[name], kv, slot, pos, splits)
+        assert_tiles(out, 0, expected, error=2e-5)
