@@ -148,7 +148,7 @@ def read_tiles(tiles: np.ndarray, q8: int, tokens: int) -> np.ndarray:
 
 
 def assert_tiles(tiles: np.ndarray, q8: int, expected: np.ndarray, error: float = 2e-6) -> None:
-    """Written activation tiles hold `expected` [T, C]; zeros behind C. `error` is relative to the largest of a group."""
+    """Written activation tiles hold `expected` [T, C], zeros behind; `error` is relative to the largest of a group."""
     T, C = expected.shape
     got = read_tiles(tiles, q8, T)
     wide = np.zeros_like(got)
@@ -541,7 +541,8 @@ def norm_data(kind: int, T: int, width: int, biased: bool) -> tuple[np.ndarray, 
     x[:, :width] = rng.standard_normal((T, width)) * 3 + 1
     weight[:width], bias[:width] = rng.standard_normal(width), rng.standard_normal(width) if biased else 0
     operands: dict[str, Operand] = {
-        "width": width, "weight": 0 if kind == NONE else weight, "bias": bias if biased else 0, "eps": 1e-3, "norm": kind,
+        "width": width, "weight": 0 if kind == NONE else weight, "bias": bias if biased else 0, "eps": 1e-3,
+        "norm": kind,
     }  # fmt: skip
     return x, operands, lambda v: norm_oracle(kind, v[:, :width], weight[:width], bias[:width], 1e-3)
 
