@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model, default_threads
-from lapinfer.pack import QUANTS, pack_checkpoint, packed_copy, packed_rows
+from lapinfer.pack import QUANTS, SMALL, pack_checkpoint, packed_copy, packed_rows
 from lapinfer.runtime.build import Limits
 from lapinfer.runtime.kv import DTYPES, cache_bytes
 from lapinfer.spec import ModelSpec, is_matrix, tensors
@@ -36,11 +37,14 @@ def load_model(
     ctx: int | None = None,
     slots: int = 1,
     kv: str = "f16",
+    activations: str = "auto",
     progress: Progress | None = None,
 ) -> Model:
     """Load a checkpoint folder, packed folder, .gguf file or hub name; packs the weights the first time.
 
-    ctx: positions a slot holds, by default what the model was trained for, at most 4,096. InputError for options out
+    ctx: positions a slot holds, by default what the model was trained for, at most 4,096. activations: what q8 and
+    q4 weights are multiplied with, q8 (int8) or q16 (two int8 a number: no loss to speak of, and prompts take up to
+    twice as long); auto is q16 for small models, which are quick anyway and lose most. InputError for options out
     of range, CheckpointError for bad files, DoesNotFitError when memory or disk is too small.
     """
     say = progress or (lambda *args: None)
@@ -50,6 +54,8 @@ def load_model(
             raise InputError(f"{what}: expected a number from 1, got {value}")
     if kv not in DTYPES:
         raise InputError(f"kv {kv!r} is not known, expected one of {', '.join(DTYPES)}")
+    if activations not in ("auto", "q8", "q16"):
+        raise InputError(f"activations {activations!r} is not known, expected auto, q8 or q16")
     if quant not in QUANTS:
         raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
     began = time.perf_counter()
@@ -65,8 +71,10 @@ def load_model(
     ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
     if spec.positions and ctx > spec.positions:
         raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
+    if activations == "auto":
+        activations = "q16" if sum(math.prod(shape) for shape in tensors(spec).values()) < SMALL else "q8"
     # A chunk longer than the context would never be filled.
-    limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv)  # type: ignore[arg-type]
+    limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv, activations)  # type: ignore[arg-type]
     check_memory(weights, spec, limits)
     model = Model(spec, weights, limits, name=str(path_or_name), folder=folder, notice=say)
     model.pack_s = pack_s

@@ -438,7 +438,7 @@ def matmul(
     x[0, :GROUP] = 0
     tiles, meant = q8_tiles(x) if FORMATS[fmt].activation == "q8" else (f32_tiles(x), x.astype(np.float64))
     R, least = ROWS * blocks, {GATED: 4, PLAIN: 2}.get(mode, 1)
-    tiled, q8 = mode in (GATED, PLAIN), int(options.get("out_q8", 0))  # type: ignore[arg-type]
+    tiled, q8 = mode in (GATED, PLAIN), int(options.get("out_kind", 0))  # type: ignore[arg-type]
     outputs = {
         "out": empty_tiles(tokens, blocks // least, q8) if tiled else np.full((tokens + 1, R + 16), UNTOUCHED),
         "block_max": np.full((tokens + 1, blocks), UNTOUCHED),
@@ -448,7 +448,7 @@ def matmul(
     operands: dict[str, Operand] = {
         "weights": packed, "row_blocks": blocks, "groups": packed.shape[1], "unit": unit, "x": tiles, "tokens": TOKENS,
         "mode": mode, "out": outputs["out"], "out_stride": outputs["out"].strides[0], "bias": 0, "scale": 1.0,
-        "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_q8": q8,
+        "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": q8,
         "block_max": outputs["block_max"], "scratch": np.zeros(1 << 16, F32), "scratch_stride": 0,
     }  # fmt: skip
     run(f"matmul_{fmt}", operands | options, -(-blocks // unit), tokens)
@@ -486,7 +486,7 @@ def test_head_caps_and_finds_block_maxima(fmt: str) -> None:
 def test_matmul_with_activation(fmt: str, kind: str, mode: int) -> None:
     for tokens, blocks, q8 in ((1, 4, 1), (3, 12, 0), (8, 12, 1), (17, 4, 0)):
         bias = np.linspace(-1, 1, ROWS * blocks, dtype=F32)
-        options: dict[str, Operand] = {"bias": bias, "activation": ACTIVATIONS.index(kind), "out_q8": q8}
+        options: dict[str, Operand] = {"bias": bias, "activation": ACTIVATIONS.index(kind), "out_kind": q8}
         outputs, product, _ = matmul(fmt, blocks, 4, 96, tokens, mode, **options)
         y = product + bias
         if mode == GATED:
@@ -554,7 +554,7 @@ def test_norm(width: int, kind: int, q8: int) -> None:
     T = 13
     x, operands, oracle = norm_data(kind, T, width, biased=kind == LAYER)
     groups = x.shape[1] // GROUP
-    shared = operands | {"x": x, "x_stride": x.strides[0], "groups": groups, "out_q8": q8}
+    shared = operands | {"x": x, "x_stride": x.strides[0], "groups": groups, "out_kind": q8}
     out = empty_tiles(T, groups, q8)
     run("norm", shared | {"rows": 0, "tokens": TOKENS, "out": out}, 2, T)
     assert_tiles(out, q8, oracle(x))
@@ -678,7 +678,7 @@ def run_attention(spec: AttentionSpec, kv: str, slot: np.ndarray, pos: np.ndarra
     run(f"attention_{kv}", cache_operands(cache, spec, qkv, pos) | shared | options, count * K, T)
     groups = padded(H * spec.v_dim, GROUP) // GROUP
     out = empty_tiles(T, groups, 0)
-    merge = {"heads": H, "v_dim": spec.v_dim, "pos": pos, "out": out, "groups": groups, "out_q8": 0}
+    merge = {"heads": H, "v_dim": spec.v_dim, "pos": pos, "out": out, "groups": groups, "out_kind": 0}
     run("merge", shared | merge, padded(T, TILE) // TILE, T)
     expected = np.zeros((T, H, spec.v_dim))
     for t in range(T):

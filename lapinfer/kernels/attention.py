@@ -223,7 +223,7 @@ def attention_q8(op, step, chunk, thread):
 
 
 (
-    M_PARTIAL, M_PART, M_HEADS, M_V_DIM, M_POS, M_WINDOW, M_OUT, M_GROUPS, M_OUT_Q8, M_SCRATCH, M_SCRATCH_STRIDE,
+    M_PARTIAL, M_PART, M_HEADS, M_V_DIM, M_POS, M_WINDOW, M_OUT, M_GROUPS, M_OUT_KIND, M_SCRATCH, M_SCRATCH_STRIDE,
 ) = offsets("merge")  # fmt: skip
 
 
@@ -253,4 +253,4 @@ def merge(op, step, chunk, thread):
             store_f32(x + 4 * i, f32(0.0))
         for g in range(groups):
             low, high = load_f32x16(x + 128 * g), load_f32x16(x + 128 * g + 64)
-            store_group(load_i64(op + M_OUT), load_i64(op + M_OUT_Q8), groups, g, t, low, high)
+            store_group(load_i64(op + M_OUT), load_i64(op + M_OUT_KIND), groups, g, t, low, high)

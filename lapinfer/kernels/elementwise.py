@@ -106,7 +106,7 @@ def normed(kind, x, mean, factor, weight, bias):
 
 
 (
-    N_X, N_X_STRIDE, N_WIDTH, N_WEIGHT, N_BIAS, N_EPS, N_NORM, N_ROWS, N_TOKENS, N_OUT, N_GROUPS, N_OUT_Q8,
+    N_X, N_X_STRIDE, N_WIDTH, N_WEIGHT, N_BIAS, N_EPS, N_NORM, N_ROWS, N_TOKENS, N_OUT, N_GROUPS, N_OUT_KIND,
 ) = offsets("norm")  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def norm(op, step, chunk, thread):
             at = 128 * g
             low = normed(kind, x + at, mean, factor, weight + at, bias if bias == 0 else bias + at)
             high = normed(kind, x + at + 64, mean, factor, weight + at + 64, bias if bias == 0 else bias + at + 64)
-            store_group(load_i64(op + N_OUT), load_i64(op + N_OUT_Q8), groups, g, t, low, high)
+            store_group(load_i64(op + N_OUT), load_i64(op + N_OUT_KIND), groups, g, t, low, high)
 
 
 (A_Y, A_Y_STRIDE, A_WIDTH, A_WEIGHT, A_BIAS, A_EPS, A_NORM, A_X, A_X_STRIDE, A_SCALE) = offsets("add_norm")

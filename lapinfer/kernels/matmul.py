@@ -14,10 +14,19 @@ from lapinfer.kernels.operands import (
     HEAD,
     PLAIN,
     Q8_TILE_GROUP,
+    Q16_TILE_GROUP,
     TILE,
     offsets,
 )
-from lapinfer.kernels.products import product_bf16, product_f16, product_f32, product_q4, product_q8
+from lapinfer.kernels.products import (
+    product_bf16,
+    product_f16,
+    product_f32,
+    product_q4,
+    product_q4_q16,
+    product_q8,
+    product_q8_q16,
+)
 from lapinfer.kernels.simd import (
     load_f32,
     load_f32x16,
@@ -38,7 +47,7 @@ from lapinfer.quant import FORMATS
 
 (
     WEIGHTS, ROW_BLOCKS, GROUPS, UNIT, X, TOKENS, MODE, OUT, OUT_STRIDE, BIAS, SCALE, SOFTCAP, ACTIVATION, OUT_GROUPS,
-    OUT_Q8, BLOCK_MAX, SCRATCH, SCRATCH_STRIDE,
+    OUT_KIND, BLOCK_MAX, SCRATCH, SCRATCH_STRIDE,
 ) = offsets("matmul")  # fmt: skip
 
 AHEAD = 4096  # bytes: far enough for memory's latency, near enough to stay in the first-level cache
@@ -81,7 +90,7 @@ def finish(op, y, stride, first, blocks, first_token, tokens):
                 at = y + t * stride + 64 * r
                 store_f32x16(at, load_f32x16(at) + load_f32x16(bias + 64 * (first + r)))
     if mode == GATED or mode == PLAIN:
-        kind, groups, q8 = load_i64(op + ACTIVATION), load_i64(op + OUT_GROUPS), load_i64(op + OUT_Q8)
+        kind, groups, out_kind = load_i64(op + ACTIVATION), load_i64(op + OUT_GROUPS), load_i64(op + OUT_KIND)
         wide = 4 if mode == GATED else 2  # row blocks that make a group of 32 outputs
         for t in range(tokens):
             for r in range(0, blocks, wide):
@@ -92,7 +101,7 @@ def finish(op, y, stride, first, blocks, first_token, tokens):
                 else:
                     low = activate(kind, load_f32x16(at))
                     high = activate(kind, load_f32x16(at + 64))
-                store_group(out, q8, groups, (first + r) // wide, first_token + t, low, high)
+                store_group(out, out_kind, groups, (first + r) // wide, first_token + t, low, high)
         return
     scale = splat_f32(load_f32(op + SCALE))
     out_stride = load_i64(op + OUT_STRIDE)
@@ -144,6 +153,16 @@ def matmul_q4(op, step, chunk, thread):
 @kernel
 def matmul_q8(op, step, chunk, thread):
     matmul(product_q8, tile_of_8, 8, BYTES_Q8, Q8_TILE_GROUP, op, step, chunk, thread)
+
+
+@kernel
+def matmul_q4_q16(op, step, chunk, thread):
+    matmul(product_q4_q16, tile_of_8, 8, BYTES_Q4, Q16_TILE_GROUP, op, step, chunk, thread)
+
+
+@kernel
+def matmul_q8_q16(op, step, chunk, thread):
+    matmul(product_q8_q16, tile_of_8, 8, BYTES_Q8, Q16_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel

@@ -22,8 +22,16 @@ Q8_TILE_GROUP = TILE * (32 + 4 + 4 + 4)
 """Bytes of 8 tokens × 32 columns of q8 activations: int8 codes [8, 32], float32 scales [8],
 float32 scale · Σ codes [8], int32 −128 · Σ codes [8]."""
 
+Q16_TILE_GROUP = TILE * (32 + 32 + 4 + 4 + 4 + 4)
+"""Bytes of 8 tokens × 32 columns of q16 activations, a number being 255 · high + low: int8 high [8, 32], int8 low
+[8, 32], float32 scales [8], float32 scale · Σ [8], int32 −128 · Σ high [8], int32 −128 · Σ low [8]."""
+
 F32_TILE_GROUP = TILE * 32 * 4
 """Bytes of 8 tokens × 32 columns of float32 activations: [32 columns, 8 tokens]."""
+
+ACTIVATION_KINDS = ("f32", "q8", "q16")
+ACT_F32, ACT_Q8, ACT_Q16 = range(3)
+"""How a matrix wants its activations (operand out_kind of the op before it)."""
 
 KV_KINDS = ("f32", "f16", "q8")
 KV_F32, KV_F16, KV_Q8 = range(3)
@@ -44,14 +52,14 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     ),
     # activation tiles of norm(x[rows[t]]); rows 0: x[t]. tokens: the step field that counts them
     "norm": (
-        "x", "x_stride", "width", "weight", "bias", "eps", "norm", "rows", "tokens", "out", "groups", "out_q8",
+        "x", "x_stride", "width", "weight", "bias", "eps", "norm", "rows", "tokens", "out", "groups", "out_kind",
     ),
     # x[t] += scale · norm(y[t])
     "add_norm": ("y", "y_stride", "width", "weight", "bias", "eps", "norm", "x", "x_stride", "scale"),
     # `unit` row blocks of W · x, finished as the mode says
     "matmul": (
         "weights", "row_blocks", "groups", "unit", "x", "tokens", "mode", "out", "out_stride", "bias", "scale",
-        "softcap", "activation", "out_groups", "out_q8", "block_max", "scratch", "scratch_stride",
+        "softcap", "activation", "out_groups", "out_kind", "block_max", "scratch", "scratch_stride",
     ),
     # q and k norm and rotation in place; keys and values into the cache
     "rope_store": (
@@ -64,7 +72,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     ),
     # activation tiles of the merged, normalised partials
     "merge": (
-        "partial", "part_table", "heads", "v_dim", "pos", "window", "out", "groups", "out_q8", "scratch", "scratch_stride",
+        "partial", "part_table", "heads", "v_dim", "pos", "window", "out", "groups", "out_kind", "scratch", "scratch_stride",
     ),
     # `rounds` times the sum of `bytes` bytes at buffer + chunk · stride
     "probe": ("buffer", "bytes", "stride", "rounds", "out"),

@@ -3,9 +3,10 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit
-from lapinfer.kernels.operands import F32_TILE_GROUP, Q8_TILE_GROUP, TILE
+from lapinfer.kernels.operands import ACT_F32, ACT_Q8, F32_TILE_GROUP, Q8_TILE_GROUP, Q16_TILE_GROUP, TILE
 from lapinfer.kernels.simd import (
     absolute,
+    fma,
     lane,
     maximum,
     reduce_max,
@@ -21,28 +22,53 @@ f32 = np.float32
 
 
 @jit
-def store_group(out, q8, groups, group, token, low, high):
+def store_codes(at, low, high):
+    """32 whole numbers as bytes."""
+    store_i8x16(at, low)
+    store_i8x16(at + 16, high)
+
+
+@jit
+def store_bias(at, low, high):
+    """−128 · their sum, for dot products that want one operand unsigned."""
+    total = reduce_sum(low + high)
+    store_i32(at, np.int32(f32(-128.0) * total) if total == total else np.int32(0))
+
+
+@jit
+def store_group(out, kind, groups, group, token, low, high):
     """Write columns 32·group … + 31 of one token: `low` holds the first 16, `high` the others.
 
-    As int8 codes with scale = max|x| / 127 when q8, else as float32.
+    kind (operands.ACTIVATION_KINDS): float32; int8 with scale = max|x| / 127; or two int8 a number, with
+    scale = max|x| / (255·127 + 127).
     """
     tile, i = token // TILE, token % TILE
-    if q8 == 0:
+    if kind == ACT_F32:
         base = out + (tile * groups + group) * F32_TILE_GROUP + 4 * i
         for column in range(16):
             store_f32(base + 4 * TILE * column, lane(low, column))
             store_f32(base + 4 * TILE * (column + 16), lane(high, column))
         return
-    base = out + (tile * groups + group) * Q8_TILE_GROUP
     largest = reduce_max(maximum(absolute(low), absolute(high)))
-    inverse = f32(127.0) / largest if largest > f32(0.0) else f32(0.0)
-    a = round_even(low * splat_f32(inverse))
-    b = round_even(high * splat_f32(inverse))
-    store_i8x16(base + 32 * i, a)
-    store_i8x16(base + 32 * i + 16, b)
-    scale = largest * f32(1.0 / 127.0)
-    total = reduce_sum(a + b)
-    scalars = base + 32 * TILE + 4 * i
+    top = f32(127.0) if kind == ACT_Q8 else f32(255 * 127 + 127)
+    inverse = splat_f32(top / largest if largest > f32(0.0) else f32(0.0))
+    a, b = round_even(low * inverse), round_even(high * inverse)
+    scale = largest * (f32(1.0) / top)
+    total = scale * reduce_sum(a + b)
+    if kind == ACT_Q8:
+        base = out + (tile * groups + group) * Q8_TILE_GROUP
+        store_codes(base + 32 * i, a, b)
+        scalars = base + 32 * TILE + 4 * i
+        store_bias(scalars + 8 * TILE, a, b)
+    else:
+        base = out + (tile * groups + group) * Q16_TILE_GROUP
+        part = splat_f32(f32(1.0 / 255.0))
+        a_high, b_high = round_even(a * part), round_even(b * part)
+        a_low, b_low = fma(a_high, splat_f32(f32(-255.0)), a), fma(b_high, splat_f32(f32(-255.0)), b)
+        store_codes(base + 32 * i, a_high, b_high)
+        store_codes(base + 32 * TILE + 32 * i, a_low, b_low)
+        scalars = base + 64 * TILE + 4 * i
+        store_bias(scalars + 8 * TILE, a_high, b_high)
+        store_bias(scalars + 12 * TILE, a_low, b_low)
     store_f32(scalars, scale)
-    store_f32(scalars + 4 * TILE, scale * total)
-    store_i32(scalars + 8 * TILE, np.int32(f32(-128.0) * total) if total == total else np.int32(0))
+    store_f32(scalars + 4 * TILE, total)

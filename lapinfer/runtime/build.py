@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from lapinfer.kernels.operands import (
+    ACT_F32,
+    ACT_Q16,
+    ACTIVATION_KINDS,
     ACTIVATIONS,
     ADD,
     ANY_WANT,
@@ -52,13 +55,17 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What buffers are allocated for: positions a slot, slots, tokens a step, threads, and the KV cache's numbers."""
+    """What buffers are allocated for: positions a slot, slots, tokens a step, threads, and the KV cache's numbers.
+
+    `activations`: what q8 and q4 weights are multiplied with, int8 (q8) or twice as exact (q16).
+    """
 
     ctx: int
     slots: int = 1
     step: int = 512
     threads: int = 1
     kv: KVName = "f16"
+    activations: Literal["q8", "q16"] = "q8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +193,13 @@ class Builder:
             "weight_bytes": 4 * width * (2 if norm.bias else 1),
         }
 
-    def norm(self, name: str, norm: NormSpec | None, layer: int, part: str, q8: bool, wanted: bool = False) -> None:
+    def norm(self, name: str, norm: NormSpec | None, layer: int, part: str, kind: int, wanted: bool = False) -> None:
         """Norm of the residual stream into `tiles`; only the wanted tokens before the head."""
         D = self.spec.hidden
         self.add(
             "norm", name.rsplit(".", 1)[-1], part, layer, WANT_TILES if wanted else TILES, 1,
             x=self.x, x_stride=self.x.strides[0], rows=self.step.want if wanted else 0,
-            tokens=WANT if wanted else TOKENS, out=self.tiles, groups=padded(D) // GROUP, out_q8=int(q8),
+            tokens=WANT if wanted else TOKENS, out=self.tiles, groups=padded(D) // GROUP, out_kind=kind,
             **self._norm_operands(name, norm, D),
         )  # fmt: skip
 
@@ -205,7 +212,7 @@ class Builder:
 
     def matmul(
         self, name: str, layer: int, part: str, x: np.ndarray, mode: int, *, label: str = "", out: np.ndarray | None = None,
-        bias: np.ndarray | None = None, scale: float = 1.0, softcap: float = 0.0, activation: int = 0, out_q8: int = 0,
+        bias: np.ndarray | None = None, scale: float = 1.0, softcap: float = 0.0, activation: int = 0, out_kind: int = 0,
         wanted: bool = False, block_max: np.ndarray | None = None, logical: tuple[int, int],
     ) -> None:  # fmt: skip
         weights, fmt = self.weights.tensor(name), self.weights.format(name)
@@ -216,19 +223,21 @@ class Builder:
         target = self.hidden_tiles if tiled else out
         assert target is not None
         self.add(
-            f"matmul_{fmt}", label or name.rsplit(".", 1)[-1], part, layer, ANY_WANT if wanted else ONE, -(-blocks // unit),
+            f"matmul_{fmt}" + ("_q16" if self.wants(name) == ACT_Q16 else ""), label or name.rsplit(".", 1)[-1], part, layer, ANY_WANT if wanted else ONE, -(-blocks // unit),
             weights=weights, row_blocks=blocks, groups=groups, unit=unit, x=x, tokens=WANT if wanted else TOKENS,
             mode=mode, out=target, out_stride=0 if tiled else target.strides[0], bias=0 if bias is None else bias,
             scale=scale, softcap=softcap, activation=activation, out_groups=blocks // least if tiled else 0,
-            out_q8=out_q8, block_max=0 if block_max is None else block_max, scratch=self.scratch,
+            out_kind=out_kind, block_max=0 if block_max is None else block_max, scratch=self.scratch,
             scratch_stride=self.scratch.strides[0],
             weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]), macs=logical[0] * logical[1],
             notes={"format": fmt, "shape": logical},
         )  # fmt: skip
 
-    def is_q8(self, name: str) -> bool:
-        """Whether the matrix multiplies q8 activations."""
-        return FORMATS[self.weights.format(name)].activation == "q8"
+    def wants(self, name: str) -> int:
+        """The kind of activations that a matrix multiplies."""
+        if FORMATS[self.weights.format(name)].activation == "f32":
+            return ACT_F32
+        return ACTIVATION_KINDS.index(self.limits.activations)
 
     def _sublayer_end(self, p: str, name: str, post: NormSpec | None, layer: int, part: str, x, bias, logical) -> None:
         """The matrix that returns to the residual stream, and the norm behind it where there is one."""
@@ -278,7 +287,7 @@ class Builder:
         width = H * spec.v_dim
         self.add(
             "merge", "merge", "kv", layer, TILES, 1, **partial, **scratch, heads=H, v_dim=spec.v_dim, pos=step.pos,
-            window=window, out=self.tiles, groups=padded(width) // GROUP, out_q8=int(self.is_q8(p + "o")),
+            window=window, out=self.tiles, groups=padded(width) // GROUP, out_kind=self.wants(p + "o"),
         )  # fmt: skip
         bias = self.vector(p + "o.bias", D) if spec.o_bias else None
         self._sublayer_end(p, "o", post, layer, "attention", self.tiles, bias, (D, width))
@@ -299,10 +308,10 @@ class Builder:
                 bias = np.where(order >= 0, stored[order], np.float32(0))
             else:
                 bias = self.vector(f"{p}{name}.bias", ff.width)
-        q8 = int(self.is_q8(p + "down"))
+        kind = self.wants(p + "down")
         self.matmul(
             p + name, index, "feed-forward", self.tiles, GATED if ff.gated else PLAIN, bias=bias,
-            activation=ACTIVATIONS.index(ff.activation), out_q8=q8, logical=(rows, D),
+            activation=ACTIVATIONS.index(ff.activation), out_kind=kind, logical=(rows, D),
         )  # fmt: skip
         bias = self.vector(p + "down.bias", D) if ff.bias else None
         self._sublayer_end(
@@ -316,7 +325,7 @@ class Builder:
         if spec.head_bias or rows != spec.vocab:  # rows that are no tokens can never be the maximum
             bias = np.full(rows, -np.inf, np.float32)
             bias[: spec.vocab] = self.weights.tensor("head.bias") if spec.head_bias else 0.0
-        self.norm("norm", spec.norm, -1, "head", self.is_q8(name), wanted=True)
+        self.norm("norm", spec.norm, -1, "head", self.wants(name), wanted=True)
         self.matmul(
             name, -1, "head", self.tiles, HEAD, label="head", out=self.step.logits, bias=bias, scale=spec.logit_scale,
             softcap=spec.logit_softcap or 0.0, wanted=True, block_max=self.step.block_max,
@@ -327,10 +336,10 @@ class Builder:
         self.embed()
         for i, layer in enumerate(self.spec.layers):
             p = f"layers.{i}."
-            self.norm(p + "attn_norm", layer.attn_norm, i, "attention", self.is_q8(p + "qkv"))
+            self.norm(p + "attn_norm", layer.attn_norm, i, "attention", self.wants(p + "qkv"))
             self.attention(i, layer.attention, layer.attn_post_norm)
             up = p + ("gate_up" if layer.feed_forward.gated else "up")
-            self.norm(p + "ff_norm", layer.ff_norm, i, "feed-forward", self.is_q8(up))
+            self.norm(p + "ff_norm", layer.ff_norm, i, "feed-forward", self.wants(up))
             self.feed_forward(i, layer)
         self.head()
         return Built(self.ops, self.step, self.caches)

@@ -1,19 +1,29 @@
 """How many threads take part in the next step: learned from the times of the last ones.
 
-On a laptop other programs come and go. With them about, a second thread may cost more than it brings (it is
-descheduled holding a chunk that the others wait for), so single-token steps are tried with fewer threads when steps
-have become slow. Results never depend on the choice.
+On a laptop other programs come and go. With them about, one more thread may cost more than it brings (it is
+descheduled holding a chunk that the others wait for), so steps of one token are now and then tried with one thread
+fewer or more. A trial is paid from a budget: a small share of the time that has passed since the last ones. What it
+is expected to cost is known from the last trial of that number, so a trial that looks like a gain is made at once,
+and one that looks bad rarely. Results never depend on the choice.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
+from statistics import fmean
 
-WINDOW = 5
-"""Steps whose median is a thread count's current speed."""
-FIRST_TRIAL, LONGEST_WAIT = 24, 384
-"""Steps until the alternative is tried again; doubled each time it loses, up to LONGEST_WAIT."""
+WINDOW = 8
+"""Steps whose mean is the current speed."""
+TRIAL = 4
+"""Steps of a trial; it ends sooner when it can't win any more."""
+BUDGET = 0.005
+"""Share of time that trials may cost."""
+SAVED_STEPS = 16
+"""The budget is saved up for at most this many steps' time, so that a quiet hour doesn't pay for a restless minute."""
+DISTURBED = 1.2
+"""Mean over fastest step from which other programs are suspected."""
+GAIN = 0.95
+"""One more thread must bring the time of a step below this share; one fewer need only not be slower."""
 
 
 class Pace:
@@ -22,43 +32,59 @@ class Pace:
     def __init__(self, threads: int):
         self.threads = threads
         self.best = threads
-        self._times: dict[int, deque[int]] = {}
-        self._usual = 0.0
-        self._wait = FIRST_TRIAL
-        self._until_trial = FIRST_TRIAL
-        self._trial: list[int] = []
+        self._recent: deque[int] = deque(maxlen=WINDOW)
+        self._known: dict[int, float] = {}
+        self._saved = 0.0
+        self._trial = 0
+        self._trial_times: list[int] = []
+        self._direction = -1
 
     def choose(self, tokens: int) -> int:
-        if tokens > 1 or self.threads == 1:
-            return self.threads
-        return self._trial[0] if self._trial else self.best
+        return self.threads if tokens > 1 else self._trial or self.best
 
     def record(self, tokens: int, active: int, ns: int) -> None:
         """Learn from a step's time; begins and ends trials."""
         if tokens > 1 or self.threads == 1:
             return
-        self._times.setdefault(active, deque(maxlen=WINDOW)).append(ns)
         if self._trial:
-            self._trial.pop(0)
-            if not self._trial:
+            self._trial_times.append(ns)
+            # The time that the usual number needs for a whole trial is spent: it can't win.
+            if len(self._trial_times) == TRIAL or sum(self._trial_times) > TRIAL * self._known[self.best]:
                 self._judge()
             return
-        self._until_trial -= 1
-        current = median(self._times[active])
-        disturbed = self._usual and current > 1.3 * self._usual and len(self._times[active]) == WINDOW
-        if disturbed:
-            self._wait = FIRST_TRIAL
-        if self._until_trial <= 0 or (disturbed and self._until_trial > FIRST_TRIAL):
-            others = [n for n in {self.threads, max(self.best // 2, 1), min(self.best * 2, self.threads)}]
-            self._trial = [n for n in others if n != self.best for _ in range(WINDOW)]
-            for n in set(self._trial):
-                self._times.pop(n, None)
-            if not self._trial:
-                self._judge()
+        self._recent.append(ns)
+        mean = fmean(self._recent)
+        self._saved = min(self._saved + BUDGET * ns, SAVED_STEPS * mean)
+        if len(self._recent) == WINDOW:
+            self._known[self.best] = mean
+            self._consider(mean)
+
+    def _consider(self, mean: float) -> None:
+        """Begin a trial of a neighbouring number when the budget allows it."""
+        for step in (self._direction, -self._direction):
+            number = self.best + step
+            if 1 <= number <= self.threads and self._expected_cost(number, mean) <= self._saved:
+                self._trial, self._trial_times = number, []
+                return
+
+    def _expected_cost(self, number: int, mean: float) -> float:
+        """Time that a trial of `number` threads would lose."""
+        if number in self._known:
+            return TRIAL * max(self._known[number] - mean, 0.0)
+        fastest = min(self._recent)
+        if mean > DISTURBED * fastest and self._saved >= 0:
+            return 0.0
+        return TRIAL * max(fastest * self.best / number - mean, 0.0)
 
     def _judge(self) -> None:
-        speeds = {n: median(times) for n, times in self._times.items() if len(times) == WINDOW}
-        fastest = min(speeds, key=speeds.__getitem__, default=self.best)
-        self._wait = FIRST_TRIAL if fastest != self.best else min(2 * self._wait, LONGEST_WAIT)
-        self.best, self._usual = fastest, speeds.get(fastest, 0.0)
-        self._until_trial = self._wait
+        """End the trial: its number is kept when it was faster."""
+        usual, tried = self._known[self.best], fmean(self._trial_times)
+        self._known[self._trial] = tried
+        self._saved -= max(sum(self._trial_times) - len(self._trial_times) * usual, 0.0)
+        won = tried < usual * (GAIN if self._trial > self.best else 1.0)
+        step = self._trial - self.best
+        self._direction = step if won else -step
+        if won:
+            self.best = self._trial
+        self._trial = 0
+        self._recent.clear()
