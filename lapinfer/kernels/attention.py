@@ -34,6 +34,7 @@ from lapinfer.kernels.simd import (
     load_i8x16,
     load_i64,
     maximum,
+    prefetch,
     reduce_max,
     reduce_sum,
     splat_f32,
@@ -41,7 +42,10 @@ from lapinfer.kernels.simd import (
     store_f32x16,
     tile_fma,
     tile_of_4,
+    tile_of_8,
+    tile_of_16,
     tile_store,
+    tile_store_by_4,
     where_less,
 )
 from lapinfer.kernels.tiles import store_group
@@ -73,16 +77,32 @@ def fold(into, m, l, values, v_lanes):  # noqa: E741
 
 
 @jit
-def scores_of_block(op, load_kv, key_bytes, q, keys, scales, first_key, first, last, scores):
-    """q · k of a register tile of rows against keys first … last (multiples of 16) of a block, into scores."""
+def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last, scores):
+    """q · k of a register tile of rows against keys first … last (multiples of 16) of a block, into scores.
+
+    The block's values are asked for meanwhile: they come from memory when the scores are done.
+    """
     k_dim, softcap = load_i64(op + K_DIM), load_f32(op + SOFTCAP)
+    size = 16 * k_dim * key_bytes  # of 16 keys
+    for key in range(first, last, 32):  # two vectors of keys at once keep both multipliers of a core busy
+        k = keys + key // 16 * size
+        if key + 16 < last:
+            pair = tile_of_8()
+            for d in range(k_dim):
+                prefetch(k + 2 * size)
+                prefetch(k + 3 * size)
+                prefetch(values + (k - keys))
+                prefetch(values + (k + size - keys))
+                pair = tile_fma(pair, (load_kv(k), load_kv(k + size)), q + 4 * ROWS * d, 4)
+                k += 16 * key_bytes
+            tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
+        else:
+            one = tile_of_4()
+            for d in range(k_dim):
+                one = tile_fma(one, (load_kv(k),), q + 4 * ROWS * d, 4)
+                k += 16 * key_bytes
+            tile_store(one, scores + 4 * key, 4 * KEY_BLOCK)
     for key in range(first, last, 16):
-        acc = tile_of_4()
-        k = keys + key * k_dim * key_bytes
-        for d in range(k_dim):
-            acc = tile_fma(acc, load_kv(k), q + 4 * ROWS * d, 4)
-            k += 16 * key_bytes
-        tile_store(acc, scores + 4 * key, 4 * KEY_BLOCK)
         if key_bytes == 1 or softcap != f32(0.0):
             for r in range(ROWS):
                 at = scores + 4 * (r * KEY_BLOCK + key)
@@ -121,13 +141,27 @@ def softmax_of_row(scores, first_key, first, last, lowest, highest, key_bytes, s
 @jit
 def values_of_block(load_kv, value_bytes, scores, values, v_lanes, first, last, out):
     """Σ p · v of a register tile of rows over keys first … last of a block -> out [ROWS, v_lanes]."""
-    for i in range(0, v_lanes, 16):
-        acc = tile_of_4()
+    whole = v_lanes // 64 * 64
+    for i in range(0, whole, 64):  # four vectors of values share the broadcast weights
+        acc = tile_of_16()
         v = values + (first * v_lanes + i) * value_bytes
         for key in range(first, last):
-            acc = tile_fma(acc, load_kv(v), scores + 4 * key, 4 * KEY_BLOCK)
+            four = (
+                load_kv(v),
+                load_kv(v + 16 * value_bytes),
+                load_kv(v + 32 * value_bytes),
+                load_kv(v + 48 * value_bytes),
+            )
+            acc = tile_fma(acc, four, scores + 4 * key, 4 * KEY_BLOCK)
             v += v_lanes * value_bytes
-        tile_store(acc, out + 4 * i, 4 * v_lanes)
+        tile_store_by_4(acc, out + 4 * i, 4 * v_lanes)
+    for i in range(whole, v_lanes, 16):
+        one = tile_of_4()
+        v = values + (first * v_lanes + i) * value_bytes
+        for key in range(first, last):
+            one = tile_fma(one, (load_kv(v),), scores + 4 * key, 4 * KEY_BLOCK)
+            v += v_lanes * value_bytes
+        tile_store(one, out + 4 * i, 4 * v_lanes)
 
 
 @jit
@@ -180,7 +214,7 @@ def attend(load_kv, kv_bytes, op, step, chunk, thread):
             last = min(load_i64(pos + 8 * top) - first_key + 16, KEY_BLOCK) // 16 * 16
             if first < last:
                 scores_of_block(
-                    op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, k_scales, first_key, first, last, scores
+                    op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores
                 )
             for r in range(row, min(row + ROWS, rows)):
                 highest = load_i64(pos + 8 * (first_token + r // group))

@@ -532,22 +532,22 @@ def _zero_tile(count: int):
     return typer
 
 
-tile_of_1, tile_of_4, tile_of_8 = (intrinsic(_zero_tile(n)) for n in (1, 4, 8))
+tile_of_1, tile_of_4, tile_of_8, tile_of_16 = (intrinsic(_zero_tile(n)) for n in (1, 4, 8, 16))
 
 
 @intrinsic
-def tile_fma(typingctx, tile, vector, address, stride):
-    """tile[i] += vector · (the float32 at address + i·stride), for every i."""
+def tile_fma(typingctx, tile, vectors, address, stride):
+    """tile[v·n + i] += vectors[v] · (the float32 at address + i·stride), for every vector and i < n = tile / vectors."""
 
     def generate(context, b, sig, args):
-        tile, vector, address, stride = args
-        rows = []
-        for i, acc in enumerate(cgutils.unpack_tuple(b, tile)):
-            scalar = load_splat(b, b.add(address, b.mul(stride, I64(i))), FLOAT, 16)
-            rows.append(multiply_add(b, vector, scalar, acc))
-        return cgutils.pack_array(b, rows)
+        tile, vectors, address, stride = args
+        rows, columns = cgutils.unpack_tuple(b, tile), cgutils.unpack_tuple(b, vectors)
+        n = len(rows) // len(columns)
+        scalars = [load_splat(b, b.add(address, b.mul(stride, I64(i))), FLOAT, 16) for i in range(n)]
+        out = [multiply_add(b, columns[i // n], scalars[i % n], row) for i, row in enumerate(rows)]
+        return cgutils.pack_array(b, out)
 
-    return tile(tile, f32x16, types.int64, types.int64), generate
+    return tile(tile, vectors, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -558,6 +558,20 @@ def tile_store(typingctx, tile, address, stride):
         tile, address, stride = args
         for i, row in enumerate(cgutils.unpack_tuple(b, tile)):
             b.store(row, at(b, b.add(address, b.mul(stride, I64(i))), f32x16.llvm), align=1)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, types.int64), generate
+
+
+@intrinsic
+def tile_store_by_4(typingctx, tile, address, stride):
+    """Store tile[4·v + i] at address + i·stride + 64·v: four rows of neighbouring vectors."""
+
+    def generate(context, b, sig, args):
+        tile, address, stride = args
+        for k, row in enumerate(cgutils.unpack_tuple(b, tile)):
+            where = b.add(address, b.mul(stride, I64(k % 4)))
+            b.store(row, at(b, where, f32x16.llvm, 64 * (k // 4)), align=1)
         return context.get_dummy_value()
 
     return types.void(tile, types.int64, types.int64), generate
