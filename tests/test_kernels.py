@@ -59,6 +59,7 @@ from lapinfer.kernels.simd import (
     store_i8,
     store_i8x16,
     store_i64,
+    to_whole,
     where_less,
 )
 from lapinfer.kernels.vecmath import activate, cap, erf, exp, tanh
@@ -256,7 +257,7 @@ def t_to_halves(op, step, chunk, thread):
 @kernel
 def t_to_bytes(op, step, chunk, thread):
     for i in range(0, chunk, 16):
-        store_i8x16(step + i, load_f32x16(op + 4 * i))
+        store_i8x16(step + i, to_whole(load_f32x16(op + 4 * i)))
     for i in range(chunk):
         store_i8(step + chunk + i, load_f32(op + 4 * i))
 

@@ -4,7 +4,6 @@ A chunk is `unit` blocks of 16 rows against all tokens: its weights are read fro
 for the other tokens, whether there is one token (decode) or a prompt.
 """
 
-import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.operands import (
@@ -37,7 +36,6 @@ from lapinfer.kernels.simd import (
     store_f32,
     store_f32x16,
     tile_of_1,
-    tile_of_4,
     tile_of_8,
     tile_store,
 )

@@ -28,6 +28,7 @@ from lapinfer.kernels.simd import (
     multiply_add,
 )
 
+
 def _codes(builder, x):
     """32 codes of one token, 4 columns in every lane: eight i8x64."""
     return [builder.bitcast(load_splat(builder, x, I32, 16, 4 * k), i8x64.llvm) for k in range(8)]

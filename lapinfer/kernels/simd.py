@@ -382,15 +382,14 @@ def load_i8(typingctx, address):
 
 @intrinsic
 def store_i8x16(typingctx, address, value):
-    """16 floats, whole numbers of −127 … 127, as bytes. NaN is stored as 0."""
+    """16 whole numbers of −128 … 127 as bytes."""
 
     def generate(context, b, sig, args):
-        whole = call(b, "llvm.fptosi.sat.v16i32.v16f32", i32x16.llvm, args[1])
-        byte = b.trunc(whole, ir.VectorType(I8, 16))
+        byte = b.trunc(args[1], ir.VectorType(I8, 16))
         b.store(byte, at(b, args[0], byte.type), align=1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, f32x16), generate
+    return types.void(types.int64, i32x16), generate
 
 
 @intrinsic
@@ -518,6 +517,50 @@ def _operator(op, build: str):
 
 for _op, _build in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
     _operator(_op, _build)
+
+
+@intrinsic
+def to_whole(typingctx, value):
+    """f32x16 rounded to the nearest whole numbers (even on ties) -> i32x16. NaN gives what the processor makes of it."""
+    return i32x16(f32x16), lambda context, b, sig, a: call(b, "llvm.lrint.v16i32.v16f32", i32x16.llvm, a[0])
+
+
+@intrinsic
+def to_float(typingctx, value):
+    return f32x16(i32x16), lambda context, b, sig, a: b.sitofp(a[0], f32x16.llvm)
+
+
+@intrinsic
+def plus(typingctx, x, y):
+    """i32x16 + i32x16."""
+    return i32x16(i32x16, i32x16), lambda context, b, sig, a: b.add(a[0], a[1])
+
+
+@intrinsic
+def minus_255_times(typingctx, x, y):
+    """x − 255·y of i32x16."""
+    return i32x16(i32x16, i32x16), lambda context, b, sig, a: b.sub(
+        b.add(a[0], a[1]), b.shl(a[1], const(i32x16.llvm, 8))
+    )
+
+
+@intrinsic
+def reduce_sum_whole(typingctx, value):
+    """The sum of an i32x16."""
+    return types.int32(i32x16), lambda context, b, sig, a: call(b, "llvm.vector.reduce.add.v16i32", I32, a[0])
+
+
+@intrinsic
+def largest_magnitude(typingctx, x, y):
+    """max |·| over two f32x16, NaN if any is: without their signs, floats are ordered as their bits are."""
+
+    def generate(context, b, sig, args):
+        mask = const(i32x16.llvm, 0x7FFFFFFF)
+        p, q = (b.and_(b.bitcast(v, i32x16.llvm), mask) for v in args)
+        larger = call(b, "llvm.smax.v16i32", i32x16.llvm, p, q)
+        return b.bitcast(call(b, "llvm.vector.reduce.smax.v16i32", I32, larger), FLOAT)
+
+    return types.float32(f32x16, f32x16), generate
 
 
 # ---- register tiles: tuples of f32x16, one per token or row ----
