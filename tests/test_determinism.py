@@ -1,0 +1,283 @@
+"""Logits are the same to the bit whatever the threads, the chunks of a prompt and the neighbours in a step; the team
+finishes every step, whoever else wants the processor."""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tiny
+
+from lapinfer.model import Model
+from lapinfer.pack import packed_rows
+from lapinfer.quant import FORMATS
+from lapinfer.quant.blocks import pack, take_rows
+from lapinfer.runtime.build import Limits
+from lapinfer.runtime.kv import DTYPES
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, is_matrix, tensors
+
+PATIENCE = 120
+"""Seconds after which a hang is a failure."""
+
+CTX = 300
+
+
+@pytest.fixture(autouse=True)
+def _no_hang() -> Iterator[None]:
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def decoder(window: int | None = 150) -> ModelSpec:
+    """Two layers, one with a window; grouped heads; widths that are no multiples of 32."""
+    norm = NormSpec("rms", 1e-5)
+    rope = RopeSpec(20, tuple(1000.0 ** (-i / 10) for i in range(10)))
+    attention = AttentionSpec(6, 2, 20, 24, 20**-0.5, rope=rope)
+    layers = tuple(
+        LayerSpec(dataclasses.replace(attention, window=w), FeedForwardSpec(100, "silu"), norm, norm)
+        for w in (None, window)
+    )
+    return ModelSpec("llama", 131, 72, layers, norm, CTX, tied=False)
+
+
+class RandomWeights:
+    """Packed weights of a spec in one format."""
+
+    def __init__(self, spec: ModelSpec, fmt: str, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self._format = fmt
+        self._tensors = {name: tiny.random_tensor(name, shape, rng) for name, shape in tensors(spec).items()}
+        for name, values in self._tensors.items():
+            if is_matrix(name):
+                self._tensors[name] = pack(fmt, take_rows(values, packed_rows(name, len(values))))
+
+    def tensor(self, name: str) -> np.ndarray:
+        return self._tensors[name]
+
+    def format(self, name: str) -> str:
+        return self._format
+
+
+def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, **limits: int) -> Model:
+    spec = decoder()
+    return Model(spec, RandomWeights(spec, fmt, seed), Limits(**{"ctx": CTX, "kv": kv} | limits))  # type: ignore[arg-type]
+
+
+def prompt(length: int = CTX, seed: int = 0) -> list[int]:
+    return tiny.prompt(131, length, seed)
+
+
+def forward(ids: list[int], fmt: str = "q4", kv: str = "f16", **limits: int) -> np.ndarray:
+    model = build(fmt, kv, **limits)
+    try:
+        return model.forward(ids)
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize("kv", DTYPES)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_threads_and_chunks_change_no_bit(fmt: str, kv: str) -> None:
+    ids = prompt()
+    expected = forward(ids, fmt, kv, step=512, threads=1)
+    assert np.isfinite(expected).all()
+    for step, threads in ((512, 2), (512, 4), (1, 1), (1, 2), (3, 1), (3, 4), (8, 2)):
+        got = forward(ids, fmt, kv, step=step, threads=threads)
+        np.testing.assert_array_equal(got, expected, err_msg=f"chunks of {step}, {threads} threads")
+
+
+@pytest.mark.parametrize("kv", DTYPES)
+def test_sequences_side_by_side_are_as_alone(kv: str) -> None:
+    """Four sequences at different places, their tokens in one step in any order of slots, prompts beside decoding."""
+    prompts = [prompt(n, seed=n) for n in (290, 17, 131, 1)]
+    alone = [forward(ids, kv=kv, step=64) for ids in prompts]
+    model = build(kv=kv, step=64, slots=4, threads=2)
+    rng = np.random.default_rng(0)
+    at = [0] * 4
+    while any(at[s] < len(ids) for s, ids in enumerate(prompts)):
+        token, slot, pos = [], [], []
+        for s in rng.permutation(4):
+            n = min(int(rng.choice([1, 1, 2, 5, 16])), len(prompts[s]) - at[s])
+            token += prompts[s][at[s] : at[s] + n]
+            slot += [int(s)] * n
+            pos += range(at[s], at[s] + n)
+            at[s] += n
+        want = rng.random(len(token)) < 0.7
+        logits = model.step(token, slot, pos, want)
+        wanted = np.flatnonzero(want)
+        for values, best, i in zip(logits.values, logits.block_max, wanted, strict=True):
+            np.testing.assert_array_equal(values, alone[slot[i]][pos[i]])
+            assert best.max() == values.max()
+    model.close()
+
+
+def test_a_slot_is_used_again() -> None:
+    """Keys of an earlier, longer sequence are not seen by the next one."""
+    first, second = prompt(300, 1), prompt(200, 2)
+    expected = forward(second, step=32)
+    model = build(step=32)
+    model.forward(first)
+    np.testing.assert_array_equal(model.forward(second), expected)
+    model.close()
+
+
+@pytest.mark.parametrize("kv", DTYPES)
+def test_a_slot_recovers_from_a_poisoned_cache(kv: str) -> None:
+    """Keys and values that are no numbers, left by an earlier sequence, never reach the next one."""
+    ids = prompt(40)
+    expected = forward(ids, kv=kv, step=16)
+    model = build(kv=kv, step=16)
+    for cache in model.caches:
+        for array in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+            if array.dtype.kind == "f":
+                array[:] = np.nan
+    np.testing.assert_array_equal(model.forward(ids), expected)
+    model.close()
+
+
+def decode(model: Model, ids: list[int], steps: int) -> np.ndarray:
+    """The last logits of each of some greedy steps behind a prompt."""
+    logits = [model.prefill(ids).values[-1].copy()]
+    for i in range(steps):
+        best = int(logits[-1].argmax())
+        logits.append(model.step([best], [0], [len(ids) + i], [True]).values[0].copy())
+    return np.stack(logits)
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """Other threads that want the processors; NumPy's products run without the GIL."""
+    stop = threading.Event()
+
+    def burn() -> None:
+        a = np.ones((300, 300))
+        while not stop.is_set():
+            a @ a
+
+    threads = [threading.Thread(target=burn) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    yield
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_thousands_of_small_steps_on_busy_processors(busy: None) -> None:
+    """Four threads on fewer processors: no hang, no lost or doubled chunk."""
+    ids = prompt(5)
+    quiet = build(threads=1)
+    expected = decode(quiet, ids, 280)
+    quiet.close()
+    model = build(threads=4)
+    for _ in range(8):
+        np.testing.assert_array_equal(decode(model, ids, 280), expected)
+    assert (model.usage.counters[:, 0] == 8 * 281).all()
+    model.close()
+
+
+def test_helpers_that_fell_asleep_come_back() -> None:
+    ids = prompt(30)
+    expected = forward(ids, step=4, threads=1)
+    model = build(threads=4, step=4)
+    for _ in range(3):
+        np.testing.assert_array_equal(model.forward(ids), expected)
+        threading.Event().wait(0.3)  # longer than they spin
+    model.close()
+
+
+def test_two_models_at_once() -> None:
+    expected = [forward(prompt(60, seed), fmt, step=7) for seed, fmt in enumerate(("q4", "f32"))]
+    models = [build(fmt, step=7, threads=3) for fmt in ("q4", "f32")]
+    failures: list[str] = []
+
+    def use(index: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(models[index].forward(prompt(60, index)), expected[index]):
+                failures.append(f"model {index}")
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    for model in models:
+        model.close()
+
+
+def test_calls_from_several_threads_wait_for_each_other() -> None:
+    model = build(step=16, threads=2)
+    prompts = [prompt(40, seed) for seed in range(4)]
+    expected = [model.forward(ids) for ids in prompts]
+    failures: list[int] = []
+
+    def use(index: int) -> None:
+        for _ in range(10):
+            if not np.array_equal(model.forward(prompts[index]), expected[index]):
+                failures.append(index)
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    model.close()
+
+
+def helpers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("lapinfer-")}
+
+
+def test_closing_ends_the_threads() -> None:
+    before = helpers()
+    model = build(threads=4)
+    model.forward(prompt(9))
+    mine = helpers() - before
+    assert len(mine) == 3
+    model.close()
+    model.close()
+    for thread in mine:
+        thread.join(10)
+    assert not helpers() & mine
+
+
+def test_a_forgotten_model_lets_its_threads_end() -> None:
+    import gc
+
+    before = helpers()
+    model = build(threads=2)
+    model.forward(prompt(9))
+    mine = helpers() - before
+    del model
+    gc.collect()
+    for thread in mine:
+        thread.join(10)
+    assert not helpers() & mine
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_fork_after_a_team_has_started() -> None:
+    model = build(threads=3, step=32)
+    ids = prompt(100)
+    expected = model.forward(ids)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(PATIENCE // 2)  # faulthandler's own watchdog would not survive the fork
+        code = 1
+        try:
+            code = 0 if np.array_equal(model.forward(ids), expected) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(model.forward(ids), expected)
+    model.close()
