@@ -22,6 +22,7 @@ SCALARS: Final = {  # value type -> struct format
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 STRING, ARRAY = 8, 9
+COUNT: Final = struct.Struct("<Q")
 
 TYPES: Final = {  # number -> name, elements and bytes of a block
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
@@ -99,10 +100,10 @@ class GGUFFile:
         return count
 
     def _string(self) -> str:
-        size = self._count(1)
+        size = COUNT.unpack_from(self.data, self._take(8))[0]
         at = self._take(size)
         # Old vocabularies hold pieces of characters: kept apart as surrogates, so that no two become equal.
-        return bytes(self.data[at : at + size]).decode("utf-8", "surrogateescape")
+        return str(self.data[at : at + size], "utf-8", "surrogateescape")
 
     def _value(self, kind: int, depth: int = 0) -> Any:
         if kind in SCALARS:
@@ -122,6 +123,8 @@ class GGUFFile:
         self._strings += count
         if self._strings > MAX_STRINGS:
             raise CheckpointError(f"{self.path}: metadata has over {MAX_STRINGS} strings")
+        if kind == STRING:  # vocabularies and merges: a hundred thousand at every start
+            return [self._string() for _ in range(count)]
         return [self._value(kind, depth + 1) for _ in range(count)]
 
     def _tensors(self, count: int) -> dict[str, GGUFTensor]:
