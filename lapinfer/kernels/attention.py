@@ -211,11 +211,10 @@ def attend(load_kv, kv_bytes, op, step, chunk, thread):
             top = first_token + min(row + ROWS - 1, rows - 1) // group
             oldest = load_i64(pos + 8 * (first_token + row // group)) - window + 1
             first = max(oldest - first_key, 0) // 16 * 16
-            last = min(load_i64(pos + 8 * top) - first_key + 16, KEY_BLOCK) // 16 * 16
+            behind = min(load_i64(pos + 8 * top) - first_key + 1, KEY_BLOCK)  # 0 · what is stored there might be NaN
+            last = (behind + 15) // 16 * 16
             if first < last:
-                scores_of_block(
-                    op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores
-                )
+                scores_of_block(op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores)
             for r in range(row, min(row + ROWS, rows)):
                 highest = load_i64(pos + 8 * (first_token + r // group))
                 m, total = softmax_of_row(
@@ -224,7 +223,7 @@ def attend(load_kv, kv_bytes, op, step, chunk, thread):
                 )  # fmt: skip
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)), m)
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1), total)
-            values_of_block(load_kv, kv_bytes, scores, values, v_lanes, first, last, weighted)
+            values_of_block(load_kv, kv_bytes, scores, values, v_lanes, first, behind, weighted)
             for r in range(row, min(row + ROWS, rows)):
                 m = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)))
                 total = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1))
