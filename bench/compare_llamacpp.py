@@ -86,7 +86,7 @@ class Peer:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        assert self.process.stdout is not None and self.process.stdin is not None
+        assert self.process.stdout is not None
         self.about = json.loads(self.process.stdout.readline())
 
     def measure(self, ids: np.ndarray) -> dict[str, float]:

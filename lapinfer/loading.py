@@ -89,7 +89,8 @@ def check_packed(weights: PackedFile, spec: ModelSpec) -> None:
         expected = (len(packed_rows(name, shape[0])), shape[1]) if is_matrix(name) else shape
         if entry.shape != expected or (entry.format is not None) != is_matrix(name):
             raise CheckpointError(
-                f"{weights.path}: tensor {name!r} has {entry.format or 'f32'} {entry.shape}, config.json says {expected}"
+                f"{weights.path}: tensor {name!r} has {entry.format or 'f32'} {entry.shape}, "
+                f"config.json says {expected}"
             )
 
 

@@ -97,7 +97,9 @@ class Model:
 
     def _check(self, n: int, token, slot, pos, want) -> None:
         if not 1 <= n <= self.max_step or not n == len(slot) == len(pos) == len(want):
-            raise InputError(f"a step takes 1 to {self.max_step} tokens with as many slots, positions and wants, got {n}")
+            raise InputError(
+                f"a step takes 1 to {self.max_step} tokens with as many slots, positions and wants, got {n}"
+            )
         for what, values, stop in (
             ("token id", token, self.spec.vocab), ("slot", slot, self.slots), ("position", pos, self.ctx),
         ):  # fmt: skip

@@ -11,6 +11,10 @@ import reference
 from lapinfer.kernels import library
 from lapinfer.kernels.cache import address, kernel
 from lapinfer.kernels.operands import (
+    ACT_F32,
+    ACT_Q8,
+    ACT_Q16,
+    ACTIVATION_KINDS,
     ACTIVATIONS,
     ADD,
     F32_TILE_GROUP,
@@ -25,6 +29,7 @@ from lapinfer.kernels.operands import (
     PARTIAL_EXTRA,
     PLAIN,
     Q8_TILE_GROUP,
+    Q16_TILE_GROUP,
     RMS,
     STEP,
     STORE,
@@ -75,6 +80,11 @@ UNTOUCHED = np.float32(-12345.0)
 """What outputs hold before a kernel runs, to see that it writes only its own."""
 
 F32 = np.float32
+LARGEST_CODE = {ACT_Q8: 127, ACT_Q16: 255 * 127 + 127}
+PRODUCTS = {
+    "f32": ACT_F32, "f16": ACT_F32, "bf16": ACT_F32, "q8": ACT_Q8, "q4": ACT_Q8, "q8_q16": ACT_Q16, "q4_q16": ACT_Q16,
+}  # fmt: skip
+"""What each matmul kernel multiplies with."""
 DOT_ERROR = 2e-6
 """Error of a float32 sum of products, relative to the sum of their absolute values."""
 
@@ -112,56 +122,59 @@ def from_f32_tiles(tiles: np.ndarray, tokens: int) -> np.ndarray:
     return values.transpose(0, 3, 1, 2).reshape(-1, values.shape[1] * GROUP)[:tokens]
 
 
-def q8_tiles(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[T, C] as bytes [tiles, groups, Q8_TILE_GROUP], and the float64 values that they stand for."""
+def code_tiles(kind: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[T, C] as q8 or q16 activations [tiles, groups, bytes], and the float64 values that they stand for."""
     grouped = grouped_tokens(x)
     tiles, _, groups, _ = grouped.shape
     largest = np.abs(grouped).max(-1)
-    codes = np.rint(grouped * np.where(largest > 0, 127 / np.where(largest > 0, largest, 1), 0)[..., None])
-    scale = (largest / F32(127)).astype(F32)
-    total = codes.sum(-1)
-    out = np.zeros((tiles, groups, Q8_TILE_GROUP), np.uint8)
-    out[..., : 32 * TILE] = codes.astype(np.int8).transpose(0, 2, 1, 3).reshape(tiles, groups, -1).view(np.uint8)
-    for at, values in ((32, scale), (36, (scale * total).astype(F32)), (40, (-128 * total).astype(np.int32))):
-        turned = np.ascontiguousarray(values.transpose(0, 2, 1)).view(np.uint8)
-        out[..., at * TILE : (at + 4) * TILE] = turned
+    top = LARGEST_CODE[kind]
+    codes = np.rint(grouped * np.where(largest > 0, top / np.where(largest > 0, largest, 1), 0)[..., None])
+    scale = (largest / F32(top)).astype(F32)
+    high = np.rint(codes / 255)
+    parts = [codes] if kind == ACT_Q8 else [high, codes - 255 * high]
+    scalars = [scale, (scale * codes.sum(-1)).astype(F32), *((-128 * p.sum(-1)).astype(np.int32) for p in parts)]
+    bytes_of = [p.astype(np.int8).transpose(0, 2, 1, 3).reshape(tiles, groups, -1).view(np.uint8) for p in parts]
+    bytes_of += [np.ascontiguousarray(v.transpose(0, 2, 1)).view(np.uint8) for v in scalars]
     meant = (codes * scale[..., None].astype(np.float64)).reshape(tiles * TILE, groups * GROUP)
-    return out, meant[: len(x), : x.shape[1]]
+    return np.concatenate(bytes_of, axis=2), meant[: len(x), : x.shape[1]]
 
 
-def from_q8_tiles(tiles: np.ndarray, tokens: int) -> np.ndarray:
-    """What written q8 activations stand for; checks that their sums are those of their codes."""
+def from_code_tiles(kind: int, tiles: np.ndarray, tokens: int) -> np.ndarray:
+    """What written q8 or q16 activations stand for; checks that their sums are those of their codes."""
     count, groups, _ = tiles.shape
+    parts, at = [], 0
+    for _ in range(1 if kind == ACT_Q8 else 2):
+        part = tiles[..., at : at + 32 * TILE].view(np.int8).reshape(count, groups, TILE, GROUP)
+        parts.append(part.transpose(0, 2, 1, 3).reshape(-1, groups, GROUP)[:tokens].astype(np.int64))
+        at += 32 * TILE
+    scalars = []
+    for dtype in (F32, F32, *[np.int32] * len(parts)):
+        values = np.ascontiguousarray(tiles[..., at : at + 4 * TILE]).view(dtype)
+        scalars.append(values.transpose(0, 2, 1).reshape(-1, groups)[:tokens])
+        at += 4 * TILE
+    codes = parts[0] if kind == ACT_Q8 else 255 * parts[0] + parts[1]
+    assert all(np.abs(part).max() <= 127 for part in parts)
+    np.testing.assert_array_equal(scalars[1], scalars[0] * codes.sum(-1).astype(F32))
+    for part, sums in zip(parts, scalars[2:], strict=True):
+        np.testing.assert_array_equal(sums, -128 * part.sum(-1))
+    return (codes * scalars[0][..., None].astype(np.float64)).reshape(tokens, -1)
 
-    def scalars(at: int, dtype: type) -> np.ndarray:
-        return np.ascontiguousarray(tiles[..., at * TILE : (at + 4) * TILE]).view(dtype).transpose(0, 2, 1)
 
-    codes = tiles[..., : 32 * TILE].view(np.int8).reshape(count, groups, TILE, GROUP).transpose(0, 2, 1, 3)
-    codes, scale = codes.reshape(-1, groups, GROUP)[:tokens].astype(F32), scalars(32, F32).reshape(-1, groups)[:tokens]
-    assert np.abs(codes).max() <= 127
-    np.testing.assert_array_equal(scalars(36, F32).reshape(-1, groups)[:tokens], scale * codes.sum(-1))
-    np.testing.assert_array_equal(scalars(40, np.int32).reshape(-1, groups)[:tokens], -128 * codes.sum(-1))
-    return (codes * scale[..., None]).reshape(tokens, -1)
-
-
-def read_tiles(tiles: np.ndarray, q8: int, tokens: int) -> np.ndarray:
-    return from_q8_tiles(tiles, tokens) if q8 else from_f32_tiles(tiles, tokens)
-
-
-def assert_tiles(tiles: np.ndarray, q8: int, expected: np.ndarray, error: float = 2e-6) -> None:
+def assert_tiles(tiles: np.ndarray, kind: int, expected: np.ndarray, error: float = 2e-6) -> None:
     """Written activation tiles hold `expected` [T, C], zeros behind; `error` is relative to the largest of a group."""
     T, C = expected.shape
-    got = read_tiles(tiles, q8, T)
+    got = from_f32_tiles(tiles, T) if kind == ACT_F32 else from_code_tiles(kind, tiles, T)
     wide = np.zeros_like(got)
     wide[:, :C] = expected
     largest = np.abs(wide.reshape(T, -1, GROUP)).max(-1).repeat(GROUP, axis=1)
-    assert (np.abs(got - wide) <= largest * (0.5 / 127 + 1e-4 if q8 else error) + 1e-30).all()
+    rounding = {ACT_F32: 0.0, ACT_Q8: 0.51 / LARGEST_CODE[ACT_Q8], ACT_Q16: 0.51 / LARGEST_CODE[ACT_Q16]}[kind]
+    assert (np.abs(got - wide) <= largest * (error + rounding) + 1e-30).all()
     assert not got[:, C:].any()
 
 
-def empty_tiles(tokens: int, groups: int, q8: int) -> np.ndarray:
-    shape = (padded(tokens, TILE) // TILE, groups, Q8_TILE_GROUP if q8 else F32_TILE_GROUP)
-    return np.zeros(shape, np.uint8)
+def empty_tiles(tokens: int, groups: int, kind: int) -> np.ndarray:
+    size = {ACT_F32: F32_TILE_GROUP, ACT_Q8: Q8_TILE_GROUP, ACT_Q16: Q16_TILE_GROUP}[kind]
+    return np.zeros((padded(tokens, TILE) // TILE, groups, size), np.uint8)
 
 
 def random_weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -340,7 +353,8 @@ def test_every_half_is_read_exactly() -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     out = np.zeros((2, len(bits)), F32)
     KERNEL(address("t_halves"))(bits.ctypes.data, out.ctypes.data, len(bits), 0)
-    expected = bits.view(np.float16).astype(F32)
+    with np.errstate(invalid="ignore"):
+        expected = bits.view(np.float16).astype(F32)
     for got in out:
         number = ~np.isnan(expected)
         np.testing.assert_array_equal(got.view(np.uint32)[number], expected.view(np.uint32)[number])
@@ -349,8 +363,8 @@ def test_every_half_is_read_exactly() -> None:
 
 def test_halves_are_written_as_numpy_rounds() -> None:
     rng = np.random.default_rng(0)
-    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(F32)
-    halves = halves[np.isfinite(halves)]
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)].astype(F32)
     ties = (halves[:-1] + halves[1:]) / 2
     any_bits = rng.integers(0, 1 << 32, 1 << 18, dtype=np.uint64).astype(np.uint32).view(F32)
     small = rng.standard_normal(1 << 16).astype(F32) * F32(2.0**-20)
@@ -430,18 +444,19 @@ TOKEN_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17)
 
 
 def matmul(
-    fmt: str, blocks: int, unit: int, columns: int, tokens: int, mode: int, **options: Operand
+    name: str, blocks: int, unit: int, columns: int, tokens: int, mode: int, **options: Operand
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Runs one matmul: its output arrays, W · x in float64 [T, R], and Σ|W||x| (what errors are relative to)."""
-    packed, W = random_weights(fmt, ROWS * blocks, columns, seed=blocks)
+    packed, W = random_weights(name.split("_")[0], ROWS * blocks, columns, seed=blocks)
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((tokens, columns)).astype(F32)
     x[0, :GROUP] = 0
-    tiles, meant = q8_tiles(x) if FORMATS[fmt].activation == "q8" else (f32_tiles(x), x.astype(np.float64))
+    kind = PRODUCTS[name]
+    tiles, meant = (f32_tiles(x), x.astype(np.float64)) if kind == ACT_F32 else code_tiles(kind, x)
     R, least = ROWS * blocks, {GATED: 4, PLAIN: 2}.get(mode, 1)
-    tiled, q8 = mode in (GATED, PLAIN), int(options.get("out_kind", 0))  # type: ignore[arg-type]
+    tiled, out_kind = mode in (GATED, PLAIN), int(options.get("out_kind", 0))  # type: ignore[arg-type]
     outputs = {
-        "out": empty_tiles(tokens, blocks // least, q8) if tiled else np.full((tokens + 1, R + 16), UNTOUCHED),
+        "out": empty_tiles(tokens, blocks // least, out_kind) if tiled else np.full((tokens + 1, R + 16), UNTOUCHED),
         "block_max": np.full((tokens + 1, blocks), UNTOUCHED),
     }
     if mode == ADD:
@@ -449,20 +464,20 @@ def matmul(
     operands: dict[str, Operand] = {
         "weights": packed, "row_blocks": blocks, "groups": packed.shape[1], "unit": unit, "x": tiles, "tokens": TOKENS,
         "mode": mode, "out": outputs["out"], "out_stride": outputs["out"].strides[0], "bias": 0, "scale": 1.0,
-        "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": q8,
+        "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": out_kind,
         "block_max": outputs["block_max"], "scratch": np.zeros(1 << 16, F32), "scratch_stride": 0,
     }  # fmt: skip
-    run(f"matmul_{fmt}", operands | options, -(-blocks // unit), tokens)
+    run(f"matmul_{name}", operands | options, -(-blocks // unit), tokens)
     return outputs, meant @ W.T, np.abs(meant) @ np.abs(W).T
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("tokens", TOKEN_COUNTS)
-def test_matmul_stores_and_adds(fmt: str, tokens: int) -> None:
+def test_matmul_stores_and_adds(name: str, tokens: int) -> None:
     for blocks, unit, columns in ((1, 1, 20), (3, 2, 96), (5, 4, 160)):
         bias = np.linspace(-1, 1, ROWS * blocks, dtype=F32)
         for mode in (STORE, ADD):
-            outputs, product, size = matmul(fmt, blocks, unit, columns, tokens, mode, bias=bias, scale=0.5)
+            outputs, product, size = matmul(name, blocks, unit, columns, tokens, mode, bias=bias, scale=0.5)
             got, R = outputs["out"], ROWS * blocks
             expected = (product + bias) * 0.5 + (1.0 if mode == ADD else 0.0)
             assert (np.abs(got[:tokens, :R] - expected) <= DOT_ERROR * (size + 2)).all()
@@ -470,10 +485,10 @@ def test_matmul_stores_and_adds(fmt: str, tokens: int) -> None:
             assert (got[:, R:] == UNTOUCHED).all()
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_head_caps_and_finds_block_maxima(fmt: str) -> None:
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_head_caps_and_finds_block_maxima(name: str) -> None:
     for tokens, softcap in ((1, 0.0), (3, 2.0), (9, 0.0), (17, 2.0)):
-        outputs, product, size = matmul(fmt, 7, 2, 64, tokens, HEAD, scale=0.5, softcap=softcap)
+        outputs, product, size = matmul(name, 7, 2, 64, tokens, HEAD, scale=0.5, softcap=softcap)
         logits = outputs["out"][:tokens, : 7 * ROWS]
         expected = reference.cap(product * 0.5, softcap or None)
         assert (np.abs(logits - expected) <= DOT_ERROR * (size + 2)).all()
@@ -481,21 +496,21 @@ def test_head_caps_and_finds_block_maxima(fmt: str) -> None:
         assert (outputs["block_max"][tokens:] == UNTOUCHED).all()
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("mode", [PLAIN, GATED], ids=["plain", "gated"])
-def test_matmul_with_activation(fmt: str, kind: str, mode: int) -> None:
-    for tokens, blocks, q8 in ((1, 4, 1), (3, 12, 0), (8, 12, 1), (17, 4, 0)):
+def test_matmul_with_activation(name: str, activation: str, mode: int) -> None:
+    for tokens, blocks, out_kind in ((1, 4, ACT_Q8), (3, 12, ACT_F32), (8, 12, ACT_Q16), (17, 4, ACT_F32)):
         bias = np.linspace(-1, 1, ROWS * blocks, dtype=F32)
-        options: dict[str, Operand] = {"bias": bias, "activation": ACTIVATIONS.index(kind), "out_kind": q8}
-        outputs, product, _ = matmul(fmt, blocks, 4, 96, tokens, mode, **options)
+        options: dict[str, Operand] = {"bias": bias, "activation": ACTIVATIONS.index(activation), "out_kind": out_kind}
+        outputs, product, _ = matmul(name, blocks, 4, 96, tokens, mode, **options)
         y = product + bias
         if mode == GATED:
             sides = y.reshape(tokens, -1, 2, ROWS)
-            y = (reference.activate(kind, sides[:, :, 0]) * sides[:, :, 1]).reshape(tokens, -1)
+            y = (reference.activate(activation, sides[:, :, 0]) * sides[:, :, 1]).reshape(tokens, -1)
         else:
-            y = reference.activate(kind, y)
-        assert_tiles(outputs["out"], q8, y, error=1e-5)
+            y = reference.activate(activation, y)
+        assert_tiles(outputs["out"], out_kind, y, error=1e-5)
 
 
 # ---- embedding and norms ----
@@ -550,19 +565,19 @@ def norm_data(kind: int, T: int, width: int, biased: bool) -> tuple[np.ndarray, 
 
 @pytest.mark.parametrize("width", [20, 48, 64, 90, 576])
 @pytest.mark.parametrize("kind", [RMS, LAYER, NONE], ids=["rms", "layer", "none"])
-@pytest.mark.parametrize("q8", [0, 1])
-def test_norm(width: int, kind: int, q8: int) -> None:
+@pytest.mark.parametrize("out_kind", [ACT_F32, ACT_Q8, ACT_Q16], ids=ACTIVATION_KINDS)
+def test_norm(width: int, kind: int, out_kind: int) -> None:
     T = 13
     x, operands, oracle = norm_data(kind, T, width, biased=kind == LAYER)
     groups = x.shape[1] // GROUP
-    shared = operands | {"x": x, "x_stride": x.strides[0], "groups": groups, "out_kind": q8}
-    out = empty_tiles(T, groups, q8)
+    shared = operands | {"x": x, "x_stride": x.strides[0], "groups": groups, "out_kind": out_kind}
+    out = empty_tiles(T, groups, out_kind)
     run("norm", shared | {"rows": 0, "tokens": TOKENS, "out": out}, 2, T)
-    assert_tiles(out, q8, oracle(x))
+    assert_tiles(out, out_kind, oracle(x))
     rows = np.array([12, 3, 7])
-    out = empty_tiles(3, groups, q8)
+    out = empty_tiles(3, groups, out_kind)
     run("norm", shared | {"rows": rows, "tokens": WANT, "out": out}, 1, T, want=3)
-    assert_tiles(out, q8, oracle(x)[rows])
+    assert_tiles(out, out_kind, oracle(x)[rows])
 
 
 @pytest.mark.parametrize("width", [20, 48, 90, 576])

@@ -77,6 +77,17 @@ def test_it_notices_when_others_come_and_go() -> None:
     assert run(pace, quiet, 500, rng)[1] > 1.98
 
 
+def test_a_sleep_of_the_computer_teaches_nothing() -> None:
+    """Also one in a trial."""
+    rng, pace = random.Random(6), Pace(2)
+    for sleeps in range(5):
+        run(pace, quiet, 300 * sleeps, rng)
+        for _ in range(1 + sleeps % 2):
+            pace.record(1, pace.choose(1), 3600 * 10**9)
+        run(pace, quiet, 200, rng)
+        assert run(pace, quiet, 100, rng)[1] > 1.9
+
+
 def test_one_of_eight_threads_too_many() -> None:
     """Seven cores are free: the eighth thread slows all down, and seven are found."""
 

@@ -4,7 +4,6 @@ A chunk is `unit` blocks of 16 rows against all tokens: its weights are read fro
 for the other tokens, whether there is one token (decode) or a prompt.
 """
 
-
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.operands import (
     ADD,
@@ -87,7 +86,7 @@ def finish(op, y, stride, first, blocks, first_token, tokens):
             for r in range(blocks):
                 at = y + t * stride + 64 * r
                 store_f32x16(at, load_f32x16(at) + load_f32x16(bias + 64 * (first + r)))
-    if mode == GATED or mode == PLAIN:
+    if mode in (GATED, PLAIN):
         kind, groups, out_kind = load_i64(op + ACTIVATION), load_i64(op + OUT_GROUPS), load_i64(op + OUT_KIND)
         wide = 4 if mode == GATED else 2  # row blocks that make a group of 32 outputs
         for t in range(tokens):

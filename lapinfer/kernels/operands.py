@@ -72,7 +72,8 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     ),
     # activation tiles of the merged, normalised partials
     "merge": (
-        "partial", "part_table", "heads", "v_dim", "pos", "window", "out", "groups", "out_kind", "scratch", "scratch_stride",
+        "partial", "part_table", "heads", "v_dim", "pos", "window", "out", "groups", "out_kind", "scratch",
+        "scratch_stride",
     ),
     # `rounds` times the sum of `bytes` bytes at buffer + chunk · stride
     "probe": ("buffer", "bytes", "stride", "rounds", "out"),
@@ -90,7 +91,7 @@ SILU, GELU, GELU_TANH, RELU, RELU2 = range(len(ACTIVATIONS))
 
 ITEM = ("first_token", "tokens", "slot", "first_block", "last_block", "split")
 """A piece of attention: at most TILE tokens of one slot, in order, against key blocks first … last. `split`: every
-block is a partial of its own, at part_table[token] + block; else the blocks are folded into one partial, at part_table[token].
+block is a partial of its own, at part_table[token] + block; else they are folded into one, at part_table[token].
 `part_table` is int64 [tokens, 2]: the index of the partial, and whether the token is split.
 Partials are float32 [index, head, v_lanes + PARTIAL_EXTRA]."""
 FIRST_TOKEN, TOKEN_COUNT, SLOT, FIRST_BLOCK, LAST_BLOCK, SPLIT = range(len(ITEM))

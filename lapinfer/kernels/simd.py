@@ -521,7 +521,7 @@ for _op, _build in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mu
 
 @intrinsic
 def to_whole(typingctx, value):
-    """f32x16 rounded to the nearest whole numbers (even on ties) -> i32x16. NaN gives what the processor makes of it."""
+    """f32x16 rounded to the nearest whole numbers (even on ties) -> i32x16; NaN gives any."""
     return i32x16(f32x16), lambda context, b, sig, a: call(b, "llvm.lrint.v16i32.v16f32", i32x16.llvm, a[0])
 
 
@@ -580,7 +580,7 @@ tile_of_1, tile_of_4, tile_of_8, tile_of_16 = (intrinsic(_zero_tile(n)) for n in
 
 @intrinsic
 def tile_fma(typingctx, tile, vectors, address, stride):
-    """tile[v·n + i] += vectors[v] · (the float32 at address + i·stride), for every vector and i < n = tile / vectors."""
+    """tile[v·n + i] += vectors[v] · (the float32 at address + i·stride), for every vector; n rows = tile / vectors."""
 
     def generate(context, b, sig, args):
         tile, vectors, address, stride = args

@@ -50,7 +50,7 @@ class Weights(Protocol):
 
     def tensor(self, name: str) -> np.ndarray: ...
 
-    def format(self, name: str) -> str: ...
+    def format(self, name: str) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Builder:
     # ---- the ops ----
 
     def embed(self) -> None:
-        table, fmt = self.weights.tensor("embed"), self.weights.format("embed")
+        table, fmt = self.weights.tensor("embed"), self.format("embed")
         positions: np.ndarray | int = 0
         if self.spec.positions:
             positions = np.zeros((self.spec.positions, table.shape[1] * GROUP), np.float32)
@@ -211,19 +211,22 @@ class Builder:
         )  # fmt: skip
 
     def matmul(
-        self, name: str, layer: int, part: str, x: np.ndarray, mode: int, *, label: str = "", out: np.ndarray | None = None,
-        bias: np.ndarray | None = None, scale: float = 1.0, softcap: float = 0.0, activation: int = 0, out_kind: int = 0,
-        wanted: bool = False, block_max: np.ndarray | None = None, logical: tuple[int, int],
+        self, name: str, layer: int, part: str, x: np.ndarray, mode: int, *, logical: tuple[int, int],
+        label: str = "", out: np.ndarray | None = None, bias: np.ndarray | None = None, scale: float = 1.0,
+        softcap: float = 0.0, activation: int = 0, out_kind: int = 0, wanted: bool = False,
+        block_max: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        weights, fmt = self.weights.tensor(name), self.weights.format(name)
+        weights, fmt = self.weights.tensor(name), self.format(name)
         blocks, groups = weights.shape[0], weights.shape[1]
         least = {GATED: 4, PLAIN: 2}.get(mode, 1)
         unit = max(least, 4 if blocks >= 64 else 2 if blocks >= 32 else 1)
         tiled = mode in (GATED, PLAIN)
         target = self.hidden_tiles if tiled else out
         assert target is not None
+        kernel = f"matmul_{fmt}_q16" if self.wants(name) == ACT_Q16 else f"matmul_{fmt}"
+        count, times = ANY_WANT if wanted else ONE, -(-blocks // unit)
         self.add(
-            f"matmul_{fmt}" + ("_q16" if self.wants(name) == ACT_Q16 else ""), label or name.rsplit(".", 1)[-1], part, layer, ANY_WANT if wanted else ONE, -(-blocks // unit),
+            kernel, label or name.rsplit(".", 1)[-1], part, layer, count, times,
             weights=weights, row_blocks=blocks, groups=groups, unit=unit, x=x, tokens=WANT if wanted else TOKENS,
             mode=mode, out=target, out_stride=0 if tiled else target.strides[0], bias=0 if bias is None else bias,
             scale=scale, softcap=softcap, activation=activation, out_groups=blocks // least if tiled else 0,
@@ -233,9 +236,15 @@ class Builder:
             notes={"format": fmt, "shape": logical},
         )  # fmt: skip
 
+    def format(self, name: str) -> str:
+        """The weight format of a matrix."""
+        fmt = self.weights.format(name)
+        assert fmt is not None, name
+        return fmt
+
     def wants(self, name: str) -> int:
         """The kind of activations that a matrix multiplies."""
-        if FORMATS[self.weights.format(name)].activation == "f32":
+        if FORMATS[self.format(name)].activation == "f32":
             return ACT_F32
         return ACTIVATION_KINDS.index(self.limits.activations)
 
@@ -314,9 +323,7 @@ class Builder:
             activation=ACTIVATIONS.index(ff.activation), out_kind=kind, logical=(rows, D),
         )  # fmt: skip
         bias = self.vector(p + "down.bias", D) if ff.bias else None
-        self._sublayer_end(
-            p, "down", layer.ff_post_norm, index, "feed-forward", self.hidden_tiles, bias, (D, ff.width)
-        )
+        self._sublayer_end(p, "down", layer.ff_post_norm, index, "feed-forward", self.hidden_tiles, bias, (D, ff.width))
 
     def head(self) -> None:
         spec, name = self.spec, "embed" if self.spec.tied else "head"
@@ -379,4 +386,3 @@ def attention_items(
             part[t] = first_partial, 1
             first_partial += n
     return index
-

@@ -31,7 +31,8 @@ class Meter:
     """Accumulates over steps; `totals()` and `by_op()` read it, `reset()` starts anew."""
 
     def __init__(self, plan: Plan, kv: KVName, ns_per_tick: Callable[[], float]):
-        self._plan, self._kv, self._ns_per_tick = plan, kv, ns_per_tick
+        self._plan, self._ns_per_tick = plan, ns_per_tick
+        self._kv: KVName = kv
         ops = plan.ops
         self._wanted = np.array([op.count in (ANY_WANT, WANT_TILES) for op in ops])
         self._weight_bytes = np.array([op.weight_bytes for op in ops], np.int64)

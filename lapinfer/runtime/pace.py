@@ -22,6 +22,8 @@ SAVED_STEPS = 16
 """The budget is saved up for at most this many steps' time, so that a quiet hour doesn't pay for a restless minute."""
 DISTURBED = 1.2
 """Mean over fastest step from which other programs are suspected."""
+OUTLIER = 4
+"""Longer steps than so many usual ones count as that: a computer that slept for an hour says nothing about threads."""
 GAIN = 0.95
 """One more thread must bring the time of a step below this share; one fewer need only not be slower."""
 
@@ -47,12 +49,12 @@ class Pace:
         if tokens > 1 or self.threads == 1:
             return
         if self._trial:
-            self._trial_times.append(ns)
+            self._trial_times.append(min(ns, round(OUTLIER * self._known[self.best])))
             # The time that the usual number needs for a whole trial is spent: it can't win.
             if len(self._trial_times) == TRIAL or sum(self._trial_times) > TRIAL * self._known[self.best]:
                 self._judge()
             return
-        self._recent.append(ns)
+        self._recent.append(min(ns, OUTLIER * min(self._recent, default=ns)))
         mean = fmean(self._recent)
         self._saved = min(self._saved + BUDGET * ns, SAVED_STEPS * mean)
         if len(self._recent) == WINDOW:
@@ -69,8 +71,8 @@ class Pace:
 
     def _expected_cost(self, number: int, mean: float) -> float:
         """Time that a trial of `number` threads would lose."""
-        if number in self._known:
-            return TRIAL * max(self._known[number] - mean, 0.0)
+        if number in self._known:  # at most what can be saved: the machine may have changed since
+            return min(TRIAL * max(self._known[number] - mean, 0.0), SAVED_STEPS * mean)
         fastest = min(self._recent)
         if mean > DISTURBED * fastest and self._saved >= 0:
             return 0.0

@@ -31,7 +31,7 @@ def predict_bytes(
         for name, shape in layer_tensors(spec, i).items():
             part = "attention" if _of_attention(name) else "feed-forward"
             if is_matrix(name):
-                parts[part] += matrix_bytes(name, *shape, formats[name])
+                parts[part] += matrix_bytes(name, shape[0], shape[1], formats[name])
             else:
                 parts[part] += 4 * shape[0]
         parts["kv"] += keys_read(layer, slot, pos) * bytes_per_key(layer.attention, kv)

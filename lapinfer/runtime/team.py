@@ -112,7 +112,9 @@ class Team:
         if os.getpid() != self._pid:  # threads do not survive a fork
             self._finalizer.detach()
             self._start()
-        assert step.flags.c_contiguous and counters.flags.c_contiguous and counters.shape == (len(plan.ops), COUNTER)
+        assert step.flags.c_contiguous
+        assert counters.flags.c_contiguous
+        assert counters.shape == (len(plan.ops), COUNTER)
         shared = self._shared
         words, tokens = shared.words, int(step[1])
         active = self.pace.choose(tokens)
@@ -138,5 +140,3 @@ class Team:
 
     def close(self) -> None:
         self._finalizer()
-
-
