@@ -55,13 +55,14 @@ def beside(programs: list[str]) -> Iterator[None]:
             process.wait()
 
 
-def block(model: Model, prompt: int, tokens: int) -> tuple[float, float]:
-    """(tokens a second of one block, mean number of active threads)."""
-    began, active = time.perf_counter(), 0
+def block(model: Model, prompt: int, tokens: int) -> tuple[float, float, float]:
+    """(tokens a second of one block, mean number of active threads, seconds of the slowest step)."""
+    ends, active = [time.perf_counter()], 0
     for pos in range(prompt, prompt + tokens):
         active += model.team.pace.choose(1)
         model.step([pos % model.spec.vocab], [0], [pos], [True])
-    return tokens / (time.perf_counter() - began), active / tokens
+        ends.append(time.perf_counter())
+    return tokens / (ends[-1] - ends[0]), active / tokens, float(np.diff(ends).max())
 
 
 def condition(models: tuple[Model, Model], programs: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -69,15 +70,17 @@ def condition(models: tuple[Model, Model], programs: list[str], options: argpars
     scaling = thread_scaling()
     speeds: list[list[float]] = [[], []]
     threads: list[float] = []
+    slowest = [0.0, 0.0]
     for model in models:
         model.team.pace = Pace(model.threads)  # nothing learned from the last condition
     with beside(programs):
         began = time.perf_counter()
         while len(speeds[0]) <= options.pairs and time.perf_counter() - began < options.seconds:
-            for model, into in zip(models, speeds, strict=True):
-                speed, active = block(model, options.prompt, options.tokens)
-                into.append(speed)
-                if model is models[0]:
+            for i, model in enumerate(models):
+                speed, active, longest = block(model, options.prompt, options.tokens)
+                speeds[i].append(speed)
+                slowest[i] = max(slowest[i], longest)
+                if i == 0:
                     threads.append(active)
         default, single = (values[1:] for values in speeds)
     pairs = [a / b for a, b in zip(default, single, strict=True)]
@@ -90,6 +93,7 @@ def condition(models: tuple[Model, Model], programs: list[str], options: argpars
         "median_of_ratios": round(median(pairs), 3),
         "first_block_ratio": round(speeds[0][0] / speeds[1][0], 3),
         "mean_active_threads": round(sum(threads[1:]) / len(pairs), 2),
+        "slowest_step_ms": {"default": round(1e3 * slowest[0], 1), "one_thread": round(1e3 * slowest[1], 1)},
         "samples_default_ts": [round(s, 2) for s in default],
         "samples_one_thread_ts": [round(s, 2) for s in single],
     }

@@ -81,7 +81,7 @@ def test_a_sleep_of_the_computer_teaches_nothing() -> None:
     """Also one in a trial."""
     rng, pace = random.Random(6), Pace(2)
     for sleeps in range(5):
-        run(pace, quiet, 300 * sleeps, rng)
+        run(pace, quiet, 50 + 300 * sleeps, rng)
         for _ in range(1 + sleeps % 2):
             pace.record(1, pace.choose(1), 3600 * 10**9)
         run(pace, quiet, 200, rng)
