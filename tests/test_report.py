@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.predict import predict_bytes
 from lapinfer.spec import ModelSpec, is_matrix, tensors
 
-LIMITS = {"ctx": 32, "slots": 3, "step": 16}
+LIMITS = Limits(ctx=32, slots=3, step=16)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,9 @@ class Mixed:
 def runs(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     """(slot, pos) of a step: up to three sequences, each at a place of its own."""
     slot, pos = [], []
-    for s in draw(st.permutations(range(LIMITS["slots"])))[: draw(st.integers(1, LIMITS["slots"]))]:
-        start = draw(st.integers(0, LIMITS["ctx"] - 1))
-        length = draw(st.integers(1, min(5, LIMITS["ctx"] - start)))
+    for s in draw(st.permutations(range(LIMITS.slots)))[: draw(st.integers(1, LIMITS.slots))]:
+        start = draw(st.integers(0, LIMITS.ctx - 1))
+        length = draw(st.integers(1, min(5, LIMITS.ctx - start)))
         slot += [s] * length
         pos += range(start, start + length)
     return slot, pos
@@ -89,7 +90,7 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
         formats = dict(zip(matrices, drawn, strict=True))
     # A stored format of "q4" may have been raised for some matrices: what the file says counts.
     formats = {n: str(files[f].format(n)) for n, f in formats.items()}
-    built = Builder(spec, Mixed(files, formats), Limits(**LIMITS, kv=kv)).build()
+    built = Builder(spec, Mixed(files, formats), replace(LIMITS, kv=kv)).build()
     meter = Meter(SimpleNamespace(ops=built.ops), kv, lambda: 1.0)  # type: ignore[arg-type]
     slot, pos = step
     wanted = data.draw(st.integers(0, len(pos)))

@@ -94,7 +94,7 @@ def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = 
 def _title(model: Model) -> str:
     formats: dict[str, int] = {}
     for name in filter(is_matrix, tensors(model.spec)):
-        found = model.weights.format(name)
+        found = str(model.weights.format(name))
         formats[found] = formats.get(found, 0) + model.weights.tensor(name).nbytes
     stored = ", ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in formats.items())
     spec = model.spec
@@ -177,7 +177,7 @@ def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
 
 
 def _predicted(model: Model, step: Step, total: Line) -> str:
-    formats = {name: model.weights.format(name) for name in tensors(model.spec) if is_matrix(name)}
+    formats = {name: str(model.weights.format(name)) for name in tensors(model.spec) if is_matrix(name)}
     parts = predict_bytes(model.spec, formats, model.limits.kv, step.slot, step.pos, int(step.want.sum()))
     predicted = sum(parts.values())
     return f"predicted from the spec {predicted:,} bytes, metered {total.bytes:,} bytes"
