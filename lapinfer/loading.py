@@ -119,15 +119,15 @@ def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
         )
 
 
-def _packing(say: Progress) -> Callable[[int, int, str], None]:
+def _packing(say: Progress) -> Callable[[str, int, int], None]:
     told = False
 
-    def progress(done: int, total: int, name: str) -> None:
+    def progress(phase: str, done: int, total: int) -> None:
         nonlocal told
         if not told:
             say(f"packing {total / 1e6:,.0f} M weights (once)")
             told = True
-        say("packing", done, total)
+        say(phase, done, total)
 
     return progress
 
@@ -136,14 +136,19 @@ def convert(
     source: str | Path, target: str | Path, quant: str = "q4", *, calibrate: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:  # fmt: skip
-    """Write the packed form of a checkpoint into the folder `target`."""
+    """Write the packed form of a checkpoint into the folder `target`.
+
+    calibrate: a text like those that the model will see, for q4 with error feedback; else q4 is calibrated with
+    random tokens.
+    """
     found = resolve(source)
     if isinstance(found, Path):
         raise InputError(f"{found} is packed already; convert the checkpoint that it was made from")
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; name a folder to write")
-    say = progress or (lambda *args: None)
-    if calibrate is not None:
-        raise InputError("calibration is not there yet")
-    return pack_checkpoint(found, target, quant, progress=_packing(say))
+    if calibrate is not None and quant not in ("auto", "q4"):
+        raise InputError(f"a calibration text is for q4; quant is {quant}")
+    return pack_checkpoint(
+        found, target, quant, calibrate=calibrate, progress=_packing(progress or (lambda *args: None))
+    )

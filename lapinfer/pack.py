@@ -1,6 +1,8 @@
 """From a checkpoint to the packed form: assemble each of our tensors, quantize it, write it; tensor by tensor.
 
-Memory stays near one slice of rows: a matrix is read, quantized and written SLICE weights at a time.
+Memory stays near one slice of rows: a matrix is read, quantized and written SLICE weights at a time. Matrices that
+become q4 with a loss are quantized by what is known of their inputs (calibration.py): how large each column is over
+random tokens, or, with a calibration text, the whole covariance.
 """
 
 from __future__ import annotations
@@ -8,23 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lapinfer.calibration import (
+    Calibration,
+    Progress,
+    covariances,
+    groups_within,
+    random_tokens,
+    second_moments,
+    text_tokens,
+)
 from lapinfer.checkpoint import Checkpoint
-from lapinfer.checkpoint.packed import FILE_NAME, PackedEntry, PackedWriter, is_packed
+from lapinfer.checkpoint.home import home
+from lapinfer.checkpoint.packed import FILE_NAME, PackedEntry, PackedFile, PackedWriter, is_packed
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import Source, sources_for, spec_from_config
-from lapinfer.quant import FORMATS, GROUP, ROWS, FormatName, Grouped
-from lapinfer.quant.blocks import interleaved_rows, pack
+from lapinfer.model import Model, default_threads
+from lapinfer.quant import FORMATS, ROWS, FormatName, Grouped
+from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
+from lapinfer.quant.calibrate import quantize_with_feedback
 from lapinfer.quant.search import quantize
+from lapinfer.runtime.build import Limits
 from lapinfer.spec import ModelSpec, is_matrix, tensors
-
-Progress = Callable[[int, int, str], None]
-"""Called with weights done, weights in all, and the tensor's name."""
 
 QUANTS = ("auto", *FORMATS)
 SLICE = 1 << 23
@@ -35,6 +48,12 @@ STORED_FORMATS: dict[str, FormatName] = {
     "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4",
 }  # fmt: skip
 """What a stored type becomes without a loss."""
+
+Q4_HEAD: FormatName = "q8"
+"""What embed and head of a q4 model are: a tenth of the bytes, and every logit depends on them."""
+
+FEEDBACK_COLUMNS = 8192
+"""Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and gigabytes."""
 
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
           "chat_template.jinja")  # fmt: skip
@@ -77,8 +96,9 @@ class Assembler:
                 f"{self.checkpoint.path}: {names} together have {rows} rows, config.json says {shape[0]}"
             )
 
-    def stored_as(self, name: str) -> set[str]:
-        return {self.checkpoint.stored_as(source.name) for source in self.sources[name]}
+    def formats_of(self, name: str) -> set[FormatName | None]:
+        """The formats that hold its sources without a loss; None: there is no such format."""
+        return {STORED_FORMATS.get(self.checkpoint.stored_as(source.name)) for source in self.sources[name]}
 
     def _spans(self, name: str, start: int, stop: int) -> Iterator[tuple[Source, int, int]]:
         """The parts of the sources that rows start:stop are made of."""
@@ -94,31 +114,41 @@ class Assembler:
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start:stop as float32, checked to be numbers."""
-        parts = []
-        for source, low, high in self._spans(name, start, stop):
-            if source.transposed:
-                values = self.checkpoint.read(source.name)[:, low:high].T
-            else:
-                values = self.checkpoint.read(source.name, low, high)
-            if not np.isfinite(values).all():
-                raise CheckpointError(
-                    f"{self.checkpoint.path}: tensor {source.name!r} has values that are not numbers (NaN or infinite)"
-                )
-            parts.append(values)
+        parts = [self._values(*span) for span in self._spans(name, start, stop)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def read_grouped(self, name: str, start: int, stop: int, format: FormatName) -> Grouped | None:
-        """The same rows in stored groups, where all of them are already in `format`."""
+    def _values(self, source: Source, low: int, high: int) -> np.ndarray:
+        if source.transposed:
+            values = self.checkpoint.read(source.name)[:, low:high].T
+        else:
+            values = self.checkpoint.read(source.name, low, high)
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{self.checkpoint.path}: tensor {source.name!r} has values that are not numbers (NaN or infinite)"
+            )
+        return values
+
+    def read_grouped(
+        self, name: str, start: int, stop: int, format: FormatName, importance: np.ndarray | None
+    ) -> Grouped:
+        """The same rows in groups: as they are stored where they have this format already, else quantized."""
         parts = []
         for source, low, high in self._spans(name, start, stop):
             part = None if source.transposed else self.checkpoint.read_grouped(source.name, low, high)
             if part is None or part.format != format:
-                return None
+                values = self._values(source, low, high)
+                with self.naming(f"tensor {source.name!r} from row {low}"):
+                    part = quantize(format, values, importance)
             parts.append(part)
-        minimum = np.concatenate([p.minimum for p in parts]) if format == "q4" else None
-        return Grouped(
-            format, np.concatenate([p.codes for p in parts]), np.concatenate([p.scale for p in parts]), minimum
-        )
+        return _concatenate(parts)
+
+    @contextmanager
+    def naming(self, what: str) -> Iterator[None]:
+        """Errors of quantization say which row, not of what."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.checkpoint.path}: {what}: {error}") from error
 
 
 def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[str, FormatName]:
@@ -130,65 +160,55 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
     formats: dict[str, FormatName] = {}
     for name in shapes:
         asked = quant if quant != "auto" else "q8" if weights < SMALL else "q4"
-        stored = {STORED_FORMATS.get(kind) for kind in assembler.stored_as(name)}
+        stored = assembler.formats_of(name)
         if quant == "auto" and stored <= {"q8", "q4"}:
             asked = "q8" if "q8" in stored else "q4"
         if asked == "q4" and name in ("embed", "head"):
-            asked = "q8"  # a tenth of the bytes, and every logit depends on it
+            asked = Q4_HEAD
         formats[name] = asked  # type: ignore[assignment]
     return formats
 
 
-def _quantized(
-    assembler: Assembler, name: str, order: np.ndarray, columns: int, format: FormatName, importance: np.ndarray | None
+def _packed_slices(
+    assembler: Assembler, name: str, order: np.ndarray, columns: int, format: FormatName, known: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """Slices of row blocks of one packed matrix."""
+    """Slices of row blocks of one packed matrix. known: importance [C] of its columns, or covariance [C, C]."""
+    whole = None
+    if known is not None and known.ndim == 2:
+        with assembler.naming(f"{name}, all rows"):
+            whole = quantize_with_feedback(assembler.read(name, 0, int(order.max()) + 1), known)
     step = max(SLICE // max(columns, 1) // (2 * ROWS), 1) * 2 * ROWS
     for at in range(0, len(order), step):
         rows = order[at : at + step]
+        if whole is not None:
+            yield pack(format, take_rows(whole, rows))
+            continue
         wanted = np.unique(rows[rows >= 0])
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-        slices = [_slice(assembler, name, int(run[0]), int(run[-1]) + 1, format, importance) for run in runs]
-        whole = _concatenate(slices)
-        place = np.searchsorted(wanted, np.maximum(rows, 0))
-        yield pack(format, _take(whole, np.minimum(place, len(wanted) - 1), rows >= 0))
+        spans = [(int(run[0]), int(run[-1]) + 1) for run in runs]
+        place = np.where(rows < 0, -1, np.searchsorted(wanted, rows))
+        if FORMATS[format].activation == "f32":
+            values = take_rows(np.concatenate([assembler.read(name, *span) for span in spans]), place)
+            with assembler.naming(f"{name} from row {spans[0][0]}"):
+                yield pack(format, values)
+        else:
+            grouped = _concatenate([assembler.read_grouped(name, *span, format, known) for span in spans])
+            yield pack(format, take_rows(grouped, place))
 
 
-def _slice(assembler, name, start, stop, format: FormatName, importance) -> np.ndarray | Grouped:
-    if FORMATS[format].activation == "f32":
-        return assembler.read(name, start, stop)
-    grouped = assembler.read_grouped(name, start, stop, format)
-    if grouped is not None:
-        return grouped
-    values = assembler.read(name, start, stop)
-    spare = -values.shape[1] % GROUP
-    return quantize(format, np.pad(values, ((0, 0), (0, spare))) if spare else values, importance)
-
-
-def _concatenate(parts: list) -> np.ndarray | Grouped:
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, np.ndarray):
-        return np.concatenate(parts)
-    minimum = None if first.minimum is None else np.concatenate([p.minimum for p in parts])
+def _concatenate(parts: Sequence[Grouped]) -> Grouped:
+    minima = [part.minimum for part in parts if part.minimum is not None]
     return Grouped(
-        first.format, np.concatenate([p.codes for p in parts]), np.concatenate([p.scale for p in parts]), minimum
+        parts[0].format,
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        np.concatenate(minima) if minima else None,
     )
 
 
-def _take(whole: np.ndarray | Grouped, rows: np.ndarray, present: np.ndarray) -> np.ndarray | Grouped:
-    """Rows in packed order; absent ones are zeros."""
-
-    def gather(values: np.ndarray) -> np.ndarray:
-        taken = values[rows]
-        taken[~present] = 0
-        return taken
-
-    if isinstance(whole, np.ndarray):
-        return gather(whole)
-    minimum = None if whole.minimum is None else gather(whole.minimum)
-    return Grouped(whole.format, gather(whole.codes), gather(whole.scale), minimum)
+def inexact(formats: Mapping[str, FormatName], assembler: Assembler) -> list[str]:
+    """The matrices that become q4 with a loss: those not stored in such groups already."""
+    return [name for name, format in formats.items() if format == "q4" and assembler.formats_of(name) != {"q4"}]
 
 
 def pack_checkpoint(
@@ -196,13 +216,15 @@ def pack_checkpoint(
     folder: Path,
     quant: str = "auto",
     *,
-    importance: Mapping[str, np.ndarray] | None = None,
-    progress: Progress = lambda done, total, name: None,
+    calibrate: Path | None = None,
+    progress: Progress = lambda phase, done, total: None,
 ) -> Path:
     """Write the packed form of a checkpoint into `folder`, with config and tokenizer files beside it.
 
     The weights are renamed to their final name last, so a folder that is_packed is whole. An interrupted packing
-    goes on where it was. `importance`: second moments of each matrix's input columns, by our tensor names.
+    goes on where it was. What becomes q4 with a loss is weighed by the inputs that random tokens give, or, with the
+    text `calibrate`, quantized with error feedback (matrices of at most FEEDBACK_COLUMNS columns, none of whose
+    sources is q4 already; the others are weighed by the text).
     """
     spec = spec_from_config(checkpoint.config, str(checkpoint.path))
     assembler = Assembler(checkpoint, sources_for(spec, set(checkpoint.names())))
@@ -210,31 +232,89 @@ def pack_checkpoint(
     for name, shape in shapes.items():
         assembler.check(name, shape)
     formats = choose_formats(spec, quant, assembler)
+    lossy = inexact(formats, assembler)
+    if calibrate is not None and not lossy:
+        raise InputError(f"{checkpoint.path}: nothing becomes q4 with a loss, so a calibration text has no use")
+    calibration = text_tokens(spec, checkpoint.folder, calibrate) if calibrate is not None else random_tokens(spec)
     orders = {name: packed_rows(name, shapes[name][0]) for name in formats}
     entries = [
         PackedEntry(name, formats.get(name), (len(orders[name]), shape[1]) if name in formats else shape)
         for name, shape in shapes.items()
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"quant": quant, "source": checkpoint.fingerprint}
-    total, done = sum(int(np.prod(shape)) for shape in shapes.values()), 0
+    # In the header, so that a packing goes on only with weights that were made in the same way.
+    metadata = {"quant": quant, "source": checkpoint.fingerprint, "calibration": calibration.label if lossy else "none"}
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    total = sum(sizes.values())
     with PackedWriter(folder / FILE_NAME, entries, metadata) as writer:
         _copy_beside(checkpoint, folder)
-        remaining = set(writer.remaining())
-        for name, shape in shapes.items():
-            progress(done, total, name)
-            if name in remaining:
-                if name in formats:
-                    weight = None if importance is None else importance.get(name)
-                    for blocks in _quantized(assembler, name, orders[name], shape[1], formats[name], weight):
-                        writer.write(name, blocks)
-                        progress(min(done + blocks.shape[0] * ROWS * shape[1], total), total, name)
-                else:
-                    writer.write(name, assembler.read(name, 0, shape[0]))
-            done += int(np.prod(shape))
-        progress(total, total, "")
+        remaining = writer.remaining()
+        done = total - sum(sizes[name] for name in remaining)
+        widths = {name: shapes[name][1] for name in remaining if name in lossy}
+        groups = _known_inputs(checkpoint, assembler, spec, folder, calibration, widths, progress)
+        for group in groups if widths else ():
+            for name in list(group):
+                known = group.pop(name)  # so that only one group of covariances is held
+                for blocks in _packed_slices(assembler, name, orders[name], widths[name], "q4", known):
+                    progress("packing", done, total)
+                    writer.write(name, blocks)
+                done += sizes[name]
+        for name in [name for name in remaining if name not in widths]:
+            progress("packing", done, total)
+            if name in formats:
+                slices = _packed_slices(assembler, name, orders[name], shapes[name][1], formats[name], None)
+                for at, blocks in enumerate(slices):
+                    writer.write(name, blocks)
+                    progress("packing", min(done + (at + 1) * SLICE, done + sizes[name]), total)
+            else:
+                writer.write(name, assembler.read(name, 0, shapes[name][0]))
+            done += sizes[name]
+        progress("packing", total, total)
         writer.finish()
     return folder
+
+
+def _known_inputs(
+    checkpoint: Checkpoint, assembler: Assembler, spec: ModelSpec, folder: Path, calibration: Calibration,
+    widths: Mapping[str, int], progress: Progress,
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
+    """Groups of matrices with what is known of each one's inputs: importance [C] or covariance [C, C]."""
+
+    def feedback(name: str) -> bool:
+        fits = widths[name] <= FEEDBACK_COLUMNS and name not in ("embed", "head")
+        return fits and not calibration.random and "q4" not in assembler.formats_of(name)
+
+    with _calibration_model(checkpoint, spec, folder, calibration, progress) as model:
+        if weighed := {name: width for name, width in widths.items() if not feedback(name)}:
+            moments = second_moments(model, calibration.chunks, weighed, progress)
+            if calibration.random:
+                for name in moments:
+                    # Found by experiment: inputs of these differ most between random tokens and text.
+                    if name.endswith((".o", ".down")):
+                        moments[name] = np.sqrt(moments[name])
+            yield moments
+        for group in groups_within({name: width for name, width in widths.items() if feedback(name)}):
+            yield covariances(model, calibration.chunks, group, progress)
+
+
+@contextmanager
+def _calibration_model(
+    checkpoint: Checkpoint, spec: ModelSpec, folder: Path, calibration: Calibration, progress: Progress
+) -> Iterator[Model]:
+    """The checkpoint as q8 in a folder that is removed afterwards; a killed packing into `folder` finds it again."""
+    digest = hashlib.sha256(f"{folder.resolve()} {checkpoint.fingerprint}".encode()).hexdigest()[:12]
+    temporary = home() / "calibration" / digest
+    length = calibration.chunks.shape[1]
+    limits = Limits(length, step=length, threads=default_threads(), activations="q16")
+    try:
+        pack_checkpoint(checkpoint, temporary, "q8", progress=lambda _, done, all: progress("preparing", done, all))
+        model = Model(spec, PackedFile(temporary), limits, name=str(checkpoint.path))
+        try:
+            yield model
+        finally:
+            model.close()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
@@ -249,7 +329,7 @@ def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
 
 def cached_folder(checkpoint: Checkpoint, quant: str, home: Path) -> Path:
     """Where the packed copy of a checkpoint belongs: it changes with the source files and the quant asked for."""
-    digest = hashlib.sha256(f"{checkpoint.fingerprint} {quant} 1".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{checkpoint.fingerprint} {quant} 2".encode()).hexdigest()[:12]
     stem = checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name
     return home / f"{stem}-{quant}-{digest}"
 

@@ -1,0 +1,141 @@
+"""What the inputs of a model's matrices are like: second moments or covariances over chunks of tokens.
+
+The tokens run through a packed model (q8 is exact enough), and runtime/trace.py shows what each matrix multiplies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lapinfer.errors import CheckpointError, InputError
+from lapinfer.model import Model
+from lapinfer.runtime.plan import Op
+from lapinfer.runtime.trace import traced
+from lapinfer.spec import ModelSpec
+from lapinfer.text.tokenizer import Tokenizer
+
+CHUNK = 512
+"""Tokens of a sequence; fewer where the model's context is shorter."""
+RANDOM_CHUNKS, TEXT_CHUNKS = 8, 24
+COVARIANCE_BYTES = 1 << 30
+"""Covariances held at once; the tokens run again for each further group of matrices."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the phase, what is done of it, and all that there is to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Token ids [chunks, tokens] to run, and `label`, which says where they are from: random or text:<digest>."""
+
+    label: str
+    chunks: np.ndarray
+
+    @property
+    def random(self) -> bool:
+        return self.label == "random"
+
+
+def chunk_length(spec: ModelSpec) -> int:
+    return min(CHUNK, spec.context, spec.positions or CHUNK)
+
+
+def random_tokens(spec: ModelSpec) -> Calibration:
+    """The same random token ids every time: better than no knowledge of a matrix's inputs, and needs no text."""
+    ids = np.random.default_rng(0).integers(0, spec.vocab, (RANDOM_CHUNKS, chunk_length(spec)))
+    return Calibration("random", ids)
+
+
+def text_tokens(spec: ModelSpec, folder: Path, path: Path) -> Calibration:
+    """The first chunks of a text, by the tokenizer in `folder`.
+
+    InputError when the file can't be read, isn't UTF-8, or is too short; CheckpointError without a tokenizer.
+    """
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer is None:
+        raise CheckpointError(f"{folder}: has no tokenizer.json, which a calibration text needs; convert without one")
+    length = chunk_length(spec)
+    # A token is rarely longer than 16 characters, so this is text enough; a book takes long to tokenize.
+    ids = tokenizer.encode(text[: 16 * TEXT_CHUNKS * length])[: TEXT_CHUNKS * length]
+    if len(ids) < 2 * length:
+        raise InputError(f"{path}: has {len(ids)} tokens, calibration needs at least {2 * length}; use a longer text")
+    if max(ids) >= spec.vocab:
+        raise CheckpointError(f"{folder}: the tokenizer gives ids up to {max(ids)}, the model has {spec.vocab}")
+    chunks = np.array(ids[: len(ids) // length * length]).reshape(-1, length)
+    return Calibration(f"text:{hashlib.sha256(data).hexdigest()[:16]}", chunks)
+
+
+def tensor_name(op: Op, spec: ModelSpec) -> str:
+    """The matrix of a matmul op, by our tensor names."""
+    return f"layers.{op.layer}.{op.label}" if op.layer >= 0 else "embed" if spec.tied else "head"
+
+
+def second_moments(model: Model, chunks: np.ndarray, widths: Mapping[str, int], progress: Progress) -> dict:
+    """Mean square [C] of each input column of the named matrices; `widths` are their C."""
+    sums = {name: np.zeros(width) for name, width in widths.items()}
+
+    def add(name: str, inputs: np.ndarray) -> None:
+        sums[name] += np.einsum("tc,tc->c", inputs, inputs)
+
+    _run(model, chunks, sums, add, progress)
+    return {name: (total / chunks.size).astype(np.float32) for name, total in sums.items()}
+
+
+def covariances(model: Model, chunks: np.ndarray, widths: Mapping[str, int], progress: Progress) -> dict:
+    """Mean products [C, C] of the input columns of the named matrices; `widths` are their C."""
+    sums = {name: np.zeros((width, width), np.float32) for name, width in widths.items()}
+
+    def add(name: str, inputs: np.ndarray) -> None:
+        sums[name] += inputs.T @ inputs
+
+    _run(model, chunks, sums, add, progress)
+    for total in sums.values():
+        total /= chunks.size
+    return sums
+
+
+def groups_within(widths: Mapping[str, int], limit: int = COVARIANCE_BYTES) -> Iterator[dict[str, int]]:
+    """The matrices in groups whose covariances take at most `limit` bytes together (a single one may take more)."""
+    group: dict[str, int] = {}
+    for name, width in widths.items():
+        if group and 4 * sum(w * w for w in [*group.values(), width]) > limit:
+            yield group
+            group = {}
+        group[name] = width
+    if group:
+        yield group
+
+
+def _run(
+    model: Model, chunks: np.ndarray, sums: Mapping[str, np.ndarray], add: Callable[[str, np.ndarray], None],
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Run each chunk as a sequence of its own; `add` sees the inputs [T, C] of the matrices that `sums` names."""
+
+    def before(op: Op, inputs: np.ndarray) -> None:
+        name = tensor_name(op, model.spec)
+        if name in sums:
+            inputs = inputs[:, : len(sums[name])]
+            if not np.isfinite(inputs).all():
+                raise CheckpointError(f"{model.name}: the inputs of {name} are not numbers: its weights are damaged")
+            add(name, inputs)
+
+    length = chunks.shape[1]
+    want = np.full(length, bool({"embed", "head"} & set(sums)))
+    with traced(model, before):
+        for i, ids in enumerate(chunks):
+            progress("calibrating", i * length, chunks.size)
+            model.step(ids, np.zeros(length, np.int64), np.arange(length), want)
+    progress("calibrating", chunks.size, chunks.size)

@@ -1,0 +1,103 @@
+"""Run a step op by op from Python, and look at what each matrix multiplies. Also for: which op differs first?
+
+    with traced(model, before):
+        model.step(token, slot, pos, want)      # calls before(op, inputs [T, C]) ahead of every matmul
+
+Results are those of the team, bit for bit; only slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from lapinfer.kernels.operands import (
+    ACT_F32,
+    ACT_Q8,
+    ACT_Q16,
+    F32_TILE_GROUP,
+    KERNEL,
+    Q8_TILE_GROUP,
+    Q16_TILE_GROUP,
+    TILE,
+)
+from lapinfer.quant import GROUP
+from lapinfer.runtime import team
+from lapinfer.runtime.plan import Op, Plan
+
+Before = Callable[[Op, np.ndarray], None]
+"""Called with a matmul op and its inputs, float32 [T, C] with C rounded up to whole groups."""
+
+
+class Traceable(Protocol):
+    """A Model: whatever runs its plans in `team`."""
+
+    team: Any
+    threads: int
+
+
+def activation_kind(op: Op) -> int:
+    """The form of the activations that a matmul op reads."""
+    if op.kernel.endswith("_q16"):
+        return ACT_Q16
+    return ACT_Q8 if op.kernel in ("matmul_q8", "matmul_q4") else ACT_F32
+
+
+def decode(tiles: np.ndarray, kind: int, groups: int, tokens: int) -> np.ndarray:
+    """float32 [tokens, 32 · groups] of activation tiles (layout: kernels/operands.py)."""
+    size = {ACT_F32: F32_TILE_GROUP, ACT_Q8: Q8_TILE_GROUP, ACT_Q16: Q16_TILE_GROUP}[kind]
+    count = -(-tokens // TILE)
+    stored = tiles.reshape(-1)[: count * groups * size].reshape(count, groups, size)
+    if kind == ACT_F32:
+        values = stored.view(np.float32).reshape(count, groups, GROUP, TILE).transpose(0, 3, 1, 2)
+    else:
+        codes = stored[..., : TILE * GROUP].view(np.int8).astype(np.float32)
+        at = TILE * GROUP
+        if kind == ACT_Q16:
+            codes = 255 * codes + stored[..., at : 2 * at].view(np.int8)
+            at *= 2
+        scale = stored[..., at : at + 4 * TILE].copy().view(np.float32)
+        values = codes.reshape(count, groups, TILE, GROUP) * scale[..., None]
+        values = values.transpose(0, 2, 1, 3)
+    return values.reshape(count * TILE, groups * GROUP)[:tokens]
+
+
+class Tracer:
+    """Runs plans as a Team does, one op after the other, and tells `before` each matmul's inputs."""
+
+    def __init__(self, threads: int, before: Before):
+        self.threads, self._before = threads, before
+
+    def run(self, plan: Plan, step: np.ndarray, counters: np.ndarray) -> int:
+        """Run one step; the counters stay as they are, and no time is returned."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            for op, row in zip(plan.ops, plan.rows, strict=True):
+                chunks = int(step[op.count]) * op.times
+                if chunks and op.kernel.startswith("matmul_"):
+                    x, tokens, groups = (op.operands[key] for key in ("x", "tokens", "groups"))
+                    assert isinstance(x, np.ndarray)
+                    self._before(op, decode(x, activation_kind(op), int(groups), int(step[int(tokens)])))
+                kernel = team.KERNEL(int(row[KERNEL]))
+                left = iter(range(chunks))  # shared: each chunk is taken once
+
+                def work(thread: int, kernel=kernel, row=row, left=left) -> None:
+                    for chunk in left:
+                        kernel(row.ctypes.data, step.ctypes.data, chunk, thread)
+
+                list(pool.map(work, range(min(self.threads, chunks))))
+        return 0
+
+
+@contextmanager
+def traced(model: Traceable, before: Before) -> Iterator[None]:
+    """While open, the model's steps call `before`."""
+    usual = model.team
+    model.team = Tracer(model.threads, before)
+    try:
+        yield
+    finally:
+        model.team = usual
