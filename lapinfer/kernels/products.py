@@ -7,7 +7,6 @@ Sums are in float32, group after group: the order never depends on the number of
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from lapinfer.kernels.operands import TILE
 from lapinfer.kernels.simd import (
@@ -26,6 +25,7 @@ from lapinfer.kernels.simd import (
     load,
     load_splat,
     multiply_add,
+    named,
 )
 
 
@@ -122,8 +122,10 @@ def _read_bf16(context, b, address):
     return bf16_to_float(b, load(b, address, ir.VectorType(I16, 16)))
 
 
-product_q4, product_q4_q16 = (intrinsic(_integer_product(_q4_weights, False, planes)) for planes in (1, 2))
-product_q8, product_q8_q16 = (intrinsic(_integer_product(_q8_weights, True, planes)) for planes in (1, 2))
-product_f32 = intrinsic(_float_columns(4, _read_f32))
-product_f16 = intrinsic(_float_columns(2, _read_f16))
-product_bf16 = intrinsic(_float_columns(2, _read_bf16))
+product_q4 = named("product_q4", _integer_product(_q4_weights, False, 1))
+product_q8 = named("product_q8", _integer_product(_q8_weights, True, 1))
+product_q4_q16 = named("product_q4_q16", _integer_product(_q4_weights, False, 2))
+product_q8_q16 = named("product_q8_q16", _integer_product(_q8_weights, True, 2))
+product_f32 = named("product_f32", _float_columns(4, _read_f32))
+product_f16 = named("product_f16", _float_columns(2, _read_f16))
+product_bf16 = named("product_bf16", _float_columns(2, _read_bf16))

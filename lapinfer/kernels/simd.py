@@ -275,6 +275,16 @@ def dot_signed(context, builder, weights, signed, bias):
     return acc
 
 
+def named(name: str, typer):
+    """An intrinsic that may be an argument of a jitted function.
+
+    Numba makes that function's symbol from the intrinsic's name: under equal names, cached kernels that were compiled
+    by different processes could run each other's code.
+    """
+    typer.__name__ = name
+    return intrinsic(typer)
+
+
 # ---- memory ----
 
 
@@ -299,7 +309,7 @@ _load_f32x16, _store_f32x16 = _memory(f32x16)
 _load_f32, _store_f32 = _memory(types.float32)
 _load_i32, _store_i32 = _memory(types.int32)
 _load_i64, _store_i64 = _memory(types.int64)
-load_f32x16, store_f32x16 = intrinsic(_load_f32x16), intrinsic(_store_f32x16)
+load_f32x16, store_f32x16 = named("load_f32x16", _load_f32x16), intrinsic(_store_f32x16)
 load_f32, store_f32 = intrinsic(_load_f32), intrinsic(_store_f32)
 load_i32, store_i32 = intrinsic(_load_i32), intrinsic(_store_i32)
 load_i64, store_i64 = intrinsic(_load_i64), intrinsic(_store_i64)
@@ -575,7 +585,7 @@ def _zero_tile(count: int):
     return typer
 
 
-tile_of_1, tile_of_4, tile_of_8, tile_of_16 = (intrinsic(_zero_tile(n)) for n in (1, 4, 8, 16))
+tile_of_1, tile_of_4, tile_of_8, tile_of_16 = (named(f"tile_of_{n}", _zero_tile(n)) for n in (1, 4, 8, 16))
 
 
 @intrinsic
