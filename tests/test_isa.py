@@ -182,3 +182,13 @@ def test_arm_hosts_whose_features_llvm_does_not_know_use_the_dot_product(monkeyp
     monkeypatch.setattr(isa, "_set", applied.update)
     isa.apply()
     assert "+dotprod" in applied["NUMBA_CPU_FEATURES"]
+
+
+def test_intrinsics_given_to_kernels_have_names_of_their_own() -> None:
+    """Numba makes symbols of their names; kernels from the cache with equal symbols ran each other's code."""
+    from lapinfer.kernels import products, simd
+
+    given = [value for key, value in vars(products).items() if key.startswith("product_")]
+    given += [value for key, value in vars(simd).items() if key.startswith(("tile_of_", "load_"))]
+    named = [intrinsic._name for intrinsic in given if intrinsic._name != "loader"]
+    assert len(named) == len(set(named)) >= 11
