@@ -241,7 +241,6 @@ def pack_checkpoint(
         PackedEntry(name, formats.get(name), (len(orders[name]), shape[1]) if name in formats else shape)
         for name, shape in shapes.items()
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     # In the header, so that a packing goes on only with weights that were made in the same way.
     metadata = {"quant": quant, "source": checkpoint.fingerprint, "calibration": calibration.label if lossy else "none"}
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
