@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -250,24 +251,18 @@ def pack_checkpoint(
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
         widths = {name: shapes[name][1] for name in remaining if name in lossy}
-        groups = _known_inputs(checkpoint, assembler, spec, folder, calibration, widths, progress)
-        for group in groups if widths else ():
-            for name in list(group):
-                known = group.pop(name)  # so that only one group of covariances is held
-                for blocks in _packed_slices(assembler, name, orders[name], widths[name], "q4", known):
-                    progress("packing", done, total)
-                    writer.write(name, blocks)
-                done += sizes[name]
-        for name in [name for name in remaining if name not in widths]:
-            progress("packing", done, total)
-            if name in formats:
-                slices = _packed_slices(assembler, name, orders[name], shapes[name][1], formats[name], None)
-                for at, blocks in enumerate(slices):
-                    writer.write(name, blocks)
+        weighed = _known_inputs(checkpoint, assembler, spec, folder, calibration, widths, progress)
+        with closing(weighed):
+            for name, known in chain(weighed, ((name, None) for name in remaining if name not in widths)):
+                progress("packing", done, total)
+                if name in formats:
+                    slices = _packed_slices(assembler, name, orders[name], shapes[name][1], formats[name], known)
+                else:
+                    slices = iter([assembler.read(name, 0, shapes[name][0])])
+                for at, data in enumerate(slices):
+                    writer.write(name, data)
                     progress("packing", min(done + (at + 1) * SLICE, done + sizes[name]), total)
-            else:
-                writer.write(name, assembler.read(name, 0, shapes[name][0]))
-            done += sizes[name]
+                done += sizes[name]
         progress("packing", total, total)
         writer.finish()
     return folder
@@ -276,24 +271,25 @@ def pack_checkpoint(
 def _known_inputs(
     checkpoint: Checkpoint, assembler: Assembler, spec: ModelSpec, folder: Path, calibration: Calibration,
     widths: Mapping[str, int], progress: Progress,
-) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
-    """Groups of matrices with what is known of each one's inputs: importance [C] or covariance [C, C]."""
+) -> Generator[tuple[str, np.ndarray], None, None]:  # fmt: skip
+    """The matrices with what is known of their inputs: importance [C] or covariance [C, C]."""
+    if not widths:
+        return
 
     def feedback(name: str) -> bool:
         fits = widths[name] <= FEEDBACK_COLUMNS and name not in ("embed", "head")
         return fits and not calibration.random and "q4" not in assembler.formats_of(name)
 
     with _calibration_model(checkpoint, spec, folder, calibration, progress) as model:
-        if weighed := {name: width for name, width in widths.items() if not feedback(name)}:
-            moments = second_moments(model, calibration.chunks, weighed, progress)
-            if calibration.random:
-                for name in moments:
-                    # Found by experiment: inputs of these differ most between random tokens and text.
-                    if name.endswith((".o", ".down")):
-                        moments[name] = np.sqrt(moments[name])
-            yield moments
+        if plain := {name: width for name, width in widths.items() if not feedback(name)}:
+            for name, moments in second_moments(model, calibration.chunks, plain, progress).items():
+                # Found by experiment: inputs of these two differ most between random tokens and text.
+                differs = calibration.random and name.endswith((".o", ".down"))
+                yield name, np.sqrt(moments) if differs else moments
         for group in groups_within({name: width for name, width in widths.items() if feedback(name)}):
-            yield covariances(model, calibration.chunks, group, progress)
+            found = covariances(model, calibration.chunks, group, progress)
+            for name in group:
+                yield name, found.pop(name)
 
 
 @contextmanager

@@ -164,6 +164,7 @@ def test_a_packing_never_goes_on_with_another_calibration(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "q4", progress=interrupt)
     assert len((tmp_path / "packed" / "model.safetensors.journal").read_text().splitlines()) > 3
+    assert not list((tmp_path / "home" / "calibration").iterdir())
     target = convert(folder, tmp_path / "packed", "q4", calibrate=folder / "text.txt")
     assert (target / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
 
