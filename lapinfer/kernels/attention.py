@@ -33,9 +33,8 @@ from lapinfer.kernels.simd import (
     load_f32x16,
     load_i8x16,
     load_i64,
-    maximum,
     prefetch,
-    reduce_max,
+    reduce_larger,
     reduce_sum,
     splat_f32,
     store_f32,
@@ -77,10 +76,10 @@ def fold(into, m, l, values, v_lanes):  # noqa: E741
 
 
 @jit
-def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last, scores):
+def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last, scores, ahead):
     """q · k of a register tile of rows against keys first … last (multiples of 16) of a block, into scores.
 
-    The block's values are asked for meanwhile: they come from memory when the scores are done.
+    ahead: ask memory for the next keys and the block's values meanwhile (the first rows that need them do).
     """
     k_dim, softcap = load_i64(op + K_DIM), load_f32(op + SOFTCAP)
     size = 16 * k_dim * key_bytes  # of 16 keys
@@ -89,10 +88,11 @@ def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last
         if key + 16 < last:
             pair = tile_of_8()
             for d in range(k_dim):
-                prefetch(k + 2 * size)
-                prefetch(k + 3 * size)
-                prefetch(values + (k - keys))
-                prefetch(values + (k + size - keys))
+                if ahead:
+                    prefetch(k + 2 * size)
+                    prefetch(k + 3 * size)
+                    prefetch(values + (k - keys))
+                    prefetch(values + (k + size - keys))
                 pair = tile_fma(pair, (load_kv(k), load_kv(k + size)), q + 4 * ROWS * d, 4)
                 k += 16 * key_bytes
             tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
@@ -126,8 +126,8 @@ def softmax_of_row(scores, first_key, first, last, lowest, highest, key_bytes, s
         value = where_less(index, high, value, splat_f32(HIDDEN))
         value = where_less(low, index, value, splat_f32(HIDDEN))
         store_f32x16(scores + 4 * key, value)
-        best = maximum(best, value)
-    m = reduce_max(best)
+        best = where_less(best, value, value, best)
+    m = reduce_larger(best)
     total = splat_f32(f32(0.0))
     for key in range(first, last, 16):
         p = exp(load_f32x16(scores + 4 * key) - splat_f32(m))
@@ -214,7 +214,9 @@ def attend(load_kv, kv_bytes, op, step, chunk, thread):
             behind = min(load_i64(pos + 8 * top) - first_key + 1, KEY_BLOCK)  # 0 · what is stored there might be NaN
             last = (behind + 15) // 16 * 16
             if first < last:
-                scores_of_block(op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores)
+                scores_of_block(
+                    op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores, row == 0
+                )
             for r in range(row, min(row + ROWS, rows)):
                 highest = load_i64(pos + 8 * (first_token + r // group))
                 m, total = softmax_of_row(

@@ -482,7 +482,7 @@ def power_of_two(typingctx, exponent):
     """2^n for whole n of −126 … 127, by building the bits."""
 
     def generate(context, b, sig, args):
-        n = call(b, "llvm.fptosi.sat.v16i32.v16f32", i32x16.llvm, args[0])
+        n = call(b, "llvm.lrint.v16i32.v16f32", i32x16.llvm, args[0])
         return b.bitcast(b.shl(b.add(n, const(i32x16.llvm, 127)), const(i32x16.llvm, 23)), f32x16.llvm)
 
     return f32x16(f32x16), generate
@@ -508,11 +508,16 @@ def _combine_maximum(b, x, y):
     return call(b, f"llvm.maximum.v{x.type.count}f32", x.type, x, y)
 
 
+def _combine_larger(b, x, y):
+    return b.select(b.fcmp_ordered("<", x, y), y, x)
+
+
 def _combine_sum(b, x, y):
     return b.fadd(x, y)
 
 
 reduce_max, reduce_sum = intrinsic(_reduce(_combine_maximum)), intrinsic(_reduce(_combine_sum))
+reduce_larger = intrinsic(_reduce(_combine_larger))  # one instruction a step on x86, but a NaN may get lost
 
 
 def _operator(op, build: str):

@@ -9,7 +9,6 @@ from lapinfer.kernels.simd import (
     copy_sign,
     fma,
     maximum,
-    minimum,
     power_of_two,
     round_even,
     splat_f32,
@@ -26,7 +25,9 @@ def exp(x):
 
     x = n·ln 2 + r with |r| ≤ ln 2 / 2, e^r by its Taylor polynomial of degree 7.
     """
-    bounded = minimum(maximum(x, splat_f32(LOWEST)), splat_f32(f32(88.0)))
+    low, high = splat_f32(LOWEST), splat_f32(f32(88.0))
+    bounded = where_less(x, low, low, x)
+    bounded = where_less(high, bounded, high, bounded)
     n = round_even(bounded * splat_f32(f32(1.4426950408889634)))
     r = fma(n, splat_f32(f32(-0.693359375)), bounded)
     r = fma(n, splat_f32(f32(2.12194440e-4)), r)

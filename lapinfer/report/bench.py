@@ -167,7 +167,7 @@ def _main_format(model: Model) -> str:
     """The format that most weights are packed in."""
     weights: Counter[str] = Counter()
     for name, shape in tensors(model.spec).items():
-        weights[model.weights.format(name)] += prod(shape)
+        weights[model.weights.format(name) or "f32"] += prod(shape)
     return weights.most_common(1)[0][0]
 
 
