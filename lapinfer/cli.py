@@ -221,7 +221,7 @@ def run(
     }
     sampling = {name: value for name, value in given.items() if value is not None}
     _check_sampling(sampling)
-    name = model or _default_model()
+    name = _default_model() if model is None else model
     with _load(name, verbose, threads=threads, ctx=ctx_size, quant=quant, kv=kv) as loaded:
         if not raw and loaded.template is None:
             _note("note: this model has no chat template; the prompt is continued as plain text")
@@ -514,6 +514,9 @@ def _print_dict(value: dict[str, Any], json: bool) -> None:
 
 def main() -> None:
     """The `lapinfer` command."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets a '?' instead of an error.
         if hasattr(stream, "reconfigure"):

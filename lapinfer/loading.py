@@ -27,6 +27,8 @@ Progress = Callable[..., Any]
 DEFAULT_CTX = 4096
 CHUNK = 512
 """Tokens of a prompt that a step takes at most."""
+MOST_THREADS = 256
+"""More than any laptop has: thousands would bring the computer to a halt."""
 
 
 def load_model(
@@ -52,6 +54,8 @@ def load_model(
     for what, value in (("threads", threads), ("slots", slots), ("ctx", 1 if ctx is None else ctx)):
         if value < 1:
             raise InputError(f"{what}: expected a number from 1, got {value}")
+    if threads > MOST_THREADS:
+        raise InputError(f"threads: expected at most {MOST_THREADS}, got {threads}")
     if kv not in DTYPES:
         raise InputError(f"kv {kv!r} is not known, expected one of {', '.join(DTYPES)}")
     if activations not in ("auto", "q8", "q16"):

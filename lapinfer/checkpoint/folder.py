@@ -20,6 +20,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; CheckpointError when it is missing or something else."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path}: not a file")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None

@@ -56,6 +56,8 @@ def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
 def map_file(path: Path) -> memoryview:
     """The whole file, read-only, by mmap; a view keeps the mapping alive."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path}: not a file")
         with path.open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:

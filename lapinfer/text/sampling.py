@@ -48,7 +48,7 @@ class SamplingParams:
         _require(0 <= self.top_p <= 1, "top_p", "a number from 0 to 1", self.top_p)
         _require(0 <= self.min_p <= 1, "min_p", "a number from 0 to 1", self.min_p)
         penalty = self.repetition_penalty
-        _require(0 < penalty < math.inf, "repetition_penalty", "a number above 0", penalty)
+        _require(0.01 <= penalty <= 100, "repetition_penalty", "a number from 0.01 to 100", penalty)
         seed = self.seed
         _require(seed is None or (isinstance(seed, int) and seed >= 0), "seed", "a whole number from 0", seed)
 
@@ -109,7 +109,8 @@ class Sampler:
         else:
             ids = _kept(values, block_max, top, p)
             # Drawn in the order of ids, so that tokens need no order where nothing was cut.
-            weight = np.exp((values[ids].astype(np.float64) - float(top)) / p.temperature).cumsum()
+            with np.errstate(over="ignore"):  # of a tiny temperature: −inf is right
+                weight = np.exp((values[ids].astype(np.float64) - float(top)) / p.temperature).cumsum()
             place = int(weight.searchsorted(self._random.random() * weight[-1], side="right"))
             token = int(ids[min(place, len(ids) - 1)])
         return token, float(logits[token]) - log_total
