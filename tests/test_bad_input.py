@@ -1,0 +1,567 @@
+"""The whole, from the command line to the kernels, on damaged files and absurd requests: one line and an exit code."""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from fake_model import byte_tokenizer_folder
+from typer.testing import CliRunner
+
+import lapinfer
+from lapinfer.cli import app
+from lapinfer.errors import InputError, LapinferError
+
+ROOT = Path(__file__).parent.parent
+D, F, V, LAYERS = 32, 64, 258, 2
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": V,
+    "hidden_size": D,
+    "intermediate_size": F,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+
+
+def stored_tensors():
+    shapes = {"model.embed_tokens": (V, D), "model.norm": (D,)}
+    for layer in range(LAYERS):
+        modules = {
+            "input_layernorm": (D,),
+            "post_attention_layernorm": (D,),
+            "self_attn.q_proj": (D, D),
+            "self_attn.k_proj": (D // 2, D),
+            "self_attn.v_proj": (D // 2, D),
+            "self_attn.o_proj": (D, D),
+            "mlp.gate_proj": (F, D),
+            "mlp.up_proj": (F, D),
+            "mlp.down_proj": (D, F),
+        }
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in modules.items()}
+    rng = np.random.default_rng(0)
+    return {
+        f"{name}.weight": rng.standard_normal(shape, np.float32) / 4 + (len(shape) == 1)
+        for name, shape in shapes.items()
+    }
+
+
+def make_checkpoint(folder, tensors=None, **config):
+    byte_tokenizer_folder(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    safetensors.numpy.save_file(tensors or stored_tensors(), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    place = tmp_path / "home with spaces, ü and 日本"
+    monkeypatch.setenv("LAPINFER_HOME", str(place))
+    return place
+
+
+@pytest.fixture
+def checkpoint(tmp_path, home):
+    return make_checkpoint(tmp_path / "tiny")
+
+
+@pytest.fixture
+def packed(checkpoint, tmp_path):
+    """A packed folder, written by the converter."""
+    assert invoke("convert", checkpoint, tmp_path / "packed", "--quant", "q8").exit_code == 0
+    return tmp_path / "packed"
+
+
+def invoke(*arguments, **options):
+    return CliRunner().invoke(app, list(map(str, arguments)), **options)
+
+
+def run(model, *options, prompt="hi", **more):
+    return invoke("run", "-m", model, "-n", 4, "--temp", 0, *options, prompt, **more)
+
+
+def refused(result, *words, code=1):
+    """One line on stderr behind the notices, nothing on stdout, no traceback, the exit code."""
+    assert result.exit_code == code, (result.exit_code, result.stderr, result.exception)
+    assert isinstance(result.exception, SystemExit)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert result.stderr.strip().endswith(lines[0])
+    assert len(lines[0]) < 1000
+    assert all(word in lines[0] for word in words), lines[0]
+    assert result.stdout.strip() == ""
+
+
+def process(*arguments, **options):
+    """The command in a process of its own."""
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        **options,
+    )
+
+
+def finished(started, seconds=60):
+    out, err = started.communicate(timeout=seconds)
+    return started.returncode, out, err
+
+
+def damage_header(path, change):
+    """Rewrite a safetensors header; `change` edits its entries, the data stays as it is."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    text = text.ljust(length) if len(text) <= length else text
+    path.unlink()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def cut(path, keep):
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "word", "code"),
+    [
+        (("-t", 0), "threads", 1),
+        (("-t", -1), "threads", 1),
+        (("-t", 10_000), "threads", 1),
+        (("-c", 10**12), "--ctx-size", 3),
+        (("-c", 3), "context holds 3", 1),
+        (("--temp", -1), "temperature", 1),
+        (("--temp", "nan"), "temperature", 1),
+        (("--top-p", 2), "top_p", 1),
+        (("--min-p", "nan"), "min_p", 1),
+        (("--top-k", -1), "top_k", 1),
+        (("--seed", -1), "seed", 1),
+        (("--repeat-penalty", 1e300), "repetition_penalty", 1),
+        (("--quant", "q5"), "quant", 1),
+        (("--kv", "q3"), "kv", 1),
+    ],
+)
+def test_options_out_of_range(checkpoint, options, word, code):
+    refused(invoke("run", "-m", checkpoint, *options, "hi"), word, code=code)
+
+
+@pytest.mark.parametrize("options", [("-c", 0), ("-n", 0), ("-n", "many"), ("--nonsense",)])
+def test_wrong_usage_ends_with_2(checkpoint, options):
+    assert invoke("run", "-m", checkpoint, *options, "hi").exit_code == 2
+
+
+@pytest.mark.parametrize(("command", "options"), [("bench", ("-m",)), ("explain", ()), ("info", ())])
+def test_every_command_refuses_what_is_no_model(tmp_path, home, command, options):
+    refused(invoke(command, *options, tmp_path / "nothing"), "nothing")
+
+
+def test_no_memory_is_taken_for_what_does_not_fit(checkpoint, home):
+    with pytest.raises(lapinfer.DoesNotFitError, match="KV cache"):
+        lapinfer.load(checkpoint, slots=10_000_000, ctx=4096)
+
+
+# What is named
+
+
+def test_names_that_are_no_model(tmp_path, home):
+    (tmp_path / "empty.gguf").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("empty.gguf", "folder", "loop", "pipe"):
+        refused(run(tmp_path / name), name)
+    refused(run("/dev/null"), "/dev/null")
+    refused(run("a" * 500))
+    refused(run(""))
+
+
+def test_a_pipe_in_place_of_a_file(checkpoint):
+    for name in ("config.json", "model.safetensors"):
+        shutil.move(checkpoint / name, checkpoint / "kept")
+        os.mkfifo(checkpoint / name)
+        refused(run(checkpoint), str(checkpoint))
+        (checkpoint / name).unlink()
+        shutil.move(checkpoint / "kept", checkpoint / name)
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"\xc3"])
+def test_a_prompt_that_is_not_text(checkpoint, text):
+    refused(invoke("run", "-m", checkpoint, "-", input=text), "UTF-8")
+
+
+def test_an_empty_prompt(checkpoint):
+    refused(run(checkpoint, prompt=""), "empty")
+
+
+# Checkpoints
+
+
+def _wrong_dtype(header):
+    header["model.norm.weight"]["dtype"] = "F64"
+
+
+def _overlap(header):
+    first, second = sorted((k for k in header if k != "__metadata__"), key=lambda k: header[k]["data_offsets"])[:2]
+    header[second]["data_offsets"][0] -= 4
+    header[second]["shape"] = [1]
+    assert first
+
+
+def _past_the_end(header):
+    header["model.norm.weight"]["data_offsets"] = [1 << 40, (1 << 40) + 4 * D]
+
+
+def _another_shape(header):
+    header["model.norm.weight"]["shape"] = [2, D // 2]
+
+
+def _missing(header):
+    header["model.other.weight"] = header.pop("model.norm.weight")
+
+
+@pytest.mark.parametrize("change", [_wrong_dtype, _overlap, _past_the_end, _another_shape, _missing])
+def test_lying_headers(checkpoint, change):
+    damage_header(checkpoint / "model.safetensors", change)
+    refused(run(checkpoint), str(checkpoint))
+
+
+@pytest.mark.parametrize("keep", [0, 0.001, 0.01, 0.5, 0.999])
+def test_truncated_weights(checkpoint, home, keep):
+    cut(checkpoint / "model.safetensors", keep)
+    refused(run(checkpoint), "model.safetensors")
+    assert not list(home.rglob("model.safetensors"))
+
+
+def test_a_missing_shard(checkpoint):
+    tensors = stored_tensors()
+    (checkpoint / "model.safetensors").unlink()
+    names = {name: f"part{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    part = {name: array for name, array in tensors.items() if names[name] == "part0.safetensors"}
+    safetensors.numpy.save_file(part, checkpoint / "part0.safetensors")
+    refused(run(checkpoint), "part1.safetensors")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_numbers(checkpoint, home, value):
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        tensors = stored_tensors()
+        tensors[name][...] = value
+        safetensors.numpy.save_file(tensors, checkpoint / "model.safetensors")
+        refused(run(checkpoint), name)
+        assert not list(home.rglob("model.safetensors"))
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"model_type": 3}', b"{}"])
+def test_malformed_config(checkpoint, text):
+    (checkpoint / "config.json").write_bytes(text)
+    refused(run(checkpoint), str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"hidden_size": 1 << 24},
+        {"hidden_size": 10**30},
+        {"vocab_size": 1 << 24},
+        {"vocab_size": -1},
+        {"num_hidden_layers": 1000},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": 4},
+        {"intermediate_size": "64"},
+        {"rms_norm_eps": float("nan")},
+        {"hidden_act": "mish"},
+        {"model_type": "mamba"},
+        {"rope_scaling": {"rope_type": "magic"}},
+        {"rope_theta": -1},
+        {"max_position_embeddings": 0},
+    ],
+)
+def test_config_that_is_not_true(tmp_path, home, config):
+    refused(run(make_checkpoint(tmp_path / "tiny", **config)), "tiny")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_malformed_files_beside(checkpoint, name, text):
+    (checkpoint / name).write_bytes(text)
+    refused(run(checkpoint), name)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(10**12) %}x{% endfor %}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ 'x' * 10**12 }}",
+        "{% if %}",
+        "{{ raise_exception('no') }}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_hostile_chat_template(checkpoint, template):
+    (checkpoint / "chat_template.jinja").write_text(template)
+    refused(run(checkpoint), "template")
+
+
+def test_hostile_sampling_defaults_are_ignored(checkpoint):
+    (checkpoint / "generation_config.json").write_text(
+        '{"temperature": -1, "top_k": 1e99, "eos_token_id": [-5, 1e9, "x"]}'
+    )
+    assert invoke("run", "-m", checkpoint, "-n", 3, "hi").exit_code == 0
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path, home):
+    tensors = stored_tensors()
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:200]
+    folder = make_checkpoint(tmp_path / "tiny", tensors, vocab_size=200)
+    refused(run(folder), "256")
+    refused(run(folder, "--raw", prompt="日"), "from 0 to 199")
+
+
+# Packed files
+
+
+def _longer_rows(header):
+    formats = json.loads(header["__metadata__"]["tensors"])
+    formats["embed"]["shape"][0] *= 2
+    header["__metadata__"]["tensors"] = json.dumps(formats)
+
+
+def _other_format(header):
+    formats = json.loads(header["__metadata__"]["tensors"])
+    formats["layers.0.qkv"]["format"] = "q4"
+    header["__metadata__"]["tensors"] = json.dumps(formats)
+
+
+def _no_formats(header):
+    header["__metadata__"]["tensors"] = "{}"
+
+
+def _swapped(header):
+    header["layers.0.o"], header["layers.0.down"] = header["layers.0.down"], header["layers.0.o"]
+
+
+def _beyond(header):
+    header["norm.weight"]["data_offsets"] = [1 << 40, (1 << 40) + 4 * D]
+
+
+def _future(header):
+    header["__metadata__"]["version"] = "99"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _longer_rows,
+        _other_format,
+        _no_formats,
+        _swapped,
+        _future,
+        _beyond,
+    ],
+)
+def test_hostile_packed_files(packed, change):
+    damage_header(packed / "model.safetensors", change)
+    refused(run(packed), "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"vocab_size": 1000}, {"vocab_size": 100}, {"num_hidden_layers": 3}, {"hidden_size": 64},
+     {"intermediate_size": 96}, {"tie_word_embeddings": False}, {"attention_bias": True}, {"num_attention_heads": 4}],
+)  # fmt: skip
+def test_packed_files_beside_another_config(packed, config):
+    (packed / "config.json").write_text(json.dumps(CONFIG | config))
+    refused(run(packed), "model.safetensors")
+
+
+def test_a_packed_file_of_nan_ends_with_one_error(packed):
+    path = packed / "model.safetensors"
+    file = lapinfer.load(packed).model.weights._file.tensors["layers.1.down"]
+    data = bytearray(path.read_bytes())
+    data[file.start : file.stop] = b"\xff\x7e" * ((file.stop - file.start) // 2)
+    path.unlink()
+    path.write_bytes(data)
+    refused(run(packed), "not numbers")
+    with pytest.raises(LapinferError, match="not numbers"):
+        list(lapinfer.load(packed).stream("hi", max_tokens=100))
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.99])
+def test_truncated_packed_files(packed, keep):
+    cut(packed / "model.safetensors", keep)
+    refused(run(packed), "model.safetensors")
+
+
+def test_a_damaged_packed_copy_in_the_cache_is_made_anew_or_refused(checkpoint, home):
+    answer = run(checkpoint)
+    assert answer.exit_code == 0
+    (copy,) = home.rglob("model.safetensors")
+    cut(copy, 0.5)
+    again = run(checkpoint)
+    assert (again.exit_code, again.stdout) == (0, answer.stdout) or "model.safetensors" in again.stderr
+
+
+def test_a_changed_checkpoint_is_packed_again(checkpoint):
+    before = run(checkpoint)
+    tensors = {name: array * (1 if array.ndim == 1 else -0.7) for name, array in stored_tensors().items()}
+    safetensors.numpy.save_file(tensors, checkpoint / "model.safetensors")
+    after = run(checkpoint)
+    assert (before.exit_code, after.exit_code) == (0, 0)
+    assert before.stdout != after.stdout
+
+
+# Token ids
+
+
+@pytest.mark.parametrize("ids", [[V], [-1], [1, 2, 1 << 40], [], [1 << 70]])
+def test_token_ids_out_of_range(checkpoint, ids):
+    with lapinfer.load(checkpoint) as model:
+        for call in (model.forward, model.generate, lambda ids: next(model.stream(ids))):
+            if ids or call == model.forward:
+                with pytest.raises(InputError):
+                    call(ids)
+        assert np.isfinite(model.forward([1, 2, 3])).all()
+
+
+def test_more_than_the_context(checkpoint):
+    with lapinfer.load(checkpoint, ctx=16) as model:
+        for call in (model.forward, model.generate):
+            with pytest.raises(InputError, match="context"):
+                call([1] * 17)
+        full = model.generate([1] * 10, temperature=0)
+        assert len(full.tokens) <= 7
+
+
+# Disks and memory
+
+
+def test_an_unwritable_cache_folder(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("LAPINFER_HOME", str(place))
+        refused(run(checkpoint), "file")
+
+
+def test_deleting_the_packed_copy_while_it_runs(checkpoint, home):
+    with lapinfer.load(checkpoint) as model:
+        before = model.forward([1, 2, 3])
+        shutil.rmtree(home)
+        assert np.array_equal(model.forward([1, 2, 3]), before)
+
+
+# Several at once
+
+
+def test_threads_that_generate_at_once(checkpoint):
+    with lapinfer.load(checkpoint) as model:
+        prompts = ["a", "bc", "def", "ghij"]
+        expected = [model.generate(p, temperature=0, max_tokens=12).tokens for p in prompts]
+        got = {}
+
+        def generate(prompt):
+            got[prompt] = model.generate(prompt, temperature=0, max_tokens=12).tokens
+
+        threads = [threading.Thread(target=generate, args=(p,)) for p in prompts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert [got[p] for p in prompts] == expected
+
+
+def test_several_models_at_once(checkpoint):
+    with lapinfer.load(checkpoint, quant="q8") as one, lapinfer.load(checkpoint, quant="f32") as two:
+        a, b = one.forward([1, 2, 3]), two.forward([1, 2, 3])
+        assert np.array_equal(one.forward([1, 2, 3]), a)
+        assert np.array_equal(two.forward([1, 2, 3]), b)
+        assert not np.array_equal(a, b)
+
+
+def test_warnings_as_errors(checkpoint):
+    code = (
+        f"import lapinfer\nwith lapinfer.load({str(checkpoint)!r}) as m:\n"
+        " m.chat([{'role': 'user', 'content': 'hi'}], max_tokens=5)\n"
+        " m.generate('hi', max_tokens=5, temperature=1e-310)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_forked_child_can_generate(checkpoint):
+    code = (
+        f"import lapinfer, os\nm = lapinfer.load({str(checkpoint)!r})\n"
+        "a = m.generate('hi', max_tokens=9, temperature=0).tokens\n"
+        "if pid := os.fork():\n    _, status = os.waitpid(pid, 0)\n    raise SystemExit(status != 0)\n"
+        "b = m.generate('hi', max_tokens=9, temperature=0).tokens\nos._exit(a != b)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_on_an_empty_cache(checkpoint):
+    both = [process("run", "-m", checkpoint, "-n", 9, "--temp", 0, "hi") for _ in range(2)]
+    (code, out, err), other = (finished(p) for p in both)
+    assert code == 0, err
+    assert out.strip()
+    assert other[:2] == (0, out)
+
+
+# Ctrl-C and kill
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_ctrl_c_at_any_moment(checkpoint, home, command):
+    arguments = (
+        ("run", "-m", checkpoint, "-n", 480, "hi") if command == "run" else ("bench", "-m", checkpoint, "-r", 99)
+    )
+    expected = run(checkpoint).stdout
+    rng = np.random.default_rng(0)
+    for delay in rng.uniform(0.02, 2.0, 8):
+        started = process(*arguments)
+        time.sleep(delay)
+        started.send_signal(signal.SIGINT)
+        code, _, err = finished(started)
+        assert code in (0, 130, -signal.SIGINT), (delay, code, err)
+        assert "Traceback" not in err, (delay, err)
+    assert run(checkpoint).stdout == expected
+
+
+@pytest.mark.slow
+def test_kill_while_packing(checkpoint, home):
+    expected = run(checkpoint).stdout
+    for delay in (0.5, 0.7, 0.9):
+        shutil.rmtree(home)
+        started = process("run", "-m", checkpoint, "hi")
+        time.sleep(delay)
+        started.kill()
+        finished(started)
+        assert run(checkpoint).stdout == expected
