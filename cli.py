@@ -1,3 +1,3 @@
-from lapinfer.cli import main
+from lapinfer.__main__ import main
 
 main()

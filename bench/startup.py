@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--quant", default="auto")
     options = parser.parse_args()
-    cli = "from lapinfer.cli import main; main()"
+    cli = "from lapinfer.__main__ import main; main()"
     command = ["-c", cli, "run", "-m", options.model, "--quant", options.quant, "-n", "1", "--temp", "0", "Hi"]
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
