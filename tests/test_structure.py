@@ -1,0 +1,158 @@
+"""The shape of the project: what imports what, how long files are, what the wheel holds, what the README promises."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from lapinfer.cli import app
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "lapinfer"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+LAYERS = [
+    ("errors",),
+    ("spec",),
+    ("quant",),
+    ("checkpoint", "families", "kernels"),
+    ("runtime",),
+    ("model",),
+    ("text.tokenizer",),
+    ("calibration",),
+    ("pack",),
+    ("loading",),
+    ("text",),
+    ("report",),
+    ("cli",),
+    ("__main__",),
+]
+"""Parts, lowest first: a part imports its own and lower ones. docs/architecture.md says why."""
+
+UPWARD = {("lapinfer.text.tokenizer", "lapinfer.checkpoint.folder")}
+LONGEST = 400
+LONGER = {"cli.py": "one function a command, whose options take a line each", "kernels/simd.py": "all LLVM intrinsics"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield name, path
+
+
+def imports(path):
+    """(module, line) of every import, those inside functions included and those for type checkers left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            for alias in node.names:  # `from lapinfer.kernels import cache` means a module, too
+                whole = f"{node.module}.{alias.name}"
+                yield (whole if (ROOT / (whole.replace(".", "/") + ".py")).is_file() else node.module), node.lineno
+
+
+def rank(module):
+    """The layer of a module: that of the longest name that it begins with."""
+    inner = module.removeprefix("lapinfer.")
+    found = [
+        (len(part), level)
+        for level, parts in enumerate(LAYERS)
+        for part in parts
+        if inner == part or inner.startswith(part + ".")
+    ]
+    assert found, f"{module} belongs to no layer"
+    return max(found)[1]
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for name, path in modules():
+        for imported, line in imports(path):
+            if name == "lapinfer" or imported == "lapinfer" or not imported.startswith("lapinfer."):
+                continue
+            if rank(imported) > rank(name):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {imported}")
+    assert not wrong
+
+
+def test_only_kernels_know_numba():
+    for name, path in modules():
+        compilers = {i for i, _ in imports(path) if i.split(".")[0] in ("numba", "llvmlite")}
+        assert not compilers or name.startswith("lapinfer.kernels"), (name, compilers)
+
+
+def test_import_is_quick_and_light():
+    code = "import sys, lapinfer; print([m for m in ('numba', 'numpy', 'llvmlite', 'tokenizers') if m in sys.modules])"
+    times = []
+    for command in (code, "pass") * 5:
+        began = time.perf_counter()
+        out = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - began)
+        assert out.stdout.strip() in ("[]", "")
+    assert min(times[::2]) - min(times[1::2]) < 0.15
+
+
+def test_files_are_short():
+    long = {str(path.relative_to(PACKAGE)) for _, path in modules() if len(path.read_text().splitlines()) > LONGEST}
+    assert long == set(LONGER)
+
+
+def test_the_wheel_holds_the_package_alone(tmp_path):
+    pytest.importorskip("hatchling")
+    from hatchling.builders.wheel import WheelBuilder
+
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "lapinfer/py.typed" in names
+    assert "lapinfer/report/passage.txt" in names
+    assert all(name.startswith(("lapinfer/", "lapinfer-")) for name in names)
+    assert not [name for name in names if "test" in name or "__pycache__" in name]
+
+
+def commands():
+    """Every `lapinfer …` line of the README's code blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [
+        part.split("#")[0] for block in blocks for line in block.splitlines() for part in re.split("·|&&|\\|", line)
+    ]
+    return [line.strip() for line in lines if line.strip().startswith("lapinfer ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_of_the_readme_parse(line):
+    _, name, *arguments = shlex.split(line)
+    group = typer.main.get_command(app)
+    command = group.commands[name]
+    command.make_context(name, arguments, resilient_parsing=False).close()
+
+
+def test_python_of_the_readme_compiles():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    compile(example, "README.md", "exec")
+    for method in set(re.findall(r"model\.(\w+)", example)):
+        from lapinfer import LanguageModel
+
+        assert hasattr(LanguageModel, method), method
+
+
+def test_links_of_the_readme_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
