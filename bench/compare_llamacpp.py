@@ -4,7 +4,8 @@
 
 MODEL is a Hugging Face folder (llama family) or a .gguf file; PYTHON is an interpreter with a native build of
 llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python`). GGUF files
-of the peer's types are made once in --work by llama.cpp's own quantizer. Both engines stay loaded and take turns
+of the peer's types are made once in --work by llama.cpp's own quantizer. A variant is ours:theirs; ours may name the
+activations behind a plus (q4+q8 for int8, as llama.cpp has them; by default small models have q16). Both engines stay loaded and take turns
 (A B A B …); every turn begins with a probe of how well two threads scale right now, stored with the result. Figures
 are medians, and medians of the paired ratios.
 """
@@ -171,10 +172,13 @@ def peer_file(source: Path, kind: str, work: Path, python: str) -> Path:
 class Ours:
     """lapinfer, measured the same way: the logits of every answer token are computed, the tokens are given."""
 
-    def __init__(self, source: Path, quant: str, threads: int):
+    def __init__(self, source: Path, variant: str, threads: int):
         from lapinfer.loading import load_model
 
-        self.model = load_model(source, quant=quant, threads=threads, ctx=PROMPT + ANSWER)
+        quant, _, activations = variant.partition("+")
+        self.model = load_model(
+            source, quant=quant, threads=threads, ctx=PROMPT + ANSWER, activations=activations or "auto"
+        )
 
     def measure(self, ids: np.ndarray) -> dict[str, float]:
         began = time.perf_counter()

@@ -45,6 +45,11 @@ ATTENTION_ROWS = 4
 """Query rows of a register tile in kernels/attention.py."""
 
 
+UNITS = (16, 8, 4, 2, 1)
+MIN_CHUNKS = 24
+MAX_CHUNK_BYTES = 400_000
+
+
 class Weights(Protocol):
     """Packed weights by our tensor names."""
 
@@ -97,6 +102,18 @@ def padded(width: int, multiple: int = GROUP) -> int:
     return -(-width // multiple) * multiple
 
 
+def blocks_in_a_chunk(blocks: int, block_bytes: int, least: int) -> int:
+    """Blocks of 16 rows that one chunk of a matrix takes: by shape alone, never by the number of threads.
+
+    Long runs read memory faster; enough chunks keep the threads evenly busy, and a chunk's weights stay in the
+    second-level cache while a prompt's tokens pass. `least`: blocks that belong together.
+    """
+    for unit in UNITS:
+        if unit % least == 0 and blocks >= unit * MIN_CHUNKS and unit * block_bytes <= MAX_CHUNK_BYTES:
+            return unit
+    return least
+
+
 def rope_table(rope: RopeSpec, ctx: int) -> np.ndarray:
     """[ctx, dim] float32: cos of every pair's angle, then sin; angles in float32 as the reference has them."""
     long = rope.long_context and ctx > rope.long_context
@@ -142,7 +159,7 @@ class Builder:
 
     def _scratch_floats(self) -> int:
         """Floats of scratch that one thread needs for its largest op."""
-        matmul = TILE * 4 * ROWS
+        matmul = TILE * UNITS[0] * ROWS
         attention = max(
             (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
             + ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2)
@@ -219,7 +236,7 @@ class Builder:
         weights, fmt = self.weights.tensor(name), self.format(name)
         blocks, groups = weights.shape[0], weights.shape[1]
         least = {GATED: 4, PLAIN: 2}.get(mode, 1)
-        unit = max(least, 4 if blocks >= 64 else 2 if blocks >= 32 else 1)
+        unit = blocks_in_a_chunk(blocks, weights.nbytes // blocks, least)
         tiled = mode in (GATED, PLAIN)
         target = self.hidden_tiles if tiled else out
         assert target is not None
