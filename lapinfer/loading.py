@@ -17,7 +17,7 @@ from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model, default_threads
 from lapinfer.pack import QUANTS, SMALL, pack_checkpoint, packed_copy, packed_rows
-from lapinfer.runtime.build import Limits
+from lapinfer.runtime.build import Limits, context_bytes
 from lapinfer.runtime.kv import DTYPES, cache_bytes
 from lapinfer.spec import ModelSpec, is_matrix, tensors
 
@@ -68,10 +68,14 @@ def load_model(
     pack_s = time.perf_counter() - began
     if isinstance(found, Path) and quant not in ("auto", PackedFile(folder).metadata.get("quant")):
         raise InputError(f"{found} is already packed as {PackedFile(folder).metadata.get('quant')}, not as {quant}")
-    config = read_json(folder / "config.json")
-    spec = spec_from_config(config, str(folder / "config.json"))
-    weights = PackedFile(folder)
-    check_packed(weights, spec)
+    try:
+        spec = spec_from_config(read_json(folder / "config.json"), str(folder / "config.json"))
+        weights = PackedFile(folder)
+        check_packed(weights, spec)
+    except CheckpointError as error:
+        if isinstance(found, Path):
+            raise
+        raise CheckpointError(f"{error} (a packed copy: delete {folder}, and it is packed again)") from error
     ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
     if spec.positions and ctx > spec.positions:
         raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
@@ -111,13 +115,14 @@ def available_memory() -> int | None:
 
 
 def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
-    """DoesNotFitError when weights and KV cache together are more than there is."""
+    """DoesNotFitError when weights, KV cache and what grows with the context are together more than there is."""
     there = available_memory()
     packed = sum(weights.tensor(name).nbytes for name in weights.names())
     kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
-    if there is not None and packed + kv > there:
+    needed = packed + kv + context_bytes(spec, limits)
+    if there is not None and needed > there:
         raise DoesNotFitError(
-            f"{weights.path.parent.name}: needs {(packed + kv) / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
+            f"{weights.path.parent.name}: needs {needed / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
             f"{kv / 1e6:,.0f} for {limits.ctx} positions), {there / 1e6:,.0f} MB are available; "
             "try a smaller --ctx-size, --kv q8 or --quant q4"
         )

@@ -18,7 +18,8 @@ import numpy as np
 from lapinfer.errors import InputError
 from lapinfer.kernels.control import COUNTER
 from lapinfer.kernels.operands import ANY_WANT, ITEMS, ONE, TILE, TILES, TOKENS, WANT, WANT_TILES
-from lapinfer.runtime.build import Builder, Limits, Weights, attention_items
+from lapinfer.runtime.build import Builder, Limits, Weights
+from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.team import Team

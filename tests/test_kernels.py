@@ -70,7 +70,7 @@ from lapinfer.kernels.simd import (
 from lapinfer.kernels.vecmath import activate, cap, erf, exp, tanh
 from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped
 from lapinfer.quant.blocks import from_bf16, pack, unpack
-from lapinfer.runtime.build import attention_items
+from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.kv import lanes, layer_cache
 from lapinfer.runtime.plan import Op, Operand, encode
 from lapinfer.runtime.team import KERNEL

@@ -36,7 +36,6 @@ LAYERS = [
 ]
 """Parts, lowest first: a part imports its own and lower ones. docs/architecture.md says why."""
 
-UPWARD = {("lapinfer.text.tokenizer", "lapinfer.checkpoint.folder")}
 LONGEST = 400
 LONGER = {"cli.py": "one function a command, whose options take a line each", "kernels/simd.py": "all LLVM intrinsics"}
 

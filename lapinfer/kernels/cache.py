@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import llvmlite
 
-from lapinfer.errors import LapinferError
 from lapinfer.kernels import isa
 
 isa.apply()  # before the first import of numba
@@ -59,7 +59,7 @@ def folder() -> Path:
     else:
         import platformdirs
 
-        home = Path(os.environ.get("LAPINFER_HOME") or platformdirs.user_cache_dir("lapinfer"))
+        home = Path(os.environ.get("LAPINFER_HOME") or platformdirs.user_cache_dir("lapinfer", appauthor=False))
     return home / "kernels" / digest.hexdigest()[:16]
 
 
@@ -77,26 +77,34 @@ def cached(name: str) -> bool:
 
 
 def _compile(function: Callable):
+    """Load a kernel from the cache folder, or compile it; into memory alone where the folder can't be used."""
     global compile_seconds
     began = time.perf_counter()
-    previous = config.CACHE_DIR
     place = folder()
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        usable = os.access(place, os.W_OK)
-    except OSError:
-        usable = False
-    try:
-        config.CACHE_DIR = str(place)
-        made = cfunc(SIGNATURE, cache=usable, error_model="numpy")(function)
-    except LapinferError:
-        raise
-    except OSError:  # the cache became unwritable or the disk is full: machine code in memory serves as well
-        config.CACHE_DIR = previous
-        made = cfunc(SIGNATURE, error_model="numpy")(function)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            made = _make(function, place)
+        except (OSError, RuntimeError):  # unwritable (which Numba calls having no locator), or the disk is full
+            made = _make(function, None)
+        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, AttributeError, ImportError):
+            # What such files hold when they were cut off: machine code that a full disk or a crash left behind.
+            for damaged in place.glob(f"**/*.{function.__name__}-*.nb[ic]"):
+                damaged.unlink(missing_ok=True)
+            made = _make(function, place)
     finally:
-        config.CACHE_DIR = previous
         compile_seconds += time.perf_counter() - began
     if not made.cache_hits:
         compiled_fresh.append(function.__name__)
     return made
+
+
+def _make(function: Callable, place: Path | None):
+    """A kernel compiled with Numba's cache in `place` (set for the moment of compilation only), or without."""
+    previous = config.CACHE_DIR
+    if place is not None:
+        config.CACHE_DIR = str(place)
+    try:
+        return cfunc(SIGNATURE, cache=place is not None, error_model="numpy")(function)
+    finally:
+        config.CACHE_DIR = previous

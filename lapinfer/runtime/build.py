@@ -123,6 +123,20 @@ def rope_table(rope: RopeSpec, ctx: int) -> np.ndarray:
     return np.concatenate([np.cos(angles) * scale, np.sin(angles) * scale], axis=1)
 
 
+def partials(limits: Limits) -> int:
+    """How many attention partials the buffer for them holds."""
+    blocks = padded(limits.ctx, KEY_BLOCK) // KEY_BLOCK
+    return max(padded(limits.step, TILE), 2 * TILE, TILE * blocks)
+
+
+def context_bytes(spec: ModelSpec, limits: Limits) -> int:
+    """Bytes of the buffers, other than the KV cache, that grow with the context: rotary tables and partials."""
+    attentions = [layer.attention for layer in spec.layers]
+    ropes = sum(4 * limits.ctx * rope.dim for rope in {a.rope for a in attentions if a.rope is not None})
+    row = max(a.n_heads for a in attentions) * (max(lanes(a.v_dim) for a in attentions) + PARTIAL_EXTRA)
+    return ropes + 4 * partials(limits) * row
+
+
 class Builder:
     """Collects ops; buffers are shared by all layers."""
 
@@ -139,8 +153,8 @@ class Builder:
         self.hidden_tiles = np.zeros_like(self.tiles)
         self.scratch = np.zeros((limits.threads, self._scratch_floats()), np.float32)
         heads, width = max(a.n_heads for a in attentions), max(lanes(a.v_dim) for a in attentions)
-        partials = max(T, 2 * TILE, TILE * (padded(limits.ctx, KEY_BLOCK) // KEY_BLOCK))
-        self.partial = np.zeros((partials, heads, width + PARTIAL_EXTRA), np.float32)
+        count = partials(limits)
+        self.partial = np.zeros((count, heads, width + PARTIAL_EXTRA), np.float32)
         V = padded(spec.vocab, ROWS)
         self.step = StepBuffers(
             header=np.zeros(len(STEP), np.int64),
@@ -148,9 +162,9 @@ class Builder:
             slot=np.zeros(T, np.int64),
             pos=np.zeros(T, np.int64),
             want=np.zeros(T, np.int64),
-            items=np.zeros((partials, len(ITEM)), np.int64),
+            items=np.zeros((count, len(ITEM)), np.int64),
             part=np.zeros((T, 2), np.int64),
-            partials=partials,
+            partials=count,
             logits=np.empty((T, V), np.float32),
             block_max=np.empty((T, V // ROWS), np.float32),
         )
@@ -367,39 +381,3 @@ class Builder:
             self.feed_forward(i, layer)
         self.head()
         return Built(self.ops, self.step, self.caches)
-
-
-def attention_items(
-    slot: np.ndarray, pos: np.ndarray, items: np.ndarray, part: np.ndarray, partials: int, want_splits: int
-) -> int:
-    """Fill the step's attention table from its tokens; returns how many items there are.
-
-    Neighbouring tokens of a slot (at most TILE) share an item. When there are few items, each block of keys becomes
-    an item of its own, so that all threads have work on a single token. The choice never changes a result.
-    """
-    runs: list[tuple[int, int]] = []
-    for t in range(len(slot)):
-        start, count = runs[-1] if runs else (0, TILE)
-        follows = runs and slot[t] == slot[start] and pos[t] == pos[t - 1] + 1
-        if follows and count < TILE:
-            runs[-1] = (start, count + 1)
-        else:
-            runs.append((t, 1))
-    blocks = [int(pos[start + count - 1]) // KEY_BLOCK + 1 for start, count in runs]
-    needed = sum(n * count for n, (_, count) in zip(blocks, runs, strict=True))
-    split = len(runs) < want_splits and needed <= partials and sum(blocks) <= len(items)
-    if not split:
-        for i, (start, count) in enumerate(runs):
-            items[i] = start, count, slot[start], 0, blocks[i] - 1, 0
-        part[: len(slot), 0] = np.arange(len(slot))
-        part[: len(slot), 1] = 0
-        return len(runs)
-    index, first_partial = 0, 0
-    for (start, count), n in zip(runs, blocks, strict=True):
-        for block in range(n):
-            items[index] = start, count, slot[start], block, block, 1
-            index += 1
-        for t in range(start, start + count):
-            part[t] = first_partial, 1
-            first_partial += n
-    return index
