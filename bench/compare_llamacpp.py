@@ -5,9 +5,11 @@
 MODEL is a Hugging Face folder (llama family) or a .gguf file; PYTHON is an interpreter with a native build of
 llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python`). GGUF files
 of the peer's types are made once in --work by llama.cpp's own quantizer. A variant is ours:theirs; ours may name the
-activations behind a plus (q4+q8 for int8, as llama.cpp has them; by default small models have q16). Both engines stay loaded and take turns
-(A B A B …); every turn begins with a probe of how well two threads scale right now, stored with the result. Figures
-are medians, and medians of the paired ratios.
+activations behind a plus (q4+q8 for int8, as llama.cpp has them; by default small models have q16).
+
+Both engines stay loaded and take turns (A B A B …); every turn begins with a probe of how well two threads scale right
+now and of how fast two threads read memory, stored with the result. Figures are medians, and medians of the paired
+ratios, over the turns with a scaling of at least 1.8.
 """
 
 from __future__ import annotations
