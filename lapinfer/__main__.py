@@ -1,4 +1,4 @@
-"""The `lapinfer` command. Ctrl-C ends it without a traceback even while its modules are still imported."""
+"""The `lapinfer` command. Ctrl-C ends it without a traceback at any moment, imports and interpreter exit included."""
 
 import signal
 
@@ -7,8 +7,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from lapinfer import cli
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli.main()
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        cli.main()
+    except KeyboardInterrupt:  # outside of a command, which handles its own
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
