@@ -551,7 +551,8 @@ def test_ctrl_c_at_any_moment(checkpoint, home, command):
         started.send_signal(signal.SIGINT)
         code, _, err = finished(started)
         assert code in (0, 130, -signal.SIGINT), (delay, code, err)
-        assert "Traceback" not in err, (delay, err)
+        # Before our first line runs, Python itself answers, with a traceback through none of our modules.
+        assert "Traceback" not in err or "/lapinfer/" not in err, (delay, err)
     assert run(checkpoint).stdout == expected
 
 
