@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lapinfer.checkpoint.mapping import let_go
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.model import Model
 from lapinfer.runtime.plan import Op
@@ -22,7 +23,7 @@ from lapinfer.text.tokenizer import Tokenizer
 CHUNK = 512
 """Tokens of a sequence; fewer where the model's context is shorter."""
 RANDOM_CHUNKS, TEXT_CHUNKS = 8, 24
-COVARIANCE_BYTES = 1 << 30
+COVARIANCE_BYTES = 1 << 28
 """Covariances held at once; the tokens run again for each further group of matrices."""
 
 Progress = Callable[[str, int, int], None]
@@ -132,9 +133,14 @@ def _run(
                 raise CheckpointError(f"{model.name}: the inputs of {name} are not numbers: its weights are damaged")
             add(name, inputs)
 
+    def after(op: Op) -> None:
+        weights = op.operands.get("weights")
+        if isinstance(weights, np.ndarray):  # the model may be larger than what packing should take
+            let_go(weights)
+
     length = chunks.shape[1]
     want = np.full(length, bool({"embed", "head"} & set(sums)))
-    with traced(model, before):
+    with traced(model, before, after):
         for i, ids in enumerate(chunks):
             progress("calibrating", i * length, chunks.size)
             model.step(ids, np.zeros(length, np.int64), np.arange(length), want)

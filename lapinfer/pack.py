@@ -53,8 +53,8 @@ STORED_FORMATS: dict[str, FormatName] = {
 Q4_HEAD: FormatName = "q8"
 """What embed and head of a q4 model are: a tenth of the bytes, and every logit depends on them."""
 
-FEEDBACK_COLUMNS = 8192
-"""Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and gigabytes."""
+FEEDBACK_COLUMNS = 4096
+"""Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and a gigabyte."""
 
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
           "chat_template.jinja")  # fmt: skip

@@ -16,6 +16,7 @@ from lapinfer.checkpoint.folder import fingerprint
 from lapinfer.checkpoint.gguf_config import config_of
 from lapinfer.checkpoint.gguf_file import GGUFFile, GGUFTensor
 from lapinfer.checkpoint.gguf_tokenizer import write_folder
+from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.safetensors import bf16_to_f32
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.quant import Grouped
@@ -143,6 +144,7 @@ class GGUFCheckpoint:
         scale = blocks[..., :2].copy().view(np.float16)[..., 0]
         if mapped.tensor.type == "Q8_0":
             codes = blocks[..., 2:].copy().view(np.int8).reshape(len(rows), -1)
+            let_go(rows)
             return None if (codes == -128).any() else Grouped("q8", codes, scale)
         if mapped.tensor.type == "Q4_1":
             minimum, packed = blocks[..., 2:4].copy().view(np.float16)[..., 0], blocks[..., 4:]
@@ -155,6 +157,7 @@ class GGUFCheckpoint:
             minimum, packed = wide.astype(np.float16), blocks[..., 2:]
         # Byte j of a block holds element j in its low and element j + 16 in its high nibble.
         codes = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(len(rows), -1)
+        let_go(rows)
         return Grouped("q4", codes, scale, minimum)
 
     def _rows(self, mapped: Mapped, start: int, stop: int | None) -> np.ndarray:
@@ -162,10 +165,17 @@ class GGUFCheckpoint:
         rows = self._file.rows(mapped.name)
         if not mapped.heads:
             return rows[start:stop]
-        return rows[_published_order(np.arange(len(rows)), mapped.heads)[start:stop]]
+        taken = rows[_published_order(np.arange(len(rows)), mapped.heads)[start:stop]]
+        let_go(rows)
+        return taken
 
     def _dequantize(self, mapped: Mapped, rows: np.ndarray) -> np.ndarray:
-        """float32 of stored bytes [rows, bytes a row]."""
+        """float32 of stored bytes [rows, bytes a row], whose pages are let go."""
+        values = self._floats(mapped, rows)
+        let_go(rows)
+        return values
+
+    def _floats(self, mapped: Mapped, rows: np.ndarray) -> np.ndarray:
         match mapped.tensor.type:
             case "F32":
                 return rows.view("<f4").astype(np.float32)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lapinfer.checkpoint.safetensors import map_file
+from lapinfer.checkpoint.mapping import map_file
 from lapinfer.errors import CheckpointError, UnsupportedError
 
 MAX_STRINGS: Final = 4_000_000

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lapinfer.checkpoint.mapping import let_go, map_file
 from lapinfer.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
@@ -51,21 +51,6 @@ class StoredTensor:
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
     """float32 of bfloat16 bits, exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def map_file(path: Path) -> memoryview:
-    """The whole file, read-only, by mmap; a view keeps the mapping alive."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise CheckpointError(f"{path}: not a file")
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except ValueError:
-        raise CheckpointError(f"{path}: the file is empty") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 class SafetensorsFile:
@@ -113,14 +98,16 @@ class SafetensorsFile:
         return np.frombuffer(self._bytes, DTYPES[tensor.dtype], count, tensor.start).reshape(tensor.shape)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start:stop as a new float32 array, of an F32, F16 or BF16 tensor."""
+        """Rows start:stop as a new float32 array, of an F32, F16 or BF16 tensor; the file's pages are let go."""
         dtype = self[name].dtype
         if dtype not in ("F32", "F16", "BF16"):
             raise CheckpointError(f"{self.path}: tensor {name!r} has dtype {dtype}, expected F32, F16 or BF16")
         view = self.view(name)
         rows = view[start:stop] if view.ndim else view
         with np.errstate(all="ignore"):  # NumPy warns of some NaNs
-            return bf16_to_f32(rows) if dtype == "BF16" else rows.astype(np.float32)
+            values = bf16_to_f32(rows) if dtype == "BF16" else rows.astype(np.float32)
+        let_go(rows)
+        return values
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -32,6 +32,9 @@ from lapinfer.runtime.plan import Op, Plan
 Before = Callable[[Op, np.ndarray], None]
 """Called with a matmul op and its inputs, float32 [T, C] with C rounded up to whole groups."""
 
+After = Callable[[Op], None]
+"""Called with every op that ran."""
+
 
 class Traceable(Protocol):
     """A Model: whatever runs its plans in `team`."""
@@ -69,8 +72,8 @@ def decode(tiles: np.ndarray, kind: int, groups: int, tokens: int) -> np.ndarray
 class Tracer:
     """Runs plans as a Team does, one op after the other, and tells `before` each matmul's inputs."""
 
-    def __init__(self, threads: int, before: Before):
-        self.threads, self._before = threads, before
+    def __init__(self, threads: int, before: Before, after: After):
+        self.threads, self._before, self._after = threads, before, after
 
     def run(self, plan: Plan, step: np.ndarray, counters: np.ndarray) -> int:
         """Run one step; the counters stay as they are, and no time is returned."""
@@ -89,14 +92,15 @@ class Tracer:
                         kernel(row.ctypes.data, step.ctypes.data, chunk, thread)
 
                 list(pool.map(work, range(min(self.threads, chunks))))
+                self._after(op)
         return 0
 
 
 @contextmanager
-def traced(model: Traceable, before: Before) -> Iterator[None]:
-    """While open, the model's steps call `before`."""
+def traced(model: Traceable, before: Before, after: After = lambda op: None) -> Iterator[None]:
+    """While open, the model's steps call `before` and `after`."""
     usual = model.team
-    model.team = Tracer(model.threads, before)
+    model.team = Tracer(model.threads, before, after)
     try:
         yield
     finally:

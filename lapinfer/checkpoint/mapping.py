@@ -1,0 +1,42 @@
+"""Files as mapped memory: opened read-only, and pages let go that will not be read again soon."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from lapinfer.errors import CheckpointError
+
+
+def map_file(path: Path) -> memoryview:
+    """The whole file, read-only, by mmap; a view keeps the mapping alive."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path}: not a file")
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except ValueError:
+        raise CheckpointError(f"{path}: the file is empty") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def let_go(view: np.ndarray) -> None:
+    """Take a contiguous view's pages off this process: they stay in the system's cache, and come back when read.
+
+    Without this, a process that reads a large file once counts all of it as its own memory (peak RSS). Arrays that
+    are not views of a mapped file, and platforms without madvise, are left as they are.
+    """
+    base = view
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapping = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not view.nbytes:
+        return
+    start = view.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_DONTNEED, first, start + view.nbytes - first)
