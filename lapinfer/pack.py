@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -33,10 +33,10 @@ from lapinfer.checkpoint.packed import FILE_NAME, PackedEntry, PackedFile, Packe
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import Source, sources_for, spec_from_config
 from lapinfer.model import Model, default_threads
-from lapinfer.quant import FORMATS, ROWS, FormatName, Grouped
+from lapinfer.quant import FORMATS, MOST_BAND, ROWS, FormatName, Grouped
 from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
 from lapinfer.quant.calibrate import quantize_with_feedback
-from lapinfer.quant.search import quantize
+from lapinfer.quant.search import joined, quantize
 from lapinfer.runtime.build import Limits
 from lapinfer.spec import ModelSpec, is_matrix, tensors
 
@@ -46,12 +46,14 @@ SMALL = 400_000_000
 """Models of fewer weights than this are packed as q8 by default: they are fast anyway, and 4 bits cost them more."""
 
 STORED_FORMATS: dict[str, FormatName] = {
-    "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4",
+    "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4_1", "Q4_1": "q4_1",
 }  # fmt: skip
 """What a stored type becomes without a loss."""
 
+FOUR_BITS = ("q4", "q4_1")
+
 Q4_HEAD: FormatName = "q8"
-"""What embed and head of a q4 model are: a tenth of the bytes, and every logit depends on them."""
+"""What embed and head of a q4 (or q4_1) model are: a tenth of the bytes, and every logit depends on them."""
 
 FEEDBACK_COLUMNS = 4096
 """Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and a gigabyte."""
@@ -141,7 +143,7 @@ class Assembler:
                 with self.naming(f"tensor {source.name!r} from row {low}"):
                     part = quantize(format, values, importance)
             parts.append(part)
-        return _concatenate(parts)
+        return joined(parts)
 
     @contextmanager
     def naming(self, what: str) -> Iterator[None]:
@@ -153,7 +155,10 @@ class Assembler:
 
 
 def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[str, FormatName]:
-    """The format of each matrix. auto keeps what is stored in 8 or 4 bits, and else is q8 for small models or q4."""
+    """The format of each matrix. auto keeps what is stored in 8 or 4 bits, and else is q8 for small models or q4.
+
+    q4 is q4_1 where a source is stored so: its groups are then kept to the bit.
+    """
     if quant not in QUANTS:
         raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
     shapes = {name: shape for name, shape in tensors(spec).items() if is_matrix(name)}
@@ -162,10 +167,12 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
     for name in shapes:
         asked = quant if quant != "auto" else "q8" if weights < SMALL else "q4"
         stored = assembler.formats_of(name)
-        if quant == "auto" and stored <= {"q8", "q4"}:
-            asked = "q8" if "q8" in stored else "q4"
-        if asked == "q4" and name in ("embed", "head"):
+        if quant == "auto" and stored <= {"q8", "q4_1"}:
+            asked = "q8" if "q8" in stored else "q4_1"
+        if asked in FOUR_BITS and name in ("embed", "head"):
             asked = Q4_HEAD
+        elif asked == "q4" and "q4_1" in stored:
+            asked = "q4_1"
         formats[name] = asked  # type: ignore[assignment]
     return formats
 
@@ -173,16 +180,17 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
 def _packed_slices(
     assembler: Assembler, name: str, order: np.ndarray, columns: int, format: FormatName, known: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """Slices of row blocks of one packed matrix. known: importance [C] of its columns, or covariance [C, C]."""
+    """Slices of bands of one packed matrix. known: importance [C] of its columns, or covariance [C, C]."""
     whole = None
     if known is not None and known.ndim == 2:
         with assembler.naming(f"{name}, all rows"):
             whole = quantize_with_feedback(assembler.read(name, 0, int(order.max()) + 1), known)
-    step = max(SLICE // max(columns, 1) // (2 * ROWS), 1) * 2 * ROWS
+    step = max(SLICE // max(columns, 1) // (MOST_BAND * ROWS), 1) * MOST_BAND * ROWS
+    row_blocks = len(order) // ROWS
     for at in range(0, len(order), step):
         rows = order[at : at + step]
         if whole is not None:
-            yield pack(format, take_rows(whole, rows))
+            yield pack(format, take_rows(whole, rows), row_blocks)
             continue
         wanted = np.unique(rows[rows >= 0])
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
@@ -191,25 +199,15 @@ def _packed_slices(
         if FORMATS[format].activation == "f32":
             values = take_rows(np.concatenate([assembler.read(name, *span) for span in spans]), place)
             with assembler.naming(f"{name} from row {spans[0][0]}"):
-                yield pack(format, values)
+                yield pack(format, values, row_blocks)
         else:
-            grouped = _concatenate([assembler.read_grouped(name, *span, format, known) for span in spans])
-            yield pack(format, take_rows(grouped, place))
-
-
-def _concatenate(parts: Sequence[Grouped]) -> Grouped:
-    minima = [part.minimum for part in parts if part.minimum is not None]
-    return Grouped(
-        parts[0].format,
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scale for part in parts]),
-        np.concatenate(minima) if minima else None,
-    )
+            grouped = joined([assembler.read_grouped(name, *span, format, known) for span in spans])
+            yield pack(format, take_rows(grouped, place), row_blocks)
 
 
 def inexact(formats: Mapping[str, FormatName], assembler: Assembler) -> list[str]:
-    """The matrices that become q4 with a loss: those not stored in such groups already."""
-    return [name for name, format in formats.items() if format == "q4" and assembler.formats_of(name) != {"q4"}]
+    """The matrices that become 4 bits with a loss: those not stored in such groups already."""
+    return [name for name, format in formats.items() if format in FOUR_BITS and assembler.formats_of(name) != {format}]
 
 
 def pack_checkpoint(
@@ -225,7 +223,7 @@ def pack_checkpoint(
     The weights are renamed to their final name last, so a folder that is_packed is whole. An interrupted packing
     goes on where it was. What becomes q4 with a loss is weighed by the inputs that random tokens give, or, with the
     text `calibrate`, quantized with error feedback (matrices of at most FEEDBACK_COLUMNS columns, none of whose
-    sources is q4 already; the others are weighed by the text).
+    sources is q4_1 already; the others are weighed by the text).
     """
     spec = spec_from_config(checkpoint.config, str(checkpoint.path))
     assembler = Assembler(checkpoint, sources_for(spec, set(checkpoint.names())))
@@ -278,7 +276,7 @@ def _known_inputs(
 
     def feedback(name: str) -> bool:
         fits = widths[name] <= FEEDBACK_COLUMNS and name not in ("embed", "head")
-        return fits and not calibration.random and "q4" not in assembler.formats_of(name)
+        return fits and not calibration.random and "q4_1" not in assembler.formats_of(name)
 
     with _calibration_model(checkpoint, spec, folder, calibration, progress) as model:
         if plain := {name: width for name, width in widths.items() if not feedback(name)}:
@@ -324,7 +322,7 @@ def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
 
 def cached_folder(checkpoint: Checkpoint, quant: str, home: Path) -> Path:
     """Where the packed copy of a checkpoint belongs: it changes with the source files and the quant asked for."""
-    digest = hashlib.sha256(f"{checkpoint.fingerprint} {quant} 2".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{checkpoint.fingerprint} {quant} 3".encode()).hexdigest()[:12]
     stem = checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name
     return home / f"{stem}-{quant}-{digest}"
 

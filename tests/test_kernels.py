@@ -68,7 +68,7 @@ from lapinfer.kernels.simd import (
     where_less,
 )
 from lapinfer.kernels.vecmath import activate, cap, erf, exp, tanh
-from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped
+from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped, band
 from lapinfer.quant.blocks import from_bf16, pack, unpack
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.kv import lanes, layer_cache
@@ -82,7 +82,8 @@ UNTOUCHED = np.float32(-12345.0)
 F32 = np.float32
 LARGEST_CODE = {ACT_Q8: 127, ACT_Q16: 255 * 127 + 127}
 PRODUCTS = {
-    "f32": ACT_F32, "f16": ACT_F32, "bf16": ACT_F32, "q8": ACT_Q8, "q4": ACT_Q8, "q8_q16": ACT_Q16, "q4_q16": ACT_Q16,
+    "f32": ACT_F32, "f16": ACT_F32, "bf16": ACT_F32, "q8": ACT_Q8, "q4_1": ACT_Q8, "q4": ACT_Q8,
+    "q8_q16": ACT_Q16, "q4_1_q16": ACT_Q16, "q4_q16": ACT_Q16,
 }  # fmt: skip
 """What each matmul kernel multiplies with."""
 DOT_ERROR = 2e-6
@@ -185,10 +186,15 @@ def random_weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np
         codes = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
         codes[0] = np.resize([-127, 127], columns)
         made: np.ndarray | Grouped = Grouped("q8", codes, scale)
-    elif fmt == "q4":
+    elif fmt in ("q4_1", "q4"):
         codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
         codes[0] = 15
-        made = Grouped("q4", codes, scale, (-8 * scale + rng.normal(0, 0.01, scale.shape)).astype(np.float16))
+        if fmt == "q4_1":
+            made = Grouped("q4_1", codes, scale, (-8 * scale + rng.normal(0, 0.01, scale.shape)).astype(np.float16))
+        else:
+            whole = [rng.integers(0, 256, scale.shape).astype(np.uint8) for _ in range(2)]
+            whole[0][0] = whole[1][1] = 255
+            made = Grouped("q4", codes, *whole, unit=rng.uniform(1e-5, 1e-4, rows).astype(F32))
     else:
         made = (rng.standard_normal((rows, columns)) * 0.1).astype(F32)
     blocks = pack(fmt, made)
@@ -447,7 +453,7 @@ def matmul(
     name: str, blocks: int, unit: int, columns: int, tokens: int, mode: int, **options: Operand
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Runs one matmul: its output arrays, W · x in float64 [T, R], and Σ|W||x| (what errors are relative to)."""
-    packed, W = random_weights(name.split("_")[0], ROWS * blocks, columns, seed=blocks)
+    packed, W = random_weights(name.removesuffix("_q16"), ROWS * blocks, columns, seed=blocks)
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((tokens, columns)).astype(F32)
     x[0, :GROUP] = 0
@@ -462,9 +468,9 @@ def matmul(
     if mode == ADD:
         outputs["out"][:tokens, :R] = 1.0
     operands: dict[str, Operand] = {
-        "weights": packed, "row_blocks": blocks, "groups": packed.shape[1], "unit": unit, "x": tiles, "tokens": TOKENS,
-        "mode": mode, "out": outputs["out"], "out_stride": outputs["out"].strides[0], "bias": 0, "scale": 1.0,
-        "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": out_kind,
+        "weights": packed, "row_blocks": blocks, "band": band(blocks), "groups": -(-columns // GROUP), "unit": unit,
+        "x": tiles, "tokens": TOKENS, "mode": mode, "out": outputs["out"], "out_stride": outputs["out"].strides[0],
+        "bias": 0, "scale": 1.0, "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": out_kind,
         "block_max": outputs["block_max"], "scratch": np.zeros(1 << 16, F32), "scratch_stride": 0,
     }  # fmt: skip
     run(f"matmul_{name}", operands | options, -(-blocks // unit), tokens)
@@ -483,6 +489,19 @@ def test_matmul_stores_and_adds(name: str, tokens: int) -> None:
             assert (np.abs(got[:tokens, :R] - expected) <= DOT_ERROR * (size + 2)).all()
             assert (got[tokens:] == UNTOUCHED).all()
             assert (got[:, R:] == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("unit", [1, 4, 8, 16])
+def test_rows_of_wide_bands_are_the_same_in_any_chunks(name: str, unit: int) -> None:
+    """133 row blocks: sixteen bands of eight, and a last one of five."""
+    for tokens in (1, 2, 3):
+        outputs, product, size = matmul(name, 133, unit, 40, tokens, STORE)
+        got = outputs["out"][:tokens, : ROWS * 133]
+        assert (np.abs(got - product) <= DOT_ERROR * (size + 2)).all()
+        if unit > 1:
+            alone = matmul(name, 133, 1, 40, tokens, STORE)[0]["out"][:tokens, : ROWS * 133]
+            np.testing.assert_array_equal(got, alone)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -519,24 +538,26 @@ def test_matmul_with_activation(name: str, activation: str, mode: int) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("learned", [False, True])
 def test_embed(fmt: str, learned: bool) -> None:
-    vocab, D, T = 37, 70, 11
+    vocab, D, T = 16 * 133 + 5, 70, 40  # wide bands, and a last one of six row blocks
     packed, W = random_weights(fmt, vocab, D)
-    wide = packed.shape[1] * GROUP
+    wide = padded(D, GROUP)
     rng = np.random.default_rng(0)
     token, pos = rng.integers(0, vocab, T), rng.integers(0, 50, T)
     positions = np.zeros((50, wide), F32)
     positions[:, :D] = rng.standard_normal((50, D))
     out = np.full((T + 1, wide), UNTOUCHED)
     operands: dict[str, Operand] = {
-        "weights": packed, "format": list(FORMATS).index(fmt), "groups": packed.shape[1],
-        "block_bytes": FORMATS[fmt].block_bytes, "token": token, "pos": pos, "positions": positions if learned else 0,
-        "scale": 1.5, "out": out, "out_stride": out.strides[0],
+        "weights": packed, "format": list(FORMATS).index(fmt), "row_blocks": len(packed), "band": band(len(packed)),
+        "groups": wide // GROUP, "head_bytes": FORMATS[fmt].head_bytes, "block_bytes": FORMATS[fmt].block_bytes,
+        "token": token, "pos": pos, "positions": positions if learned else 0, "scale": 1.5,
+        "out": out, "out_stride": out.strides[0],
     }  # fmt: skip
-    run("embed", operands, 2, T)
+    token[0], token[1] = vocab - 1, 0
+    run("embed", operands, -(-T // TILE), T)
     expected = W[token] * 1.5 + (positions[pos, :D] if learned else 0)
     np.testing.assert_allclose(out[:T, :D], expected, rtol=1e-6, atol=1e-6)
     assert (out[T:] == UNTOUCHED).all()
-    if fmt != "q4":  # a minimum behind the last column is any number; norms and matrices ignore it
+    if fmt not in ("q4", "q4_1"):  # a minimum behind the last column is any number; norms and matrices ignore it
         assert not out[:T, D:].any()
 
 

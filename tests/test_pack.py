@@ -47,7 +47,7 @@ def logical(file: PackedFile, name: str) -> np.ndarray:
     return unpack(str(entry.format), file.tensor(name), (entry.shape[0], entry.shape[1]))
 
 
-@pytest.mark.parametrize("format", ["f32", "q8", "q4"])
+@pytest.mark.parametrize("format", ["f32", "q8", "q4_1", "q4"])
 def test_rows_of_gate_and_up_alternate_and_missing_rows_are_zero(tmp_path, format):
     checkpoint = write(tmp_path / "model")
     file = PackedFile(pack_checkpoint(checkpoint, tmp_path / "packed", format))
@@ -57,7 +57,7 @@ def test_rows_of_gate_and_up_alternate_and_missing_rows_are_zero(tmp_path, forma
     width = len(gate)
     assert width == 90
     assert packed.shape == (2 * 96, 40)
-    tolerance = {"f32": 0.0, "q8": 0.01, "q4": 0.15}[format] * max(np.abs(gate).max(), np.abs(up).max())
+    tolerance = {"f32": 0.0, "q8": 0.01, "q4_1": 0.15, "q4": 0.15}[format] * max(np.abs(gate).max(), np.abs(up).max())
     for row in range(96):
         place = row // 16 * 32 + row % 16
         for side, weights in enumerate((gate, up)):
@@ -70,7 +70,7 @@ def test_rows_of_gate_and_up_alternate_and_missing_rows_are_zero(tmp_path, forma
     assert embed.shape == (144, 40)
     assert not embed[131:].any()
     qkv = np.concatenate([checkpoint.read(f"model.layers.1.self_attn.{n}_proj.weight") for n in "qkv"])
-    tolerance = {"f32": 0.0, "q8": 0.01, "q4": 0.15}[format] * np.abs(qkv).max()
+    tolerance = {"f32": 0.0, "q8": 0.01, "q4_1": 0.15, "q4": 0.15}[format] * np.abs(qkv).max()
     assert np.abs(logical(file, "layers.1.qkv")[: len(qkv)] - qkv).max() <= tolerance
 
 
@@ -188,7 +188,7 @@ def test_target_or_its_parent_is_a_file(tmp_path):
 
 
 class Stored:
-    """A checkpoint whose matrices are stored in q4 groups, but those named in `otherwise`."""
+    """A checkpoint whose matrices are stored in q4_1 groups, but those named in `otherwise`."""
 
     def __init__(self, checkpoint: FolderCheckpoint, otherwise: tuple[str, ...] = ()):
         self.path, self.folder, self.config = checkpoint.path, checkpoint.folder, checkpoint.config
@@ -201,7 +201,7 @@ class Stored:
         return "Q4_1" if matrix else "F32"
 
     def groups(self, name: str) -> Grouped:
-        return quantize("q4", self._checkpoint.read(name))
+        return quantize("q4_1", self._checkpoint.read(name))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         matrix = self.stored_as(name) == "Q4_1"
@@ -212,7 +212,7 @@ class Stored:
             return None
         g = self.groups(name)
         assert g.minimum is not None
-        return Grouped("q4", g.codes[start:stop], g.scale[start:stop], g.minimum[start:stop])
+        return Grouped("q4_1", g.codes[start:stop], g.scale[start:stop], g.minimum[start:stop])
 
 
 def test_stored_groups_are_kept_and_not_calibrated(tmp_path):

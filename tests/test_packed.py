@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"format": "pt"}, "has format 'pt', expected 'lapinfer'"),
-        ({"version": "2"}, "has version '2', expected '1'"),
+        ({"version": "1"}, "has version '1', expected '2'"),
         ({"tensors": "["}, "not valid JSON"),
         ({"tensors": '{"x": {"format": "q9", "shape": [1, 2]}}'}, "expected a format and a shape"),
         ({"tensors": '{"x": {"format": "q4", "shape": [16, 32]}}'}, "tensor 'x' has U8"),
@@ -233,8 +233,8 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     ],
 )
 def test_contradictions_are_refused(path, change, message):
-    metadata = {"format": "lapinfer", "version": "1", "tensors": '{"x": {"format": "q8", "shape": [16, 32]}}'} | change
-    safetensors.numpy.save_file({"x": np.zeros((1, 1, 544), np.uint8)}, path, metadata)
+    metadata = {"format": "lapinfer", "version": "2", "tensors": '{"x": {"format": "q8", "shape": [16, 32]}}'} | change
+    safetensors.numpy.save_file({"x": np.zeros((1, 544), np.uint8)}, path, metadata)
     with pytest.raises(CheckpointError, match=message):
         PackedFile(path)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import FORMATS, Grouped
+from lapinfer.quant import FORMATS, Grouped, band
 from lapinfer.quant.blocks import (
     interleave,
     interleaved_rows,
@@ -32,9 +32,17 @@ def random(shape, seed=0, scale=0.05):
 def loop_unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The layout as the package's docstring says it, one weight at a time."""
     out = np.zeros(shape, np.float32)
+    data, size, head_bytes = packed.tobytes(), FORMATS[format].block_bytes, FORMATS[format].head_bytes
+    side_by_side = band(len(packed))
     for R in range(shape[0]):
+        place = R // 16 % side_by_side
+        first = R // 16 - place
+        width = min(side_by_side, len(packed) - first)
+        heads = first * packed.shape[1]
+        head = data[heads + place * head_bytes :][:head_bytes]
         for C in range(shape[1]):
-            block, r, c = packed[R // 16, C // 32].tobytes(), R % 16, C % 32
+            at = heads + width * head_bytes + (C // 32 * width + place) * size
+            block, r, c = data[at : at + size], R % 16, C % 32
             if format == "f32":
                 out[R, C] = np.frombuffer(block, np.float32)[16 * c + r]
             elif format == "f16":
@@ -47,9 +55,14 @@ def loop_unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.n
                 code = np.frombuffer(block, np.int8)[32 + 64 * (c // 4) + 4 * r + c % 4]
                 out[R, C] = scale * np.float32(code)
             else:
-                scale, minimum = np.frombuffer(block, np.float16)[[r, 16 + r]].astype(np.float32)
-                byte = block[64 + 64 * (c // 8) + 4 * r + c % 4]
-                out[R, C] = scale * np.float32(byte >> 4 if c % 8 >= 4 else byte & 15) + minimum
+                byte = block[(64 if format == "q4_1" else 32) + 64 * (c // 8) + 4 * r + c % 4]
+                code = np.float32(byte >> 4 if c % 8 >= 4 else byte & 15)
+                if format == "q4_1":
+                    scale, minimum = np.frombuffer(block, np.float16)[[r, 16 + r]].astype(np.float32)
+                    out[R, C] = scale * code + minimum
+                else:
+                    unit = np.frombuffer(head, np.float32)[r]
+                    out[R, C] = (block[r] * code - 8 * np.float32(block[16 + r])) * unit
     return out
 
 
@@ -63,12 +76,12 @@ def test_round_trip_agrees_with_plain_loops(format, shape, seed):
     assert packed.nbytes == packed_size(format, shape)
     values = unpack(format, packed, shape)
     np.testing.assert_array_equal(values, loop_unpack(format, packed, shape))
-    if format in ("q8", "q4"):
+    if FORMATS[format].grouped:
         grouped = quantize(format, weights)
         np.testing.assert_array_equal(values, grouped.weights())
         np.testing.assert_array_equal(unpack_groups(format, packed, shape).codes, grouped.codes)
-        # Half a step, and the rounding of scale and minimum to 11 bits.
-        step = {"q8": 1 / 127, "q4": 2 / 15}[format] * np.abs(weights).max()
+        # Half a step, and the rounding of scale and minimum.
+        step = {"q8": 1 / 127, "q4_1": 2 / 15, "q4": 2 / 15}[format] * np.abs(weights).max()
         assert np.abs(values - weights).max() <= step
     else:
         np.testing.assert_allclose(values, weights, rtol={"f32": 0, "f16": 2**-11, "bf16": 2**-8}[format], atol=1e-7)
@@ -103,7 +116,7 @@ def test_gate_and_up_alternate_and_come_back(width):
         assert mixed[place, 0] == (gate_up[row, 0] if row >= 0 else 0)
 
 
-@pytest.mark.parametrize("format", ["q8", "q4"])
+@pytest.mark.parametrize("format", ["q8", "q4_1"])
 def test_groups_on_a_grid_come_back_exactly(format):
     rng = np.random.default_rng(1)
     scale = rng.uniform(0.001, 0.1, (33, 3)).astype(np.float16)
@@ -112,7 +125,7 @@ def test_groups_on_a_grid_come_back_exactly(format):
         grouped.codes[:, ::32] = 127
     else:
         codes = rng.integers(0, 16, (33, 96)).astype(np.uint8)
-        grouped = Grouped("q4", codes, scale, (scale * np.float16(-8)).astype(np.float16))
+        grouped = Grouped("q4_1", codes, scale, (scale * np.float16(-8)).astype(np.float16))
     back = unpack_groups(format, pack(format, grouped), (33, 96))
     for one, other in ((back.codes, grouped.codes), (back.scale, grouped.scale), (back.minimum, grouped.minimum)):
         np.testing.assert_array_equal(one, other)
@@ -125,16 +138,24 @@ def test_groups_on_a_grid_come_back_exactly(format):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_search_is_never_worse_than_min_and_max(weighted):
+    """q4_1, whose scales and minima are of a group alone."""
     x = random((512, 32), 2) ** 3 + random((512, 1), 3)
     importance = np.random.default_rng(4).uniform(0.01, 10, 32).astype(np.float32) if weighted else None
     w = np.ones(32) if importance is None else importance
     minimum = x.min(axis=1, keepdims=True).astype(np.float16).astype(np.float32)
     scale = ((x.max(axis=1, keepdims=True) - x.min(axis=1, keepdims=True)) / 15).astype(np.float16).astype(np.float32)
     plain = np.clip(np.rint((x - minimum) / scale), 0, 15) * scale + minimum
-    error = (w * (quantize("q4", x, importance).weights() - x) ** 2).sum(axis=1)
+    error = (w * (quantize("q4_1", x, importance).weights() - x) ** 2).sum(axis=1)
     # The two errors are summed in different order.
     assert (error <= (w * (plain - x) ** 2).sum(axis=1) * 1.0001 + 1e-12).all()
     assert error.mean() < 0.9 * (w * (plain - x) ** 2).sum(axis=1).mean()
+
+
+def test_q4_loses_hardly_more_than_q4_1():
+    """Bytes in a row's unit are nearly as good as float16, for rows whose groups are not alike too."""
+    x = random((256, 512), 2) * np.exp(random((256, 16), 3, 0.5)).repeat(32, axis=1)
+    errors = [((quantize(format, x).weights() - x) ** 2).mean() for format in ("q4", "q4_1")]
+    assert errors[0] < 1.03 * errors[1]
 
 
 def test_important_columns_lose_less():
@@ -145,7 +166,7 @@ def test_important_columns_lose_less():
     assert (error**2).mean() < 0.7 * ((quantize("q4", x).weights() - x)[:, ::8] ** 2).mean()
 
 
-@pytest.mark.parametrize("format", ["q8", "q4"])
+@pytest.mark.parametrize("format", ["q8", "q4_1", "q4"])
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 6e-8, 1e-30, 6e4])
 def test_constant_groups(format, value):
     x = np.full((3, 40), value, np.float32)
@@ -161,7 +182,7 @@ def test_weights_that_are_not_finite_are_refused_by_row(format, bad):
         pack(format, x)
 
 
-@pytest.mark.parametrize("format", ["f16", "q8", "q4"])
+@pytest.mark.parametrize("format", ["f16", "q8", "q4_1", "q4"])
 def test_weights_beyond_float16_are_refused_by_row(format):
     x = random((40, 64))
     x[31, 5] = 1e6

@@ -158,7 +158,7 @@ class GGUFCheckpoint:
         # Byte j of a block holds element j in its low and element j + 16 in its high nibble.
         codes = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(len(rows), -1)
         let_go(rows)
-        return Grouped("q4", codes, scale, minimum)
+        return Grouped("q4_1", codes, scale, minimum)
 
     def _rows(self, mapped: Mapped, start: int, stop: int | None) -> np.ndarray:
         """Stored bytes of published rows start:stop."""

@@ -1,6 +1,6 @@
 """The packed form: one safetensors file in the memory image that the kernels read, so that loading is mmap.
 
-Matrices are U8 [ceil(R/16), ceil(C/32), block_bytes] in the blocks of `lapinfer.quant`, everything else is F32.
+Matrices are U8 [ceil(R/16), bytes of a row block] in the bands of `lapinfer.quant`, everything else is F32.
 Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
 "version", "quant", "source" (fingerprint) and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from lapinfer.checkpoint.safetensors import SafetensorsFile, layout, read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError
-from lapinfer.quant import FORMATS, GROUP, ROWS
+from lapinfer.quant import FORMATS, ROWS
 
 try:
     import fcntl
@@ -31,7 +31,7 @@ except ImportError:  # Windows: two processes that pack the same model do the wo
 
 ALIGN = 16384
 FILE_NAME = "model.safetensors"
-VERSION = "1"
+VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class PackedEntry:
         if self.format is None:
             return "F32", self.shape
         rows, columns = self.shape
-        return "U8", (-(-rows // ROWS), -(-columns // GROUP), FORMATS[self.format].block_bytes)
+        return "U8", (-(-rows // ROWS), FORMATS[self.format].row_block_bytes(columns))
 
 
 def packed_path(path: str | Path) -> Path:
@@ -137,7 +137,7 @@ class PackedFile:
         return self[name].shape
 
     def tensor(self, name: str) -> np.ndarray:
-        """U8 [row blocks, column groups, block bytes] or F32; read-only, not copied."""
+        """U8 [row blocks, bytes of a row block] or F32; read-only, not copied."""
         return self._file.view(self[name].name)
 
 
@@ -146,7 +146,7 @@ class PackedWriter:
 
         with PackedWriter(path, entries, metadata) as writer:
             for name in writer.remaining():
-                writer.write(name, blocks)      # once, or slice after slice of row blocks
+                writer.write(name, blocks)      # once, or slice after slice of bands
             writer.finish()
 
     An interrupted writer with the same header goes on after the last whole tensor. A second process waits for

@@ -23,48 +23,59 @@ from lapinfer.kernels.simd import (
     where_less,
 )
 from lapinfer.kernels.tiles import store_group
+from lapinfer.quant import FORMATS, MINIMUM_STEP
 
 f32 = np.float32
 
 
 # ---- embedding ----
 
-(E_WEIGHTS, E_FORMAT, E_GROUPS, E_BLOCK_BYTES, E_TOKEN, E_POS, E_POSITIONS, E_SCALE, E_OUT, E_OUT_STRIDE) = offsets(
-    "embed"
-)
-IN_F32, IN_F16, IN_BF16, IN_Q8 = range(4)  # the order of lapinfer.quant.FORMATS; q4 is the last
+(
+    E_WEIGHTS, E_FORMAT, E_ROW_BLOCKS, E_BAND, E_GROUPS, E_HEAD_BYTES, E_BLOCK_BYTES, E_TOKEN, E_POS, E_POSITIONS,
+    E_SCALE, E_OUT, E_OUT_STRIDE,
+) = offsets("embed")  # fmt: skip
+IN_F32, IN_F16, IN_BF16, IN_Q8, IN_Q4_1, IN_Q4 = range(len(FORMATS))
 
 
 @jit
-def element(kind, block, row, column):
-    """One weight of a block."""
+def element(kind, head, block, row, column):
+    """One weight of a block whose row block has its head at `head` (layouts: lapinfer/quant)."""
     if kind == IN_F32:
         return load_f32(block + 64 * column + 4 * row)
     if kind == IN_F16:
         return load_f16(block + 32 * column + 2 * row)
     if kind == IN_BF16:
         return load_bf16(block + 32 * column + 2 * row)
-    scale = load_f16(block + 2 * row)
     if kind == IN_Q8:
-        return scale * f32(load_i8(block + 32 + 64 * (column // 4) + 4 * row + column % 4))
-    pair = load_u8(block + 64 + 64 * (column // 8) + 4 * row + column % 4)
+        return load_f16(block + 2 * row) * f32(load_i8(block + 32 + 64 * (column // 4) + 4 * row + column % 4))
+    codes = block + (64 if kind == IN_Q4_1 else 32)
+    pair = load_u8(codes + 64 * (column // 8) + 4 * row + column % 4)
     code = pair & 15 if column % 8 < 4 else pair >> 4
-    return scale * f32(code) + load_f16(block + 32 + 2 * row)
+    if kind == IN_Q4_1:
+        return load_f16(block + 2 * row) * f32(code) + load_f16(block + 32 + 2 * row)
+    whole = load_u8(block + row) * code - MINIMUM_STEP * load_u8(block + 16 + row)
+    return load_f32(head + 4 * row) * f32(whole)
 
 
 @kernel
 def embed(op, step, chunk, thread):
     """x[t] = embed[token[t]] · scale (+ positions[pos[t]]) for a tile of tokens."""
-    kind, groups, block_bytes = load_i64(op + E_FORMAT), load_i64(op + E_GROUPS), load_i64(op + E_BLOCK_BYTES)
+    kind, groups, row_blocks = load_i64(op + E_FORMAT), load_i64(op + E_GROUPS), load_i64(op + E_ROW_BLOCKS)
+    head_bytes, block_bytes = load_i64(op + E_HEAD_BYTES), load_i64(op + E_BLOCK_BYTES)
     positions, scale = load_i64(op + E_POSITIONS), load_f32(op + E_SCALE)
     for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
         token = load_i64(load_i64(op + E_TOKEN) + 8 * t)
-        block = load_i64(op + E_WEIGHTS) + token // 16 * groups * block_bytes
+        place = token // 16 % load_i64(op + E_BAND)
+        band = token // 16 - place
+        width = min(load_i64(op + E_BAND), row_blocks - band)
+        head = load_i64(op + E_WEIGHTS) + band * (head_bytes + groups * block_bytes)
+        block = head + width * head_bytes + place * block_bytes
+        head += place * head_bytes
         out = load_i64(op + E_OUT) + t * load_i64(op + E_OUT_STRIDE)
         learned = positions + load_i64(load_i64(op + E_POS) + 8 * t) * groups * 128
         for g in range(groups):
             for column in range(32):
-                value = element(kind, block + g * block_bytes, token % 16, column) * scale
+                value = element(kind, head, block + g * width * block_bytes, token % 16, column) * scale
                 if positions != 0:
                     value += load_f32(learned + 128 * g + 4 * column)
                 store_f32(out + 128 * g + 4 * column, value)

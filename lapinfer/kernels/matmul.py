@@ -1,7 +1,8 @@
 """Matrix × tokens for every weight format, with what follows a matrix fused into it.
 
-A chunk is `unit` blocks of 16 rows against all tokens: its weights are read from memory once and stay in cache
-for the other tokens, whether there is one token (decode) or a prompt.
+A chunk is `unit` row blocks (of 16 rows) against all tokens: its weights are read from memory once and stay in cache
+for the other tokens, whether there is one token (decode) or a prompt. A single token takes a band's row blocks side
+by side, as they lie in memory: one stream of weights, and the token's own numbers are read once for all of them.
 """
 
 from lapinfer.kernels.cache import jit, kernel
@@ -16,14 +17,26 @@ from lapinfer.kernels.operands import (
     TILE,
     offsets,
 )
+from lapinfer.kernels.probe import target_features
 from lapinfer.kernels.products import (
-    product_bf16,
-    product_f16,
-    product_f32,
-    product_q4,
-    product_q4_q16,
-    product_q8,
-    product_q8_q16,
+    rows_bf16,
+    rows_f16,
+    rows_f32,
+    rows_q4,
+    rows_q4_1,
+    rows_q4_1_q16,
+    rows_q4_q16,
+    rows_q8,
+    rows_q8_q16,
+    tokens_bf16,
+    tokens_f16,
+    tokens_f32,
+    tokens_q4,
+    tokens_q4_1,
+    tokens_q4_1_q16,
+    tokens_q4_q16,
+    tokens_q8,
+    tokens_q8_q16,
 )
 from lapinfer.kernels.simd import (
     load_f32,
@@ -35,44 +48,57 @@ from lapinfer.kernels.simd import (
     store_f32,
     store_f32x16,
     tile_of_1,
+    tile_of_4,
     tile_of_8,
     tile_store,
+    tile_times,
 )
 from lapinfer.kernels.tiles import store_group
 from lapinfer.kernels.vecmath import activate, cap
 from lapinfer.quant import FORMATS
 
 (
-    WEIGHTS, ROW_BLOCKS, GROUPS, UNIT, X, TOKENS, MODE, OUT, OUT_STRIDE, BIAS, SCALE, SOFTCAP, ACTIVATION, OUT_GROUPS,
-    OUT_KIND, BLOCK_MAX, SCRATCH, SCRATCH_STRIDE,
+    WEIGHTS, ROW_BLOCKS, BAND, GROUPS, UNIT, X, TOKENS, MODE, OUT, OUT_STRIDE, BIAS, SCALE, SOFTCAP, ACTIVATION,
+    OUT_GROUPS, OUT_KIND, BLOCK_MAX, SCRATCH, SCRATCH_STRIDE,
 ) = offsets("matmul")  # fmt: skip
 
 AHEAD = 4096  # bytes: far enough for memory's latency, near enough to stay in the first-level cache
-BYTES_F32, BYTES_F16, BYTES_BF16, BYTES_Q8, BYTES_Q4 = (f.block_bytes for f in FORMATS.values())
+MOST_ROWS = 8 if "avx512f" in target_features() else 4  # row blocks whose sums fit the registers
+BYTES_F32, BYTES_F16, BYTES_BF16, BYTES_Q8, BYTES_Q4_1, BYTES_Q4 = (f.block_bytes for f in FORMATS.values())
+NO_HEAD, HEAD_Q4 = 0, FORMATS["q4"].head_bytes
 
 
 @jit
-def rows_of_one(product, block_bytes, group_bytes, w, x, groups, token):
-    """One block of 16 rows times one token."""
-    acc = tile_of_1()
-    for _ in range(groups):
-        for line in range(0, block_bytes, 64):
-            prefetch(w + AHEAD + line)
-        acc = product(acc, w, x, token)
-        w += block_bytes
-        x += group_bytes
-    return acc
-
-
-@jit
-def rows_of_tile(product, zero, block_bytes, group_bytes, w, x, groups, token):
-    """One block of 16 rows times a register tile of tokens."""
+def tile_of_tokens(product, zero, group_bytes, w, step, x, groups, token):
+    """One row block times a register tile of tokens; its blocks are `step` bytes apart."""
     acc = zero()
     for _ in range(groups):
         acc = product(acc, w, x, token)
-        w += block_bytes
+        w += step
         x += group_bytes
     return acc
+
+
+@jit
+def tile_of_rows(product, zero, bytes_at_once, group_bytes, w, step, x, groups, token):
+    """Neighbouring row blocks times one token; `bytes_at_once`: of a block of each of them."""
+    acc = zero()
+    for _ in range(groups):
+        for line in range(0, bytes_at_once, 64):
+            prefetch(w + AHEAD + line)
+        acc = product(acc, w, x, token)
+        w += step
+        x += group_bytes
+    return acc
+
+
+@jit
+def rows_at_once(place, width, left):
+    """How many row blocks of a band of `width`, from `place` on, are multiplied together; `left` are wanted."""
+    there = min(width - place, left)
+    if there >= MOST_ROWS and place % MOST_ROWS == 0:
+        return MOST_ROWS
+    return 4 if there >= 4 and place % 4 == 0 else 1
 
 
 @jit
@@ -117,61 +143,100 @@ def finish(op, y, stride, first, blocks, first_token, tokens):
 
 
 @jit
-def matmul(product, zero, zero_tokens, block_bytes, group_bytes, op, step, chunk, thread):
-    """Row blocks chunk·unit … of weights × all tokens; `zero` makes a register tile of `zero_tokens`."""
-    unit, groups = load_i64(op + UNIT), load_i64(op + GROUPS)
+def matmul(tokens_of, rows_of, head_bytes, block_bytes, group_bytes, op, step, chunk, thread):
+    """Row blocks chunk·unit … of weights × all tokens; tokens_of, rows_of: the format's products (products.py)."""
+    unit, groups, row_blocks = load_i64(op + UNIT), load_i64(op + GROUPS), load_i64(op + ROW_BLOCKS)
     first = chunk * unit
-    blocks = min(unit, load_i64(op + ROW_BLOCKS) - first)
-    weights = load_i64(op + WEIGHTS) + first * groups * block_bytes
+    blocks = min(unit, row_blocks - first)
     tokens = load_i64(step + 8 * load_i64(op + TOKENS))
     y = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
     stride = 64 * unit
     for first_token in range(0, tokens, TILE):
         x = load_i64(op + X) + first_token // TILE * groups * group_bytes
         n = min(TILE, tokens - first_token)
-        for r in range(blocks):
-            w = weights + r * groups * block_bytes
+        r = 0
+        while r < blocks:
+            place = (first + r) % load_i64(op + BAND)
+            band = first + r - place
+            width = min(load_i64(op + BAND), row_blocks - band)
+            heads = load_i64(op + WEIGHTS) + band * (head_bytes + groups * block_bytes)
+            w = heads + width * head_bytes + place * block_bytes
+            heads += place * head_bytes
             if n > 2:  # a tile with unused tokens costs less than three single ones
-                for i in range(0, n, zero_tokens):
-                    acc = rows_of_tile(product, zero, block_bytes, group_bytes, w, x, groups, i)
-                    tile_store(acc, y + i * stride + 64 * r, stride)
-            else:
-                for i in range(n):
-                    one = rows_of_one(product, block_bytes, group_bytes, w, x, groups, i)
-                    tile_store(one, y + i * stride + 64 * r, stride)
+                acc = tile_of_tokens(tokens_of, tile_of_8, group_bytes, w, width * block_bytes, x, groups, 0)
+                if head_bytes != 0:
+                    acc = tile_times(acc, heads, 0)
+                tile_store(acc, y + 64 * r, stride)
+                r += 1
+                continue
+            count = rows_at_once(place, width, blocks - r)
+            for i in range(n):
+                out = y + i * stride + 64 * r
+                if count == 8:
+                    eight = tile_of_rows(
+                        rows_of, tile_of_8, 8 * block_bytes, group_bytes, w, width * block_bytes, x, groups, i
+                    )
+                    if head_bytes != 0:
+                        eight = tile_times(eight, heads, head_bytes)
+                    tile_store(eight, out, 64)
+                elif count == 4:
+                    four = tile_of_rows(
+                        rows_of, tile_of_4, 4 * block_bytes, group_bytes, w, width * block_bytes, x, groups, i
+                    )
+                    if head_bytes != 0:
+                        four = tile_times(four, heads, head_bytes)
+                    tile_store(four, out, 64)
+                else:
+                    one = tile_of_rows(
+                        rows_of, tile_of_1, block_bytes, group_bytes, w, width * block_bytes, x, groups, i
+                    )
+                    if head_bytes != 0:
+                        one = tile_times(one, heads, head_bytes)
+                    tile_store(one, out, 64)
+            r += count
         finish(op, y, stride, first, blocks, first_token, n)
 
 
 @kernel
 def matmul_q4(op, step, chunk, thread):
-    matmul(product_q4, tile_of_8, 8, BYTES_Q4, Q8_TILE_GROUP, op, step, chunk, thread)
+    matmul(tokens_q4, rows_q4, HEAD_Q4, BYTES_Q4, Q8_TILE_GROUP, op, step, chunk, thread)
+
+
+@kernel
+def matmul_q4_1(op, step, chunk, thread):
+    matmul(tokens_q4_1, rows_q4_1, NO_HEAD, BYTES_Q4_1, Q8_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel
 def matmul_q8(op, step, chunk, thread):
-    matmul(product_q8, tile_of_8, 8, BYTES_Q8, Q8_TILE_GROUP, op, step, chunk, thread)
+    matmul(tokens_q8, rows_q8, NO_HEAD, BYTES_Q8, Q8_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel
 def matmul_q4_q16(op, step, chunk, thread):
-    matmul(product_q4_q16, tile_of_8, 8, BYTES_Q4, Q16_TILE_GROUP, op, step, chunk, thread)
+    matmul(tokens_q4_q16, rows_q4_q16, HEAD_Q4, BYTES_Q4, Q16_TILE_GROUP, op, step, chunk, thread)
+
+
+@kernel
+def matmul_q4_1_q16(op, step, chunk, thread):
+    matmul(tokens_q4_1_q16, rows_q4_1_q16, NO_HEAD, BYTES_Q4_1, Q16_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel
 def matmul_q8_q16(op, step, chunk, thread):
-    matmul(product_q8_q16, tile_of_8, 8, BYTES_Q8, Q16_TILE_GROUP, op, step, chunk, thread)
+    matmul(tokens_q8_q16, rows_q8_q16, NO_HEAD, BYTES_Q8, Q16_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel
 def matmul_f32(op, step, chunk, thread):
-    matmul(product_f32, tile_of_8, 8, BYTES_F32, F32_TILE_GROUP, op, step, chunk, thread)
+    matmul(tokens_f32, rows_f32, NO_HEAD, BYTES_F32, F32_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel
 def matmul_f16(op, step, chunk, thread):
-    matmul(product_f16, tile_of_8, 8, BYTES_F16, F32_TILE_GROUP, op, step, chunk, thread)
+    matmul(tokens_f16, rows_f16, NO_HEAD, BYTES_F16, F32_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel
 def matmul_bf16(op, step, chunk, thread):
-    matmul(product_bf16, tile_of_8, 8, BYTES_BF16, F32_TILE_GROUP, op, step, chunk, thread)
+    matmul(tokens_bf16, rows_bf16, NO_HEAD, BYTES_BF16, F32_TILE_GROUP, op, step, chunk, thread)

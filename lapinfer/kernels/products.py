@@ -1,8 +1,9 @@
-"""The inner product of each weight format: one block of 16 rows × 32 columns times a tile of tokens.
+"""The inner product of each weight format: blocks of 16 rows × 32 columns times one group of activations.
 
-product(acc, weights, x, token): acc[t] + W · x[token + t] for each of acc's tokens; `weights` is the address of
-the block (layouts: lapinfer/quant), `x` of the activation tile's group (layout: operands.py).
-Sums are in float32, group after group: the order never depends on the number of tokens.
+tokens(acc, weights, x, token): acc[t] + W · x[token + t] for each of acc's tokens; `weights` is the address of a
+block (layouts: lapinfer/quant), `x` of the activation tile's group (layout: operands.py).
+rows(acc, weights, x, token): acc[r] + W_r · x[token] for acc's row blocks, whose blocks lie side by side.
+Sums are in float32, group after group: the order never depends on the number of tokens or rows.
 """
 
 from llvmlite import ir
@@ -11,6 +12,7 @@ from numba.core import cgutils, types
 from lapinfer.kernels.operands import TILE
 from lapinfer.kernels.simd import (
     FLOAT,
+    I8,
     I16,
     I32,
     I64,
@@ -27,87 +29,134 @@ from lapinfer.kernels.simd import (
     multiply_add,
     named,
 )
+from lapinfer.quant import FORMATS, MINIMUM_STEP
 
 
-def _codes(builder, x):
-    """32 codes of one token, 4 columns in every lane: eight i8x64."""
-    return [builder.bitcast(load_splat(builder, x, I32, 16, 4 * k), i8x64.llvm) for k in range(8)]
+def _product(generate):
+    """An intrinsic (acc, weights, x, token) -> acc, of code that takes and returns lists of vectors."""
+
+    def typer(typingctx, acc, weights, x, token):
+        def code(context, b, sig, args):
+            tile, weights, x, token = args
+            rows = generate(context, b, list(cgutils.unpack_tuple(b, tile)), weights, x, token)
+            return cgutils.pack_array(b, rows)
+
+        i64 = types.int64
+        return acc(acc, i64, i64, i64), code
+
+    return typer
 
 
-def _q4_weights(context, b, weights):
-    """Codes of a q4 block as eight i8x64, scale and minimum."""
-    half = ir.VectorType(I16, 16)
+# ---- formats with integer codes ----
+
+
+def _nibbles(b, weights, first: int):
+    """Codes of a 4-bit block as eight i8x64."""
     nibble, codes = const(i8x64.llvm, 15), []
     for k in range(4):
-        pair = load(b, weights, i8x64.llvm, 64 + 64 * k)
+        pair = load(b, weights, i8x64.llvm, first + 64 * k)
         words = b.bitcast(pair, ir.VectorType(I16, 32))
         high = b.bitcast(b.lshr(words, const(words.type, 4)), i8x64.llvm)
         codes += [b.and_(pair, nibble), b.and_(high, nibble)]
-    scale, minimum = (half_to_float(context, b, load(b, weights, half, at)) for at in (0, 32))
-    return codes, scale, minimum
+    return codes
 
 
-def _q8_weights(context, b, weights):
-    codes = [load(b, weights, i8x64.llvm, 32 + 64 * k) for k in range(8)]
-    return codes, half_to_float(context, b, load(b, weights, ir.VectorType(I16, 16))), None
+def _halves(context, b, address, offset: int):
+    return half_to_float(context, b, load(b, address, ir.VectorType(I16, 16), offset))
 
 
-def _integer_product(read_weights, signed: bool, planes: int):
-    """The product of a quantized format with activations of one (q8) or two (q16) int8 a number."""
-    scales = 32 * TILE * planes  # where the scalars of a group of activations begin
-
-    def typer(typingctx, acc, weights, x, token):
-        def generate(context, b, sig, args):
-            tile, weights, x, token = args
-            codes, scale, minimum = read_weights(context, b, weights)
-            rows = []
-            for t, total in enumerate(cgutils.unpack_tuple(b, tile)):
-                index = b.add(token, I64(t))
-                column, scalar = b.add(x, b.mul(index, I64(32))), b.add(x, b.mul(index, I64(4)))
-                dots = []
-                for plane in range(planes):
-                    activations = _codes(b, b.add(column, I64(32 * TILE * plane)))
-                    if signed:
-                        bias = load_splat(b, scalar, I32, 16, scales + (8 + 4 * plane) * TILE)
-                        dots.append(dot_signed(context, b, codes, activations, bias))
-                    else:
-                        dots.append(dot_small(context, b, codes, activations))
-                dot = dots[0]
-                if planes == 2:  # below 2^28, so exact in 32 bits
-                    dot = b.add(b.mul(dots[0], const(i32x16.llvm, 255)), dots[1])
-                products = b.sitofp(dot, f32x16.llvm)
-                x_scale = load_splat(b, scalar, FLOAT, 16, scales)
-                total = multiply_add(b, products, b.fmul(scale, x_scale), total)
-                if minimum is not None:
-                    total = multiply_add(b, minimum, load_splat(b, scalar, FLOAT, 16, scales + 4 * TILE), total)
-                rows.append(total)
-            return cgutils.pack_array(b, rows)
-
-        i64 = types.int64
-        return acc(acc, i64, i64, i64), generate
-
-    return typer
+def _read_q8(context, b, weights):
+    """Codes as eight i8x64, scale, and minimum (here none)."""
+    return [load(b, weights, i8x64.llvm, 32 + 64 * k) for k in range(8)], _halves(context, b, weights, 0), None
 
 
-def _float_columns(element_bytes: int, read):
-    """The product of a format whose columns are read as 16 floats each."""
+def _read_q4_1(context, b, weights):
+    return _nibbles(b, weights, 64), _halves(context, b, weights, 0), _halves(context, b, weights, 32)
 
-    def typer(typingctx, acc, weights, x, token):
-        def generate(context, b, sig, args):
-            tile, weights, x, token = args
-            rows = list(cgutils.unpack_tuple(b, tile))
-            first = b.add(x, b.mul(token, I64(4)))
-            for column in range(32):
-                w = read(context, b, b.add(weights, I64(16 * element_bytes * column)))
-                for t in range(len(rows)):
-                    scalar = load_splat(b, first, FLOAT, 16, 4 * (TILE * column + t))
-                    rows[t] = multiply_add(b, w, scalar, rows[t])
-            return cgutils.pack_array(b, rows)
 
-        i64 = types.int64
-        return acc(acc, i64, i64, i64), generate
+def _read_q4(context, b, weights):
+    bytes_, wide = ir.VectorType(I8, 16), i32x16.llvm
+    scale, minimum = (b.zext(load(b, weights, bytes_, offset), wide) for offset in (0, 16))
+    below = b.mul(minimum, const(wide, -MINIMUM_STEP))
+    return _nibbles(b, weights, 32), b.sitofp(scale, f32x16.llvm), b.sitofp(below, f32x16.llvm)
 
-    return typer
+
+class _Activations:
+    """One token's group of 32 activations, of one (q8) or two (q16) int8 a number."""
+
+    def __init__(self, b, x, index, planes: int, signed: bool):
+        column, scalar = b.add(x, b.mul(index, I64(32))), b.add(x, b.mul(index, I64(4)))
+        scales = 32 * TILE * planes  # where the scalars of a group begin
+        self.codes = [
+            [b.bitcast(load_splat(b, column, I32, 16, 32 * TILE * p + 4 * k), i8x64.llvm) for k in range(8)]
+            for p in range(planes)
+        ]
+        self.bias = [
+            load_splat(b, scalar, I32, 16, scales + (8 + 4 * p) * TILE) if signed else None for p in range(planes)
+        ]
+        self.scale = load_splat(b, scalar, FLOAT, 16, scales)
+        self.sum = load_splat(b, scalar, FLOAT, 16, scales + 4 * TILE)
+
+
+def _multiply(context, b, total, weights, x: _Activations):
+    """total + weights · x of one block and one token."""
+    codes, scale, minimum = weights
+    dots = [
+        dot_small(context, b, codes, plane) if bias is None else dot_signed(context, b, codes, plane, bias)
+        for plane, bias in zip(x.codes, x.bias, strict=True)
+    ]
+    dot = dots[0]
+    if len(dots) == 2:  # below 2^28, so exact in 32 bits
+        dot = b.add(b.mul(dots[0], const(i32x16.llvm, 255)), dots[1])
+    total = multiply_add(b, b.sitofp(dot, f32x16.llvm), b.fmul(scale, x.scale), total)
+    return total if minimum is None else multiply_add(b, minimum, x.sum, total)
+
+
+def _integer(format: str, read, planes: int):
+    """tokens and rows of a quantized format."""
+    signed, size = format == "q8", FORMATS[format].block_bytes
+
+    def tokens(context, b, totals, weights, x, token):
+        block = read(context, b, weights)
+        columns = (_Activations(b, x, b.add(token, I64(t)), planes, signed) for t in range(len(totals)))
+        return [_multiply(context, b, total, block, one) for total, one in zip(totals, columns, strict=True)]
+
+    def rows(context, b, totals, weights, x, token):
+        one = _Activations(b, x, token, planes, signed)
+        blocks = (read(context, b, b.add(weights, I64(size * r))) for r in range(len(totals)))
+        return [_multiply(context, b, total, block, one) for total, block in zip(totals, blocks, strict=True)]
+
+    suffix = "_q16" if planes == 2 else ""
+    return named(f"tokens_{format}{suffix}", _product(tokens)), named(f"rows_{format}{suffix}", _product(rows))
+
+
+# ---- formats of floats ----
+
+
+def _floats(format: str, read):
+    """tokens and rows of a format whose columns are read as 16 floats each."""
+    size = FORMATS[format].block_bytes
+    column_bytes = size // 32
+
+    def tokens(context, b, totals, weights, x, token):
+        first = b.add(x, b.mul(token, I64(4)))
+        for column in range(32):
+            w = read(context, b, b.add(weights, I64(column_bytes * column)))
+            for t in range(len(totals)):
+                scalar = load_splat(b, first, FLOAT, 16, 4 * (TILE * column + t))
+                totals[t] = multiply_add(b, w, scalar, totals[t])
+        return totals
+
+    def rows(context, b, totals, weights, x, token):
+        first = b.add(x, b.mul(token, I64(4)))
+        for column in range(32):
+            scalar = load_splat(b, first, FLOAT, 16, 4 * TILE * column)
+            for r in range(len(totals)):
+                w = read(context, b, b.add(weights, I64(size * r + column_bytes * column)))
+                totals[r] = multiply_add(b, w, scalar, totals[r])
+        return totals
+
+    return named(f"tokens_{format}", _product(tokens)), named(f"rows_{format}", _product(rows))
 
 
 def _read_f32(context, b, address):
@@ -115,17 +164,19 @@ def _read_f32(context, b, address):
 
 
 def _read_f16(context, b, address):
-    return half_to_float(context, b, load(b, address, ir.VectorType(I16, 16)))
+    return _halves(context, b, address, 0)
 
 
 def _read_bf16(context, b, address):
     return bf16_to_float(b, load(b, address, ir.VectorType(I16, 16)))
 
 
-product_q4 = named("product_q4", _integer_product(_q4_weights, False, 1))
-product_q8 = named("product_q8", _integer_product(_q8_weights, True, 1))
-product_q4_q16 = named("product_q4_q16", _integer_product(_q4_weights, False, 2))
-product_q8_q16 = named("product_q8_q16", _integer_product(_q8_weights, True, 2))
-product_f32 = named("product_f32", _float_columns(4, _read_f32))
-product_f16 = named("product_f16", _float_columns(2, _read_f16))
-product_bf16 = named("product_bf16", _float_columns(2, _read_bf16))
+tokens_q8, rows_q8 = _integer("q8", _read_q8, 1)
+tokens_q4_1, rows_q4_1 = _integer("q4_1", _read_q4_1, 1)
+tokens_q4, rows_q4 = _integer("q4", _read_q4, 1)
+tokens_q8_q16, rows_q8_q16 = _integer("q8", _read_q8, 2)
+tokens_q4_1_q16, rows_q4_1_q16 = _integer("q4_1", _read_q4_1, 2)
+tokens_q4_q16, rows_q4_q16 = _integer("q4", _read_q4, 2)
+tokens_f32, rows_f32 = _floats("f32", _read_f32)
+tokens_f16, rows_f16 = _floats("f16", _read_f16)
+tokens_bf16, rows_bf16 = _floats("bf16", _read_bf16)

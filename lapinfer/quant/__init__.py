@@ -1,14 +1,17 @@
 """Weight formats: how numbers are quantized, packed and unpacked. NumPy only.
 
-Every format packs a matrix [R, C] as blocks [ceil(R/16), ceil(C/32), block_bytes] of 16 rows × 32 columns
-(missing rows and columns are zero):
+A matrix [R, C] is cut into row blocks of 16 rows, and these into blocks of 16 rows × 32 columns (missing rows and
+columns are zero). A few row blocks make a band (`band`): it has their heads (q4 alone has any), then, for every group
+of 32 columns, one block of each of them. The last band may have fewer. Blocks:
 
     f32, f16, bf16   32 columns of 16 rows each: value(row r, column c) at element 16·c + r
     q8   (544 bytes) 16 f16 scales, one a row; then 8 lines of 64 bytes: line k, byte 4·r + j is the
                      int8 code of row r, column 4·k + j.           weight = scale · code, code −127 … 127
-    q4   (320 bytes) 16 f16 scales, 16 f16 minima; then 4 lines of 64 bytes: line k, byte 4·r + j holds
+    q4_1 (320 bytes) 16 f16 scales, 16 f16 minima; then 4 lines of 64 bytes: line k, byte 4·r + j holds
                      row r's column 8·k + j in its low and column 8·k + 4 + j in its high nibble.
                                                                    weight = scale · code + minimum, code 0 … 15
+    q4   (288 bytes) 16 u8 scales, 16 u8 minima, then 4 lines as in q4_1; the head of a row block (64 bytes) has a
+                     float32 unit a row.      weight = unit · (scale · code − MINIMUM_STEP · minimum), code 0 … 15
 """
 
 from __future__ import annotations
@@ -21,21 +24,46 @@ import numpy as np
 ROWS, GROUP = 16, 32
 """Rows and columns of a block; a group of columns of one row shares a scale."""
 
-FormatName = Literal["f32", "f16", "bf16", "q8", "q4"]
+MOST_BAND = 8
+
+
+def band(row_blocks: int) -> int:
+    """Row blocks that lie side by side in a matrix of so many: a token's product then reads memory in one stream, and
+    its own numbers once for all of them. Small matrices have smaller bands, which threads can share more evenly."""
+    return MOST_BAND if row_blocks >= 16 * MOST_BAND else MOST_BAND // 2
+
+
+MINIMUM_STEP = 8
+"""Units that a step of a q4 minimum is worth: a minimum is about −7.5 scales."""
+
+FormatName = Literal["f32", "f16", "bf16", "q8", "q4_1", "q4"]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A packed weight format. `activation` is what its kernel multiplies with: q8 groups, or float32."""
+    """A packed weight format. `activation` is what its kernel multiplies with: q8 groups, or float32.
+
+    block_bytes: of 16 rows × 32 columns; head_bytes: of a whole row block, ahead of its blocks.
+    """
 
     name: FormatName
     block_bytes: int
     activation: Literal["q8", "f32"]
+    head_bytes: int = 0
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it has integer codes, and a scale for each group of columns."""
+        return self.activation == "q8"
 
     @property
     def bits(self) -> float:
-        """Bits a weight, scales included."""
+        """Bits a weight, scales included; heads, which grow with the rows alone, are not."""
         return self.block_bytes * 8 / (ROWS * GROUP)
+
+    def row_block_bytes(self, columns: int) -> int:
+        """Bytes of 16 rows."""
+        return self.head_bytes + -(-columns // GROUP) * self.block_bytes
 
 
 FORMATS: dict[str, Format] = {
@@ -45,27 +73,34 @@ FORMATS: dict[str, Format] = {
         Format("f16", 1024, "f32"),
         Format("bf16", 1024, "f32"),
         Format("q8", 544, "q8"),
-        Format("q4", 320, "q8"),
+        Format("q4_1", 320, "q8"),
+        Format("q4", 288, "q8", head_bytes=64),
     )
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """Quantized rows in groups of 32 columns: weight = scale · code (+ minimum, q4).
+    """Quantized rows in groups of 32 columns, as the format says.
 
-    codes: [R, C] int8 (q8, −127 … 127) or uint8 (q4, 0 … 15); scale, minimum: [R, ceil(C/32)] float16.
+    codes: [R, C] int8 (q8, −127 … 127) or uint8 (q4, q4_1: 0 … 15); scale, minimum: [R, ceil(C/32)] float16, or
+    uint8 (q4); unit: [R] float32 (q4).
     """
 
     format: FormatName
     codes: np.ndarray
     scale: np.ndarray
     minimum: np.ndarray | None = None
+    unit: np.ndarray | None = None
 
     def weights(self) -> np.ndarray:
-        """float32 [R, C], computed as the kernels do."""
+        """float32 [R, C]: what the kernels multiply with."""
         columns = self.codes.shape[1]
-        values = self.codes.astype(np.float32) * np.repeat(self.scale.astype(np.float32), GROUP, axis=1)[:, :columns]
-        if self.minimum is not None:
-            values += np.repeat(self.minimum.astype(np.float32), GROUP, axis=1)[:, :columns]
-        return values
+
+        def spread(per_group: np.ndarray) -> np.ndarray:
+            return np.repeat(per_group.astype(np.float32), GROUP, axis=1)[:, :columns]
+
+        values = self.codes * spread(self.scale)
+        if self.unit is not None and self.minimum is not None:
+            return (values - MINIMUM_STEP * spread(self.minimum)) * self.unit[:, None]
+        return values if self.minimum is None else values + spread(self.minimum)

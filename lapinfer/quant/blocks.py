@@ -8,25 +8,62 @@ from typing import TypeVar
 import numpy as np
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped
+from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped, band
 from lapinfer.quant.search import check_finite, quantize
 
 Rows = TypeVar("Rows", np.ndarray, Grouped)
+
+SCALARS = {"q8": (np.float16,), "q4_1": (np.float16, np.float16), "q4": (np.uint8, np.uint8)}
+"""What a group has ahead of its codes: scale and minimum."""
 
 LANES = 4
 """Columns of one row that lie side by side: a 32-bit lane of an integer dot product."""
 
 
-def packed_shape(format: str, shape: tuple[int, int]) -> tuple[int, int, int]:
-    """[row blocks, column groups, block bytes] of a matrix [R, C]."""
+def packed_shape(format: str, shape: tuple[int, int]) -> tuple[int, int]:
+    """[row blocks, bytes of a row block] of a matrix [R, C]."""
     rows, columns = shape
-    return -(-rows // ROWS), -(-columns // GROUP), FORMATS[format].block_bytes
+    return -(-rows // ROWS), FORMATS[format].row_block_bytes(columns)
 
 
 def packed_size(format: str, shape: tuple[int, int]) -> int:
     """Bytes of a packed matrix [R, C]."""
-    blocks, groups, block_bytes = packed_shape(format, shape)
-    return blocks * groups * block_bytes
+    blocks, row_block_bytes = packed_shape(format, shape)
+    return blocks * row_block_bytes
+
+
+def _spans(row_blocks: int, side_by_side: int) -> list[tuple[int, int, int]]:
+    """(start, stop, width) of the row blocks in whole bands, and of those in the last."""
+    whole = row_blocks // side_by_side * side_by_side
+    spans = (0, whole, side_by_side), (whole, row_blocks, row_blocks - whole)
+    return [span for span in spans if span[0] < span[1]]
+
+
+def _in_bands(heads: np.ndarray, blocks: np.ndarray, side_by_side: int) -> np.ndarray:
+    """uint8 [B, bytes] in bands, of heads [B, head bytes] and blocks [B, G, block bytes]."""
+    B, G, size = blocks.shape
+    packed = np.empty((B, heads.shape[1] + G * size), np.uint8)
+    for start, stop, width in _spans(B, side_by_side):
+        bands = packed[start:stop].reshape((stop - start) // width, -1)
+        ahead = width * heads.shape[1]
+        bands[:, :ahead] = heads[start:stop].reshape(len(bands), ahead)
+        lines = bands[:, ahead:].reshape(len(bands), G, width, size)
+        lines[:] = blocks[start:stop].reshape(len(bands), width, G, size).swapaxes(1, 2)
+    return packed
+
+
+def _out_of_bands(packed: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarray]:
+    """Heads and blocks again."""
+    B, size = len(packed), FORMATS[format].block_bytes
+    G = (packed.shape[1] - FORMATS[format].head_bytes) // size
+    heads, blocks = np.empty((B, packed.shape[1] - G * size), np.uint8), np.empty((B, G, size), np.uint8)
+    for start, stop, width in _spans(B, band(B)):
+        bands = packed[start:stop].reshape((stop - start) // width, -1)
+        ahead = width * heads.shape[1]
+        heads[start:stop] = bands[:, :ahead].reshape(stop - start, -1)
+        lines = bands[:, ahead:].reshape(len(bands), G, width, size)
+        blocks[start:stop] = lines.swapaxes(1, 2).reshape(stop - start, G, size)
+    return heads, blocks
 
 
 def to_bf16(values: np.ndarray) -> np.ndarray:
@@ -40,51 +77,59 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def pack(format: str, values: np.ndarray | Grouped) -> np.ndarray:
-    """uint8 [ceil(R/16), ceil(C/32), block_bytes] of float32 [R, C], or of groups that have this format already.
+def pack(format: str, values: np.ndarray | Grouped, row_blocks: int | None = None) -> np.ndarray:
+    """uint8 [ceil(R/16), bytes of a row block] of float32 [R, C], or of groups that have this format already.
 
-    Floats for q8 and q4 are quantized without importance. Raises CheckpointError for weights that the format
-    can't hold: NaN, infinite, or too large.
+    row_blocks: of the whole matrix, when these rows are a slice of it that begins at a band. Floats for q8, q4_1 and
+    q4 are quantized without importance. Raises CheckpointError for weights that the format can't hold: NaN, infinite,
+    or too large.
     """
     if isinstance(values, Grouped):
         if values.format != format:
             raise ValueError(f"groups are {values.format}, expected {format}")
-        return _pack_groups(values)
-    if format in ("q8", "q4"):
-        return _pack_groups(quantize(format, values))
-    check_finite(values)
-    return _pack_floats(format, np.asarray(values, np.float32))
+        heads, blocks = _group_blocks(values)
+    elif FORMATS[format].grouped:
+        heads, blocks = _group_blocks(quantize(FORMATS[format].name, values))
+    else:
+        check_finite(values)
+        blocks = _float_blocks(format, np.asarray(values, np.float32))
+        heads = np.empty((len(blocks), 0), np.uint8)
+    return _in_bands(heads, blocks, band(row_blocks or len(blocks)))
 
 
 def unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """float32 [R, C] of packed blocks: what the kernels multiply with."""
-    if format in ("q8", "q4"):
+    if FORMATS[format].grouped:
         return unpack_groups(format, packed, shape).weights()
-    blocks, groups, _ = packed_shape(format, shape)
-    stored = np.ascontiguousarray(packed).view({"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[format])
+    _, blocks = _out_of_bands(packed, format)
+    B, G, _ = blocks.shape
+    stored = blocks.view({"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[format])
     values = from_bf16(stored) if format == "bf16" else stored.astype(np.float32)
-    rows = values.reshape(blocks, groups, GROUP, ROWS).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(rows.reshape(blocks * ROWS, groups * GROUP)[: shape[0], : shape[1]])
+    rows = values.reshape(B, G, GROUP, ROWS).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(rows.reshape(B * ROWS, G * GROUP)[: shape[0], : shape[1]])
 
 
 def unpack_groups(format: str, packed: np.ndarray, shape: tuple[int, int]) -> Grouped:
-    """Codes, scales and minima of packed q8 or q4 blocks."""
-    blocks, groups, _ = packed_shape(format, shape)
-    heads = 2 if format == "q4" else 1
-
-    def per_row(k: int) -> np.ndarray:
-        half = np.ascontiguousarray(packed[..., 2 * ROWS * k : 2 * ROWS * (k + 1)]).view(np.float16)
-        return np.ascontiguousarray(half.transpose(0, 2, 1).reshape(blocks * ROWS, groups)[: shape[0]])
-
-    lines = packed[..., 2 * ROWS * heads :]
-    if format == "q4":
-        lines = lines.reshape(blocks, groups, 4, 1, ROWS, LANES)
+    """Codes, scales and minima of packed q8, q4_1 or q4 blocks."""
+    heads, blocks = _out_of_bands(packed, format)
+    B, G, _ = blocks.shape
+    kinds = SCALARS[format]
+    at, scalars = 0, []
+    for kind in kinds:
+        size = ROWS * np.dtype(kind).itemsize
+        values = np.ascontiguousarray(blocks[..., at : at + size]).view(kind)
+        scalars.append(np.ascontiguousarray(values.transpose(0, 2, 1).reshape(B * ROWS, G)[: shape[0]]))
+        at += size
+    lines = blocks[..., at:]
+    if format != "q8":
+        lines = lines.reshape(B, G, 4, 1, ROWS, LANES)
         lines = np.concatenate([lines & 15, lines >> 4], axis=3)
-    lines = lines.reshape(blocks, groups, GROUP // LANES, ROWS, LANES).transpose(0, 3, 1, 2, 4)
-    codes = np.ascontiguousarray(lines.reshape(blocks * ROWS, groups * GROUP)[: shape[0], : shape[1]])
-    if format == "q4":
-        return Grouped("q4", codes, per_row(0), per_row(1))
-    return Grouped("q8", codes.view(np.int8), per_row(0))
+    lines = lines.reshape(B, G, GROUP // LANES, ROWS, LANES).transpose(0, 3, 1, 2, 4)
+    codes = np.ascontiguousarray(lines.reshape(B * ROWS, G * GROUP)[: shape[0], : shape[1]])
+    if format == "q8":
+        return Grouped("q8", codes.view(np.int8), scalars[0])
+    unit = heads.view(np.float32).reshape(-1)[: shape[0]] if format == "q4" else None
+    return Grouped("q4" if format == "q4" else "q4_1", codes, *scalars, unit=unit)
 
 
 def interleaved_rows(width: int) -> np.ndarray:
@@ -115,10 +160,11 @@ def interleave(gate_up: Rows) -> Rows:
 def take_rows(values: Rows, order: np.ndarray) -> Rows:
     """Rows in the given order; −1 is a row of zeros."""
     if isinstance(values, Grouped):
-        minimum = None if values.minimum is None else take_rows(values.minimum, order)
-        return replace(
-            values, codes=take_rows(values.codes, order), scale=take_rows(values.scale, order), minimum=minimum
-        )
+        parts = {
+            name: None if part is None else take_rows(part, order)
+            for name, part in (("minimum", values.minimum), ("unit", values.unit))
+        }
+        return replace(values, codes=take_rows(values.codes, order), scale=take_rows(values.scale, order), **parts)
     taken = values[order]
     taken[order < 0] = 0
     return taken
@@ -129,28 +175,36 @@ def _padded(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return values if (rows, columns) == (R, C) else np.pad(values, ((0, rows - R), (0, columns - C)))
 
 
-def _pack_floats(format: str, values: np.ndarray) -> np.ndarray:
-    blocks, groups, block_bytes = packed_shape(format, values.shape)
+def _float_blocks(format: str, values: np.ndarray) -> np.ndarray:
+    """Blocks [B, G, block bytes]."""
+    B, G = -(-len(values) // ROWS), -(-values.shape[1] // GROUP)
     with np.errstate(over="ignore"):
         stored = {"f32": np.asarray, "f16": lambda v: v.astype(np.float16), "bf16": to_bf16}[format](values)
     infinite = (stored & 0x7FFF) == 0x7F80 if format == "bf16" else np.isinf(stored)
     if infinite.any():
         raise CheckpointError(f"row {np.argwhere(infinite)[0, 0]} has weights too large for {format}; use f32")
-    lines = _padded(stored, blocks * ROWS, groups * GROUP).reshape(blocks, ROWS, groups, GROUP)
-    return np.ascontiguousarray(lines.transpose(0, 2, 3, 1)).view(np.uint8).reshape(blocks, groups, block_bytes)
+    lines = _padded(stored, B * ROWS, G * GROUP).reshape(B, ROWS, G, GROUP)
+    return np.ascontiguousarray(lines.transpose(0, 2, 3, 1)).view(np.uint8).reshape(B, G, -1)
 
 
-def _pack_groups(grouped: Grouped) -> np.ndarray:
-    blocks, groups, block_bytes = packed_shape(grouped.format, grouped.codes.shape)
-    packed = np.empty((blocks, groups, block_bytes), np.uint8)
+def _group_blocks(grouped: Grouped) -> tuple[np.ndarray, np.ndarray]:
+    """Heads [B, head bytes] and blocks [B, G, block bytes]."""
+    R, C = grouped.codes.shape
+    B, G = -(-R // ROWS), -(-C // GROUP)
+    blocks = np.empty((B, G, FORMATS[grouped.format].block_bytes), np.uint8)
     at = 0
-    for per_row in (grouped.scale,) if grouped.minimum is None else (grouped.scale, grouped.minimum):
-        half = _padded(per_row, blocks * ROWS, groups).reshape(blocks, ROWS, groups).transpose(0, 2, 1)
-        packed[..., at : at + 2 * ROWS] = np.ascontiguousarray(half).view(np.uint8)
-        at += 2 * ROWS
-    codes = _padded(grouped.codes.view(np.uint8), blocks * ROWS, groups * GROUP)
-    lines = codes.reshape(blocks, ROWS, groups, GROUP // LANES, LANES).transpose(0, 2, 3, 1, 4)
-    if grouped.format == "q4":
+    for kind, per_group in zip(SCALARS[grouped.format], (grouped.scale, grouped.minimum), strict=False):
+        assert per_group is not None
+        size = ROWS * np.dtype(kind).itemsize
+        lines = _padded(per_group.astype(kind, copy=False), B * ROWS, G).reshape(B, ROWS, G).transpose(0, 2, 1)
+        blocks[..., at : at + size] = np.ascontiguousarray(lines).view(np.uint8)
+        at += size
+    codes = _padded(grouped.codes.view(np.uint8), B * ROWS, G * GROUP)
+    lines = codes.reshape(B, ROWS, G, GROUP // LANES, LANES).transpose(0, 2, 3, 1, 4)
+    if grouped.format != "q8":
         lines = lines[:, :, 0::2] | lines[:, :, 1::2] << 4
-    packed[..., at:] = lines.reshape(blocks, groups, -1)
-    return packed
+    blocks[..., at:] = lines.reshape(B, G, -1)
+    heads = np.empty((B, 0), np.uint8)
+    if grouped.unit is not None:
+        heads = _padded(grouped.unit[None], 1, B * ROWS).reshape(B, ROWS).astype(np.float32).view(np.uint8)
+    return heads, blocks

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import GROUP, Grouped
-from lapinfer.quant.search import check_finite, nearest_q4, search_q4
+from lapinfer.quant import GROUP, MINIMUM_STEP, Grouped
+from lapinfer.quant.search import check_finite, nearest_q4, rounded_to_units, row_units, search_q4
 
 ROWS_AT_ONCE = 512
+ROOM = np.float32(1.1)
+"""Errors that are made good later widen a group's range: its unit leaves so much room."""
 
 
 def guess_importance(
@@ -32,7 +34,8 @@ def quantize_with_feedback(
     """q4 groups of float32 [R, C] that keep the outputs: each column's error is made good by the columns after it.
 
     covariance: X^T X [C, C] of the matrix's inputs, in any unit. Source: GPTQ (Frantar et al. 2022), with scale
-    and minimum of a group searched when its turn comes. Extra memory is about 16 C² bytes + 20 MB a thread.
+    and minimum of a group searched when its turn comes, in a unit that fits the row's weights as they came.
+    Extra memory is about 16 C² bytes + 20 MB a thread.
     """
     check_finite(weights)
     R, C = weights.shape
@@ -41,18 +44,19 @@ def quantize_with_feedback(
     upper = _feedback_factors(covariance, damping)
     G = -(-C // GROUP)
     codes = np.empty((R, C), np.uint8)
-    scale, minimum = np.empty((R, G), np.float16), np.empty((R, G), np.float16)
+    scale, minimum, unit = np.empty((R, G), np.uint8), np.empty((R, G), np.uint8), np.empty(R, np.float32)
 
     def work(start: int) -> None:
         rows = slice(start, start + ROWS_AT_ONCE)
         left = np.ascontiguousarray(weights[rows].T, dtype=np.float32)
+        own_unit = unit[rows] = ROOM * _units(weights[rows])
         for g in range(G):
             columns = slice(g * GROUP, min((g + 1) * GROUP, C))
             block, own = left[columns], upper[columns, columns]
             weigh = np.repeat((1 / np.diag(own) ** 2)[:, None], block.shape[1], axis=1)
-            _, s, m = search_q4(block, weigh)
+            _, s, m = rounded_to_units(block, weigh, *search_q4(block, weigh, below_zero=True), own_unit)
             scale[rows, g], minimum[rows, g] = s, m
-            s, m = s.astype(np.float32), m.astype(np.float32)
+            s, m = s * own_unit, m * (own_unit * np.float32(-MINIMUM_STEP))
             errors = np.empty_like(block)
             for i in range(len(block)):
                 q = nearest_q4(block[i], s, m)
@@ -63,7 +67,15 @@ def quantize_with_feedback(
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(0, R, ROWS_AT_ONCE)))
-    return Grouped("q4", codes, scale, minimum)
+    return Grouped("q4", codes, scale, minimum, unit)
+
+
+def _units(weights: np.ndarray) -> np.ndarray:
+    """Units [R] that fit the plain ranges of the rows' groups."""
+    R, C = weights.shape
+    groups = np.pad(weights, ((0, 0), (0, -C % GROUP)), "edge").reshape(R, -1, GROUP)
+    low = np.minimum(groups.min(axis=2), 0)
+    return row_units((groups.max(axis=2) - low) / np.float32(15), low)
 
 
 def _feedback_factors(covariance: np.ndarray, damping: float) -> np.ndarray:

@@ -6,12 +6,13 @@ does at full speed, and a slice of groups stays in the processor's second-level 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import GROUP, Grouped
+from lapinfer.quant import FORMATS, GROUP, MINIMUM_STEP, FormatName, Grouped
 
 SLICE = 4096
 """Groups searched at once: 0.5 MB an array."""
@@ -27,6 +28,8 @@ Q4_RANGES = tuple(
     if abs(low - high) < 0.2
 )
 """Candidate ranges of a group: parts of max − min cut off below and above."""
+NEAR = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+"""Steps of (scale, minimum) around the nearest ones that are tried when both are rounded to bytes."""
 Q4_ROUNDS = 4
 """Rounds of alternating least squares: best scale and minimum for the codes, best codes for these."""
 
@@ -41,8 +44,10 @@ def check_finite(weights: np.ndarray) -> None:
             raise CheckpointError(f"row {row} has NaN or infinite weights, expected finite numbers")
 
 
-def quantize(format: str, weights: np.ndarray, importance: np.ndarray | None = None, threads: int = 2) -> Grouped:
-    """float32 [R, C] as q8 or q4 groups; importance [C] (≥ 0) weighs the squared error of a column.
+def quantize(
+    format: FormatName, weights: np.ndarray, importance: np.ndarray | None = None, threads: int = 2
+) -> Grouped:
+    """float32 [R, C] as q8, q4_1 or q4 groups; importance [C] (≥ 0) weighs the squared error of a column.
 
     Missing columns of the last group weigh nothing. The result does not depend on `threads`. Extra memory is about
     2 bytes a weight (the result) + 10 MB a thread. Raises CheckpointError for weights that are not finite, or
@@ -57,11 +62,8 @@ def quantize(format: str, weights: np.ndarray, importance: np.ndarray | None = N
     weigh = weigh.reshape(G, GROUP)
     weigh[(weigh == 0).all(axis=1)] = 1
     uniform = importance is None and C == G * GROUP
-    codes = np.empty((R, G * GROUP), np.int8 if format == "q8" else np.uint8)
-    scale = np.empty((R, G), np.float16)
-    minimum = np.empty((R, G), np.float16) if format == "q4" else None
 
-    def work(start: int) -> None:
+    def work(start: int) -> Grouped:
         rows = np.asarray(weights[start : start + step], np.float32)
         n = len(rows)
         # Missing columns repeat the row's last one, which widens no range.
@@ -73,18 +75,38 @@ def quantize(format: str, weights: np.ndarray, importance: np.ndarray | None = N
             )
         groups = np.ascontiguousarray(rows.reshape(n * G, GROUP).T)
         w = None if uniform else np.ascontiguousarray(np.broadcast_to(weigh, (n, G, GROUP)).reshape(n * G, GROUP).T)
-        if minimum is None:
-            c, s = search_q8(groups, w)
+        minimum = unit = None
+        if format == "q8":
+            codes, scale = search_q8(groups, w)
+        elif format == "q4_1":
+            codes, scale, minimum = rounded_to_half(groups, w, *search_q4(groups, w))
         else:
-            c, s, m = search_q4(groups, w)
-            minimum[start : start + n] = m.reshape(n, G)
-        codes[start : start + n] = c.T.reshape(n, G * GROUP)
-        scale[start : start + n] = s.reshape(n, G)
+            scale, minimum = search_q4(groups, w, below_zero=True)
+            unit = row_units(scale.reshape(n, G), minimum.reshape(n, G))
+            codes, scale, minimum = rounded_to_units(groups, w, scale, minimum, np.repeat(unit, G))
+        minimum = None if minimum is None else minimum.reshape(n, G)
+        return Grouped(format, codes.T.reshape(n, G * GROUP)[:, :C], scale.reshape(n, G), minimum, unit)
 
+    assert FORMATS[format].grouped
     step = max(1, SLICE // G)
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(0, R, step)))
-    return Grouped("q8" if format == "q8" else "q4", codes[:, :C], scale, minimum)
+        return joined(list(pool.map(work, range(0, R, step))))
+
+
+def joined(parts: Sequence[Grouped]) -> Grouped:
+    """The rows of all parts, which have one format."""
+
+    def rows(of: list[np.ndarray | None]) -> np.ndarray | None:
+        there = [part for part in of if part is not None]
+        return np.concatenate(there) if there else None
+
+    return Grouped(
+        parts[0].format,
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        rows([part.minimum for part in parts]),
+        rows([part.unit for part in parts]),
+    )
 
 
 def _usable(importance: np.ndarray) -> np.ndarray:
@@ -114,16 +136,22 @@ def _q8_codes(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def search_q4(
-    x: np.ndarray, w: np.ndarray | None, rounds: int = Q4_ROUNDS, ranges: tuple[tuple[float, float], ...] = Q4_RANGES
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes uint8 [32, N], scales and minima float16 [N] of groups x [32, N] with weights w [32, N].
+    x: np.ndarray,
+    w: np.ndarray | None,
+    rounds: int = Q4_ROUNDS,
+    ranges: tuple[tuple[float, float], ...] = Q4_RANGES,
+    below_zero: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and minima [N], not yet rounded, of groups x [32, N] with weights w [32, N]; codes are 0 … 15.
 
     Each candidate range gives codes, the codes give the exact least-squares scale and minimum, and these give the
-    error; the best is improved by alternation. At last the scale and minimum are rounded to float16 and the codes
-    chosen again for the rounded pair, which must beat the rounded min–max pair or gives way to it.
+    error; the best is improved by alternation. below_zero: the range of a group reaches down to zero at least, for
+    formats that have no positive minimum.
     """
     total = np.float32(GROUP) if w is None else w.sum(axis=0)
     low, high = x.min(axis=0), x.max(axis=0)
+    if below_zero:
+        low = np.minimum(low, 0)
     # Centred values: sums of products then lose no digits to a common offset.
     centre = (x.sum(axis=0) if w is None else (w * x).sum(axis=0)) / total
     y = x - centre
@@ -137,7 +165,7 @@ def search_q4(
         _improve(y, w, total, scale, minimum, best_gain, best_scale, best_minimum)
     for _ in range(rounds):
         _improve(y, w, total, best_scale.copy(), best_minimum.copy(), best_gain, best_scale, best_minimum)
-    return _rounded(x, w, ((best_scale, best_minimum + centre), (unit, low + centre)))
+    return best_scale, best_minimum + centre
 
 
 def _improve(y, w, total, scale, minimum, best_gain, best_scale, best_minimum) -> None:
@@ -165,22 +193,52 @@ def nearest_q4(x: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> np.ndar
     return np.clip(codes, 0, 15, out=codes)
 
 
-def _rounded(x, w, pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best of (scale, minimum) pairs after rounding to float16, its codes chosen for the rounded numbers."""
-    N = x.shape[1]
-    best_error = np.full(N, np.inf, np.float32)
-    best_scale, best_minimum = np.zeros(N, np.float16), np.zeros(N, np.float16)
-    for scale, minimum in pairs:
-        scale, minimum = _half(scale), minimum.astype(np.float16)
-        s, m = scale.astype(np.float32), minimum.astype(np.float32)
+def rounded_to_half(
+    x: np.ndarray, w: np.ndarray | None, scale: np.ndarray, minimum: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes for float16 scales and minima: those of the search, or the plain range where its rounding is better."""
+    low = x.min(axis=0)
+    plain = (x.max(axis=0) - low) / np.float32(15)
+    pairs = [(_half(s), m.astype(np.float16)) for s, m in ((scale, minimum), (plain, low))]
+    return _best(x, w, [(s, m, s.astype(np.float32), m.astype(np.float32)) for s, m in pairs])
+
+
+def row_units(scale: np.ndarray, minimum: np.ndarray) -> np.ndarray:
+    """Units float32 [R] in which the scales and minima [R, G] of each row fit a byte."""
+    return np.maximum(scale, minimum / np.float32(-MINIMUM_STEP)).max(axis=1, initial=0) / np.float32(255)
+
+
+def rounded_to_units(
+    x: np.ndarray, w: np.ndarray | None, scale: np.ndarray, minimum: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes, and scales and minima in units [N] of one byte each: of the nearest few, those with the least error."""
+    inverse = _inverse(unit)
+    s = np.clip(np.rint(scale * inverse), 0, 255)
+    m = np.clip(np.rint(minimum * inverse / np.float32(-MINIMUM_STEP)), 0, 255)
+    low = np.minimum(x.min(axis=0), 0)
+    plain_s = np.clip(np.ceil((x.max(axis=0) - low) / np.float32(15) * inverse), 0, 255)
+    plain_m = np.clip(np.rint(low * inverse / np.float32(-MINIMUM_STEP)), 0, 255)
+    pairs = [(np.clip(s + a, 0, 255), np.clip(m + b, 0, 255)) for a, b in NEAR] + [(plain_s, plain_m)]
+    return _best(
+        x, w, [(s.astype(np.uint8), m.astype(np.uint8), s * unit, m * (unit * -MINIMUM_STEP)) for s, m in pairs]
+    )
+
+
+def _best(
+    x: np.ndarray, w: np.ndarray | None, pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes, stored scale and stored minimum of the pair with the least error: (stored, stored, value, value) [N]."""
+    least = np.full(x.shape[1], np.inf, np.float32)
+    stored_scale, stored_minimum, scale, minimum = (part.copy() for part in pairs[0])
+    for candidate in pairs:
+        s, m = candidate[2:]
         error = x - (nearest_q4(x, s, m) * s + m)
         error = _dot(error, error, w)
-        better = error < best_error
-        np.copyto(best_error, error, where=better)
-        np.copyto(best_scale, scale, where=better)
-        np.copyto(best_minimum, minimum, where=better)
-    codes = nearest_q4(x, best_scale.astype(np.float32), best_minimum.astype(np.float32))
-    return codes.astype(np.uint8), best_scale, best_minimum
+        better = error < least
+        np.copyto(least, error, where=better)
+        for best, own in zip((stored_scale, stored_minimum, scale, minimum), candidate, strict=True):
+            np.copyto(best, own, where=better)
+    return nearest_q4(x, scale, minimum).astype(np.uint8), stored_scale, stored_minimum
 
 
 def _dot(a: np.ndarray, b: np.ndarray, w: np.ndarray | None) -> np.ndarray:

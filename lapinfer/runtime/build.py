@@ -35,7 +35,7 @@ from lapinfer.kernels.operands import (
     WANT,
     WANT_TILES,
 )
-from lapinfer.quant import FORMATS, GROUP, ROWS
+from lapinfer.quant import FORMATS, GROUP, ROWS, band
 from lapinfer.quant.blocks import interleaved_rows
 from lapinfer.runtime.kv import KVName, LayerCache, lanes, layer_cache
 from lapinfer.runtime.plan import Op
@@ -45,8 +45,9 @@ ATTENTION_ROWS = 4
 """Query rows of a register tile in kernels/attention.py."""
 
 
-UNITS = (16, 8, 4, 2, 1)
+MOST_UNIT = 16
 MIN_CHUNKS = 24
+FEW_CHUNKS = 8
 MAX_CHUNK_BYTES = 400_000
 
 
@@ -102,16 +103,18 @@ def padded(width: int, multiple: int = GROUP) -> int:
     return -(-width // multiple) * multiple
 
 
-def blocks_in_a_chunk(blocks: int, block_bytes: int, least: int) -> int:
-    """Blocks of 16 rows that one chunk of a matrix takes: by shape alone, never by the number of threads.
+def blocks_in_a_chunk(blocks: int, row_block_bytes: int, least: int) -> int:
+    """Row blocks that one chunk of a matrix takes: by shape alone, never by the number of threads.
 
-    Long runs read memory faster; enough chunks keep the threads evenly busy, and a chunk's weights stay in the
-    second-level cache while a prompt's tokens pass. `least`: blocks that belong together.
+    A band, which is read as one; two where there are enough, since long runs read memory faster; parts of one where
+    there are so few that threads would wait for each other. `least`: blocks that belong together.
     """
-    for unit in UNITS:
-        if unit % least == 0 and blocks >= unit * MIN_CHUNKS and unit * block_bytes <= MAX_CHUNK_BYTES:
-            return unit
-    return least
+    unit = band(blocks)
+    if blocks >= MOST_UNIT * MIN_CHUNKS and MOST_UNIT * row_block_bytes <= MAX_CHUNK_BYTES:
+        return MOST_UNIT
+    while unit > least and blocks < FEW_CHUNKS * unit:
+        unit //= 2
+    return max(unit, least)
 
 
 def rope_table(rope: RopeSpec, ctx: int) -> np.ndarray:
@@ -173,7 +176,7 @@ class Builder:
 
     def _scratch_floats(self) -> int:
         """Floats of scratch that one thread needs for its largest op."""
-        matmul = TILE * UNITS[0] * ROWS
+        matmul = TILE * MOST_UNIT * ROWS
         attention = max(
             (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
             + ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2)
@@ -198,18 +201,18 @@ class Builder:
     # ---- the ops ----
 
     def embed(self) -> None:
-        table, fmt = self.weights.tensor("embed"), self.format("embed")
+        table, fmt = self.weights.tensor("embed"), FORMATS[self.format("embed")]
         positions: np.ndarray | int = 0
         if self.spec.positions:
-            positions = np.zeros((self.spec.positions, table.shape[1] * GROUP), np.float32)
+            positions = np.zeros((self.spec.positions, padded(self.spec.hidden)), np.float32)
             positions[:, : self.spec.hidden] = self.weights.tensor("positions")
         self.add(
             "embed", "embed", "embedding", -1, TILES, 1,
-            weights=table, format=list(FORMATS).index(fmt), groups=table.shape[1],
-            block_bytes=FORMATS[fmt].block_bytes, token=self.step.token, pos=self.step.pos, positions=positions,
+            weights=table, format=list(FORMATS).index(fmt.name), row_blocks=len(table), band=band(len(table)),
+            groups=padded(self.spec.hidden) // GROUP, head_bytes=fmt.head_bytes, block_bytes=fmt.block_bytes,
+            token=self.step.token, pos=self.step.pos, positions=positions,
             scale=self.spec.embed_scale, out=self.x, out_stride=self.x.strides[0],
-            notes={"row_bytes": table.shape[1] * FORMATS[fmt].block_bytes // ROWS
-                   + (4 * self.spec.hidden if self.spec.positions else 0)},
+            notes={"row_bytes": table.shape[1] // ROWS + (4 * self.spec.hidden if self.spec.positions else 0)},
         )  # fmt: skip
 
     def _norm_operands(self, name: str, norm: NormSpec | None, width: int) -> dict:
@@ -248,9 +251,10 @@ class Builder:
         block_max: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         weights, fmt = self.weights.tensor(name), self.format(name)
-        blocks, groups = weights.shape[0], weights.shape[1]
+        blocks, row_block_bytes = weights.shape
+        groups = padded(logical[1]) // GROUP
         least = {GATED: 4, PLAIN: 2}.get(mode, 1)
-        unit = blocks_in_a_chunk(blocks, weights.nbytes // blocks, least)
+        unit = blocks_in_a_chunk(blocks, row_block_bytes, least)
         tiled = mode in (GATED, PLAIN)
         target = self.hidden_tiles if tiled else out
         assert target is not None
@@ -258,10 +262,11 @@ class Builder:
         count, times = ANY_WANT if wanted else ONE, -(-blocks // unit)
         self.add(
             kernel, label or name.rsplit(".", 1)[-1], part, layer, count, times,
-            weights=weights, row_blocks=blocks, groups=groups, unit=unit, x=x, tokens=WANT if wanted else TOKENS,
-            mode=mode, out=target, out_stride=0 if tiled else target.strides[0], bias=0 if bias is None else bias,
-            scale=scale, softcap=softcap, activation=activation, out_groups=blocks // least if tiled else 0,
-            out_kind=out_kind, block_max=0 if block_max is None else block_max, scratch=self.scratch,
+            weights=weights, row_blocks=blocks, band=band(blocks), groups=groups, unit=unit, x=x,
+            tokens=WANT if wanted else TOKENS, mode=mode, out=target, out_stride=0 if tiled else target.strides[0],
+            bias=0 if bias is None else bias, scale=scale, softcap=softcap, activation=activation,
+            out_groups=blocks // least if tiled else 0, out_kind=out_kind,
+            block_max=0 if block_max is None else block_max, scratch=self.scratch,
             scratch_stride=self.scratch.strides[0],
             weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]), macs=logical[0] * logical[1],
             notes={"format": fmt, "shape": logical},

@@ -49,7 +49,7 @@ def matrix_bytes(name: str, rows: int, columns: int, format: str) -> int:
         blocks = (GROUP // ROWS) * -(-rows // GROUP)
     else:
         blocks = -(-rows // ROWS)
-    return blocks * -(-columns // GROUP) * FORMATS[format].block_bytes
+    return blocks * FORMATS[format].row_block_bytes(columns)
 
 
 def keys_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray) -> int:

@@ -25,7 +25,7 @@ from lapinfer.kernels.operands import (
     Q16_TILE_GROUP,
     TILE,
 )
-from lapinfer.quant import GROUP
+from lapinfer.quant import FORMATS, GROUP
 from lapinfer.runtime import team
 from lapinfer.runtime.plan import Op, Plan
 
@@ -47,7 +47,7 @@ def activation_kind(op: Op) -> int:
     """The form of the activations that a matmul op reads."""
     if op.kernel.endswith("_q16"):
         return ACT_Q16
-    return ACT_Q8 if op.kernel in ("matmul_q8", "matmul_q4") else ACT_F32
+    return ACT_Q8 if FORMATS[op.notes["format"]].grouped else ACT_F32
 
 
 def decode(tiles: np.ndarray, kind: int, groups: int, tokens: int) -> np.ndarray:
