@@ -33,7 +33,7 @@ from lapinfer.checkpoint.packed import FILE_NAME, PackedEntry, PackedFile, Packe
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import Source, sources_for, spec_from_config
 from lapinfer.model import Model, default_threads
-from lapinfer.quant import FORMATS, MOST_BAND, ROWS, FormatName, Grouped
+from lapinfer.quant import BAND, FORMATS, ROWS, FormatName, Grouped
 from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
 from lapinfer.quant.calibrate import quantize_with_feedback
 from lapinfer.quant.search import joined, quantize
@@ -185,12 +185,11 @@ def _packed_slices(
     if known is not None and known.ndim == 2:
         with assembler.naming(f"{name}, all rows"):
             whole = quantize_with_feedback(assembler.read(name, 0, int(order.max()) + 1), known)
-    step = max(SLICE // max(columns, 1) // (MOST_BAND * ROWS), 1) * MOST_BAND * ROWS
-    row_blocks = len(order) // ROWS
+    step = max(SLICE // max(columns, 1) // (BAND * ROWS), 1) * BAND * ROWS
     for at in range(0, len(order), step):
         rows = order[at : at + step]
         if whole is not None:
-            yield pack(format, take_rows(whole, rows), row_blocks)
+            yield pack(format, take_rows(whole, rows))
             continue
         wanted = np.unique(rows[rows >= 0])
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
@@ -199,10 +198,10 @@ def _packed_slices(
         if FORMATS[format].activation == "f32":
             values = take_rows(np.concatenate([assembler.read(name, *span) for span in spans]), place)
             with assembler.naming(f"{name} from row {spans[0][0]}"):
-                yield pack(format, values, row_blocks)
+                yield pack(format, values)
         else:
             grouped = joined([assembler.read_grouped(name, *span, format, known) for span in spans])
-            yield pack(format, take_rows(grouped, place), row_blocks)
+            yield pack(format, take_rows(grouped, place))
 
 
 def inexact(formats: Mapping[str, FormatName], assembler: Assembler) -> list[str]:

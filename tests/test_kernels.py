@@ -68,7 +68,7 @@ from lapinfer.kernels.simd import (
     where_less,
 )
 from lapinfer.kernels.vecmath import activate, cap, erf, exp, tanh
-from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped, band
+from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped
 from lapinfer.quant.blocks import from_bf16, pack, unpack
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.kv import lanes, layer_cache
@@ -468,7 +468,7 @@ def matmul(
     if mode == ADD:
         outputs["out"][:tokens, :R] = 1.0
     operands: dict[str, Operand] = {
-        "weights": packed, "row_blocks": blocks, "band": band(blocks), "groups": -(-columns // GROUP), "unit": unit,
+        "weights": packed, "row_blocks": blocks, "groups": -(-columns // GROUP), "unit": unit,
         "x": tiles, "tokens": TOKENS, "mode": mode, "out": outputs["out"], "out_stride": outputs["out"].strides[0],
         "bias": 0, "scale": 1.0, "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": out_kind,
         "block_max": outputs["block_max"], "scratch": np.zeros(1 << 16, F32), "scratch_stride": 0,
@@ -493,14 +493,14 @@ def test_matmul_stores_and_adds(name: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("unit", [1, 4, 8, 16])
-def test_rows_of_wide_bands_are_the_same_in_any_chunks(name: str, unit: int) -> None:
-    """133 row blocks: sixteen bands of eight, and a last one of five."""
+def test_rows_of_bands_are_the_same_in_any_chunks(name: str, unit: int) -> None:
+    """21 row blocks: two bands of eight, and a last one of five."""
     for tokens in (1, 2, 3):
-        outputs, product, size = matmul(name, 133, unit, 40, tokens, STORE)
-        got = outputs["out"][:tokens, : ROWS * 133]
+        outputs, product, size = matmul(name, 21, unit, 40, tokens, STORE)
+        got = outputs["out"][:tokens, : ROWS * 21]
         assert (np.abs(got - product) <= DOT_ERROR * (size + 2)).all()
         if unit > 1:
-            alone = matmul(name, 133, 1, 40, tokens, STORE)[0]["out"][:tokens, : ROWS * 133]
+            alone = matmul(name, 21, 1, 40, tokens, STORE)[0]["out"][:tokens, : ROWS * 21]
             np.testing.assert_array_equal(got, alone)
 
 
@@ -538,7 +538,7 @@ def test_matmul_with_activation(name: str, activation: str, mode: int) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("learned", [False, True])
 def test_embed(fmt: str, learned: bool) -> None:
-    vocab, D, T = 16 * 133 + 5, 70, 40  # wide bands, and a last one of six row blocks
+    vocab, D, T = 16 * 21 + 5, 70, 40  # two bands, and a last one of six row blocks
     packed, W = random_weights(fmt, vocab, D)
     wide = padded(D, GROUP)
     rng = np.random.default_rng(0)
@@ -547,7 +547,7 @@ def test_embed(fmt: str, learned: bool) -> None:
     positions[:, :D] = rng.standard_normal((50, D))
     out = np.full((T + 1, wide), UNTOUCHED)
     operands: dict[str, Operand] = {
-        "weights": packed, "format": list(FORMATS).index(fmt), "row_blocks": len(packed), "band": band(len(packed)),
+        "weights": packed, "format": list(FORMATS).index(fmt), "row_blocks": len(packed),
         "groups": wide // GROUP, "head_bytes": FORMATS[fmt].head_bytes, "block_bytes": FORMATS[fmt].block_bytes,
         "token": token, "pos": pos, "positions": positions if learned else 0, "scale": 1.5,
         "out": out, "out_stride": out.strides[0],

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import FORMATS, Grouped, band
+from lapinfer.quant import BAND, FORMATS, Grouped
 from lapinfer.quant.blocks import (
     interleave,
     interleaved_rows,
@@ -22,7 +22,7 @@ from lapinfer.quant.blocks import (
 from lapinfer.quant.calibrate import guess_importance, quantize_with_feedback
 from lapinfer.quant.search import quantize
 
-shapes = st.tuples(st.integers(1, 70), st.integers(1, 100))
+shapes = st.tuples(st.integers(1, 300), st.integers(1, 100))
 
 
 def random(shape, seed=0, scale=0.05):
@@ -33,11 +33,10 @@ def loop_unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.n
     """The layout as the package's docstring says it, one weight at a time."""
     out = np.zeros(shape, np.float32)
     data, size, head_bytes = packed.tobytes(), FORMATS[format].block_bytes, FORMATS[format].head_bytes
-    side_by_side = band(len(packed))
     for R in range(shape[0]):
-        place = R // 16 % side_by_side
+        place = R // 16 % BAND
         first = R // 16 - place
-        width = min(side_by_side, len(packed) - first)
+        width = min(BAND, len(packed) - first)
         heads = first * packed.shape[1]
         head = data[heads + place * head_bytes :][:head_bytes]
         for C in range(shape[1]):
@@ -80,8 +79,8 @@ def test_round_trip_agrees_with_plain_loops(format, shape, seed):
         grouped = quantize(format, weights)
         np.testing.assert_array_equal(values, grouped.weights())
         np.testing.assert_array_equal(unpack_groups(format, packed, shape).codes, grouped.codes)
-        # Half a step, and the rounding of scale and minimum.
-        step = {"q8": 1 / 127, "q4_1": 2 / 15, "q4": 2 / 15}[format] * np.abs(weights).max()
+        # q8: the search may cut 0.9 % off the range, and a float16 scale another 2^-11; 4 bits: a step.
+        step = {"q8": 0.0095, "q4_1": 2 / 15, "q4": 2 / 15}[format] * np.abs(weights).max()
         assert np.abs(values - weights).max() <= step
     else:
         np.testing.assert_allclose(values, weights, rtol={"f32": 0, "f16": 2**-11, "bf16": 2**-8}[format], atol=1e-7)

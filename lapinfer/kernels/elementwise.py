@@ -23,7 +23,7 @@ from lapinfer.kernels.simd import (
     where_less,
 )
 from lapinfer.kernels.tiles import store_group
-from lapinfer.quant import FORMATS, MINIMUM_STEP
+from lapinfer.quant import BAND, FORMATS, MINIMUM_STEP
 
 f32 = np.float32
 
@@ -31,7 +31,7 @@ f32 = np.float32
 # ---- embedding ----
 
 (
-    E_WEIGHTS, E_FORMAT, E_ROW_BLOCKS, E_BAND, E_GROUPS, E_HEAD_BYTES, E_BLOCK_BYTES, E_TOKEN, E_POS, E_POSITIONS,
+    E_WEIGHTS, E_FORMAT, E_ROW_BLOCKS, E_GROUPS, E_HEAD_BYTES, E_BLOCK_BYTES, E_TOKEN, E_POS, E_POSITIONS,
     E_SCALE, E_OUT, E_OUT_STRIDE,
 ) = offsets("embed")  # fmt: skip
 IN_F32, IN_F16, IN_BF16, IN_Q8, IN_Q4_1, IN_Q4 = range(len(FORMATS))
@@ -65,9 +65,9 @@ def embed(op, step, chunk, thread):
     positions, scale = load_i64(op + E_POSITIONS), load_f32(op + E_SCALE)
     for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
         token = load_i64(load_i64(op + E_TOKEN) + 8 * t)
-        place = token // 16 % load_i64(op + E_BAND)
+        place = token // 16 % BAND
         band = token // 16 - place
-        width = min(load_i64(op + E_BAND), row_blocks - band)
+        width = min(BAND, row_blocks - band)
         head = load_i64(op + E_WEIGHTS) + band * (head_bytes + groups * block_bytes)
         block = head + width * head_bytes + place * block_bytes
         head += place * head_bytes

@@ -55,10 +55,10 @@ from lapinfer.kernels.simd import (
 )
 from lapinfer.kernels.tiles import store_group
 from lapinfer.kernels.vecmath import activate, cap
-from lapinfer.quant import FORMATS
+from lapinfer.quant import BAND, FORMATS
 
 (
-    WEIGHTS, ROW_BLOCKS, BAND, GROUPS, UNIT, X, TOKENS, MODE, OUT, OUT_STRIDE, BIAS, SCALE, SOFTCAP, ACTIVATION,
+    WEIGHTS, ROW_BLOCKS, GROUPS, UNIT, X, TOKENS, MODE, OUT, OUT_STRIDE, BIAS, SCALE, SOFTCAP, ACTIVATION,
     OUT_GROUPS, OUT_KIND, BLOCK_MAX, SCRATCH, SCRATCH_STRIDE,
 ) = offsets("matmul")  # fmt: skip
 
@@ -156,9 +156,9 @@ def matmul(tokens_of, rows_of, head_bytes, block_bytes, group_bytes, op, step, c
         n = min(TILE, tokens - first_token)
         r = 0
         while r < blocks:
-            place = (first + r) % load_i64(op + BAND)
+            place = (first + r) % BAND
             band = first + r - place
-            width = min(load_i64(op + BAND), row_blocks - band)
+            width = min(BAND, row_blocks - band)
             heads = load_i64(op + WEIGHTS) + band * (head_bytes + groups * block_bytes)
             w = heads + width * head_bytes + place * block_bytes
             heads += place * head_bytes

@@ -48,7 +48,7 @@ PARTIAL_EXTRA = 16
 OPERANDS: dict[str, tuple[str, ...]] = {
     # out[t] = embed[token[t]] · scale (+ positions[pos[t]])
     "embed": (
-        "weights", "format", "row_blocks", "band", "groups", "head_bytes", "block_bytes", "token", "pos", "positions",
+        "weights", "format", "row_blocks", "groups", "head_bytes", "block_bytes", "token", "pos", "positions",
         "scale", "out", "out_stride",
     ),
     # activation tiles of norm(x[rows[t]]); rows 0: x[t]. tokens: the step field that counts them
@@ -59,7 +59,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "add_norm": ("y", "y_stride", "width", "weight", "bias", "eps", "norm", "x", "x_stride", "scale"),
     # `unit` row blocks of W · x, finished as the mode says
     "matmul": (
-        "weights", "row_blocks", "band", "groups", "unit", "x", "tokens", "mode", "out", "out_stride", "bias", "scale",
+        "weights", "row_blocks", "groups", "unit", "x", "tokens", "mode", "out", "out_stride", "bias", "scale",
         "softcap", "activation", "out_groups", "out_kind", "block_max", "scratch", "scratch_stride",
     ),
     # q and k norm and rotation in place; keys and values into the cache

@@ -1,8 +1,8 @@
 """Weight formats: how numbers are quantized, packed and unpacked. NumPy only.
 
 A matrix [R, C] is cut into row blocks of 16 rows, and these into blocks of 16 rows × 32 columns (missing rows and
-columns are zero). A few row blocks make a band (`band`): it has their heads (q4 alone has any), then, for every group
-of 32 columns, one block of each of them. The last band may have fewer. Blocks:
+columns are zero). BAND row blocks make a band: it has their heads (q4 alone has any), then, for every group of 32
+columns, one block of each of them. The last band may have fewer. Blocks:
 
     f32, f16, bf16   32 columns of 16 rows each: value(row r, column c) at element 16·c + r
     q8   (544 bytes) 16 f16 scales, one a row; then 8 lines of 64 bytes: line k, byte 4·r + j is the
@@ -24,14 +24,9 @@ import numpy as np
 ROWS, GROUP = 16, 32
 """Rows and columns of a block; a group of columns of one row shares a scale."""
 
-MOST_BAND = 8
-
-
-def band(row_blocks: int) -> int:
-    """Row blocks that lie side by side in a matrix of so many: a token's product then reads memory in one stream, and
-    its own numbers once for all of them. Small matrices have smaller bands, which threads can share more evenly."""
-    return MOST_BAND if row_blocks >= 16 * MOST_BAND else MOST_BAND // 2
-
+BAND = 8
+"""Row blocks that lie side by side: one token's product then reads memory in one stream, and the token's own numbers
+once for all of them."""
 
 MINIMUM_STEP = 8
 """Units that a step of a q4 minimum is worth: a minimum is about −7.5 scales."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped, band
+from lapinfer.quant import BAND, FORMATS, GROUP, ROWS, Grouped
 from lapinfer.quant.search import check_finite, quantize
 
 Rows = TypeVar("Rows", np.ndarray, Grouped)
@@ -32,18 +32,18 @@ def packed_size(format: str, shape: tuple[int, int]) -> int:
     return blocks * row_block_bytes
 
 
-def _spans(row_blocks: int, side_by_side: int) -> list[tuple[int, int, int]]:
+def _spans(row_blocks: int) -> list[tuple[int, int, int]]:
     """(start, stop, width) of the row blocks in whole bands, and of those in the last."""
-    whole = row_blocks // side_by_side * side_by_side
-    spans = (0, whole, side_by_side), (whole, row_blocks, row_blocks - whole)
+    whole = row_blocks // BAND * BAND
+    spans = (0, whole, BAND), (whole, row_blocks, row_blocks - whole)
     return [span for span in spans if span[0] < span[1]]
 
 
-def _in_bands(heads: np.ndarray, blocks: np.ndarray, side_by_side: int) -> np.ndarray:
+def _in_bands(heads: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """uint8 [B, bytes] in bands, of heads [B, head bytes] and blocks [B, G, block bytes]."""
     B, G, size = blocks.shape
     packed = np.empty((B, heads.shape[1] + G * size), np.uint8)
-    for start, stop, width in _spans(B, side_by_side):
+    for start, stop, width in _spans(B):
         bands = packed[start:stop].reshape((stop - start) // width, -1)
         ahead = width * heads.shape[1]
         bands[:, :ahead] = heads[start:stop].reshape(len(bands), ahead)
@@ -57,7 +57,7 @@ def _out_of_bands(packed: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarr
     B, size = len(packed), FORMATS[format].block_bytes
     G = (packed.shape[1] - FORMATS[format].head_bytes) // size
     heads, blocks = np.empty((B, packed.shape[1] - G * size), np.uint8), np.empty((B, G, size), np.uint8)
-    for start, stop, width in _spans(B, band(B)):
+    for start, stop, width in _spans(B):
         bands = packed[start:stop].reshape((stop - start) // width, -1)
         ahead = width * heads.shape[1]
         heads[start:stop] = bands[:, :ahead].reshape(stop - start, -1)
@@ -77,12 +77,11 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def pack(format: str, values: np.ndarray | Grouped, row_blocks: int | None = None) -> np.ndarray:
+def pack(format: str, values: np.ndarray | Grouped) -> np.ndarray:
     """uint8 [ceil(R/16), bytes of a row block] of float32 [R, C], or of groups that have this format already.
 
-    row_blocks: of the whole matrix, when these rows are a slice of it that begins at a band. Floats for q8, q4_1 and
-    q4 are quantized without importance. Raises CheckpointError for weights that the format can't hold: NaN, infinite,
-    or too large.
+    A matrix may be packed in slices of whole bands. Floats for q8, q4_1 and q4 are quantized without importance.
+    Raises CheckpointError for weights that the format can't hold: NaN, infinite, or too large.
     """
     if isinstance(values, Grouped):
         if values.format != format:
@@ -94,7 +93,7 @@ def pack(format: str, values: np.ndarray | Grouped, row_blocks: int | None = Non
         check_finite(values)
         blocks = _float_blocks(format, np.asarray(values, np.float32))
         heads = np.empty((len(blocks), 0), np.uint8)
-    return _in_bands(heads, blocks, band(row_blocks or len(blocks)))
+    return _in_bands(heads, blocks)
 
 
 def unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -35,7 +35,7 @@ from lapinfer.kernels.operands import (
     WANT,
     WANT_TILES,
 )
-from lapinfer.quant import FORMATS, GROUP, ROWS, band
+from lapinfer.quant import BAND, FORMATS, GROUP, ROWS
 from lapinfer.quant.blocks import interleaved_rows
 from lapinfer.runtime.kv import KVName, LayerCache, lanes, layer_cache
 from lapinfer.runtime.plan import Op
@@ -45,9 +45,7 @@ ATTENTION_ROWS = 4
 """Query rows of a register tile in kernels/attention.py."""
 
 
-MOST_UNIT = 16
-MIN_CHUNKS = 24
-FEW_CHUNKS = 8
+MANY_CHUNKS, FEW_CHUNKS = 24, 4
 MAX_CHUNK_BYTES = 400_000
 
 
@@ -107,14 +105,11 @@ def blocks_in_a_chunk(blocks: int, row_block_bytes: int, least: int) -> int:
     """Row blocks that one chunk of a matrix takes: by shape alone, never by the number of threads.
 
     A band, which is read as one; two where there are enough, since long runs read memory faster; parts of one where
-    there are so few that threads would wait for each other. `least`: blocks that belong together.
+    there are so few that threads would have nothing to do. `least`: blocks that belong together.
     """
-    unit = band(blocks)
-    if blocks >= MOST_UNIT * MIN_CHUNKS and MOST_UNIT * row_block_bytes <= MAX_CHUNK_BYTES:
-        return MOST_UNIT
-    while unit > least and blocks < FEW_CHUNKS * unit:
-        unit //= 2
-    return max(unit, least)
+    if blocks >= 2 * BAND * MANY_CHUNKS and 2 * BAND * row_block_bytes <= MAX_CHUNK_BYTES:
+        return 2 * BAND
+    return BAND if blocks >= BAND * FEW_CHUNKS else least
 
 
 def rope_table(rope: RopeSpec, ctx: int) -> np.ndarray:
@@ -176,7 +171,7 @@ class Builder:
 
     def _scratch_floats(self) -> int:
         """Floats of scratch that one thread needs for its largest op."""
-        matmul = TILE * MOST_UNIT * ROWS
+        matmul = TILE * 2 * BAND * ROWS
         attention = max(
             (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
             + ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2)
@@ -208,7 +203,7 @@ class Builder:
             positions[:, : self.spec.hidden] = self.weights.tensor("positions")
         self.add(
             "embed", "embed", "embedding", -1, TILES, 1,
-            weights=table, format=list(FORMATS).index(fmt.name), row_blocks=len(table), band=band(len(table)),
+            weights=table, format=list(FORMATS).index(fmt.name), row_blocks=len(table),
             groups=padded(self.spec.hidden) // GROUP, head_bytes=fmt.head_bytes, block_bytes=fmt.block_bytes,
             token=self.step.token, pos=self.step.pos, positions=positions,
             scale=self.spec.embed_scale, out=self.x, out_stride=self.x.strides[0],
@@ -262,7 +257,7 @@ class Builder:
         count, times = ANY_WANT if wanted else ONE, -(-blocks // unit)
         self.add(
             kernel, label or name.rsplit(".", 1)[-1], part, layer, count, times,
-            weights=weights, row_blocks=blocks, band=band(blocks), groups=groups, unit=unit, x=x,
+            weights=weights, row_blocks=blocks, groups=groups, unit=unit, x=x,
             tokens=WANT if wanted else TOKENS, mode=mode, out=target, out_stride=0 if tiled else target.strides[0],
             bias=0 if bias is None else bias, scale=scale, softcap=softcap, activation=activation,
             out_groups=blocks // least if tiled else 0, out_kind=out_kind,
