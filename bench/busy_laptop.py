@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -118,7 +119,7 @@ def main() -> None:
             model.prefill(np.arange(options.prompt) % model.spec.vocab)
         for told in options.only or NEIGHBOURS:
             found = condition(models, NEIGHBOURS[told], options)
-            results.append({"model": name, "beside": told, **found})
+            results.append({"model": Path(name).name, "beside": told, **found})
             print(f"{name}: {told}: {found['ratio_of_medians']}", file=sys.stderr)
         for model in models:
             model.close()

@@ -201,7 +201,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
     ids = np.random.default_rng(0).integers(5, 40000, PROMPT + ANSWER)
     result: dict[str, Any] = {
-        "model": str(args.model), "threads": args.threads, "repetitions": args.repetitions,
+        "model": args.model.name, "threads": args.threads, "repetitions": args.repetitions,
         "machine": {"processor": cpu_name(), "platform": platform.platform(), "python": platform.python_version()},
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "variants": [],
     }  # fmt: skip

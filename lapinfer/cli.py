@@ -113,8 +113,11 @@ def _some_threads(threads: int | None) -> int | None:
 
 Name = Annotated[str, typer.Option("-m", "--model", help=_NAMES)]
 NameArgument = Annotated[str, typer.Argument(metavar="[MODEL]", help=_NAMES)]
-Quant = Annotated[str, typer.Option("--quant", help="Weights as auto, q4, q8, f16, bf16 or f32.")]
+Quant = Annotated[str, typer.Option("--quant", help="Weights as auto, q4, q4_1, q8, f16, bf16 or f32.")]
 KV = Annotated[str, typer.Option("--kv", help="KV cache as f16 or q8.")]
+Activations = Annotated[
+    str, typer.Option("--activations", help="Multiply quantized weights with q8 or q16 (more exact, slower) numbers.")
+]
 Threads = Annotated[
     int | None, typer.Option("-t", "--threads", callback=_some_threads, help="Threads; all cores when not given.")
 ]
@@ -194,6 +197,7 @@ def run(
     ctx_size: Context = None,
     quant: Quant = "auto",
     kv: KV = "f16",
+    activations: Activations = "auto",
     json: Json = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     verbose: Verbose = False,
@@ -222,7 +226,7 @@ def run(
     sampling = {name: value for name, value in given.items() if value is not None}
     _check_sampling(sampling)
     name = _default_model() if model is None else model
-    with _load(name, verbose, threads=threads, ctx=ctx_size, quant=quant, kv=kv) as loaded:
+    with _load(name, verbose, threads=threads, ctx=ctx_size, quant=quant, kv=kv, activations=activations) as loaded:
         if not raw and loaded.template is None:
             _note("note: this model has no chat template; the prompt is continued as plain text")
             raw = True
@@ -352,6 +356,7 @@ def explain(
     analyze: Annotated[bool, typer.Option("--analyze", help="Run it, and add measured time and bandwidth.")] = False,
     quant: Quant = "auto",
     kv: KV = "f16",
+    activations: Activations = "auto",
     threads: Threads = None,
     ctx_size: Context = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer's ops instead of their sums.")] = False,
@@ -360,7 +365,8 @@ def explain(
     """The ops of a step, with predicted bytes and operations."""
     from lapinfer.report.explain import explain
 
-    with _load(model, verbose, quant=quant, kv=kv, threads=threads, ctx=ctx_size) as loaded:
+    options = {"quant": quant, "kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
+    with _load(model, verbose, **options) as loaded:
         print(explain(loaded.model, analyze=analyze, layers=layers))
 
 
@@ -368,7 +374,7 @@ def explain(
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help=_NAMES)],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
-    quant: Annotated[str, typer.Option("--quant", help="q4, q8, f16, bf16 or f32.")] = "q4",
+    quant: Annotated[str, typer.Option("--quant", help="q4, q4_1, q8, f16, bf16 or f32.")] = "q4",
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", help="A text whose activations weigh the quantization error.")
     ] = None,
@@ -393,6 +399,7 @@ def bench(
     output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
     quant: Quant = "auto",
     kv: KV = "f16",
+    activations: Activations = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Measure prompt processing and generation as llama-bench does; comma lists make a grid."""
@@ -416,6 +423,7 @@ def bench(
             repetitions=repetitions,
             quant=quant,
             kv=kv,
+            activations=activations,
             progress=progress,
         ):
             rows.append(row)
@@ -435,6 +443,7 @@ def perplexity(
     quant: Quant = "auto",
     against_quant: Annotated[str, typer.Option("--against-quant", help="--quant of the reference.")] = "auto",
     kv: KV = "f16",
+    activations: Activations = "auto",
     threads: Threads = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -443,7 +452,7 @@ def perplexity(
     from lapinfer.report import perplexity
 
     text = perplexity.read_text(file)
-    options = {"kv": kv, "threads": threads, "ctx": ctx_size}
+    options = {"kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
     with _load(model, verbose, quant=quant, **options) as scored:
         reference = None if against is None else _load(against, verbose, quant=against_quant, **options)
         try:

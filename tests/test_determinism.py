@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def _no_hang() -> Iterator[None]:
 
 
 def decoder(window: int | None = 150) -> ModelSpec:
-    """Two layers, one with a window; grouped heads; widths that are no multiples of 32."""
+    """Two layers, one with a window; grouped heads; widths that are no multiples of 32; a head of several bands."""
     norm = NormSpec("rms", 1e-5)
     rope = RopeSpec(20, tuple(1000.0 ** (-i / 10) for i in range(10)))
     attention = AttentionSpec(6, 2, 20, 24, 20**-0.5, rope=rope)
@@ -44,7 +45,7 @@ def decoder(window: int | None = 150) -> ModelSpec:
         LayerSpec(dataclasses.replace(attention, window=w), FeedForwardSpec(100, "silu"), norm, norm)
         for w in (None, window)
     )
-    return ModelSpec("llama", 131, 72, layers, norm, CTX, tied=False)
+    return ModelSpec("llama", 531, 72, layers, norm, CTX, tied=False)
 
 
 class RandomWeights:
@@ -65,7 +66,7 @@ class RandomWeights:
         return self._format
 
 
-def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, **limits: int) -> Model:
+def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, **limits: Any) -> Model:
     spec = decoder()
     return Model(spec, RandomWeights(spec, fmt, seed), Limits(**{"ctx": CTX, "kv": kv} | limits))  # type: ignore[arg-type]
 
@@ -74,7 +75,7 @@ def prompt(length: int = CTX, seed: int = 0) -> list[int]:
     return tiny.prompt(131, length, seed)
 
 
-def forward(ids: list[int], fmt: str = "q4", kv: str = "f16", **limits: int) -> np.ndarray:
+def forward(ids: list[int], fmt: str = "q4", kv: str = "f16", **limits: Any) -> np.ndarray:
     model = build(fmt, kv, **limits)
     try:
         return model.forward(ids)
@@ -82,14 +83,17 @@ def forward(ids: list[int], fmt: str = "q4", kv: str = "f16", **limits: int) -> 
         model.close()
 
 
-@pytest.mark.parametrize("kv", DTYPES)
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_threads_and_chunks_change_no_bit(fmt: str, kv: str) -> None:
+CASES = [(fmt, kv, "q8") for fmt in FORMATS for kv in DTYPES]
+CASES += [(fmt, "f16", "q16") for fmt, format in FORMATS.items() if format.grouped]
+
+
+@pytest.mark.parametrize(("fmt", "kv", "activations"), CASES)
+def test_threads_and_chunks_change_no_bit(fmt: str, kv: str, activations: str) -> None:
     ids = prompt()
-    expected = forward(ids, fmt, kv, step=512, threads=1)
+    expected = forward(ids, fmt, kv, step=512, threads=1, activations=activations)
     assert np.isfinite(expected).all()
     for step, threads in ((512, 2), (512, 4), (1, 1), (1, 2), (3, 1), (3, 4), (8, 2)):
-        got = forward(ids, fmt, kv, step=step, threads=threads)
+        got = forward(ids, fmt, kv, step=step, threads=threads, activations=activations)
         np.testing.assert_array_equal(got, expected, err_msg=f"chunks of {step}, {threads} threads")
 
 

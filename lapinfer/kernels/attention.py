@@ -15,6 +15,7 @@ from lapinfer.kernels.operands import (
     FIRST_TOKEN,
     ITEM,
     KEY_BLOCK,
+    KEY_LANES,
     LAST_BLOCK,
     PARTIAL_EXTRA,
     SLOT,
@@ -77,31 +78,22 @@ def fold(into, m, l, values, v_lanes):  # noqa: E741
 
 @jit
 def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last, scores, ahead):
-    """q · k of a register tile of rows against keys first … last (multiples of 16) of a block, into scores.
+    """q · k of a register tile of rows against keys first … last (multiples of KEY_LANES) of a block, into scores.
 
     ahead: ask memory for the next keys and the block's values meanwhile (the first rows that need them do).
     """
     k_dim, softcap = load_i64(op + K_DIM), load_f32(op + SOFTCAP)
-    size = 16 * k_dim * key_bytes  # of 16 keys
-    for key in range(first, last, 32):  # two vectors of keys at once keep both multipliers of a core busy
-        k = keys + key // 16 * size
-        if key + 16 < last:
-            pair = tile_of_8()
-            for d in range(k_dim):
-                if ahead:
-                    prefetch(k + 2 * size)
-                    prefetch(k + 3 * size)
-                    prefetch(values + (k - keys))
-                    prefetch(values + (k + size - keys))
-                pair = tile_fma(pair, (load_kv(k), load_kv(k + size)), q + 4 * ROWS * d, 4)
-                k += 16 * key_bytes
-            tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
-        else:
-            one = tile_of_4()
-            for d in range(k_dim):
-                one = tile_fma(one, (load_kv(k),), q + 4 * ROWS * d, 4)
-                k += 16 * key_bytes
-            tile_store(one, scores + 4 * key, 4 * KEY_BLOCK)
+    size = KEY_LANES * k_dim * key_bytes
+    for key in range(first, last, KEY_LANES):
+        k = keys + key // KEY_LANES * size
+        pair = tile_of_8()
+        for d in range(k_dim):
+            if ahead:
+                prefetch(k + size)
+                prefetch(values + (k - keys))
+            pair = tile_fma(pair, (load_kv(k), load_kv(k + 16 * key_bytes)), q + 4 * ROWS * d, 4)
+            k += KEY_LANES * key_bytes
+        tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
     for key in range(first, last, 16):
         if key_bytes == 1 or softcap != f32(0.0):
             for r in range(ROWS):
@@ -210,9 +202,9 @@ def attend(load_kv, kv_bytes, op, step, chunk, thread):
         for row in range(0, rows, ROWS):
             top = first_token + min(row + ROWS - 1, rows - 1) // group
             oldest = load_i64(pos + 8 * (first_token + row // group)) - window + 1
-            first = max(oldest - first_key, 0) // 16 * 16
+            first = max(oldest - first_key, 0) // KEY_LANES * KEY_LANES
             behind = min(load_i64(pos + 8 * top) - first_key + 1, KEY_BLOCK)  # 0 · what is stored there might be NaN
-            last = (behind + 15) // 16 * 16
+            last = (behind + KEY_LANES - 1) // KEY_LANES * KEY_LANES
             if first < last:
                 scores_of_block(
                     op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores, row == 0

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import KV_F16, KV_F32, LAYER, NONE, TILE, TOKENS, offsets
+from lapinfer.kernels.operands import KEY_LANES, KV_F16, KV_F32, LAYER, NONE, TILE, TOKENS, offsets
 from lapinfer.kernels.simd import (
     fma,
     iota,
@@ -245,10 +245,10 @@ def heads_of_one(op, qkv, position, slot):
     size = 4 if kind == KV_F32 else 2 if kind == KV_F16 else 1
     for h in range(kv_heads):
         row = (slot * kv_heads + h) * capacity  # keys and values of this head before it
-        k_out = load_i64(op + R_K_CACHE) + size * ((row + place // 16 * 16) * k_dim + place % 16)
+        k_out = load_i64(op + R_K_CACHE) + size * ((row + place - place % KEY_LANES) * k_dim + place % KEY_LANES)
         v_out = load_i64(op + R_V_CACHE) + size * (row + place) * v_lanes
         scale = 4 * (row + place)
-        store_vector(kind, keys + 4 * h * k_dim, k_dim, k_out, 16, load_i64(op + R_K_SCALE) + scale)
+        store_vector(kind, keys + 4 * h * k_dim, k_dim, k_out, KEY_LANES, load_i64(op + R_K_SCALE) + scale)
         store_vector(kind, values + 4 * h * v_dim, v_dim, v_out, 1, load_i64(op + R_V_SCALE) + scale)
 
 

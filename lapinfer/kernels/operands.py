@@ -35,9 +35,12 @@ ACT_F32, ACT_Q8, ACT_Q16 = range(3)
 
 KV_KINDS = ("f32", "f16", "q8")
 KV_F32, KV_F16, KV_Q8 = range(3)
-"""The cache of one layer. Keys [slot, head, capacity/16, k_dim, 16]: 16 neighbouring keys share a vector.
+"""The cache of one layer. Keys [slot, head, capacity / KEY_LANES, k_dim, KEY_LANES]: neighbouring keys share vectors.
 Values [slot, head, capacity, v_lanes], v_dim rounded up to 16. q8: int8 and a float32 scale for each key and value
 of a head, [slot, head, capacity]."""
+
+KEY_LANES = 32
+"""Keys that are multiplied together: two vectors, which keep both multipliers of a core busy, as one stream."""
 
 KEY_BLOCK = 128
 """Keys whose scores are combined before they are merged into the softmax; splits of attention lie between blocks."""

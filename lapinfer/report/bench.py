@@ -81,6 +81,7 @@ def bench(
     repetitions: int = 5,
     quant: str = "auto",
     kv: str = "f16",
+    activations: str = "auto",
     progress: Callable[..., Any] | None = None,
 ) -> Iterator[Row]:
     """A row for each combination, as soon as it is measured; a length of 0 leaves its test out."""
@@ -93,11 +94,11 @@ def bench(
         raise InputError("nothing to measure: -p and -n are both 0")
     ctx = max(map(sum, tests)) + max(depth)
     for count in threads:
-        model = load_model(name, quant=quant, threads=count, ctx=ctx, kv=kv, progress=progress)
+        model = load_model(name, quant=quant, threads=count, ctx=ctx, kv=kv, activations=activations, progress=progress)
         try:
             ids, text = _ids(model, ctx)
             for (p, n), d in itertools.product(tests, depth):
-                yield _measure(model, ids, text, p, n, d, repetitions)
+                yield _measure(model, ids, text, p, n, d, repetitions, progress or (lambda *args: None))
         finally:
             model.close()
 
@@ -112,12 +113,16 @@ def _ids(model: Model, count: int) -> tuple[np.ndarray, str]:
     return np.resize(np.array(ids, np.int32), count), "real"
 
 
-def _measure(model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, repetitions: int) -> Row:
+def _measure(
+    model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, repetitions: int, progress: Callable[..., Any]
+) -> Row:
     count = p + n
+    test = f"{'pp' if p else 'tg'}{count}" + (f" @ d{d}" if d else "")
     samples: list[int] = []
     touched = 0
     with model.lock:
         for repetition in range(repetitions + 1):
+            progress(test, repetition, repetitions + 1)
             if d:
                 model.prefill(ids[:d], 0, 0)
             before = model.usage.totals()
@@ -130,6 +135,7 @@ def _measure(model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, r
             if repetition:  # the first one warmed up
                 samples.append(spent)
                 touched += model.usage.totals().get("bytes", 0) - before.get("bytes", 0)
+    progress(test, repetitions + 1, repetitions + 1)
     speeds = [count * 1e9 / ns for ns in samples]
     rss, faults = _process_memory()
     shapes = tensors(model.spec)
@@ -139,7 +145,7 @@ def _measure(model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, r
         model_type=f"{model.spec.family} {params / 1e6:.0f}M {_main_format(model)}",
         model_size=sum(model.weights.tensor(name).nbytes for name in shapes),
         model_n_params=params,
-        test=f"{'pp' if p else 'tg'}{count}" + (f" @ d{d}" if d else ""),
+        test=test,
         n_prompt=p,
         n_gen=n,
         n_depth=d,

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from lapinfer.kernels.operands import KEY_BLOCK, KV_KINDS
+from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, KV_KINDS
 from lapinfer.spec import AttentionSpec, ModelSpec
 
 KVName = Literal["f32", "f16", "q8"]
@@ -62,7 +62,7 @@ def layer_cache(attention: AttentionSpec, kind: KVName, slots: int, ctx: int, ch
     return LayerCache(
         kind,
         places,
-        np.zeros((*heads, places // 16, attention.k_dim, 16), DTYPES[kind]),
+        np.zeros((*heads, places // KEY_LANES, attention.k_dim, KEY_LANES), DTYPES[kind]),
         np.zeros((*heads, places, lanes(attention.v_dim)), DTYPES[kind]),
         np.zeros(scales, np.float32),
         np.zeros(scales, np.float32),

@@ -157,16 +157,21 @@ def load(
     ctx: int | None = None,
     slots: int = 1,
     kv: str = "f16",
+    activations: str = "auto",
     progress: Callable[..., Any] | None = None,
 ) -> LanguageModel:
     """Load a checkpoint folder, a .gguf file or a hub name (org/name), packing its weights the first time.
 
-    quant: "auto" or a packed format (f32, f16, bf16, q8, q4); ctx: positions a slot holds; slots: sequences
-    kept at once; kv: format of the KV cache. Errors are `LapinferError`s.
+    quant: "auto" or a packed format (f32, f16, bf16, q8, q4, q4_1); ctx: positions a slot holds; slots: sequences
+    kept at once; kv: format of the KV cache; activations: what q8 and 4-bit weights are multiplied with, "q8" or
+    "q16" (more exact, slower prompts), "auto" is q16 for small models. Errors are `LapinferError`s.
     """
     from lapinfer.loading import load_model
 
-    model = load_model(path_or_name, quant=quant, threads=threads, ctx=ctx, slots=slots, kv=kv, progress=progress)
+    model = load_model(
+        path_or_name, quant=quant, threads=threads, ctx=ctx, slots=slots, kv=kv, activations=activations,
+        progress=progress,
+    )  # fmt: skip
     try:
         return from_model(model)
     except BaseException:
