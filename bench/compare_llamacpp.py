@@ -2,8 +2,8 @@
 
     python bench/compare_llamacpp.py MODEL --peer PYTHON [--variants q4:Q4_0,q4:Q4_K_M,q8:Q8_0] [-t 2] [-r 5] [-o FILE]
 
-MODEL is a Hugging Face folder (llama family) or a .gguf file; PYTHON is an interpreter with a native build of
-llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python`). GGUF files
+MODEL is a Hugging Face folder (llama, granitemoe, olmoe, qwen3_moe) or a .gguf file; PYTHON is an interpreter with a
+native build of llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python`). GGUF files
 of the peer's types are made once in --work by llama.cpp's own quantizer. A variant is ours:theirs; ours may name the
 activations behind a plus (q4+q8 for int8, as llama.cpp has them; by default small models have q16).
 
@@ -105,47 +105,88 @@ class Peer:
 # ---- making the peer's files ----
 
 
+ARCHITECTURES = {"llama": "llama", "granitemoe": "granitemoe", "olmoe": "olmoe", "qwen3_moe": "qwen3moe"}
+"""model_type of a config.json -> llama.cpp's name for it."""
+
+NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.router.layer": "ffn_gate_inp", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
 def write_gguf(folder: Path, target: Path) -> None:
-    """A float16 GGUF of a llama-family folder, without a tokenizer: for speed."""
+    """A float16 GGUF of a folder of one of ARCHITECTURES, without a tokenizer: for speed."""
     import gguf
 
     from lapinfer.checkpoint.folder import FolderCheckpoint
 
     checkpoint = FolderCheckpoint(folder)
     c = checkpoint.config
-    writer = gguf.GGUFWriter(target, "llama")
+    arch = ARCHITECTURES[c["model_type"]]
+    writer = gguf.GGUFWriter(target, arch, use_temp_file=True)
+    head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     writer.add_context_length(c["max_position_embeddings"])
     writer.add_embedding_length(c["hidden_size"])
     writer.add_block_count(c["num_hidden_layers"])
     writer.add_feed_forward_length(c["intermediate_size"])
     writer.add_head_count(c["num_attention_heads"])
     writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_rope_dimension_count(c["hidden_size"] // c["num_attention_heads"])
+    writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base((c.get("rope_parameters") or c)["rope_theta"])
     writer.add_vocab_size(c["vocab_size"])
     writer.add_tokenizer_model("none")
-    names = {
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
-    for name in checkpoint.names():
+    if arch != "llama":
+        writer.add_expert_count(c.get("num_local_experts") or c["num_experts"])
+        writer.add_expert_used_count(c["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(c.get("moe_intermediate_size") or c["intermediate_size"])
+    if arch == "granitemoe":
+        writer.add_attention_scale(c["attention_multiplier"])
+        writer.add_embedding_scale(c["embedding_multiplier"])
+        writer.add_residual_scale(c["residual_multiplier"])
+        writer.add_logit_scale(c["logits_scaling"])
+    experts: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+
+    def add(name: str, values: np.ndarray) -> None:
+        exact = values.ndim == 1 or "ffn_gate_inp" in name
+        writer.add_tensor(name, values.astype(np.float32 if exact else np.float16))
+
+    for name in sorted(checkpoint.names(), key=lambda name: [int(p) if p.isdigit() else 0 for p in name.split(".")]):
         values = checkpoint.read(name)
-        if name.startswith("model.layers."):
-            _, _, layer, part = name.split(".", 3)
-            part = part.removesuffix(".weight")
-            if part in ("self_attn.q_proj", "self_attn.k_proj"):  # llama.cpp's rotary order of rows
+        if not name.startswith("model.layers."):
+            add({
+                "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+                "lm_head.weight": "output.weight",
+            }[name], values)  # fmt: skip
+            continue
+        _, _, layer, part = name.split(".", 3)
+        part = part.removesuffix(".weight")
+        if part == "block_sparse_moe.input_linear":
+            gate, up = np.split(values, 2, axis=1)
+            add(f"blk.{layer}.ffn_gate_exps.weight", gate)
+            add(f"blk.{layer}.ffn_up_exps.weight", up)
+        elif part == "block_sparse_moe.output_linear":
+            add(f"blk.{layer}.ffn_down_exps.weight", values)
+        elif ".experts." in part:
+            _, _, expert, which = part.split(".")
+            group = experts.setdefault((layer, which), {})
+            group[int(expert)] = values.astype(np.float16)
+            if len(group) == c["num_experts"]:
+                stacked = np.stack([group[e] for e in sorted(group)])
+                add(f"blk.{layer}.ffn_{which.removesuffix('_proj')}_exps.weight", stacked)
+                del experts[layer, which]
+        else:
+            # llama.cpp's rotary order of rows, in these architectures alone
+            if arch in ("llama", "granitemoe") and part in ("self_attn.q_proj", "self_attn.k_proj"):
                 heads = c["num_attention_heads" if part.endswith("q_proj") else "num_key_value_heads"]
                 rows, columns = values.shape
                 values = values.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-            theirs = f"blk.{layer}.{names[part]}.weight"
-        else:
-            theirs = {
-                "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-                "lm_head.weight": "output.weight",
-            }[name]  # fmt: skip
-        writer.add_tensor(theirs, values.astype(np.float16 if values.ndim > 1 else np.float32))
+            add(f"blk.{layer}.{NAMES[part]}.weight", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -23,6 +23,7 @@ from lapinfer.text.tokenizer import Tokenizer
 CHUNK = 512
 """Tokens of a sequence; fewer where the model's context is shorter."""
 RANDOM_CHUNKS, TEXT_CHUNKS = 8, 24
+FEW_TOKENS = 64
 COVARIANCE_BYTES = 1 << 28
 """Covariances held at once; the tokens run again for each further group of matrices."""
 
@@ -83,22 +84,43 @@ def tensor_name(op: Op, spec: ModelSpec) -> str:
     return f"layers.{op.layer}.{op.label}" if op.layer >= 0 else "embed" if spec.tied else "head"
 
 
-def second_moments(model: Model, chunks: np.ndarray, widths: Mapping[str, int], progress: Progress) -> dict:
-    """Mean square [C] of each input column of the named matrices; `widths` are their C."""
-    sums = {name: np.zeros(width) for name, width in widths.items()}
+def second_moments(
+    model: Model, chunks: np.ndarray, shapes: Mapping[str, tuple[int, ...]], progress: Progress
+) -> dict[str, np.ndarray]:
+    """Mean square of each input column of the named matrices; `shapes` are [C], or [E, C] for one of each expert.
 
-    def add(name: str, inputs: np.ndarray) -> None:
-        sums[name] += np.einsum("tc,tc->c", inputs, inputs)
+    An expert that few tokens chose is taken to be like the others of its layer, the more so the fewer it had.
+    """
+    sums = {name: np.zeros(shape) for name, shape in shapes.items()}
+    tokens = {name: np.zeros(shape[:-1]) for name, shape in shapes.items()}
+
+    def add(name: str, inputs: np.ndarray, experts: np.ndarray | None) -> None:
+        if sums[name].ndim == 1:
+            sums[name] += np.einsum("tc,tc->c", inputs, inputs)
+            tokens[name] += len(inputs)
+            return
+        assert experts is not None
+        for expert in np.unique(experts):
+            its = inputs[experts == expert]
+            sums[name][expert] += np.einsum("tc,tc->c", its, its)
+            tokens[name][expert] += len(its)
 
     _run(model, chunks, sums, add, progress)
-    return {name: (total / chunks.size).astype(np.float32) for name, total in sums.items()}
+    found = {}
+    for name, total in sums.items():
+        count = tokens[name]
+        if total.ndim == 2:  # as if it had seen FEW_TOKENS more, of the layer's mean
+            total = total + FEW_TOKENS * total.sum(axis=0) / max(count.sum(), 1)
+            count = (count + FEW_TOKENS)[:, None]
+        found[name] = (total / np.maximum(count, 1)).astype(np.float32)
+    return found
 
 
 def covariances(model: Model, chunks: np.ndarray, widths: Mapping[str, int], progress: Progress) -> dict:
     """Mean products [C, C] of the input columns of the named matrices; `widths` are their C."""
     sums = {name: np.zeros((width, width), np.float32) for name, width in widths.items()}
 
-    def add(name: str, inputs: np.ndarray) -> None:
+    def add(name: str, inputs: np.ndarray, experts: np.ndarray | None) -> None:
         sums[name] += inputs.T @ inputs
 
     _run(model, chunks, sums, add, progress)
@@ -120,18 +142,25 @@ def groups_within(widths: Mapping[str, int], limit: int = COVARIANCE_BYTES) -> I
 
 
 def _run(
-    model: Model, chunks: np.ndarray, sums: Mapping[str, np.ndarray], add: Callable[[str, np.ndarray], None],
-    progress: Progress,
+    model: Model, chunks: np.ndarray, sums: Mapping[str, np.ndarray],
+    add: Callable[[str, np.ndarray, np.ndarray | None], None], progress: Progress,
 ) -> None:  # fmt: skip
-    """Run each chunk as a sequence of its own; `add` sees the inputs [T, C] of the matrices that `sums` names."""
+    """Run each chunk as a sequence of its own; `add` sees the inputs [T, C] of the matrices that `sums` names.
 
-    def before(op: Op, inputs: np.ndarray) -> None:
-        name = tensor_name(op, model.spec)
-        if name in sums:
-            inputs = inputs[:, : len(sums[name])]
-            if not np.isfinite(inputs).all():
-                raise CheckpointError(f"{model.name}: the inputs of {name} are not numbers: its weights are damaged")
-            add(name, inputs)
+    The experts' first matrices are told what their router sees; of the second ones, each row's expert is told.
+    """
+
+    def before(op: Op, inputs: np.ndarray, experts: np.ndarray | None) -> None:
+        own = tensor_name(op, model.spec)
+        bank = own.removesuffix(".router") + ".experts"
+        for name in (own,) if op.label != "router" else (f"{bank}.gate_up", f"{bank}.up"):
+            if name in sums:
+                inputs = inputs[:, : sums[name].shape[-1]]
+                if not np.isfinite(inputs).all():
+                    raise CheckpointError(
+                        f"{model.name}: the inputs of {name} are not numbers: its weights are damaged"
+                    )
+                add(name, inputs, experts)
 
     def after(op: Op) -> None:
         weights = op.operands.get("weights")

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -122,6 +123,9 @@ Threads = Annotated[
     int | None, typer.Option("-t", "--threads", callback=_some_threads, help="Threads; all cores when not given.")
 ]
 Context = Annotated[int | None, typer.Option("-c", "--ctx-size", min=1, help="Tokens that fit into the context.")]
+Experts = Annotated[
+    int | None, typer.Option("--experts", min=1, help="Experts a token gets, instead of the model's own number.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", callback=_remember_verbose, help="Say more; show tracebacks.")
@@ -198,6 +202,10 @@ def run(
     quant: Quant = "auto",
     kv: KV = "f16",
     activations: Activations = "auto",
+    experts: Experts = None,
+    experts_report: Annotated[
+        Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
+    ] = None,
     json: Json = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     verbose: Verbose = False,
@@ -225,8 +233,16 @@ def run(
     }
     sampling = {name: value for name, value in given.items() if value is not None}
     _check_sampling(sampling)
+    if experts_report is not None:
+        from lapinfer.report.experts import check_path
+
+        check_path(experts_report)
     name = _default_model() if model is None else model
-    with _load(name, verbose, threads=threads, ctx=ctx_size, quant=quant, kv=kv, activations=activations) as loaded:
+    shape = {"quant": quant, "kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
+    with (
+        _load(name, verbose, experts=experts, **shape) as loaded,
+        nullcontext() if experts_report is None else _experts_written(loaded, experts_report),
+    ):
         if not raw and loaded.template is None:
             _note("note: this model has no chat template; the prompt is continued as plain text")
             raw = True
@@ -243,6 +259,22 @@ def run(
             _print_json({"model": loaded.model.name} | _completion(events))
             return
         _print_answer(loaded, events, not no_stream, verbose)
+
+
+@contextmanager
+def _experts_written(model: LanguageModel, path: Path) -> Iterator[None]:
+    """Records which experts tokens get, and writes that at the end, however the block ends."""
+    from lapinfer.report.experts import write
+
+    with model.watch_experts() as routing:
+        try:
+            yield
+        finally:
+            if routing.tokens:
+                write(path, routing, model.model.name)
+                _note(f"wrote {path}")
+            else:
+                _note(f"{path}: not written, no tokens were run")
 
 
 def _check_sampling(sampling: dict[str, Any]) -> SamplingParams:
@@ -359,6 +391,7 @@ def explain(
     activations: Activations = "auto",
     threads: Threads = None,
     ctx_size: Context = None,
+    experts: Experts = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer's ops instead of their sums.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -366,7 +399,7 @@ def explain(
     from lapinfer.report.explain import explain
 
     options = {"quant": quant, "kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
-    with _load(model, verbose, **options) as loaded:
+    with _load(model, verbose, experts=experts, **options) as loaded:
         print(explain(loaded.model, analyze=analyze, layers=layers))
 
 
@@ -400,6 +433,7 @@ def bench(
     quant: Quant = "auto",
     kv: KV = "f16",
     activations: Activations = "auto",
+    experts: Experts = None,
     verbose: Verbose = False,
 ) -> None:
     """Measure prompt processing and generation as llama-bench does; comma lists make a grid."""
@@ -424,6 +458,7 @@ def bench(
             quant=quant,
             kv=kv,
             activations=activations,
+            experts=experts,
             progress=progress,
         ):
             rows.append(row)
@@ -444,17 +479,28 @@ def perplexity(
     against_quant: Annotated[str, typer.Option("--against-quant", help="--quant of the reference.")] = "auto",
     kv: KV = "f16",
     activations: Activations = "auto",
+    experts: Experts = None,
     threads: Threads = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Perplexity of a text by llama-perplexity's method, and KL divergence from a reference."""
+    """Perplexity of a text by llama-perplexity's method, and KL divergence from a reference.
+
+    With --experts the reference, where none is named, is the model with its own number of experts.
+    """
     from lapinfer.report import perplexity
+    from lapinfer.report.experts import experts_a_token
 
     text = perplexity.read_text(file)
     options = {"kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
-    with _load(model, verbose, quant=quant, **options) as scored:
-        reference = None if against is None else _load(against, verbose, quant=against_quant, **options)
+    own: dict[str, int] = {}
+    with _load(model, verbose, quant=quant, experts=experts, **options) as scored:
+        reference = None
+        if against is not None:
+            reference = _load(against, verbose, quant=against_quant, **options)
+        elif experts is not None:
+            reference = _load(model, verbose, quant=quant, **options)
+            own = {"experts": experts, "reference_experts": experts_a_token(reference.spec)}
         try:
             result = None
             for result in perplexity.perplexity(scored, text, ctx_size, chunks, reference):
@@ -463,8 +509,48 @@ def perplexity(
         finally:
             if reference is not None:
                 reference.close()
-    if result is not None:
-        _print_json(result.as_dict()) if json else print(result)
+    if result is not None and json:
+        _print_json(result.as_dict() | own)
+    elif result is not None:
+        if own:
+            print(f"{experts} experts a token; the reference is the model with its own {own['reference_experts']}")
+        print(result)
+
+
+@app.command()
+def experts(
+    model: Annotated[str, typer.Argument(help=_NAMES)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The texts to read.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the report, too: .html, .json or .npz.")
+    ] = None,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=1, help="Tokens of a chunk.")] = 512,
+    chunks: Annotated[
+        int | None, typer.Option("--chunks", min=1, help="Chunks of each text; all when not given.")
+    ] = None,
+    experts: Experts = None,
+    quant: Quant = "auto",
+    kv: KV = "f16",
+    activations: Activations = "auto",
+    threads: Threads = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Which experts the tokens of texts are routed to: load, reuse, and different experts in a step."""
+    from lapinfer.report import experts as report
+    from lapinfer.report.perplexity import read_text
+
+    if output is not None:
+        report.check_path(output)
+    texts = [read_text(file) for file in files]
+    options = {"quant": quant, "kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
+    with _load(model, verbose, experts=experts, **options) as loaded, loaded.watch_experts() as routing:
+        with _Progress() as progress:
+            report.run_texts(loaded, texts, ctx_size, chunks, progress)
+        _print_json(routing.summary()) if json else print(report.table(routing))
+        if output is not None:
+            report.write(output, routing, loaded.model.name)
+            _note(f"wrote {output}")
 
 
 @app.command()

@@ -6,9 +6,11 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lapinfer.bounded import bounded_model
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_models
 from lapinfer.checkpoint.hub import resolve
@@ -19,7 +21,7 @@ from lapinfer.model import Model, default_threads
 from lapinfer.pack import QUANTS, SMALL, pack_checkpoint, packed_copy, packed_rows
 from lapinfer.runtime.build import Limits, context_bytes
 from lapinfer.runtime.kv import DTYPES, cache_bytes
-from lapinfer.spec import ModelSpec, is_matrix, tensors
+from lapinfer.spec import FeedForwardSpec, ModelSpec, is_matrix, tensors
 
 Progress = Callable[..., Any]
 """progress(what, done, total) for long work; progress(line) for a notice."""
@@ -40,13 +42,19 @@ def load_model(
     slots: int = 1,
     kv: str = "f16",
     activations: str = "auto",
+    experts: int | None = None,
+    memory: float | None = None,
+    policy: str = "lrfu",
     progress: Progress | None = None,
 ) -> Model:
     """Load a checkpoint folder, packed folder, .gguf file or hub name; packs the weights the first time.
 
     ctx: positions a slot holds, by default what the model was trained for, at most 4,096. activations: what q8 and
     q4 weights are multiplied with, q8 (int8) or q16 (two int8 a number: no loss to speak of, and prompts take up to
-    twice as long); auto is q16 for small models, which are quick anyway and lose most. InputError for options out
+    twice as long); auto is q16 for small models, which are quick anyway and lose most. experts: how many a token gets,
+    instead of the number that the model was trained with. memory: GB (10^9 bytes) that this process may take, all
+    included, for a mixture of experts that is larger: some experts are kept, the others read when they are chosen;
+    policy says which are kept (lru, lfu, lrfu). InputError for options out
     of range, CheckpointError for bad files, DoesNotFitError when memory or disk is too small.
     """
     say = progress or (lambda *args: None)
@@ -76,6 +84,7 @@ def load_model(
         if isinstance(found, Path):
             raise
         raise CheckpointError(f"{error} (a packed copy: delete {folder}, and it is packed again)") from error
+    spec = spec if experts is None else with_experts(spec, experts)
     ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
     if spec.positions and ctx > spec.positions:
         raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
@@ -83,8 +92,12 @@ def load_model(
         activations = "q16" if sum(math.prod(shape) for shape in tensors(spec).values()) < SMALL else "q8"
     # A chunk longer than the context would never be filled.
     limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv, activations)  # type: ignore[arg-type]
-    check_memory(weights, spec, limits)
-    model = Model(spec, weights, limits, name=str(path_or_name), folder=folder, notice=say)
+    if memory is None:
+        check_memory(weights, spec, limits)
+        model = Model(spec, weights, limits, name=str(path_or_name), folder=folder, notice=say)
+    else:
+        options = {"name": str(path_or_name), "folder": folder, "notice": say}
+        model = bounded_model(spec, weights, limits, memory, policy, **options)
     model.pack_s = pack_s
     model.load_s = time.perf_counter() - began - pack_s - model.compile_s
     return model
@@ -94,12 +107,31 @@ def check_packed(weights: PackedFile, spec: ModelSpec) -> None:
     """Whether a packed file has just the tensors that its config.json promises, in their shapes."""
     for name, shape in tensors(spec).items():
         entry = weights[name]
-        expected = (len(packed_rows(name, shape[0])), shape[1]) if is_matrix(name) else shape
+        expected = (*shape[:-2], len(packed_rows(name, shape[-2])), shape[-1]) if is_matrix(name) else shape
         if entry.shape != expected or (entry.format is not None) != is_matrix(name):
             raise CheckpointError(
                 f"{weights.path}: tensor {name!r} has {entry.format or 'f32'} {entry.shape}, "
                 f"config.json says {expected}"
             )
+
+
+def with_experts(spec: ModelSpec, top_k: int) -> ModelSpec:
+    """The same model with another number of routed experts a token; InputError where there are not so many."""
+    routers = [layer.feed_forward.router for layer in spec.layers if layer.feed_forward.router is not None]
+    if not routers:
+        raise InputError("experts: this model has no routed layers")
+    most = min(router.n_experts // router.groups * router.top_groups for router in routers)
+    if any(router.score == "sparsemixer" for router in routers):
+        raise InputError("experts: this model's router (sparsemixer) chooses two, and knows no other number")
+    if not 1 <= top_k <= most:
+        raise InputError(f"experts: expected a number from 1 to {most}, got {top_k}")
+
+    def with_fewer(ff: FeedForwardSpec) -> FeedForwardSpec:
+        return ff if ff.router is None else replace(ff, router=replace(ff.router, top_k=top_k))
+
+    return replace(
+        spec, layers=tuple(replace(layer, feed_forward=with_fewer(layer.feed_forward)) for layer in spec.layers)
+    )
 
 
 def available_memory() -> int | None:
@@ -117,7 +149,7 @@ def available_memory() -> int | None:
 def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
     """DoesNotFitError when weights, KV cache and what grows with the context are together more than there is."""
     there = available_memory()
-    packed = sum(weights.tensor(name).nbytes for name in weights.names())
+    packed = weights.nbytes
     kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
     needed = packed + kv + context_bytes(spec, limits)
     if there is not None and needed > there:

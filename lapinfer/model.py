@@ -12,18 +12,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lapinfer.errors import InputError
+from lapinfer.errors import CheckpointError, InputError
 from lapinfer.kernels.control import COUNTER
-from lapinfer.kernels.operands import ANY_WANT, ITEMS, ONE, TILE, TILES, TOKENS, WANT, WANT_TILES
+from lapinfer.kernels.operands import ANY_WANT, ITEMS, NOT_READ, ONE, TILE, TILES, TOKENS, WANT, WANT_TILES
 from lapinfer.runtime.build import Builder, Limits, Weights
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.team import Team
 from lapinfer.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from lapinfer.runtime.routing import Routing
 
 Notice = Callable[[str], None]
 SPLIT_BELOW = 8
@@ -60,7 +64,9 @@ class Model:
         self.ctx, self.slots, self.threads, self.max_step = limits.ctx, limits.slots, limits.threads, limits.step
         self.lock = threading.RLock()
         built = Builder(spec, weights, limits).build()
-        self._step = built.step
+        self._step, self._routed = built.step, built.routing
+        self.routing: Routing | None = None
+        self.pool = built.pool
         self.caches = built.caches
         began = time.perf_counter()
         kernels = library.load([*{op.kernel for op in built.ops}, "lead", "follow", "read_clock"], notice)
@@ -93,7 +99,14 @@ class Model:
             )
             self._counters[:] = 0
             elapsed = self.team.run(self.plan, header, self._counters)
-            self.usage.record(buffers.slot[:n], buffers.pos[:n], len(rows), self._counters, elapsed)
+            self._check_routers()
+            self.usage.record(
+                buffers.slot[:n], buffers.pos[:n], len(rows), self._counters, elapsed, self._routed.counts
+            )
+            if self.routing is not None:
+                self.routing.record(
+                    buffers.slot[:n], buffers.pos[:n], self._routed.chosen[:, :n], self._routed.weight[:, :n]
+                )
             return Logits(buffers.logits[: len(rows), : self.spec.vocab], buffers.block_max[: len(rows)])
 
     def _check(self, n: int, token, slot, pos, want) -> None:
@@ -108,6 +121,45 @@ class Model:
             if low < 0 or high >= stop:
                 wrong = low if low < 0 else high
                 raise InputError(f"{what} {wrong} is out of range, expected 0 to {stop - 1}")
+
+    def _check_routers(self) -> None:
+        """CheckpointError when a router's logits were no numbers, or experts could not be read."""
+        problem = self._routed.problem
+        if not problem.any():
+            return
+        position = int((problem != 0).argmax())
+        layer, kind = self._routed.layers[position], int(problem[position])
+        problem[:] = 0
+        if kind == NOT_READ and self.pool is not None:
+            self.pool.forget()
+            raise CheckpointError(
+                f"{self.pool.file}: experts of layer {layer} could not be read: the file has changed or its disk "
+                "fails; load the model again"
+            )
+        raise CheckpointError(
+            f"{self.name}: the router of layer {layer} gave logits that are not finite numbers: its weights, or "
+            f"those of the layers before it, are damaged; download or convert the model again"
+        )
+
+    def buffer_bytes(self) -> int:
+        """Bytes of everything that steps write: KV cache, activations, logits, tables; whether touched yet or not."""
+        found = {value.ctypes.data: value.nbytes for op in self.plan.ops for value in op.operands.values()
+                 if isinstance(value, np.ndarray) and value.flags.writeable}  # fmt: skip
+        if self.pool is not None and self.pool.pooled:
+            found.pop(self.pool.memory.ctypes.data, None)
+        return sum(found.values())
+
+    @property
+    def chosen_experts(self) -> dict[int, np.ndarray]:
+        """By layer: the experts of the last step's tokens, int64 [T, A] in order of rank, without the shared ones."""
+        n, routed = int(self._step.header[TOKENS]), self._routed
+        return {layer: chosen[:n] for layer, chosen in zip(routed.layers, routed.chosen, strict=True)}
+
+    @property
+    def distinct_experts(self) -> dict[int, int]:
+        """By layer: how many experts the last step has read, shared ones included."""
+        counts = np.count_nonzero(self._routed.counts, axis=1)
+        return {layer: int(count) for layer, count in zip(self._routed.layers, counts, strict=True)}
 
     def prefill(self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0) -> Logits:
         """Run a prompt from position `start` on, in chunks of max_step; the logits of its last token."""
@@ -141,3 +193,5 @@ class Model:
     def close(self) -> None:
         """Let the team's threads end."""
         self.team.close()
+        if self.pool is not None:
+            self.pool.close()

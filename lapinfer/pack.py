@@ -14,10 +14,12 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
+from lapinfer.assembly import Assembler
 from lapinfer.calibration import (
     Calibration,
     Progress,
@@ -29,26 +31,21 @@ from lapinfer.calibration import (
 )
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.checkpoint.home import home
-from lapinfer.checkpoint.packed import FILE_NAME, PackedEntry, PackedFile, PackedWriter, is_packed
+from lapinfer.checkpoint.packed import FILE_NAME, BankEntry, PackedEntry, PackedFile, PackedWriter, is_packed
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.families import Source, sources_for, spec_from_config
+from lapinfer.families import sources_for, spec_from_config
 from lapinfer.model import Model, default_threads
-from lapinfer.quant import BAND, FORMATS, ROWS, FormatName, Grouped
+from lapinfer.quant import BAND, FORMATS, ROWS, FormatName
 from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
 from lapinfer.quant.calibrate import quantize_with_feedback
-from lapinfer.quant.search import joined, quantize
+from lapinfer.quant.search import joined
 from lapinfer.runtime.build import Limits
-from lapinfer.spec import ModelSpec, is_matrix, tensors
+from lapinfer.spec import ModelSpec, bank_of, is_matrix, tensors
 
 QUANTS = ("auto", *FORMATS)
 SLICE = 1 << 23
 SMALL = 400_000_000
 """Models of fewer weights than this are packed as q8 by default: they are fast anyway, and 4 bits cost them more."""
-
-STORED_FORMATS: dict[str, FormatName] = {
-    "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4_1", "Q4_1": "q4_1",
-}  # fmt: skip
-"""What a stored type becomes without a loss."""
 
 FOUR_BITS = ("q4", "q4_1")
 
@@ -71,89 +68,6 @@ def packed_rows(name: str, rows: int) -> np.ndarray:
     return np.where(order < rows, order, -1)
 
 
-@dataclass(frozen=True, slots=True)
-class Assembler:
-    """Rows of our tensors from a checkpoint's."""
-
-    checkpoint: Checkpoint
-    sources: Mapping[str, tuple[Source, ...]]
-
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Whether the stored tensors have the shape that the config promises."""
-        rows = 0
-        for source in self.sources[name]:
-            if source.name not in self.checkpoint.names():
-                raise CheckpointError(f"{self.checkpoint.path}: tensor {source.name!r} is missing")
-            stored = self.checkpoint.shape(source.name)
-            turned = stored[::-1] if source.transposed else stored
-            stop = turned[0] if source.stop is None else source.stop
-            if len(turned) != len(shape) or stop > turned[0] or turned[1:] != shape[1:]:
-                wanted = (stop, *shape[1:])[::-1] if source.transposed else (stop, *shape[1:])
-                raise CheckpointError(
-                    f"{self.checkpoint.path}: tensor {source.name!r} has shape {stored}, config.json says {wanted}"
-                )
-            rows += stop - source.start
-        if rows != shape[0]:
-            names = ", ".join(source.name for source in self.sources[name])
-            raise CheckpointError(
-                f"{self.checkpoint.path}: {names} together have {rows} rows, config.json says {shape[0]}"
-            )
-
-    def formats_of(self, name: str) -> set[FormatName | None]:
-        """The formats that hold its sources without a loss; None: there is no such format."""
-        return {STORED_FORMATS.get(self.checkpoint.stored_as(source.name)) for source in self.sources[name]}
-
-    def _spans(self, name: str, start: int, stop: int) -> Iterator[tuple[Source, int, int]]:
-        """The parts of the sources that rows start:stop are made of."""
-        at = 0
-        for source in self.sources[name]:
-            stored = self.checkpoint.shape(source.name)
-            last = source.stop if source.stop is not None else stored[-1 if source.transposed else 0]
-            rows = last - source.start
-            low, high = max(start - at, 0), min(stop - at, rows)
-            if low < high:
-                yield source, source.start + low, source.start + high
-            at += rows
-
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start:stop as float32, checked to be numbers."""
-        parts = [self._values(*span) for span in self._spans(name, start, stop)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _values(self, source: Source, low: int, high: int) -> np.ndarray:
-        if source.transposed:
-            values = self.checkpoint.read(source.name)[:, low:high].T
-        else:
-            values = self.checkpoint.read(source.name, low, high)
-        if not np.isfinite(values).all():
-            raise CheckpointError(
-                f"{self.checkpoint.path}: tensor {source.name!r} has values that are not numbers (NaN or infinite)"
-            )
-        return values
-
-    def read_grouped(
-        self, name: str, start: int, stop: int, format: FormatName, importance: np.ndarray | None
-    ) -> Grouped:
-        """The same rows in groups: as they are stored where they have this format already, else quantized."""
-        parts = []
-        for source, low, high in self._spans(name, start, stop):
-            part = None if source.transposed else self.checkpoint.read_grouped(source.name, low, high)
-            if part is None or part.format != format:
-                values = self._values(source, low, high)
-                with self.naming(f"tensor {source.name!r} from row {low}"):
-                    part = quantize(format, values, importance)
-            parts.append(part)
-        return joined(parts)
-
-    @contextmanager
-    def naming(self, what: str) -> Iterator[None]:
-        """Errors of quantization say which row, not of what."""
-        try:
-            yield
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.checkpoint.path}: {what}: {error}") from error
-
-
 def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[str, FormatName]:
     """The format of each matrix. auto keeps what is stored in 8 or 4 bits, and else is q8 for small models or q4.
 
@@ -161,14 +75,19 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
     """
     if quant not in QUANTS:
         raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
-    shapes = {name: shape for name, shape in tensors(spec).items() if is_matrix(name)}
-    weights = sum(rows * columns for rows, columns in shapes.values())
+    names = [name for name in tensors(spec) if is_matrix(name)]
+    weights = sum(prod(tensors(spec)[name]) for name in names)
     formats: dict[str, FormatName] = {}
-    for name in shapes:
+    for name in names:
         asked = quant if quant != "auto" else "q8" if weights < SMALL else "q4"
         stored = assembler.formats_of(name)
+        if name.endswith(".router"):  # a wrong choice costs more than its few bytes
+            formats[name] = stored.pop() if len(stored) == 1 and stored <= {"f16", "bf16"} else "f32"  # type: ignore[assignment]
+            continue
         if quant == "auto" and stored <= {"q8", "q4_1"}:
             asked = "q8" if "q8" in stored else "q4_1"
+        if quant == "auto" and stored == {"mxfp4"}:
+            asked = "mxfp4"
         if asked in FOUR_BITS and name in ("embed", "head"):
             asked = Q4_HEAD
         elif asked == "q4" and "q4_1" in stored:
@@ -184,7 +103,7 @@ def _packed_slices(
     whole = None
     if known is not None and known.ndim == 2:
         with assembler.naming(f"{name}, all rows"):
-            whole = quantize_with_feedback(assembler.read(name, 0, int(order.max()) + 1), known)
+            whole = quantize_with_feedback(assembler.read(name, 0, int(order.max()) + 1, columns), known)
     step = max(SLICE // max(columns, 1) // (BAND * ROWS), 1) * BAND * ROWS
     for at in range(0, len(order), step):
         rows = order[at : at + step]
@@ -196,17 +115,86 @@ def _packed_slices(
         spans = [(int(run[0]), int(run[-1]) + 1) for run in runs]
         place = np.where(rows < 0, -1, np.searchsorted(wanted, rows))
         if FORMATS[format].activation == "f32":
-            values = take_rows(np.concatenate([assembler.read(name, *span) for span in spans]), place)
+            values = take_rows(np.concatenate([assembler.read(name, *span, columns) for span in spans]), place)
             with assembler.naming(f"{name} from row {spans[0][0]}"):
                 yield pack(format, values)
         else:
-            grouped = joined([assembler.read_grouped(name, *span, format, known) for span in spans])
+            grouped = joined([assembler.read_grouped(name, *span, columns, format, known) for span in spans])
             yield pack(format, take_rows(grouped, place))
 
 
+Known = Mapping[str, np.ndarray]
+"""What is known of the inputs of matrices: importance [C] or [E, C], or covariance [C, C]."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    """One checkpoint's tensors as the packed file will hold them."""
+
+    assembler: Assembler
+    shapes: Mapping[str, tuple[int, ...]]
+    formats: Mapping[str, FormatName]
+
+    def entries(self) -> list[PackedEntry | BankEntry]:
+        """What the file holds, in the order in which a step reads it."""
+        found: dict[str, PackedEntry | BankEntry] = {}
+        for name, shape in self.shapes.items():
+            if name not in self.formats:
+                found[name] = PackedEntry(name, None, shape)
+                continue
+            *bank, rows, columns = shape
+            entry = PackedEntry(name, self.formats[name], (*bank, len(packed_rows(name, rows)), columns))
+            if (group := bank_of(name)) is None:
+                found[name] = entry
+            else:
+                parts = found[group].parts if group in found else ()  # type: ignore[union-attr]
+                found[group] = BankEntry(group, (*parts, entry))
+        return list(found.values())
+
+    def matrices(self, entry: PackedEntry | BankEntry) -> list[str]:
+        """Our names of what an entry holds."""
+        return [part.name for part in entry.parts] if isinstance(entry, BankEntry) else [entry.name]
+
+    def slices(self, entry: PackedEntry | BankEntry, known: Known) -> Iterator[np.ndarray]:
+        """An entry's numbers, piece by piece."""
+        if isinstance(entry, BankEntry):
+            for e in range(entry.experts):
+                expert = np.zeros((1, entry.stride), np.uint8)
+                for part, at in zip(entry.parts, entry.offsets, strict=True):
+                    whole = np.concatenate(list(self._matrix(part.name, e, known)))
+                    expert[0, at : at + whole.nbytes] = whole.reshape(-1)
+                yield expert
+        elif entry.format is None:
+            shape = self.shapes[entry.name]
+            columns = shape[-1] if entry.name == "positions" else 1
+            yield self.assembler.read(entry.name, 0, prod(shape) // columns, columns).reshape(shape)
+        else:
+            copies = prod(self.shapes[entry.name][:-2])
+            for copy in range(copies):
+                for part in self._matrix(entry.name, copy, known):
+                    yield part if len(entry.shape) == 2 else part[None]
+
+    def _matrix(self, name: str, copy: int, known: Known) -> Iterator[np.ndarray]:
+        """Slices of one matrix, of those that a bank [E, R, C] has."""
+        rows, columns = self.shapes[name][-2:]
+        order = packed_rows(name, rows)
+        weigh = known.get(name)
+        if weigh is not None and len(self.shapes[name]) > 2 and weigh.ndim == 2:
+            weigh = weigh[copy]
+        rows_of = np.where(order < 0, -1, order + copy * rows)
+        return _packed_slices(self.assembler, name, rows_of, columns, self.formats[name], weigh)
+
+
 def inexact(formats: Mapping[str, FormatName], assembler: Assembler) -> list[str]:
-    """The matrices that become 4 bits with a loss: those not stored in such groups already."""
-    return [name for name, format in formats.items() if format in FOUR_BITS and assembler.formats_of(name) != {format}]
+    """The matrices that become 4 bits with a loss, not being stored in such groups, and whose inputs are known.
+
+    A head's own matrices of latent attention are not weighed: they are small, and packed along the other axis.
+    """
+    return [
+        name
+        for name, format in formats.items()
+        if format in FOUR_BITS and assembler.formats_of(name) != {format} and not name.endswith((".k_up", ".v_up"))
+    ]
 
 
 def pack_checkpoint(
@@ -229,34 +217,27 @@ def pack_checkpoint(
     shapes = tensors(spec)
     for name, shape in shapes.items():
         assembler.check(name, shape)
-    formats = choose_formats(spec, quant, assembler)
-    lossy = inexact(formats, assembler)
+    packing = _Packing(assembler, shapes, choose_formats(spec, quant, assembler))
+    lossy = inexact(packing.formats, assembler)
     if calibrate is not None and not lossy:
         raise InputError(f"{checkpoint.path}: nothing becomes q4 with a loss, so a calibration text has no use")
     calibration = text_tokens(spec, checkpoint.folder, calibrate) if calibrate is not None else random_tokens(spec)
-    orders = {name: packed_rows(name, shapes[name][0]) for name in formats}
-    entries = [
-        PackedEntry(name, formats.get(name), (len(orders[name]), shape[1]) if name in formats else shape)
-        for name, shape in shapes.items()
-    ]
+    entries = {entry.name: entry for entry in packing.entries()}
     # In the header, so that a packing goes on only with weights that were made in the same way.
     metadata = {"quant": quant, "source": checkpoint.fingerprint, "calibration": calibration.label if lossy else "none"}
-    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    sizes = {name: sum(prod(shapes[n]) for n in packing.matrices(entry)) for name, entry in entries.items()}
     total = sum(sizes.values())
-    with PackedWriter(folder / FILE_NAME, entries, metadata) as writer:
+    with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata) as writer:
         _copy_beside(checkpoint, folder)
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
-        widths = {name: shapes[name][1] for name in remaining if name in lossy}
-        weighed = _known_inputs(checkpoint, assembler, spec, folder, calibration, widths, progress)
+        unknown = {n: shapes[n] for name in remaining for n in packing.matrices(entries[name]) if n in lossy}
+        later = {bank_of(name) or name for name in unknown}
+        weighed = _known_inputs(checkpoint, assembler, spec, folder, calibration, unknown, progress)
         with closing(weighed):
-            for name, known in chain(weighed, ((name, None) for name in remaining if name not in widths)):
+            for name, known in chain(weighed, ((name, {}) for name in remaining if name not in later)):
                 progress("packing", done, total)
-                if name in formats:
-                    slices = _packed_slices(assembler, name, orders[name], shapes[name][1], formats[name], known)
-                else:
-                    slices = iter([assembler.read(name, 0, shapes[name][0])])
-                for at, data in enumerate(slices):
+                for at, data in enumerate(packing.slices(entries[name], known)):
                     writer.write(name, data)
                     progress("packing", min(done + (at + 1) * SLICE, done + sizes[name]), total)
                 done += sizes[name]
@@ -267,26 +248,34 @@ def pack_checkpoint(
 
 def _known_inputs(
     checkpoint: Checkpoint, assembler: Assembler, spec: ModelSpec, folder: Path, calibration: Calibration,
-    widths: Mapping[str, int], progress: Progress,
-) -> Generator[tuple[str, np.ndarray], None, None]:  # fmt: skip
-    """The matrices with what is known of their inputs: importance [C] or covariance [C, C]."""
-    if not widths:
+    shapes: Mapping[str, tuple[int, ...]], progress: Progress,
+) -> Generator[tuple[str, Known], None, None]:  # fmt: skip
+    """The matrices with what is known of their inputs; those of a bank together, under the bank's name."""
+    if not shapes:
         return
 
     def feedback(name: str) -> bool:
-        fits = widths[name] <= FEEDBACK_COLUMNS and name not in ("embed", "head")
+        fits = len(shapes[name]) == 2 and shapes[name][1] <= FEEDBACK_COLUMNS and name not in ("embed", "head")
         return fits and not calibration.random and "q4_1" not in assembler.formats_of(name)
 
     with _calibration_model(checkpoint, spec, folder, calibration, progress) as model:
-        if plain := {name: width for name, width in widths.items() if not feedback(name)}:
-            for name, moments in second_moments(model, calibration.chunks, plain, progress).items():
+        # The experts' first matrices have the same inputs, as far as a few thousand tokens can tell.
+        plain = {
+            name: shape[:-2] * name.endswith(".down") + shape[-1:]
+            for name, shape in shapes.items()
+            if not feedback(name)
+        }
+        if plain:
+            groups: dict[str, dict[str, np.ndarray]] = {}
+            for name, moment in second_moments(model, calibration.chunks, plain, progress).items():
                 # Found by experiment: inputs of these two differ most between random tokens and text.
                 differs = calibration.random and name.endswith((".o", ".down"))
-                yield name, np.sqrt(moments) if differs else moments
-        for group in groups_within({name: width for name, width in widths.items() if feedback(name)}):
+                groups.setdefault(bank_of(name) or name, {})[name] = np.sqrt(moment) if differs else moment
+            yield from groups.items()
+        for group in groups_within({name: shape[1] for name, shape in shapes.items() if feedback(name)}):
             found = covariances(model, calibration.chunks, group, progress)
             for name in group:
-                yield name, found.pop(name)
+                yield name, {name: found.pop(name)}
 
 
 @contextmanager

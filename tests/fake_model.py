@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lapinfer.checkpoint.hub import LocalModel
-from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RouterSpec
 
 LOADER = "lapinfer.loading"
 """The module that finds, packs and builds models."""
@@ -24,11 +24,12 @@ CHAT = (
 )
 
 
-def spec(vocab=258, window=None):
+def spec(vocab=258, window=None, routers=(None,)):
+    """A layer for each router; None is a dense one."""
     norm = NormSpec("rms", 1e-5)
     attention = AttentionSpec(n_heads=1, n_kv_heads=1, k_dim=16, v_dim=16, scale=0.25, window=window)
-    layer = LayerSpec(attention, FeedForwardSpec(32, "silu"), norm, norm)
-    return ModelSpec(family="fake", vocab=vocab, hidden=16, layers=(layer,), norm=norm, context=512)
+    layers = tuple(LayerSpec(attention, FeedForwardSpec(32, "silu", router=r), norm, norm) for r in routers)
+    return ModelSpec(family="fake", vocab=vocab, hidden=16, layers=layers, norm=norm, context=512)
 
 
 class FakeModel:
@@ -36,8 +37,13 @@ class FakeModel:
 
     name, load_s, pack_s, compile_s = "fake", 0.0, 0.0, 0.0
 
-    def __init__(self, folder=None, vocab=258, ctx=64, slots=2, window=None, script=None, threads=1, delay=0.0):
-        self.spec, self.folder, self.ctx, self.slots = spec(vocab, window), folder, ctx, slots
+    def __init__(
+        self, folder=None, vocab=258, ctx=64, slots=2, window=None, script=None, threads=1, delay=0.0, experts=0,
+        top_k=2,
+    ):  # fmt: skip
+        routers = (None, RouterSpec(experts, top_k), RouterSpec(experts // 2, 1)) if experts else (None,)
+        self.spec, self.folder, self.ctx, self.slots = spec(vocab, window, routers), folder, ctx, slots
+        self.routing = None
         self.threads, self.max_step, self.lock = threads, 16, threading.RLock()
         self.cache = np.full((slots, ctx), -1)
         self.script = script  # ids to say after a prompt, whatever it was: {position after the prompt: id}
@@ -56,11 +62,22 @@ class FakeModel:
             self.cache[s, p] = t
             if w:
                 rows.append(self._logits(self.cache[s, : p + 1], p))
+        if self.routing is not None:
+            slot, pos = np.array(slot, np.int64), np.array(pos, np.int64)
+            self.routing.record(slot, pos, *self._route(np.array(token)))
         values = np.stack(rows) if rows else np.zeros((0, self.spec.vocab), np.float32)
         padded = np.pad(values, ((0, 0), (0, -values.shape[1] % 16)), constant_values=-np.inf)
         return SimpleNamespace(
             values=values, block_max=padded.reshape(len(values), padded.shape[1] // 16, 16).max(axis=2)
         )
+
+    def _route(self, token):
+        """A token gets the experts that follow its id: chosen, weight [2, T, top_k], −1 where a layer has fewer."""
+        (E, k), (E2, k2) = [(r.n_experts, r.top_k) for r in (x.feed_forward.router for x in self.spec.layers) if r]
+        chosen = np.full((2, len(token), k), -1, np.int64)
+        chosen[0] = (token[:, None] + np.arange(k)) % E
+        chosen[1, :, :k2] = (token[:, None] + np.arange(k2)) % E2
+        return chosen, np.where(chosen < 0, 0, 1 / (1 + np.arange(k))).astype(np.float32)
 
     def _logits(self, ids, pos):
         assert (ids >= 0).all(), "a position was never written"

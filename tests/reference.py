@@ -1,26 +1,45 @@
 """The oracle: a model in plain NumPy float32, one whole sequence at once, every line with its shape.
 
-T tokens, D hidden width, H query heads, K key/value heads, k and v their widths, F feed-forward width, V vocabulary.
+T tokens, D hidden width, H query heads, K key/value heads, k and v their widths, F feed-forward width, V vocabulary,
+E experts, A experts a token gets, G groups of experts; r, n, p widths of latents, of unrotated and rotated key parts.
 It follows the words of lapinfer/spec.py and is slow on purpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import erf
+from math import erf, prod
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from lapinfer.families import sources_for
-from lapinfer.spec import AttentionSpec, FeedForwardSpec, ModelSpec, NormSpec, RopeSpec, tensors
+from lapinfer.families import Source, sources_for
+from lapinfer.spec import (
+    AttentionSpec,
+    FeedForwardSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+    RouterSpec,
+    is_matrix,
+    tensors,
+)
 
 Weights = Mapping[str, np.ndarray]
 
 
-def forward(spec: ModelSpec, weights: Weights, ids: Sequence[int], start: int = 0) -> np.ndarray:
-    """Logits [T, V] of a fresh sequence of T token ids, whose first token stands at position `start`."""
+def forward(
+    spec: ModelSpec,
+    weights: Weights,
+    ids: Sequence[int],
+    start: int = 0,
+    routed: dict[int, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Logits [T, V] of a fresh sequence of T token ids, whose first token stands at position `start`.
+
+    `routed` is filled with the chosen experts [T, A] of each layer that has them, the best first.
+    """
     with np.errstate(over="ignore"):  # exp(-x) of a very negative x is infinite, and 1 / infinity right
         positions = np.arange(start, start + len(ids))  # [T]
         x = weights["embed"][list(ids)] * np.float32(spec.embed_scale)  # [T, D]
@@ -33,7 +52,13 @@ def forward(spec: ModelSpec, weights: Weights, ids: Sequence[int], start: int = 
             y = attention(layer.attention, w, y, positions)  # [T, D]
             x = x + scale * norm(layer.attn_post_norm, w, "attn_post_norm", y)  # [T, D]
             y = norm(layer.ff_norm, w, "ff_norm", x)  # [T, D]
-            y = feed_forward(layer.feed_forward, w, y)  # [T, D]
+            if (router := layer.feed_forward.router) is None:
+                y = feed_forward(layer.feed_forward, w, y)  # [T, D]
+            else:
+                chosen, weight = route(router, w, y)  # [T, A] twice
+                y = experts(layer.feed_forward, w, y, chosen, weight)  # [T, D]
+                if routed is not None:
+                    routed[i] = chosen
             x = x + scale * norm(layer.ff_post_norm, w, "ff_post_norm", y)  # [T, D]
         x = norm(spec.norm, weights, "norm", x)  # [T, D]
         head = weights["embed" if spec.tied else "head"]  # [V, D]
@@ -54,6 +79,26 @@ def norm(spec: NormSpec | None, w: Weights, name: str, x: np.ndarray) -> np.ndar
 
 def attention(spec: AttentionSpec, w: Weights, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """[T, D] -> [T, D]."""
+    T, H = len(x), spec.n_heads
+    q, k, v = (latent_heads if spec.latent else heads)(spec, w, x, positions)  # [T, H, k], [T, K, k], [T, K, v]
+    K = k.shape[1]  # H for latent attention
+    k, v = np.repeat(k, H // K, axis=1), np.repeat(v, H // K, axis=1)  # [T, H, k], [T, H, v]
+    scores = cap(np.einsum("qhd,khd->hqk", q, k) * np.float32(spec.scale), spec.softcap)  # [H, T, T]
+    distance = positions[:, None] - positions[None, :]  # [T, T], query minus key
+    seen = (distance >= 0) & (distance < (spec.window or T))  # [T, T]
+    scores = np.where(seen, scores, np.float32(-np.inf))  # [H, T, T]
+    if spec.sinks:
+        sinks = np.broadcast_to(w["sinks"][:, None, None], (H, T, 1))  # [H, T, 1]
+        scores = np.concatenate([scores, sinks], axis=2)  # [H, T, T + 1]
+    p = softmax(scores)[..., :T]  # [H, T, T]
+    out = np.einsum("hqk,khd->qhd", p, v).reshape(T, -1)  # [T, H·v]
+    return out @ w["o"].T + w.get("o.bias", np.float32(0))  # [T, D]
+
+
+def heads(
+    spec: AttentionSpec, w: Weights, x: np.ndarray, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries [T, H, k], keys [T, K, k] and values [T, K, v] of x [T, D]."""
     T, H, K = len(x), spec.n_heads, spec.n_kv_heads
     qkv = x @ w["qkv"].T + w.get("qkv.bias", np.float32(0))  # [T, H·k + K·k + K·v]
     q, k, v = np.split(qkv, [H * spec.k_dim, (H + K) * spec.k_dim], axis=1)
@@ -62,17 +107,39 @@ def attention(spec: AttentionSpec, w: Weights, x: np.ndarray, positions: np.ndar
     q, k, v = q.reshape(T, H, -1), k.reshape(T, K, -1), v.reshape(T, K, -1)  # [T, H, k], [T, K, k], [T, K, v]
     if spec.qk_norm and not spec.qk_norm_full:
         q, k = norm(spec.qk_norm, w, "q_norm", q), norm(spec.qk_norm, w, "k_norm", k)  # [T, H, k], [T, K, k]
+    if spec.clip is not None:
+        q, k, v = (np.clip(y, -np.float32(spec.clip), np.float32(spec.clip)) for y in (q, k, v))
     if spec.rope:
         q, k = rotate(spec.rope, q, positions), rotate(spec.rope, k, positions)  # [T, H, k], [T, K, k]
-    k, v = np.repeat(k, H // K, axis=1), np.repeat(v, H // K, axis=1)  # [T, H, k], [T, H, v]
-    scores = cap(np.einsum("qhd,khd->hqk", q, k) * np.float32(spec.scale), spec.softcap)  # [H, T, T]
-    distance = positions[:, None] - positions[None, :]  # [T, T], query minus key
-    seen = (distance >= 0) & (distance < (spec.window or T))  # [T, T]
-    scores = np.where(seen, scores, np.float32(-np.inf))  # [H, T, T]
-    p = np.exp(scores - scores.max(-1, keepdims=True))  # [H, T, T]
-    p = p / p.sum(-1, keepdims=True)  # [H, T, T]
-    out = np.einsum("hqk,khd->qhd", p, v).reshape(T, -1)  # [T, H·v]
-    return out @ w["o"].T + w.get("o.bias", np.float32(0))  # [T, D]
+    return q, k, v
+
+
+def latent_heads(
+    spec: AttentionSpec, w: Weights, x: np.ndarray, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries and keys [T, H, n + p] and values [T, H, v] of x [T, D]: what every head gets out of the latents."""
+    assert spec.latent is not None
+    assert spec.rope is not None
+    T, H, r, n = len(x), spec.n_heads, spec.latent.rank, spec.latent.nope
+    q_rows = spec.latent.q_rank or spec.q_rows  # Q
+    qkv = x @ w["qkv"].T + w.get("qkv.bias", np.float32(0))  # [T, Q + r + p]
+    q, latent, key = np.split(qkv, [q_rows, q_rows + r], axis=1)  # [T, Q], [T, r], [T, p]
+    if spec.latent.q_rank:
+        q = norm(spec.latent.norm, w, "q_a_norm", q) @ w["q_b"].T  # [T, H·(n + p)]
+    q = q.reshape(T, H, -1)  # [T, H, n + p]
+    rotated = rotate(spec.rope, q[..., n:], positions)  # [T, H, p]
+    q = np.concatenate([q[..., :n], rotated], axis=2)  # [T, H, n + p]
+    latent = norm(spec.latent.norm, w, "kv_norm", latent)  # [T, r]
+    key = rotate(spec.rope, key[:, None], positions)  # [T, 1, p]
+    k = np.einsum("hrn,tr->thn", w["k_up"], latent)  # [T, H, n]
+    k = np.concatenate([k, np.repeat(key, H, axis=1)], axis=2)  # [T, H, n + p]
+    return q, k, np.einsum("hvr,tr->thv", w["v_up"], latent)  # and [T, H, v]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    p = np.exp(x - x.max(-1, keepdims=True))  # [..., N]
+    return p / p.sum(-1, keepdims=True)  # [..., N]
 
 
 def rotate(rope: RopeSpec, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -96,10 +163,77 @@ def feed_forward(spec: FeedForwardSpec, w: Weights, x: np.ndarray) -> np.ndarray
     y = x @ w[name].T + w.get(f"{name}.bias", np.float32(0))  # [T, 2F] or [T, F]
     if spec.gated:
         gate, up = np.split(y, 2, axis=1)  # [T, F] twice
-        y = activate(spec.activation, gate) * up  # [T, F]
+        if spec.activation == "swiglu_oai":
+            gate, up = np.minimum(gate, np.float32(7)), np.clip(up, np.float32(-7), np.float32(7))  # [T, F] twice
+            y = (up + 1) * gate / (1 + np.exp(np.float32(-1.702) * gate))  # [T, F]
+        else:
+            y = activate(spec.activation, gate) * up  # [T, F]
     else:
         y = activate(spec.activation, y)  # [T, F]
     return y @ w["down"].T + w.get("down.bias", np.float32(0))  # [T, D]
+
+
+def experts(spec: FeedForwardSpec, w: Weights, x: np.ndarray, chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[T, D] -> [T, D], with chosen experts [T, A] and their weights [T, A]."""
+    assert spec.router is not None
+    out = np.zeros_like(x)  # [T, D]
+    for e in range(spec.experts):
+        if e < spec.router.n_experts:
+            token, place = np.nonzero(chosen == e)  # [tokens that get it] twice
+            share = weight[token, place]  # [tokens]
+        else:  # shared
+            token = np.arange(len(x))  # [T]
+            share = np.ones(len(x), np.float32)  # [T]
+            if spec.shared_gate:
+                share = sigmoid(x @ w["router"][-1])  # [T]
+        own = {n.removeprefix("experts."): v[e] for n, v in w.items() if n.startswith("experts.")}
+        out[token] += share[:, None] * feed_forward(spec, own, x[token])  # [tokens, D]
+    return out
+
+
+def route(spec: RouterSpec, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The experts that each token of x [T, D] gets [T, A], the best first, and their weights [T, A]."""
+    T, E, G = len(x), spec.n_experts, spec.groups
+    logits = x @ w["router"][:E].T + w.get("router.bias", np.float32(0))  # [T, E]
+    if spec.score == "sparsemixer":
+        return sparsemixer(logits, spec.jitter)
+    s = {"softmax": softmax, "sigmoid": sigmoid, "logits": np.array}[spec.score](logits)  # [T, E]
+    ranked = s + w.get("router.selection_bias", np.float32(0))  # [T, E]
+    if G > 1:
+        inside = -np.sort(-ranked.reshape(T, G, -1), axis=2)  # [T, G, E / G], the largest first
+        best = first_largest(inside[..., : spec.group_best].sum(2), spec.top_groups)  # [T, top_groups]
+        member = np.arange(E) // (E // G)  # [E]
+        ranked = np.where((member == best[..., None]).any(1), ranked, np.float32(-np.inf))  # [T, E]
+    chosen = first_largest(ranked, spec.top_k)  # [T, A]
+    weight = np.take_along_axis(s, chosen, 1)  # [T, A]
+    if spec.score == "logits":
+        weight = softmax(weight)  # [T, A]
+    if spec.normalise:
+        weight = weight / (weight.sum(1, keepdims=True) + np.float32(spec.eps))  # [T, A]
+    return chosen, weight * np.float32(spec.scale)
+
+
+def sparsemixer(logits: np.ndarray, jitter: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two experts of logits [T, E] and their weights, [T, 2] twice."""
+    left, chosen, weight = logits.copy(), [], []  # [T, E]
+    for _ in range(2):
+        best, largest = first_largest(left, 1), left.max(1, keepdims=True)  # [T, 1] twice
+        with np.errstate(invalid="ignore"):  # 0 / 0 is as near as can be
+            far = (largest - left) / np.maximum(np.abs(logits), largest) > np.float32(2 * jitter)  # [T, E]
+        p = softmax(np.where(far, np.float32(-np.inf), left))  # [T, E]
+        chosen.append(best)
+        weight.append(np.take_along_axis(p, best, 1))  # [T, 1]
+        np.put_along_axis(left, best, np.float32(-np.inf), 1)
+    return np.concatenate(chosen, 1), np.concatenate(weight, 1)
+
+
+def first_largest(x: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` largest in each row of x [T, N], the largest first; of equal ones, the first."""
+    return np.argsort(-x, axis=1, kind="stable")[:, :count]
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
 
 
 def activate(name: str, x: np.ndarray) -> np.ndarray:
@@ -133,10 +267,40 @@ def load_weights(checkpoint: Path | Weights, spec: ModelSpec) -> dict[str, np.nd
             stored |= load_file(file)
     else:
         stored |= checkpoint
+    for name in [name for name in stored if name.endswith("_blocks")]:
+        stored[name] = mxfp4(stored[name], stored[name.removesuffix("blocks") + "scales"])
+    found, shapes = sources_for(spec, stored.keys()), tensors(spec)
+    assert found.keys() == shapes.keys(), "sources() and tensors() disagree"
     weights: dict[str, np.ndarray] = {}
-    for name, parts in sources_for(spec, stored.keys()).items():
-        arrays = [(stored[s.name].T if s.transposed else stored[s.name])[s.start : s.stop] for s in parts]
-        weights[name] = np.concatenate(arrays).astype(np.float32)
-    shapes = {name: value.shape for name, value in weights.items()}
-    assert shapes == tensors(spec), "sources() and tensors() disagree"
+    for name, shape in shapes.items():
+        matrix = is_matrix(name) or name == "positions"
+        rows = np.concatenate([part(stored, s, shape[-1] if matrix else None) for s in found[name]])
+        wanted = (prod(shape[:-1]), shape[-1]) if matrix else (prod(shape),)
+        assert rows.shape == wanted, f"{name}: sources() and tensors() disagree"
+        weights[name] = rows.reshape(shape)
     return weights
+
+
+def part(stored: Weights, source: Source, width: int | None) -> np.ndarray:
+    """What a source gives: [rows, width], or [rows] for a vector."""
+    if not source.name:
+        return np.zeros((source.stop or 0, width) if width else source.stop or 0, np.float32)
+    values = stored[source.name]
+    if source.index is not None:
+        values = values[source.index]
+    elif values.ndim == 3:
+        values = values.reshape(-1, values.shape[2])  # rows of the first matrix, rows of the second, …
+    values = (values.T if source.transposed else values)[source.start : source.stop : source.step].astype(np.float32)
+    if source.columns is not None and width is not None:
+        values = values[:, slice(*source.columns)]  # [rows, at most width]
+        values = np.pad(values, ((0, 0), (0, width - values.shape[1])))  # [rows, width]
+    return values
+
+
+def mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Values [E, R, C] of blocks [E, R, C / 32, 16], two numbers a byte, the low half first; scales [E, R, C / 32]."""
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # [8]
+    table = np.concatenate([table, -table])  # [16]
+    pairs = np.stack([table[blocks & 15], table[blocks >> 4]], axis=-1)  # [E, R, C / 32, 16, 2]
+    values = np.ldexp(pairs, scales.astype(np.int32)[..., None, None] - 127)  # [E, R, C / 32, 16, 2]
+    return values.reshape(*blocks.shape[:2], -1).astype(np.float32)

@@ -65,7 +65,7 @@ def test_inputs_are_what_matrices_multiply(tmp_path, format, activations, tolera
     ids, zeros = np.arange(tokens) % 101, np.zeros(tokens, np.int64)
     expected = model.step(ids, zeros, np.arange(tokens), np.ones(tokens, bool)).values.copy()
     seen = {}
-    with traced(model, lambda op, inputs: seen.update({op.name: inputs.copy()})):
+    with traced(model, lambda op, inputs, experts: seen.update({op.name: inputs.copy()})):
         got = model.step(ids, zeros, np.arange(tokens), np.ones(tokens, bool)).values.copy()
     np.testing.assert_array_equal(got, expected)  # the team's results
     assert set(seen) == {"head", *(f"{i}.{name}" for i in range(2) for name in LAYER)}
@@ -87,7 +87,9 @@ def test_moments_are_the_diagonal_of_covariances(tmp_path):
     assert chunks.shape == (2, 64)  # the context of the model
     assert chunks.max() > 90
     told = []
-    moments = second_moments(model, chunks, widths, lambda *args: told.append(args))
+    moments = second_moments(
+        model, chunks, {name: (width,) for name, width in widths.items()}, lambda *args: told.append(args)
+    )
     assert told[0] == ("calibrating", 0, 128)
     assert told[-1] == ("calibrating", 128, 128)
     for name, covariance in covariances(model, chunks, widths, lambda *args: None).items():
@@ -194,7 +196,7 @@ def test_every_kind_of_matrix_is_found(tmp_path, case):
     assert isinstance(model.weights, PackedFile)
     seen = []
     names = [n for n in model.weights.names() if model.weights.format(n) == "q4"]
-    with traced(model, lambda op, inputs: seen.append(f"layers.{op.layer}.{op.label}")):
+    with traced(model, lambda op, inputs, experts: seen.append(f"layers.{op.layer}.{op.label}")):
         model.prefill([1, 2, 3])
     assert sorted(names) == sorted(name for name in seen if "-1" not in name)
     model.close()

@@ -85,7 +85,7 @@ def test_options_arrive(fake):
     result = invoke("run", "-m", "org/x", "-t", 3, "-c", 77, "--quant", "q8", "--kv", "q8", "-v", "--stop", "s", "hi")
     assert result.stdout == "Pari\n"
     assert "tok/s" in result.stderr
-    asked = {"quant": "q8", "threads": 3, "ctx": 77, "slots": 1, "kv": "q8", "activations": "auto"}
+    asked = {"quant": "q8", "threads": 3, "ctx": 77, "slots": 1, "kv": "q8", "activations": "auto", "experts": None}
     assert fake.asked[0] == ("org/x", asked)
 
 

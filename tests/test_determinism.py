@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from random_weights import RandomWeights
 
 from lapinfer.model import Model
-from lapinfer.pack import packed_rows
 from lapinfer.quant import FORMATS
-from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.runtime.build import Limits
 from lapinfer.runtime.kv import DTYPES
-from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, is_matrix, tensors
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
 
 PATIENCE = 120
 """Seconds after which a hang is a failure."""
@@ -46,24 +45,6 @@ def decoder(window: int | None = 150) -> ModelSpec:
         for w in (None, window)
     )
     return ModelSpec("llama", 531, 72, layers, norm, CTX, tied=False)
-
-
-class RandomWeights:
-    """Packed weights of a spec in one format."""
-
-    def __init__(self, spec: ModelSpec, fmt: str, seed: int = 0):
-        rng = np.random.default_rng(seed)
-        self._format = fmt
-        self._tensors = {name: tiny.random_tensor(name, shape, rng) for name, shape in tensors(spec).items()}
-        for name, values in self._tensors.items():
-            if is_matrix(name):
-                self._tensors[name] = pack(fmt, take_rows(values, packed_rows(name, len(values))))
-
-    def tensor(self, name: str) -> np.ndarray:
-        return self._tensors[name]
-
-    def format(self, name: str) -> str:
-        return self._format
 
 
 def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, **limits: Any) -> Model:

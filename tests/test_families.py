@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lapinfer.errors import CheckpointError, LapinferError, UnsupportedError
 from lapinfer.families import FAMILIES, Source, sources_for, spec_from_config
+from lapinfer.families.experts import LAYOUTS, Layout
 from lapinfer.spec import ModelSpec, tensors
 
 BOUND = 5e-5
@@ -32,6 +33,31 @@ SIZES = {
     "max_position_embeddings": 128,
 }
 GPT2_SIZES = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
+LATENT = {
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 32,
+}
+MORE_SIZES: dict[str, dict[str, Any]] = {
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    "gpt_oss": EXPERTS,
+    "granitemoe": EXPERTS,
+    "granitemoeshared": EXPERTS,
+    "mixtral": EXPERTS,
+    "olmoe": {"num_experts_per_tok": 2, "num_experts": 4},
+    "phimoe": EXPERTS,
+    "qwen2_moe": {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 24},
+    "qwen3_moe": {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 24},
+}
+"""Beside SIZES."""
+
 CASES = {str(case): case for case in tiny.CASES}
 GOLDEN = sorted(tiny.GOLDEN.glob("*.npz"))
 
@@ -46,7 +72,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def sizes(model_type: str) -> dict[str, Any]:
-    return {"model_type": model_type, **(GPT2_SIZES if model_type == "gpt2" else SIZES)}
+    if model_type == "gpt2":
+        return {"model_type": model_type, **GPT2_SIZES}
+    return {"model_type": model_type} | SIZES | MORE_SIZES.get(model_type, {})
 
 
 def spec_of(**config: Any) -> ModelSpec:
@@ -104,9 +132,142 @@ def test_old_and_new_spelling_of_rope_agree(path: Path) -> None:
     assert spec_from_config(old_spelling(config), "old") == spec_from_config(config, "new")
 
 
+ROUTED_CASES = [case for case in tiny.CASES if case.routed]
+
+
+def routers_of(model: Any) -> dict[int, Any]:
+    """transformers' routers by the number of their layer."""
+    modules = model.named_modules()
+    return {int(name.split(".")[2]): m for name, m in modules if type(m).__name__.lower().endswith("topkrouter")}
+
+
+@pytest.mark.parametrize("case", ROUTED_CASES, ids=str)
+def test_oracle_chooses_the_experts_that_transformers_chooses(case: tiny.Case) -> None:
+    pytest.importorskip("transformers")
+    model = tiny.build(case.family, case.config)
+    told: dict[int, Any] = {}
+    for layer, router in routers_of(model).items():
+        router.register_forward_hook(lambda _module, _given, out, layer=layer: told.update({layer: out}))
+    ids = tiny.prompt(case.config["vocab_size"])
+    tiny.logits_of(model, ids)
+    spec = spec_from_config(json.loads(json.dumps(model.config.to_dict())), "config.json")
+    stored = {name: p.detach().numpy() for name, p in tiny.stored_parameters(model).items()}
+    chosen: dict[int, np.ndarray] = {}
+    reference.forward(spec, reference.load_weights(stored, spec), ids, routed=chosen)
+    assert set(chosen) == set(told) == {i for i, layer in enumerate(spec.layers) if layer.feed_forward.router}
+    for layer, experts in chosen.items():
+        router = spec.layers[layer].feed_forward.router
+        assert router is not None
+        assert experts.shape == (len(ids), router.top_k)
+        assert np.array_equal(np.sort(experts), np.sort(told[layer][2].numpy()))
+        assert len(np.unique(experts)) > 1
+
+
+@pytest.mark.parametrize("case", ROUTED_CASES, ids=str)
+def test_saved_files_and_transformers_own_names_give_the_same_weights(case: tiny.Case, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    model = tiny.build(case.family, case.config)
+    model.save_pretrained(tmp_path)
+    spec = spec_from_config(read_config(tmp_path), "config.json")
+    held = {name: p.detach().numpy() for name, p in tiny.stored_parameters(model).items()}
+    fused, saved = reference.load_weights(held, spec), reference.load_weights(tmp_path, spec)
+    assert all(np.array_equal(fused[name], saved[name]) for name in tensors(spec))
+
+
+def in_layout(layout: Layout, weights: dict[str, np.ndarray], layer: int) -> dict[str, np.ndarray]:
+    """The routed experts of a layer of ours as a file of this layout has them."""
+    at = f"model.layers.{layer}."
+    up, down = (weights[f"layers.{layer}.experts.{part}"] for part in ("gate_up", "down"))
+    if "{}" not in layout.down:
+        return {at + layout.gate_up[0]: up, at + layout.down: down}
+    stored = {}
+    for e in range(len(up)):
+        for name, rows in zip(layout.gate_up, np.split(up[e], 2), strict=True):
+            stored[at + name.format(e)] = rows
+        stored[at + layout.down.format(e)] = down[e]
+    return stored
+
+
+@pytest.mark.parametrize(
+    "name", ["mixtral-plain", "qwen3_moe-plain", "olmoe-plain", "granitemoe-plain", "phimoe-plain"]
+)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.down)
+def test_every_layout_of_experts_gives_the_same_weights(name: str, layout: Layout) -> None:
+    config, stored, _, _ = tiny.read_golden(tiny.GOLDEN / f"{name}.npz")
+    spec = spec_from_config(config, "config.json")
+    weights = reference.load_weights(stored, spec)
+    other = {name: value for name, value in stored.items() if ".experts." not in name}
+    for i in range(len(spec.layers)):
+        other |= in_layout(layout, weights, i)
+    found = reference.load_weights(other, spec)
+    assert all(np.array_equal(found[n], weights[n]) for n in tensors(spec))
+
+
+def test_gpt_oss_blocks_and_floats_give_the_same_weights() -> None:
+    sizes_of_blocks = {"model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 32, "head_dim": 16}
+    spec = spec_of(**sizes_of_blocks, quantization_config={"quant_method": "mxfp4"})
+    rng = np.random.default_rng(0)
+    floats: dict[str, np.ndarray] = {}
+    blocks: dict[str, np.ndarray] = {}
+    for name, sources in sources_for(spec).items():
+        shape = tensors(spec)[name]
+        if ".experts." not in name:  # whole tensors, in as many equal parts as there are sources
+            for source in sources:
+                rows = {"q": 64, "k": 32, "v": 32}.get(source.name.rsplit(".", 2)[-2][0], shape[0])
+                floats[source.name] = rng.standard_normal((rows, *shape[1:]), dtype=np.float32)
+        elif name.endswith("bias"):
+            floats[sources[0].name] = rng.standard_normal(shape, dtype=np.float32)
+        else:
+            of, (E, R, C) = sources[0].name.removesuffix("_blocks"), shape
+            blocks[f"{of}_blocks"] = rng.integers(0, 256, (E, R, C // 32, 16), np.uint8)
+            blocks[f"{of}_scales"] = rng.integers(120, 130, (E, R, C // 32), np.uint8)
+    dense = {
+        name.removesuffix("_blocks"): reference.mxfp4(value, blocks[name.removesuffix("blocks") + "scales"])
+        for name, value in blocks.items()
+        if name.endswith("_blocks")
+    }
+    found = reference.load_weights(floats | blocks, spec)
+    expected = reference.load_weights(floats | {n: np.swapaxes(v, 1, 2) for n, v in dense.items()}, spec)
+    assert all(np.array_equal(found[name], expected[name]) for name in tensors(spec))
+    gate_up = dense["model.layers.1.mlp.experts.gate_up_proj"][2]
+    np.testing.assert_array_equal(found["layers.1.experts.gate_up"][2, :32], gate_up[::2])
+    np.testing.assert_array_equal(found["layers.1.experts.gate_up"][2, 32:], gate_up[1::2])
+
+
+def test_mxfp4_blocks_are_the_numbers_that_the_format_means() -> None:
+    block = np.arange(16, dtype=np.uint8) * 17  # twice each: 0x00, 0x11, …
+    values = reference.mxfp4(block.reshape(1, 1, 1, 16), np.array([[[128]]], np.uint8))
+    positive = [0, 1, 2, 3, 4, 6, 8, 12]
+    assert values.ravel().tolist() == [v for v in [*positive, *(-v for v in positive)] for _ in "ab"]
+    low_first = reference.mxfp4(np.full((1, 1, 1, 16), 0x21, np.uint8), np.array([[[127]]], np.uint8))
+    assert low_first.ravel()[:2].tolist() == [0.5, 1.0]
+
+
+def test_shared_experts_are_split_and_filled_up_with_zeros() -> None:
+    config, stored, _, _ = tiny.read_golden(tiny.GOLDEN / "qwen2_moe-dense_layer.npz")
+    spec = spec_from_config(config, "config.json")
+    weights = reference.load_weights(stored, spec)
+    shared = {part: stored[f"model.layers.0.mlp.shared_expert.{part}_proj.weight"] for part in ("gate", "up", "down")}
+    assert spec.layers[0].feed_forward.shared == 2  # 40 of 24 and 16
+    for part, at in (("gate", 0), ("up", 24)):
+        both = weights["layers.0.experts.gate_up"][6:, at : at + 24].reshape(48, -1)
+        np.testing.assert_array_equal(both[:40], shared[part])
+        assert not both[40:].any()
+    down = np.hstack(list(weights["layers.0.experts.down"][6:]))
+    np.testing.assert_array_equal(down[:, :40], shared["down"])
+    assert not down[:, 40:].any()
+
+
+def test_only_the_first_of_equal_scores_is_chosen() -> None:
+    equal = np.zeros((2, 6), np.float32)
+    assert reference.first_largest(equal, 3).tolist() == [[0, 1, 2]] * 2
+
+
 PREFIXES = [
     ("llama-plain", "model.", ""),
     ("gpt2-plain", "transformer.", ""),
+    ("deepseek_v3-groups", "model.", ""),
+    ("gpt_oss-yarn", "model.", ""),
     ("gemma3_text-options", "model.", "language_model.model."),
     ("gemma3_text-options", "model.", "model.language_model."),
 ]
@@ -146,6 +307,23 @@ def test_rope_frequencies_are_those_of_torch() -> None:
         np.testing.assert_allclose(np.float32(rope.inv_freq), expected.numpy(), rtol=2.5e-7)  # two units in last place
 
 
+PHI_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+    "short_mscale": 1.2,
+    "long_mscale": 1.4,
+    "original_max_position_embeddings": 16,
+}
+
+
+def test_phimoe_has_scales_of_its_own_for_each_context() -> None:
+    rope = spec_of(model_type="phimoe", rope_scaling=PHI_LONGROPE).layers[0].attention.rope
+    assert rope is not None
+    assert (rope.scale, rope.long_scale, rope.long_context) == (1.2, 1.4, 16)
+    assert np.allclose(np.array(rope.inv_freq), 2 * np.array(rope.long_inv_freq))
+
+
 REFUSALS = [
     ("model_type", {"model_type": "mamba"}),
     ("hidden_act", {"hidden_act": "quick_gelu"}),
@@ -162,6 +340,20 @@ REFUSALS = [
     ("rope_parameters", {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}}),
     ("layer_types", {"model_type": "qwen2", "layer_types": ["chunked_attention"] * 5}),
     ("layer_types", {"model_type": "mistral", "layer_types": ["full_attention"] * 5}),
+    ("quantization_config", {"model_type": "mixtral", "quantization_config": {"quant_method": "mxfp4"}}),
+    ("quantization_config", {"model_type": "gpt_oss", "quantization_config": {"quant_method": "fp8"}}),
+    ("quantization_config", {"model_type": "gpt_oss", "quantization_config": ["mxfp4"]}),
+    ("quantization_config", {"model_type": "gpt_oss", "quantization_config": {"quant_method": None}}),
+    ("swiglu_limit", {"model_type": "gpt_oss", "swiglu_limit": 5.0}),
+    ("swiglu_alpha", {"model_type": "gpt_oss", "swiglu_alpha": 1.5}),
+    ("num_experts_per_tok", {"model_type": "phimoe", "num_experts_per_tok": 1}),
+    ("rope_type", {"model_type": "phimoe", "rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+    ("head_dim", {"model_type": "olmoe", "head_dim": 16}),
+    ("mlp_bias", {"model_type": "deepseek_v2", "mlp_bias": True}),
+    ("topk_method", {"model_type": "deepseek_v2", "topk_method": "noaux_tc"}),
+    ("scoring_func", {"model_type": "deepseek_v2", "scoring_func": "sigmoid"}),
+    ("moe_layer_freq", {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1, "moe_layer_freq": 2}),
+    ("num_key_value_heads", {"model_type": "deepseek_v2", "num_key_value_heads": 2}),
 ]
 
 
@@ -202,6 +394,30 @@ WRONG = [
     ("sliding_window", {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 5}),
     ("no_rope_layers", {"model_type": "smollm3", "no_rope_layers": [2] * 5}),
     ("text_config", {"model_type": "gemma3", "text_config": 3}),
+    ("num_experts_per_tok", {"model_type": "mixtral", "num_experts_per_tok": 5}),
+    ("num_experts_per_tok", {"model_type": "granitemoe", "num_experts_per_tok": 0}),
+    ("num_local_experts", {"model_type": "mixtral", "num_local_experts": 0}),
+    ("num_local_experts", {"model_type": "mixtral", "num_local_experts": 4097, "num_hidden_layers": 1}),
+    ("num_experts", {"model_type": "qwen3_moe", "num_experts": None}),
+    ("n_routed_experts", {"model_type": "deepseek_v3", "n_routed_experts": -8}),
+    ("moe_intermediate_size", {"model_type": "qwen2_moe", "moe_intermediate_size": 0}),
+    ("shared_expert_intermediate_size", {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 0}),
+    ("shared_intermediate_size", {"model_type": "granitemoeshared", "shared_intermediate_size": 1 << 24}),
+    ("n_shared_experts", {"model_type": "deepseek_v2", "n_shared_experts": -1}),
+    ("mlp_only_layers", {"model_type": "qwen2_moe", "mlp_only_layers": [1, "2"]}),
+    ("mlp_only_layers", {"model_type": "qwen3_moe", "mlp_only_layers": 1}),
+    ("decoder_sparse_step", {"model_type": "qwen3_moe", "decoder_sparse_step": 0}),
+    ("clip_qkv", {"model_type": "olmoe", "clip_qkv": -1.0}),
+    ("short_mscale", {"model_type": "phimoe", "rope_scaling": PHI_LONGROPE | {"short_mscale": None}}),
+    ("n_group", {"model_type": "deepseek_v3", "n_group": 3}),
+    ("n_group", {"model_type": "deepseek_v3", "n_group": 16}),  # a group's score is the sum of two
+    ("n_group", {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"}),
+    ("topk_group", {"model_type": "deepseek_v3", "n_group": 8, "topk_group": 9}),
+    ("topk_group", {"model_type": "deepseek_v3", "n_group": 8, "topk_group": 1, "num_experts_per_tok": 3}),
+    ("kv_lora_rank", {"model_type": "deepseek_v2", "kv_lora_rank": 0}),
+    ("q_lora_rank", {"model_type": "deepseek_v3", "q_lora_rank": 0}),
+    ("sliding_window", {"model_type": "gpt_oss", "sliding_window": None}),
+    ("head_dim", {"model_type": "gpt_oss", "head_dim": 7.5}),
 ]
 
 

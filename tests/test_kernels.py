@@ -34,6 +34,7 @@ from lapinfer.kernels.operands import (
     STEP,
     STORE,
     TILE,
+    TILE_GROUP_BYTES,
     TOKENS,
     WANT,
 )
@@ -76,6 +77,9 @@ from lapinfer.runtime.plan import Op, Operand, encode
 from lapinfer.runtime.team import KERNEL
 from lapinfer.spec import AttentionSpec
 
+ALONE = [name for name in ACTIVATIONS if name != "swiglu_oai"]
+"""Activations of one number; the other one needs gate and up."""
+
 UNTOUCHED = np.float32(-12345.0)
 """What outputs hold before a kernel runs, to see that it writes only its own."""
 
@@ -83,7 +87,7 @@ F32 = np.float32
 LARGEST_CODE = {ACT_Q8: 127, ACT_Q16: 255 * 127 + 127}
 PRODUCTS = {
     "f32": ACT_F32, "f16": ACT_F32, "bf16": ACT_F32, "q8": ACT_Q8, "q4_1": ACT_Q8, "q4": ACT_Q8,
-    "q8_q16": ACT_Q16, "q4_1_q16": ACT_Q16, "q4_q16": ACT_Q16,
+    "mxfp4": ACT_Q8, "q8_q16": ACT_Q16, "q4_1_q16": ACT_Q16, "q4_q16": ACT_Q16, "mxfp4_q16": ACT_Q16,
 }  # fmt: skip
 """What each matmul kernel multiplies with."""
 DOT_ERROR = 2e-6
@@ -186,6 +190,11 @@ def random_weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np
         codes = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
         codes[0] = np.resize([-127, 127], columns)
         made: np.ndarray | Grouped = Grouped("q8", codes, scale)
+    elif fmt == "mxfp4":
+        codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
+        exponents = rng.integers(118, 124, scale.shape).astype(np.uint8)
+        exponents[0] = 0
+        made = Grouped("mxfp4", codes, exponents)
     elif fmt in ("q4_1", "q4"):
         codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
         codes[0] = 15
@@ -347,9 +356,9 @@ def test_tanh_erf_and_cap_are_within_their_bounds() -> None:
 
 def test_activations_are_those_of_the_oracle() -> None:
     x = np.concatenate([np.linspace(-20, 20, 1 << 12, dtype=F32), F32([-1e4, -100, -0.0, 0.0, 100, 1e4] * 8)])
-    out = np.zeros((len(ACTIVATIONS), len(x)), F32)
+    out = np.zeros((len(ALONE), len(x)), F32)
     KERNEL(address("t_activate"))(x.ctypes.data, out.ctypes.data, len(x), 0)
-    for name, got in zip(ACTIVATIONS, out, strict=True):
+    for name, got in zip(ALONE, out, strict=True):
         with np.errstate(over="ignore"):
             exact = reference.activate(name, x.astype(np.float64))
         assert (np.abs(got - exact) <= 4e-7 * np.maximum(np.abs(x), np.abs(exact)) + 1e-12).all(), name
@@ -446,6 +455,15 @@ def test_functions_of_lanes() -> None:
 
 # ---- matrices ----
 
+
+def gated(activation: str, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """act(gate) · up."""
+    if activation == "swiglu_oai":
+        gate = np.minimum(gate, 7)
+        return (np.clip(up, -7, 7) + 1) * gate / (1 + np.exp(-1.702 * gate))
+    return reference.activate(activation, gate) * up
+
+
 TOKEN_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17)
 
 
@@ -469,7 +487,9 @@ def matmul(
         outputs["out"][:tokens, :R] = 1.0
     operands: dict[str, Operand] = {
         "weights": packed, "row_blocks": blocks, "groups": -(-columns // GROUP), "unit": unit,
-        "x": tiles, "tokens": TOKENS, "mode": mode, "out": outputs["out"], "out_stride": outputs["out"].strides[0],
+        "x": tiles, "tile_bytes": -(-columns // GROUP) * TILE_GROUP_BYTES[kind], "chunks": -(-blocks // unit),
+        "weights_step": 0, "x_step": 0, "out_step": 0, "tokens": TOKENS, "mode": mode,
+        "out": outputs["out"], "out_stride": outputs["out"].strides[0],
         "bias": 0, "scale": 1.0, "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": out_kind,
         "block_max": outputs["block_max"], "scratch": np.zeros(1 << 16, F32), "scratch_stride": 0,
     }  # fmt: skip
@@ -519,6 +539,8 @@ def test_head_caps_and_finds_block_maxima(name: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("mode", [PLAIN, GATED], ids=["plain", "gated"])
 def test_matmul_with_activation(name: str, activation: str, mode: int) -> None:
+    if mode == PLAIN and activation not in ALONE:
+        pytest.skip("needs a gate")
     for tokens, blocks, out_kind in ((1, 4, ACT_Q8), (3, 12, ACT_F32), (8, 12, ACT_Q16), (17, 4, ACT_F32)):
         bias = np.linspace(-1, 1, ROWS * blocks, dtype=F32)
         options: dict[str, Operand] = {"bias": bias, "activation": ACTIVATIONS.index(activation), "out_kind": out_kind}
@@ -526,7 +548,7 @@ def test_matmul_with_activation(name: str, activation: str, mode: int) -> None:
         y = product + bias
         if mode == GATED:
             sides = y.reshape(tokens, -1, 2, ROWS)
-            y = (reference.activate(activation, sides[:, :, 0]) * sides[:, :, 1]).reshape(tokens, -1)
+            y = gated(activation, sides[:, :, 0], sides[:, :, 1]).reshape(tokens, -1)
         else:
             y = reference.activate(activation, y)
         assert_tiles(outputs["out"], out_kind, y, error=1e-5)
@@ -593,11 +615,13 @@ def test_norm(width: int, kind: int, out_kind: int) -> None:
     groups = x.shape[1] // GROUP
     shared = operands | {"x": x, "x_stride": x.strides[0], "groups": groups, "out_kind": out_kind}
     out = empty_tiles(T, groups, out_kind)
-    run("norm", shared | {"rows": 0, "tokens": TOKENS, "out": out}, 2, T)
+    exact = empty_tiles(T, groups, ACT_F32)
+    run("norm", shared | {"rows": 0, "tokens": TOKENS, "out": out, "exact": exact}, 2, T)
     assert_tiles(out, out_kind, oracle(x))
+    assert_tiles(exact, ACT_F32, oracle(x))
     rows = np.array([12, 3, 7])
     out = empty_tiles(3, groups, out_kind)
-    run("norm", shared | {"rows": rows, "tokens": WANT, "out": out}, 1, T, want=3)
+    run("norm", shared | {"rows": rows, "tokens": WANT, "out": out, "exact": 0}, 1, T, want=3)
     assert_tiles(out, out_kind, oracle(x)[rows])
 
 
@@ -641,7 +665,7 @@ KV_ERROR = {"f32": 1e-6, "f16": 2**-11, "q8": 0.5 / 127 + 1e-5}
 
 
 @pytest.mark.parametrize("kv", KV_KINDS)
-@pytest.mark.parametrize("variant", ["plain", "interleaved", "partial", "norm", "norm_full", "no_rope"])
+@pytest.mark.parametrize("variant", ["plain", "interleaved", "partial", "norm", "norm_full", "no_rope", "clip"])
 def test_rope_store(kv: str, variant: str) -> None:
     rng = np.random.default_rng(0)
     k_dim, v_dim, T, slots = (64, 48, 11, 2) if variant == "plain" else (20, 24, 11, 2)
@@ -660,7 +684,7 @@ def test_rope_store(kv: str, variant: str) -> None:
     operands = cache_operands(cache, spec, qkv, pos) | {
         "rope": table if dim else 0, "rope_dim": dim, "interleaved": int(variant == "interleaved"), "slot": slot,
         "kv": KV_KINDS.index(kv), "q_norm": weights[0] if normed else 0, "k_norm": weights[1] if normed else 0,
-        "norm_full": int(full), "eps": 1e-3,
+        "norm_full": int(full), "eps": 1e-3, "clip": 0.5 if variant == "clip" else 0.0,
     }  # fmt: skip
     run("rope_store", operands, 2, T)
     q, k, v = np.split(before[:T, : spec.qkv_rows].astype(np.float64), [6 * k_dim, 9 * k_dim], axis=1)
@@ -671,6 +695,8 @@ def test_rope_store(kv: str, variant: str) -> None:
             norm_oracle(RMS, x.reshape(shape), w, np.zeros(1), 1e-3).reshape(x.shape)
             for x, shape, w in zip((q, k), shapes, weights, strict=True)
         )
+    if variant == "clip":
+        q, k, v = (np.clip(x, -0.5, 0.5) for x in (q, k, v))
     if dim:
         half, q, k = dim // 2, q.copy(), k.copy()
         first = slice(0, dim, 2) if variant == "interleaved" else slice(0, half)
@@ -715,7 +741,9 @@ def run_attention(spec: AttentionSpec, kv: str, slot: np.ndarray, pos: np.ndarra
     run(f"attention_{kv}", cache_operands(cache, spec, qkv, pos) | shared | options, count * K, T)
     groups = padded(H * spec.v_dim, GROUP) // GROUP
     out = empty_tiles(T, groups, 0)
+    sinks = rng.standard_normal(H).astype(F32) * 3
     merge = {"heads": H, "v_dim": spec.v_dim, "pos": pos, "out": out, "groups": groups, "out_kind": 0}
+    merge["sinks"] = sinks if spec.sinks else 0
     run("merge", shared | merge, padded(T, TILE) // TILE, T)
     expected = np.zeros((T, H, spec.v_dim))
     for t in range(T):
@@ -725,8 +753,9 @@ def run_attention(spec: AttentionSpec, kv: str, slot: np.ndarray, pos: np.ndarra
             head = h // (H // K)
             q = qkv[t, h * spec.k_dim : (h + 1) * spec.k_dim].astype(np.float64) * spec.scale
             s = reference.cap(read_keys(cache, slot[t], head)[places] @ q, spec.softcap)
+            s = np.append(s, sinks[h] if spec.sinks else -np.inf)
             p = np.exp(s - s.max())
-            expected[t, h] = p / p.sum() @ read_values(cache, slot[t], head, spec.v_dim)[places]
+            expected[t, h] = (p / p.sum())[:-1] @ read_values(cache, slot[t], head, spec.v_dim)[places]
     return out, expected.reshape(T, -1)
 
 
@@ -734,6 +763,7 @@ ATTENTIONS = {
     "mha": AttentionSpec(2, 2, 16, 16, 0.3),
     "gqa": AttentionSpec(9, 3, 64, 64, 0.125),
     "mqa": AttentionSpec(5, 1, 20, 24, 0.2),
+    "sinks": AttentionSpec(4, 2, 32, 32, 0.3, sinks=True),
     "softcap": AttentionSpec(4, 2, 32, 32, 0.3, softcap=5.0),
     "window": AttentionSpec(4, 2, 32, 32, 0.2, window=7),
     "window_of_blocks": AttentionSpec(6, 2, 24, 20, 0.2, window=200, softcap=30.0),

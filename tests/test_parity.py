@@ -70,6 +70,33 @@ def test_as_oracle_and_golden_logits(case: tiny.Case, tmp_path: Path) -> None:
     assert distance(got[-tiny.KEPT :], golden) <= BOUND
 
 
+@pytest.mark.parametrize("case", [case for case in tiny.CASES if case.routed], ids=str)
+def test_experts_are_those_of_the_oracle_and_decoding_changes_no_bit(case: tiny.Case, tmp_path: Path) -> None:
+    """Token after token, in small chunks and as one prompt; some experts get no token of a chunk."""
+    config, stored, ids, _ = tiny.read_golden(tiny.GOLDEN / f"{case}.npz")
+    spec = spec_from_config(config, str(case))
+    folder = write_folder(tmp_path / "folder", config, stored)
+    weights = PackedFile(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"))
+    expected: dict[int, np.ndarray] = {}
+    reference.forward(spec, reference.load_weights(stored, spec), ids, routed=expected)
+    logits = []
+    for step in (len(ids), 5, 1):
+        model = Model(spec, weights, Limits(ctx=len(ids), step=step, threads=2, kv="f32"))
+        chosen: list[dict[int, np.ndarray]] = []
+        rows = []
+        for at in range(0, len(ids), step):
+            piece = ids[at : at + step]
+            zeros, positions = np.zeros(len(piece), np.int64), np.arange(at, at + len(piece))
+            rows.append(model.step(piece, zeros, positions, np.ones(len(piece), bool)).values.copy())
+            chosen.append({layer: experts.copy() for layer, experts in model.chosen_experts.items()})
+        model.close()
+        logits.append(np.concatenate(rows))
+        for layer, experts in expected.items():
+            np.testing.assert_array_equal(np.concatenate([part[layer] for part in chosen]), experts)
+    np.testing.assert_array_equal(logits[1], logits[0])
+    np.testing.assert_array_equal(logits[2], logits[0])
+
+
 @pytest.mark.parametrize("name", LONG_CASES)
 def test_prompt_of_several_key_blocks_in_chunks(name: str, tmp_path: Path) -> None:
     """Rings of windowed layers are overwritten while a prompt runs in chunks; blocks of keys are folded."""

@@ -28,7 +28,7 @@ from lapinfer.report.explain import explain
 from lapinfer.runtime.build import Builder, Limits
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.meter import Meter
-from lapinfer.runtime.predict import predict_bytes
+from lapinfer.runtime.predict import expected_counts, predict_bytes
 from lapinfer.spec import ModelSpec, is_matrix, tensors
 
 LIMITS = Limits(ctx=32, slots=3, step=16)
@@ -64,6 +64,9 @@ class Mixed:
     def format(self, name: str) -> str:
         return self.formats.get(name, "f32")
 
+    def offset(self, name: str) -> int:
+        return self.files[self.format(name)].offset(name)
+
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[list[int], list[int]]:
@@ -94,7 +97,14 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
     meter = Meter(SimpleNamespace(ops=built.ops), kv, lambda: 1.0)  # type: ignore[arg-type]
     slot, pos = step
     wanted = data.draw(st.integers(0, len(pos)))
-    meter.record(np.array(slot), np.array(pos), wanted, np.zeros((len(built.ops), COUNTER), np.int64), 0)
+    meter.record(
+        np.array(slot),
+        np.array(pos),
+        wanted,
+        np.zeros((len(built.ops), COUNTER), np.int64),
+        0,
+        expected_counts(spec, len(pos)),
+    )
     metered = {key.removeprefix("bytes_"): n for key, n in meter.totals().items() if key.startswith("bytes_")}
     assert predict_bytes(spec, formats, kv, slot, pos, wanted) == metered
     assert sum(metered.values()) == meter.totals()["bytes"]

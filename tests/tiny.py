@@ -3,7 +3,8 @@
     folder, ids, logits = make(case, tmp_path)
 
 `CASES` switch each option on and off: grouped and single key/value heads, heads narrower or wider than D / H, biases,
-windows shorter than the prompt, tied and untied heads, rope scaling beyond the original context, odd widths.
+windows shorter than the prompt, tied and untied heads, rope scaling beyond the original context, odd widths;
+one expert a token or all of them, shared experts of any width, dense layers between, groups, weights of every kind.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.family}-{self.name}"
 
+    @property
+    def routed(self) -> bool:
+        """Whether it has experts."""
+        return "num_experts_per_tok" in self.config
+
 
 BASE = {
     "vocab_size": 101,
@@ -46,7 +52,7 @@ BASE = {
 }
 
 
-def _case(family: str, name: str, rope: dict[str, Any] | None = None, **config: Any) -> Case:
+def _case(family: str, name: str, rope: dict[str, Any] | None = None, /, **config: Any) -> Case:
     scaled = {"rope_parameters": {"rope_theta": 1000.0, **rope}} if rope else {}
     return Case(family, name, BASE | scaled | config)
 
@@ -54,6 +60,33 @@ def _case(family: str, name: str, rope: dict[str, Any] | None = None, **config: 
 def _gpt2(name: str, **config: Any) -> Case:
     sizes = {"vocab_size": 101, "n_embd": 40, "n_layer": 2, "n_head": 4, "n_positions": 32}
     return Case("gpt2", name, sizes | {"bos_token_id": 1, "eos_token_id": 2} | config)
+
+
+_QWEN_MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_DEEPSEEK: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 32,
+}
+_MULTIPLIERS: dict[str, Any] = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.15,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+    "attention_bias": True,
+    "tie_word_embeddings": True,
+}
+
+
+def _experts(family: str, name: str, rope: dict[str, Any] | None = None, /, **config: Any) -> Case:
+    """Of a family that calls the number of experts num_local_experts, and their width intermediate_size."""
+    sizes = {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 40}
+    return _case(family, name, rope, **sizes | config)
 
 
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -158,6 +191,158 @@ CASES = [
         mlp_bias=True,
         tie_word_embeddings=False,
     ),
+    _experts("mixtral", "plain"),
+    _experts("mixtral", "window_top1", num_experts_per_tok=1, sliding_window=7, head_dim=16, tie_word_embeddings=True),
+    _experts("mixtral", "every_expert", num_local_experts=4, num_experts_per_tok=4, intermediate_size=24),
+    _case("qwen2_moe", "plain", **_QWEN_MOE, shared_expert_intermediate_size=48),
+    _case(
+        "qwen2_moe",
+        "dense_layer",
+        **_QWEN_MOE | {"num_experts_per_tok": 3},
+        shared_expert_intermediate_size=40,
+        norm_topk_prob=True,
+        mlp_only_layers=[1],
+        num_hidden_layers=3,
+        qkv_bias=False,
+        tie_word_embeddings=True,
+    ),
+    _case(
+        "qwen2_moe",
+        "sparse_step",
+        **_QWEN_MOE | {"num_experts_per_tok": 1},
+        shared_expert_intermediate_size=16,
+        decoder_sparse_step=2,
+        num_hidden_layers=3,
+        use_sliding_window=True,
+        sliding_window=5,
+        max_window_layers=2,
+    ),
+    _case("qwen3_moe", "plain", **_QWEN_MOE | {"num_experts": 7}, head_dim=16),
+    _case(
+        "qwen3_moe",
+        "options",
+        **_QWEN_MOE | {"num_experts": 9, "num_experts_per_tok": 4, "moe_intermediate_size": 40},
+        norm_topk_prob=True,
+        mlp_only_layers=[0],
+        num_hidden_layers=3,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=6,
+        tie_word_embeddings=True,
+    ),
+    _case("olmoe", "plain", num_experts=8, num_experts_per_tok=3, intermediate_size=28),
+    _case(
+        "olmoe",
+        "clip",
+        num_experts=5,
+        num_experts_per_tok=2,
+        intermediate_size=24,
+        hidden_size=40,
+        num_key_value_heads=4,
+        clip_qkv=0.4,
+        norm_topk_prob=True,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
+    _experts("granitemoe", "plain"),
+    _experts("granitemoe", "multipliers", **_MULTIPLIERS, num_local_experts=9, num_experts_per_tok=4),
+    _experts("granitemoeshared", "plain", shared_intermediate_size=80),
+    _experts("granitemoeshared", "uneven", **_MULTIPLIERS, intermediate_size=24, shared_intermediate_size=50),
+    _experts("granitemoeshared", "not_shared", num_experts_per_tok=1, shared_intermediate_size=0),
+    _experts("phimoe", "plain", router_jitter_noise=0.2),
+    _experts(
+        "phimoe",
+        "biases",
+        router_jitter_noise=0.05,
+        attention_bias=True,
+        lm_head_bias=True,
+        sliding_window=9,
+        head_dim=20,
+    ),
+    _experts(
+        "phimoe",
+        "longrope_short",
+        _LONG | {"original_max_position_embeddings": 32, "short_mscale": 1.2, "long_mscale": 1.4},
+        head_dim=8,
+        num_local_experts=2,
+        tie_word_embeddings=True,
+        lm_head_bias=True,
+    ),
+    _experts(
+        "phimoe",
+        "longrope_long",  # transformers 5.24 never takes the long factors of this family: here they are the short ones
+        _LONG
+        | {"long_factor": _LONG["short_factor"], "original_max_position_embeddings": 16}
+        | {"short_mscale": 1.2, "long_mscale": 1.4},
+        head_dim=8,
+        router_jitter_noise=0.0,
+    ),
+    _case("deepseek_v2", "plain", **_DEEPSEEK, q_lora_rank=None, first_k_dense_replace=1),
+    _case(
+        "deepseek_v2",
+        "groups",
+        **_DEEPSEEK,
+        q_lora_rank=28,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        n_shared_experts=1,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
+    _case(
+        "deepseek_v2",
+        "yarn",
+        _YARN | {"mscale": 0.7, "mscale_all_dim": 1.1},
+        **_DEEPSEEK | {"n_routed_experts": 5, "num_experts_per_tok": 1},
+        q_lora_rank=None,
+        attention_bias=True,
+        n_shared_experts=1,
+    ),
+    _case("deepseek_v3", "plain", **_DEEPSEEK, q_lora_rank=28, n_group=1, topk_group=1, first_k_dense_replace=0),
+    _case(
+        "deepseek_v3",
+        "groups",
+        **_DEEPSEEK | {"n_routed_experts": 9, "num_experts_per_tok": 4},
+        q_lora_rank=None,
+        n_group=3,
+        topk_group=2,
+        n_shared_experts=3,
+        first_k_dense_replace=1,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.5,
+        num_hidden_layers=3,
+    ),
+    _case(
+        "deepseek_v3",
+        "yarn",
+        _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        **_DEEPSEEK,
+        q_lora_rank=28,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=0,
+        rope_interleave=False,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
+    _experts("gpt_oss", "yarn", _YARN | {"truncate": False}, head_dim=16, sliding_window=5),
+    _experts(
+        "gpt_oss",
+        "layer_types",
+        {"rope_type": "linear", "factor": 2.0},
+        head_dim=12,
+        num_local_experts=4,
+        num_experts_per_tok=4,
+        hidden_size=96,  # much wider than the experts: some of their values are beyond what they are clamped to
+        intermediate_size=12,
+        num_hidden_layers=3,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        sliding_window=6,
+        attention_bias=False,
+        tie_word_embeddings=True,
+    ),
 ]
 
 
@@ -169,8 +354,9 @@ def prompt(vocab: int, length: int = PROMPT, seed: int = 0) -> list[int]:
 def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Values that make every part matter: matrices that keep sizes near one, norms and biases away from 1 and 0."""
     noise = rng.standard_normal(shape, dtype=np.float32)
-    if len(shape) > 1:
-        return noise * np.float32(1.5 / np.sqrt(min(shape)))
+    if len(shape) > 1 and not name.endswith("bias"):
+        few = shape[-2] < 16  # a router
+        return noise * np.float32(1.5 / np.sqrt(shape[-1] if few else min(shape[-2:])))
     return noise * np.float32(0.3) + np.float32(0.0 if name.endswith("bias") else 0.8)
 
 
@@ -185,9 +371,16 @@ def build(model_type: str, config: dict[str, Any], seed: int = 0) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager").float().eval()
     rng = np.random.default_rng(seed)
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in stored_parameters(model).items():
             parameter.copy_(torch.from_numpy(random_tensor(name, tuple(parameter.shape), rng)))
     return model
+
+
+def stored_parameters(model: Any) -> dict[str, Any]:
+    """Parameters, and buffers that are saved with them, by name."""
+    stored = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return dict(sorted({**dict(model.named_parameters()), **buffers}.items()))
 
 
 def logits_of(model: Any, ids: list[int]) -> np.ndarray:
@@ -221,7 +414,7 @@ def write_golden() -> None:
         model = build(case.family, case.config)
         ids = prompt(case.config["vocab_size"])
         config = {k: v for k, v in model.config.to_dict().items() if k != "transformers_version"}
-        shapes = {name: list(p.shape) for name, p in sorted(model.named_parameters())}
+        shapes = {name: list(p.shape) for name, p in stored_parameters(model).items()}
         text = json.dumps({"config": config, "shapes": shapes})
         packed = {"json": np.frombuffer(text.encode(), np.uint8), "logits": logits_of(model, ids)[-KEPT:]}
         np.savez_compressed(GOLDEN / f"{case}.npz", **packed)

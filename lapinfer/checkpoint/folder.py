@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lapinfer.checkpoint import mxfp4
+from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.quant import Grouped
@@ -100,18 +102,40 @@ class FolderCheckpoint:
         except KeyError:
             raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
 
+    def _fp4(self, name: str) -> bool:
+        """Whether a tensor is blocks of MXFP4: it then has its logical shape, and its scales no name of their own."""
+        file = self._file(name)
+        if not name.endswith(mxfp4.BLOCKS) or file[name].dtype != "U8":
+            return False
+        scales = mxfp4.scales_of(name)
+        mxfp4.check_shapes(str(file.path), name, file[name].shape, self.shape(scales) if scales in self._of else None)
+        return True
+
     def names(self) -> list[str]:
-        return list(self._of)
+        return [name for name in self._of if not (name.endswith(mxfp4.SCALES) and self._blocks_of(name))]
+
+    def _blocks_of(self, scales: str) -> bool:
+        return scales.removesuffix(mxfp4.SCALES) + mxfp4.BLOCKS in self._of
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._file(name)[name].shape
+        stored = self._file(name)[name].shape
+        return mxfp4.logical_shape(stored) if self._fp4(name) else stored
 
     def stored_as(self, name: str) -> str:
-        return self._file(name)[name].dtype
+        return "MXFP4" if self._fp4(name) else self._file(name)[name].dtype
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self._file(name).read(name, start, stop)
+        grouped = self.read_grouped(name, start, stop)
+        if grouped is None:
+            return self._file(name).read(name, start, stop)
+        return grouped.weights().reshape(-1, *self.shape(name)[1:])
 
     def read_grouped(self, name: str, start: int = 0, stop: int | None = None) -> Grouped | None:
-        """None: nothing here is stored in groups."""
-        return None
+        """Of several matrices, all rows of start:stop. None for what is not stored in groups."""
+        if not self._fp4(name):
+            return None
+        file, scales = self._file(name), mxfp4.scales_of(name)
+        blocks, exponents = file.view(name)[start:stop], self._file(scales).view(scales)[start:stop]
+        found = mxfp4.groups(str(file.path), name, blocks, exponents)
+        let_go(blocks)
+        return found

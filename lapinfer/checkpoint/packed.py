@@ -1,8 +1,11 @@
 """The packed form: one safetensors file in the memory image that the kernels read, so that loading is mmap.
 
-Matrices are U8 [ceil(R/16), bytes of a row block] in the bands of `lapinfer.quant`, everything else is F32.
+Matrices are U8 [ceil(R/16), bytes of a row block] in the bands of `lapinfer.quant`, several of one shape U8 [n, …] the
+same way, everything else is F32. A bank of experts is one tensor U8 [E, bytes of an expert]: an expert's matrices lie
+one behind the other, so that reading a cold expert is one read, and every large one begins at a page of its own.
 Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
-"version", "quant", "source" (fingerprint) and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}.
+"version", "quant", "source" (fingerprint) and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}, where the
+matrices of a bank layers.N.experts have names below it and shape [E, R, C].
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +27,7 @@ import numpy as np
 from lapinfer.checkpoint.safetensors import SafetensorsFile, layout, read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.quant import FORMATS, ROWS
+from lapinfer.spec import bank_of
 
 try:
     import fcntl
@@ -32,11 +37,13 @@ except ImportError:  # Windows: two processes that pack the same model do the wo
 ALIGN = 16384
 FILE_NAME = "model.safetensors"
 VERSION = "2"
+LARGE_EXPERT = 16 * ALIGN
+LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class PackedEntry:
-    """A tensor to pack: `format` of a matrix with logical `shape` [R, C], or None for float32 of any shape."""
+    """A tensor to pack: `format` of matrices [R, C] or [n, R, C], or None for float32 of any shape."""
 
     name: str
     format: str | None
@@ -47,8 +54,45 @@ class PackedEntry:
         """dtype and shape in the file."""
         if self.format is None:
             return "F32", self.shape
-        rows, columns = self.shape
-        return "U8", (-(-rows // ROWS), FORMATS[self.format].row_block_bytes(columns))
+        *several, rows, columns = self.shape
+        return "U8", (*several, -(-rows // ROWS), FORMATS[self.format].row_block_bytes(columns))
+
+
+@dataclass(frozen=True, slots=True)
+class BankEntry:
+    """Experts to pack: `parts` are their matrices, each of shape [E, R, C]."""
+
+    name: str
+    parts: tuple[PackedEntry, ...]
+
+    @property
+    def experts(self) -> int:
+        return self.parts[0].shape[0]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each part begins in an expert."""
+        return self._ends[:-1]
+
+    @property
+    def stride(self) -> int:
+        """Bytes from an expert to the next: whole pages for large ones, cache lines for small ones."""
+        size = self._ends[-1]
+        align = ALIGN if size >= LARGE_EXPERT else LINE
+        return -(-size // align) * align
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        ends = [0]
+        for part in self.parts:
+            blocks, size = part.stored[1][1:]
+            ends.append(ends[-1] + blocks * size)
+        return tuple(ends)
+
+    @property
+    def stored(self) -> tuple[str, tuple[int, ...]]:
+        """dtype and shape in the file."""
+        return "U8", (self.experts, self.stride)
 
 
 def packed_path(path: str | Path) -> Path:
@@ -80,23 +124,42 @@ class PackedFile:
                     f"{self.path}: metadata has {key} {got!r}, expected {expected!r}; convert the model again"
                 )
         formats = self._formats()
-        self._entries: dict[str, PackedEntry] = {}
+        banks: dict[str, BankEntry] = {}
+        for name, entry in formats.items():
+            if (bank := bank_of(name)) is not None:
+                banks[bank] = BankEntry(bank, (*(banks[bank].parts if bank in banks else ()), entry))
+        self._entries: dict[str, PackedEntry] = dict(formats)
+        self._banks = banks
+        wanted: dict[str, PackedEntry | BankEntry] = {n: e for n, e in formats.items() if bank_of(n) is None}
+        wanted |= self._whole(banks)
         for name, tensor in self._file.tensors.items():
             if name.startswith(".pad."):
                 continue
-            entry = formats.pop(name, None) or PackedEntry(name, None, tensor.shape)
+            entry = wanted.pop(name, None)
+            if entry is None:
+                entry = self._entries[name] = PackedEntry(name, None, tensor.shape)
             if (tensor.dtype, tensor.shape) != entry.stored:
+                what = f"{entry.format or 'f32'} {entry.shape}" if isinstance(entry, PackedEntry) else "its matrices"
                 raise CheckpointError(
                     f"{self.path}: tensor {name!r} has {tensor.dtype} {tensor.shape}, expected "
-                    f"{' '.join(map(str, entry.stored))} for {entry.format or 'f32'} {entry.shape}"
+                    f"{' '.join(map(str, entry.stored))} for {what}"
                 )
             if tensor.start % ALIGN:
                 raise CheckpointError(
                     f"{self.path}: tensor {name!r} has offset {tensor.start}, expected a multiple of {ALIGN}"
                 )
-            self._entries[name] = entry
-        if formats:
-            raise CheckpointError(f"{self.path}: tensor {next(iter(formats))!r} is missing")
+        if wanted:
+            raise CheckpointError(f"{self.path}: tensor {next(iter(wanted))!r} is missing")
+
+    def _whole(self, banks: dict[str, BankEntry]) -> dict[str, BankEntry]:
+        """Banks whose matrices all have as many experts."""
+        for name, bank in banks.items():
+            if any(len(part.shape) != 3 or part.shape[0] != bank.parts[0].shape[0] for part in bank.parts):
+                raise CheckpointError(
+                    f"{self.path}: metadata 'tensors' has {', '.join(str(part.shape) for part in bank.parts)} for the "
+                    f"matrices of {name!r}, expected as many experts in each; convert the model again"
+                )
+        return banks
 
     def _formats(self) -> dict[str, PackedEntry]:
         def wrong(what: str) -> CheckpointError:
@@ -111,10 +174,12 @@ class PackedFile:
         entries = {}
         for name, value in formats.items():
             match value:
-                case {"format": str(format), "shape": [int(rows), int(columns)]} if (
-                    format in FORMATS and 0 < rows < 1 << 40 and 0 < columns < 1 << 40
+                case {"format": str(format), "shape": [*sizes]} if (
+                    format in FORMATS
+                    and len(sizes) in (2, 3)
+                    and all(type(size) is int and 0 < size < 1 << 40 for size in sizes)
                 ):
-                    entries[name] = PackedEntry(name, format, (rows, columns))
+                    entries[name] = PackedEntry(name, format, tuple(sizes))
                 case _:
                     raise wrong(f"has {str(value)[:80]} for {name!r}, expected a format and a shape [R, C]")
         return entries
@@ -126,7 +191,13 @@ class PackedFile:
             raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
 
     def names(self) -> list[str]:
+        """Logical names: the matrices of a bank, not the bank."""
         return list(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole file, header and padding included."""
+        return self._file.nbytes
 
     def format(self, name: str) -> str | None:
         """The weight format of a matrix; None: float32 as it is."""
@@ -137,8 +208,20 @@ class PackedFile:
         return self[name].shape
 
     def tensor(self, name: str) -> np.ndarray:
-        """U8 [row blocks, bytes of a row block] or F32; read-only, not copied."""
-        return self._file.view(self[name].name)
+        """U8 [row blocks, bytes of a row block] (maybe several) or F32; of a bank U8 [E, bytes of an expert].
+
+        Read-only, not copied.
+        """
+        return self._file.view(name if name in self._banks else self[name].name)
+
+    def file_offset(self, bank: str) -> int:
+        """Where a bank begins in the file."""
+        return self._file[bank].start
+
+    def offset(self, name: str) -> int:
+        """Where a matrix of a bank begins in each expert."""
+        bank = self._banks[str(bank_of(name))]
+        return bank.offsets[[part.name for part in bank.parts].index(name)]
 
 
 class PackedWriter:
@@ -146,16 +229,19 @@ class PackedWriter:
 
         with PackedWriter(path, entries, metadata) as writer:
             for name in writer.remaining():
-                writer.write(name, blocks)      # once, or slice after slice of bands
+                writer.write(name, blocks)      # once, or slice after slice of bands, or expert after expert
             writer.finish()
 
     An interrupted writer with the same header goes on after the last whole tensor. A second process waits for
     the first; `remaining()` is empty then. DoesNotFitError when the disk is too small, seen before the first byte.
     """
 
-    def __init__(self, path: str | Path, entries: Sequence[PackedEntry], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: str | Path, entries: Sequence[PackedEntry | BankEntry], metadata: Mapping[str, str]
+    ) -> None:
         self.path = Path(path)
-        formats = {e.name: {"format": e.format, "shape": list(e.shape)} for e in entries if e.format is not None}
+        parts = chain.from_iterable(e.parts if isinstance(e, BankEntry) else (e,) for e in entries)
+        formats = {e.name: {"format": e.format, "shape": list(e.shape)} for e in parts if e.format is not None}
         ours = {"format": "lapinfer", "version": VERSION, "tensors": json.dumps(formats, separators=(",", ":"))}
         stored = ((e.name, *e.stored) for e in entries)
         self._header, self._places = layout(stored, {**metadata, **ours}, ALIGN)
@@ -189,7 +275,7 @@ class PackedWriter:
         dtype, row = ("<f4", place.shape) if place.dtype == "F32" else ("u1", place.shape[1:])
         flat = np.ascontiguousarray(data, dtype)
         start = place.start + self._written[name]
-        if (place.dtype == "U8" and flat.shape[1:] != row) or start + flat.nbytes > place.stop:
+        if (place.dtype == "U8" and flat.shape[-1:] != row[-1:]) or start + flat.nbytes > place.stop:
             raise ValueError(f"{name}: got {flat.shape} after {self._written[name]} bytes, expected {place.shape}")
         with self._errors():
             view = flat.reshape(-1).view(np.uint8).data

@@ -83,6 +83,10 @@ class SafetensorsFile:
                 f"{self.path}: the file has {len(self._bytes)} bytes, its header describes {end}; download it again"
             )
 
+    @property
+    def nbytes(self) -> int:
+        return len(self._bytes)
+
     def __getitem__(self, name: str) -> StoredTensor:
         try:
             return self.tensors[name]

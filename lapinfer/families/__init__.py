@@ -28,32 +28,52 @@ from lapinfer.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows start:stop (all, when stop is None) of a stored tensor; `transposed` when it is stored [in, out]."""
+    """Rows start:stop:step (all, when stop is None) and columns first:last of a stored matrix.
+
+    `transposed` when it is stored [in, out]. Of a stored tensor with three dimensions, `index` says which matrix, or
+    (None) that all of them are meant, one after the other. The name "" is `stop` rows of zeros.
+    """
 
     name: str
     start: int = 0
     stop: int | None = None
     transposed: bool = False
+    step: int = 1
+    index: int | None = None
+    columns: tuple[int, int] | None = None
 
 
 FAMILIES: Final = {
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
     "gemma2": "gemma2",
     "gemma3": "gemma3",
     "gemma3_text": "gemma3",
     "gpt2": "gpt2",
+    "gpt_oss": "gpt_oss",
     "granite": "granite",
+    "granitemoe": "granitemoe",
+    "granitemoeshared": "granitemoeshared",
     "llama": "llama",
     "mistral": "mistral",
+    "mixtral": "mixtral",
     "olmo2": "olmo2",
+    "olmoe": "olmoe",
     "phi3": "phi3",
+    "phimoe": "phimoe",
     "qwen2": "qwen2",
+    "qwen2_moe": "qwen2_moe",
     "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
     "smollm3": "smollm3",
 }
 """`model_type` of a config.json -> module in this folder. A module's name is the `family` of its specs."""
 
-REFUSED: Final = ("add_cross_attention", "is_encoder_decoder", "quantization_config", "use_bidirectional_attention")
+REFUSED: Final = ("add_cross_attention", "is_encoder_decoder", "use_bidirectional_attention")
 """Options that no family here computes."""
+
+QUANTIZED: Final = {"gpt_oss": "mxfp4"}
+"""Families whose files come quantized, and the `quant_method` that can be read for them."""
 
 
 def _module(family: str) -> ModuleType:
@@ -71,6 +91,10 @@ def spec_from_config(config: Any, where: str) -> ModelSpec:
     family = FAMILIES.get(values.text("model_type"))
     if family is None:
         raise values.unsupported("model_type", ", ".join(FAMILIES))
+    quantized = config.get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    if method is None or method != QUANTIZED.get(family):
+        values.refuse("quantization_config")
     values.refuse(*REFUSED)
     return _module(family).spec(values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,9 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "down": ("mlp.down_proj",),
 }
 """Our name of a part -> the modules whose rows it is made of, as Llama calls them."""
+
+PREFIXES: Sequence[str] = ("model.", "")
+"""What published names of the decoder's tensors begin with; the usual one is first."""
 
 
 def layer_count(config: Config) -> int:
@@ -60,6 +63,8 @@ def attention_spec(
     o_bias: bool = False,
     qk_norm: NormSpec | None = None,
     qk_norm_full: bool = False,
+    clip: float | None = None,
+    sinks: bool = False,
 ) -> AttentionSpec:
     """Attention with the usual keys for heads; `scale` is 1/sqrt(head_dim) unless told."""
     heads, dim = config.integer("num_attention_heads", most=4096), head_dim(config)
@@ -68,7 +73,7 @@ def attention_spec(
         raise config.wrong("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
     scale = 1 / math.sqrt(dim) if scale is None else scale
     return AttentionSpec(
-        heads, kv_heads, dim, dim, scale, rope, window, softcap, qkv_bias, o_bias, qk_norm, qk_norm_full
+        heads, kv_heads, dim, dim, scale, rope, window, softcap, qkv_bias, o_bias, qk_norm, qk_norm_full, clip, sinks
     )
 
 
@@ -130,6 +135,7 @@ def model_spec(
     embed_scale: float = 1.0,
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
+    head_bias: bool = False,
 ) -> ModelSpec:
     """A ModelSpec with the usual keys for sizes; `tied` is the family's default."""
     return ModelSpec(
@@ -141,6 +147,7 @@ def model_spec(
         context(config),
         tied=config.flag("tie_word_embeddings", tied),
         embed_scale=embed_scale,
+        head_bias=head_bias,
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
     )
@@ -157,14 +164,14 @@ def named_sources(
     names: Collection[str],
     modules: Mapping[str, tuple[str, ...]] = MODULES,
     *,
-    prefixes: Iterable[str] = ("model.", ""),
+    prefixes: Iterable[str] = PREFIXES,
     heads: Iterable[str] = ("",),
     layers: str = "layers",
     transposed: bool = False,
 ) -> dict[str, tuple[Source, ...]]:
     """Sources by a table of modules. `prefixes` of the decoder and `heads` of lm_head: what published files use.
 
-    `transposed`: matrices of layers are stored [in, out].
+    `transposed`: matrices of layers are stored [in, out]. Parts of layers that the table leaves out are left out.
     """
     prefix = first_stored(names, prefixes, modules["embed"][0])
     head = first_stored(names, heads, "lm_head") + "lm_head"
@@ -178,7 +185,9 @@ def named_sources(
             continue
         outer = prefix
         if part.startswith("layers."):
-            _, index, part = part.split(".")
+            _, index, part = part.split(".", 2)
+            if part not in modules:
+                continue
             outer = f"{prefix}{layers}.{index}."
         flip = transposed and is_matrix(name) and name.startswith("layers.")
         found[name] = tuple(Source(f"{outer}{module}.{suffix}", transposed=flip) for module in modules[part])

@@ -250,7 +250,8 @@ def attention_q8(op, step, chunk, thread):
 
 
 (
-    M_PARTIAL, M_PART, M_HEADS, M_V_DIM, M_POS, M_WINDOW, M_OUT, M_GROUPS, M_OUT_KIND, M_SCRATCH, M_SCRATCH_STRIDE,
+    M_PARTIAL, M_PART, M_HEADS, M_V_DIM, M_POS, M_WINDOW, M_SINKS, M_OUT, M_GROUPS, M_OUT_KIND, M_SCRATCH,
+    M_SCRATCH_STRIDE,
 ) = offsets("merge")  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def attention_q8(op, step, chunk, thread):
 def merge(op, step, chunk, thread):
     """Fold the partials of a tile of tokens, divide by their sums, and write activation tiles."""
     heads, v_dim, window = load_i64(op + M_HEADS), load_i64(op + M_V_DIM), load_i64(op + M_WINDOW)
-    groups, v_lanes = load_i64(op + M_GROUPS), (v_dim + 15) // 16 * 16
+    groups, v_lanes, sinks = load_i64(op + M_GROUPS), (v_dim + 15) // 16 * 16, load_i64(op + M_SINKS)
     row_bytes = 4 * (v_lanes + PARTIAL_EXTRA)
     x = load_i64(op + M_SCRATCH) + thread * load_i64(op + M_SCRATCH_STRIDE)
     for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
@@ -273,7 +274,13 @@ def merge(op, step, chunk, thread):
                 other = load_i64(op + M_PARTIAL) + ((part + block) * heads + h) * row_bytes
                 m, l = load_f32(other + 4 * v_lanes), load_f32(other + 4 * v_lanes + 4)  # noqa: E741
                 fold(total, m, l, other, v_lanes)
-            factor = splat_f32(f32(1.0) / load_f32(total + 4 * v_lanes + 4))
+            l = load_f32(total + 4 * v_lanes + 4)  # noqa: E741
+            factor = splat_f32(f32(1.0) / l)
+            if sinks != 0:
+                m, sink = load_f32(total + 4 * v_lanes), load_f32(sinks + 4 * h)
+                highest = max(m, sink)
+                keep = lane(exp(splat_f32(m - highest)), 0)
+                factor = splat_f32(keep / (l * keep + lane(exp(splat_f32(sink - highest)), 0)))
             for i in range(0, 4 * v_lanes, 64):  # lanes behind v_dim are overwritten by the next head
                 store_f32x16(x + 4 * h * v_dim + i, load_f32x16(total + i) * factor)
         for i in range(heads * v_dim, 32 * groups):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import KEY_LANES, KV_F16, KV_F32, LAYER, NONE, TILE, TOKENS, offsets
+from lapinfer.kernels.operands import ACT_F32, KEY_LANES, KV_F16, KV_F32, LAYER, NONE, TILE, TOKENS, offsets
 from lapinfer.kernels.simd import (
     fma,
     iota,
@@ -23,7 +23,7 @@ from lapinfer.kernels.simd import (
     where_less,
 )
 from lapinfer.kernels.tiles import store_group
-from lapinfer.quant import BAND, FORMATS, MINIMUM_STEP
+from lapinfer.quant import BAND, FORMATS, MINIMUM_STEP, MXFP4_LEAST
 
 f32 = np.float32
 
@@ -34,7 +34,7 @@ f32 = np.float32
     E_WEIGHTS, E_FORMAT, E_ROW_BLOCKS, E_GROUPS, E_HEAD_BYTES, E_BLOCK_BYTES, E_TOKEN, E_POS, E_POSITIONS,
     E_SCALE, E_OUT, E_OUT_STRIDE,
 ) = offsets("embed")  # fmt: skip
-IN_F32, IN_F16, IN_BF16, IN_Q8, IN_Q4_1, IN_Q4 = range(len(FORMATS))
+IN_F32, IN_F16, IN_BF16, IN_Q8, IN_Q4_1, IN_Q4, IN_MXFP4 = range(len(FORMATS))
 
 
 @jit
@@ -48,11 +48,17 @@ def element(kind, head, block, row, column):
         return load_bf16(block + 32 * column + 2 * row)
     if kind == IN_Q8:
         return load_f16(block + 2 * row) * f32(load_i8(block + 32 + 64 * (column // 4) + 4 * row + column % 4))
-    codes = block + (64 if kind == IN_Q4_1 else 32)
+    codes = block + (64 if kind == IN_Q4_1 else 32 if kind == IN_Q4 else 16)
     pair = load_u8(codes + 64 * (column // 8) + 4 * row + column % 4)
     code = pair & 15 if column % 8 < 4 else pair >> 4
     if kind == IN_Q4_1:
         return load_f16(block + 2 * row) * f32(code) + load_f16(block + 32 + 2 * row)
+    if kind == IN_MXFP4:
+        magnitude = code & 7
+        twice = magnitude + max(magnitude - 4, 0) + 2 * max(magnitude - 6, 0)
+        exponent = load_u8(block + row)
+        value = f32(twice if code < 8 else -twice) * f32(2.0 ** (exponent - 128))
+        return value if exponent >= MXFP4_LEAST else f32(0.0)
     whole = load_u8(block + row) * code - MINIMUM_STEP * load_u8(block + 16 + row)
     return load_f32(head + 4 * row) * f32(whole)
 
@@ -117,7 +123,7 @@ def normed(kind, x, mean, factor, weight, bias):
 
 
 (
-    N_X, N_X_STRIDE, N_WIDTH, N_WEIGHT, N_BIAS, N_EPS, N_NORM, N_ROWS, N_TOKENS, N_OUT, N_GROUPS, N_OUT_KIND,
+    N_X, N_X_STRIDE, N_WIDTH, N_WEIGHT, N_BIAS, N_EPS, N_NORM, N_ROWS, N_TOKENS, N_OUT, N_GROUPS, N_OUT_KIND, N_EXACT,
 ) = offsets("norm")  # fmt: skip
 
 
@@ -136,6 +142,8 @@ def norm(op, step, chunk, thread):
             low = normed(kind, x + at, mean, factor, weight + at, bias if bias == 0 else bias + at)
             high = normed(kind, x + at + 64, mean, factor, weight + at + 64, bias if bias == 0 else bias + at + 64)
             store_group(load_i64(op + N_OUT), load_i64(op + N_OUT_KIND), groups, g, t, low, high)
+            if load_i64(op + N_EXACT) != 0:
+                store_group(load_i64(op + N_EXACT), ACT_F32, groups, g, t, low, high)
 
 
 (A_Y, A_Y_STRIDE, A_WIDTH, A_WEIGHT, A_BIAS, A_EPS, A_NORM, A_X, A_X_STRIDE, A_SCALE) = offsets("add_norm")
@@ -159,7 +167,7 @@ def add_norm(op, step, chunk, thread):
 
 (
     R_QKV, R_QKV_STRIDE, R_HEADS, R_KV_HEADS, R_K_DIM, R_V_DIM, R_ROPE, R_ROPE_DIM, R_INTERLEAVED, R_POS, R_SLOT, R_KV,
-    R_K_CACHE, R_V_CACHE, R_K_SCALE, R_V_SCALE, R_CAPACITY, R_Q_NORM, R_K_NORM, R_NORM_FULL, R_EPS,
+    R_K_CACHE, R_V_CACHE, R_K_SCALE, R_V_SCALE, R_CAPACITY, R_Q_NORM, R_K_NORM, R_NORM_FULL, R_EPS, R_CLIP,
 ) = offsets("rope_store")  # fmt: skip
 
 
@@ -237,6 +245,10 @@ def heads_of_one(op, qkv, position, slot):
         else:
             for h in range(heads + kv_heads):
                 norm_head(qkv + 4 * h * k_dim, k_dim, q_norm if h < heads else k_norm, eps)
+    limit = load_f32(op + R_CLIP)
+    if limit > f32(0.0):
+        for i in range((heads + kv_heads) * k_dim + kv_heads * v_dim):
+            store_f32(qkv + 4 * i, min(max(load_f32(qkv + 4 * i), -limit), limit))
     rope, dim = load_i64(op + R_ROPE), load_i64(op + R_ROPE_DIM)
     if rope != 0:
         for h in range(heads + kv_heads):
@@ -259,3 +271,60 @@ def rope_store(op, step, chunk, thread):
         position = load_i64(load_i64(op + R_POS) + 8 * t)
         slot = load_i64(load_i64(op + R_SLOT) + 8 * t)
         heads_of_one(op, load_i64(op + R_QKV) + t * load_i64(op + R_QKV_STRIDE), position, slot)
+
+
+(
+    L_Q, L_Q_STRIDE, L_QKV, L_QKV_STRIDE, L_KV_AT, L_HEADS, L_NOPE, L_RANK, L_ROPE, L_ROPE_DIM, L_INTERLEAVED, L_POS,
+    L_SLOT, L_KV, L_K_CACHE, L_V_CACHE, L_K_SCALE, L_V_SCALE, L_CAPACITY, L_NORM, L_EPS, L_OUT, L_GROUPS, L_OUT_KIND,
+    L_QUERY, L_QUERY_STRIDE, L_SCRATCH, L_SCRATCH_STRIDE,
+) = offsets("latent_store")  # fmt: skip
+
+
+@jit
+def store_latent(op, kv, position, slot):
+    """Norm a token's latent, turn its key's last columns, and store both: key (latent, turned), value (latent)."""
+    rank, dim, kind = load_i64(op + L_RANK), load_i64(op + L_ROPE_DIM), load_i64(op + L_KV)
+    norm_head(kv, rank, load_i64(op + L_NORM), load_f32(op + L_EPS))
+    rotate(kv + 4 * rank, load_i64(op + L_ROPE) + 4 * dim * position, dim, load_i64(op + L_INTERLEAVED) != 0)
+    capacity = load_i64(op + L_CAPACITY)
+    place, row = position % capacity, slot * capacity
+    size = 4 if kind == KV_F32 else 2 if kind == KV_F16 else 1
+    at = (row + place - place % KEY_LANES) * (rank + dim) + place % KEY_LANES
+    scale = 4 * (row + place)
+    store_vector(
+        kind, kv, rank + dim, load_i64(op + L_K_CACHE) + size * at, KEY_LANES, load_i64(op + L_K_SCALE) + scale
+    )
+    values = load_i64(op + L_V_CACHE) + size * (row + place) * ((rank + 15) // 16 * 16)
+    store_vector(kind, kv, rank, values, 1, load_i64(op + L_V_SCALE) + scale)
+
+
+@kernel
+def latent_store(op, step, chunk, thread):
+    """Latents of a tile of tokens into the cache; turned parts of queries, and tiles of the others."""
+    heads, nope, rank, dim = (
+        load_i64(op + L_HEADS),
+        load_i64(op + L_NOPE),
+        load_i64(op + L_RANK),
+        load_i64(op + L_ROPE_DIM),
+    )
+    groups, x = load_i64(op + L_GROUPS), load_i64(op + L_SCRATCH) + thread * load_i64(op + L_SCRATCH_STRIDE)
+    for i in range(32 * groups):
+        store_f32(x + 4 * i, f32(0.0))
+    for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
+        position = load_i64(load_i64(op + L_POS) + 8 * t)
+        kv = load_i64(op + L_QKV) + t * load_i64(op + L_QKV_STRIDE) + load_i64(op + L_KV_AT)
+        store_latent(op, kv, position, load_i64(load_i64(op + L_SLOT) + 8 * t))
+        table = load_i64(op + L_ROPE) + 4 * dim * position
+        for h in range(heads):
+            q = load_i64(op + L_Q) + t * load_i64(op + L_Q_STRIDE) + 4 * h * (nope + dim)
+            rotate(q + 4 * nope, table, dim, load_i64(op + L_INTERLEAVED) != 0)
+            turned = load_i64(op + L_QUERY) + t * load_i64(op + L_QUERY_STRIDE) + 4 * (h * (rank + dim) + rank)
+            for i in range(0, 4 * dim, 4):
+                store_f32(turned + i, load_f32(q + 4 * nope + i))
+            for i in range(0, 4 * nope, 4):
+                store_f32(x + i, load_f32(q + i))
+            for g in range(groups):
+                low, high = load_f32x16(x + 128 * g), load_f32x16(x + 128 * g + 64)
+                store_group(
+                    load_i64(op + L_OUT), load_i64(op + L_OUT_KIND), heads * groups, h * groups + g, t, low, high
+                )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from lapinfer.kernels import attention, cache, elementwise, matmul, probe, team
+from lapinfer.kernels import attention, cache, elementwise, experts, matmul, place, probe, route, team
 
-__all__ = ["attention", "elementwise", "load", "matmul", "probe", "team"]
+__all__ = ["attention", "elementwise", "experts", "load", "matmul", "place", "probe", "route", "team"]
 
 
 def load(names: Iterable[str], notice: Callable[[str], None] | None = None) -> dict[str, int]:

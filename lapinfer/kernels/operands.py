@@ -8,12 +8,16 @@ half of their int64.
 
 from __future__ import annotations
 
-ROW = 32
+ROW = 40
 KERNEL, COUNT, TIMES, KIND, FIRST = range(5)
 
 # The step header: what ops count their work by. ONE is 1, ANY_WANT 0 or 1; the tiles are of TILE tokens.
-STEP = ("one", "tokens", "tiles", "want", "want_tiles", "any_want", "items")
-ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS = range(len(STEP))
+# The last four are written by the kernels `route` and `place` for the ops of their own layer.
+STEP = (
+    "one", "tokens", "tiles", "want", "want_tiles", "any_want", "items", "experts", "expert_tiles", "gathered_tiles",
+    "loads",
+)  # fmt: skip
+ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, EXPERTS, EXPERT_TILES, GATHERED_TILES, LOADS = range(len(STEP))
 
 TILE = 8
 """Tokens whose activations lie together, so that one register tile reads them from neighbouring addresses."""
@@ -31,7 +35,8 @@ F32_TILE_GROUP = TILE * 32 * 4
 
 ACTIVATION_KINDS = ("f32", "q8", "q16")
 ACT_F32, ACT_Q8, ACT_Q16 = range(3)
-"""How a matrix wants its activations (operand out_kind of the op before it)."""
+TILE_GROUP_BYTES = (F32_TILE_GROUP, Q8_TILE_GROUP, Q16_TILE_GROUP)
+"""How a matrix wants its activations (operand out_kind of the op before it), and the bytes of a tile's group."""
 
 KV_KINDS = ("f32", "f16", "q8")
 KV_F32, KV_F16, KV_Q8 = range(3)
@@ -48,27 +53,73 @@ KEY_BLOCK = 128
 PARTIAL_EXTRA = 16
 """float32 behind each partial attention row [v_dim]: its running maximum, its sum, and padding."""
 
+ROUTER = (
+    "logits", "logits_stride", "experts", "top_k", "score", "normalise", "eps", "scale", "selection_bias", "groups",
+    "top_groups", "group_best", "jitter",
+)  # fmt: skip
+"""Operands of a choice of experts (spec.RouterSpec), the first of every op that makes one."""
+
 OPERANDS: dict[str, tuple[str, ...]] = {
     # out[t] = embed[token[t]] · scale (+ positions[pos[t]])
     "embed": (
         "weights", "format", "row_blocks", "groups", "head_bytes", "block_bytes", "token", "pos", "positions",
         "scale", "out", "out_stride",
     ),
-    # activation tiles of norm(x[rows[t]]); rows 0: x[t]. tokens: the step field that counts them
+    # activation tiles of norm(x[rows[t]]); rows 0: x[t]. tokens: the step field that counts them. exact: the same in
+    # float32 as well (0: not)
     "norm": (
         "x", "x_stride", "width", "weight", "bias", "eps", "norm", "rows", "tokens", "out", "groups", "out_kind",
+        "exact",
     ),
     # x[t] += scale · norm(y[t])
     "add_norm": ("y", "y_stride", "width", "weight", "bias", "eps", "norm", "x", "x_stride", "scale"),
-    # `unit` row blocks of W · x, finished as the mode says
+    # `unit` row blocks of W · x, finished as the mode says; of several matrices, which have `chunks` chunks each, the
+    # next lies at weights_step, its columns of x at x_step, and those of out at out_step (bytes, or groups of a tile)
     "matmul": (
-        "weights", "row_blocks", "groups", "unit", "x", "tokens", "mode", "out", "out_stride", "bias", "scale",
-        "softcap", "activation", "out_groups", "out_kind", "block_max", "scratch", "scratch_stride",
+        "weights", "row_blocks", "groups", "unit", "x", "tile_bytes", "tokens", "mode", "out", "out_stride", "bias",
+        "scale", "softcap", "activation", "out_groups", "out_kind", "block_max", "scratch", "scratch_stride", "chunks",
+        "weights_step", "x_step", "out_step",
+    ),
+    # experts of a tile of tokens and their weights; the last tile's chunk sorts the step's tokens by expert
+    "route": (
+        *ROUTER, "shared", "shared_gate", "chosen", "chosen_stride", "weight",
+        "scratch", "scratch_stride", "problem", "finished", "counts", "active", "tiles", "rows", "row_weights", "x",
+        "tile_bytes", "gathered",
+    ),
+    # what the next routed layer would choose for this residual; asks the system for the experts that are not there
+    "hint": (
+        *ROUTER, "spare", "scratch", "scratch_stride", "hinted", "counters", "slot_of", "first", "bank", "stride",
+        "bytes", "advise",
+    ),
+    # asks the system for the experts that were chosen
+    "request": ("experts", "active", "bank", "stride", "bytes", "advise", "hinted", "counters"),
+    # slots for the experts that were chosen; those that come from the file are listed in `loads`
+    "place": (
+        "experts", "active", "weights", "first", "slot_of", "owner", "used", "rank", "uses", "slots", "pool",
+        "slot_bytes", "offset", "stride", "bytes", "piece", "policy", "half_life", "clock", "loads", "hinted",
+        "counters",
+    ),
+    # one piece of an expert from the file into its slot
+    "load": ("loads", "read", "file", "problem"),
+    # the activations of a routed tile's tokens, from where the norm left them
+    "gather": ("x", "groups", "kind", "tiles", "rows", "gathered", "tile_bytes"),
+    # like matmul, each expert with its own tokens; `weights` [E] are addresses, at `offset` from which its matrix lies
+    "experts": (
+        "weights", "offset", "row_blocks", "groups", "unit", "chunks", "active", "tiles", "rows", "row_weights", "x",
+        "tile_bytes", "mode", "out", "out_stride", "bias", "bias_stride", "scale", "activation", "out_groups",
+        "out_kind", "scratch", "scratch_stride",
     ),
     # q and k norm and rotation in place; keys and values into the cache
     "rope_store": (
         "qkv", "qkv_stride", "heads", "kv_heads", "k_dim", "v_dim", "rope", "rope_dim", "interleaved", "pos", "slot",
         "kv", "k_cache", "v_cache", "k_scale", "v_scale", "capacity", "q_norm", "k_norm", "norm_full", "eps",
+        "clip",
+    ),
+    # latents and rotated keys into the cache; queries' rotated parts to where k_up puts the others, which become tiles
+    "latent_store": (
+        "q", "q_stride", "qkv", "qkv_stride", "kv_at", "heads", "nope", "rank", "rope", "rope_dim", "interleaved",
+        "pos", "slot", "kv", "k_cache", "v_cache", "k_scale", "v_scale", "capacity", "norm", "eps", "out", "groups",
+        "out_kind", "query", "query_stride", "scratch", "scratch_stride",
     ),
     "attention": (
         "qkv", "qkv_stride", "heads", "kv_heads", "k_dim", "v_dim", "k_cache", "v_cache", "k_scale", "v_scale",
@@ -76,12 +127,28 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     ),
     # activation tiles of the merged, normalised partials
     "merge": (
-        "partial", "part_table", "heads", "v_dim", "pos", "window", "out", "groups", "out_kind", "scratch",
+        "partial", "part_table", "heads", "v_dim", "pos", "window", "sinks", "out", "groups", "out_kind", "scratch",
         "scratch_stride",
     ),
     # `rounds` times the sum of `bytes` bytes at buffer + chunk · stride
     "probe": ("buffer", "bytes", "stride", "rounds", "out"),
 }  # fmt: skip
+
+LOAD = ("address", "offset", "bytes")
+LOAD_ADDRESS, LOAD_OFFSET, LOAD_BYTES = range(len(LOAD))
+"""int64 rows: a piece of an expert to be read."""
+
+POOL_COUNTERS = ("hits", "misses", "bytes_read", "hinted", "hinted_rightly")
+HITS, MISSES, BYTES_READ, HINTED, HINTED_RIGHTLY = range(len(POOL_COUNTERS))
+"""int64: experts that were there, that were not, bytes read for these, experts hinted, those of them then chosen."""
+
+POLICIES = ("lru", "lfu", "lrfu")
+LRU, LFU, LRFU = range(len(POLICIES))
+"""Who leaves a pool: the one whose last use is oldest; with the fewest uses; with the least sum of uses, each halved
+every `half_life` steps (Lee et al., LRFU, IEEE Transactions on Computers 50, 2001)."""
+
+NOT_A_NUMBER, NOT_READ = 1, 2
+"""What a layer's `problem` may be."""
 
 STORE, ADD, HEAD, PLAIN, GATED = range(5)
 """matmul modes: out = y · scale; out += y · scale; out = cap(y · scale) and block maxima;
@@ -90,8 +157,22 @@ activation tiles of act(y), or of act(gate) · up."""
 RMS, LAYER, NONE = range(3)
 """norm kinds."""
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
-SILU, GELU, GELU_TANH, RELU, RELU2 = range(len(ACTIVATIONS))
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai")
+SILU, GELU, GELU_TANH, RELU, RELU2, SWIGLU_OAI = range(len(ACTIVATIONS))
+NO_ACTIVATION = len(ACTIVATIONS)
+
+SCORES = ("softmax", "sigmoid", "logits", "sparsemixer")
+SOFTMAX, SIGMOID, LOGITS, SPARSEMIXER = range(len(SCORES))
+"""How a router scores experts (spec.RouterSpec)."""
+
+ACTIVE_EXPERT = ("expert", "first_tile", "stop_tile")
+EXPERT, FIRST_TILE, STOP_TILE = range(len(ACTIVE_EXPERT))
+"""int64 rows: an expert that has tokens in this step, and its tiles."""
+
+EXPERT_TILE = ("expert", "tokens", "x")
+TILE_EXPERT, TILE_TOKENS, TILE_X = range(len(EXPERT_TILE))
+"""int64 rows: an expert, at most TILE tokens of it (rows[TILE · tile + i] says which, row_weights weighs them), and
+the address of their activations."""
 
 ITEM = ("first_token", "tokens", "slot", "first_block", "last_block", "split")
 """A piece of attention: at most TILE tokens of one slot, in order, against key blocks first … last. `split`: every

@@ -17,10 +17,12 @@ from lapinfer.kernels.simd import (
     I32,
     I64,
     bf16_to_float,
+    call,
     const,
     dot_signed,
     dot_small,
     f32x16,
+    fp4_codes,
     half_to_float,
     i8x64,
     i32x16,
@@ -81,6 +83,15 @@ def _read_q4(context, b, weights):
     return _nibbles(b, weights, 32), b.sitofp(scale, f32x16.llvm), b.sitofp(below, f32x16.llvm)
 
 
+def _read_mxfp4(context, b, weights):
+    """The scale is half of 2^(exponent − 127), since the codes are twice the values."""
+    wide = i32x16.llvm
+    exponent = b.zext(load(b, weights, ir.VectorType(I8, 16)), wide)
+    above = call(b, "llvm.usub.sat.v16i32", wide, exponent, const(wide, 1))
+    scale = b.bitcast(b.shl(above, const(wide, 23)), f32x16.llvm)
+    return [fp4_codes(context, b, nibbles) for nibbles in _nibbles(b, weights, 16)], scale, None
+
+
 class _Activations:
     """One token's group of 32 activations, of one (q8) or two (q16) int8 a number."""
 
@@ -114,7 +125,7 @@ def _multiply(context, b, total, weights, x: _Activations):
 
 def _integer(format: str, read, planes: int):
     """tokens and rows of a quantized format."""
-    signed, size = format == "q8", FORMATS[format].block_bytes
+    signed, size = format in ("q8", "mxfp4"), FORMATS[format].block_bytes
 
     def tokens(context, b, totals, weights, x, token):
         block = read(context, b, weights)
@@ -177,6 +188,8 @@ tokens_q4, rows_q4 = _integer("q4", _read_q4, 1)
 tokens_q8_q16, rows_q8_q16 = _integer("q8", _read_q8, 2)
 tokens_q4_1_q16, rows_q4_1_q16 = _integer("q4_1", _read_q4_1, 2)
 tokens_q4_q16, rows_q4_q16 = _integer("q4", _read_q4, 2)
+tokens_mxfp4, rows_mxfp4 = _integer("mxfp4", _read_mxfp4, 1)
+tokens_mxfp4_q16, rows_mxfp4_q16 = _integer("mxfp4", _read_mxfp4, 2)
 tokens_f32, rows_f32 = _floats("f32", _read_f32)
 tokens_f16, rows_f16 = _floats("f16", _read_f16)
 tokens_bf16, rows_bf16 = _floats("bf16", _read_bf16)

@@ -275,6 +275,31 @@ def dot_signed(context, builder, weights, signed, bias):
     return acc
 
 
+def fp4_codes(context, builder, nibbles):
+    """Twice the values of 4-bit floats (quant.MXFP4_VALUES): i8x64 of 0 … 15 -> i8x64 of −12 … 12."""
+    have = features(context)
+    table = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+    if have & {"avx512bw", "avx2", "aarch64"}:
+        feature, width, name = (
+            ("avx512bw", 64, "llvm.x86.avx512.pshuf.b.512") if "avx512bw" in have
+            else ("avx2", 32, "llvm.x86.avx2.pshuf.b") if "avx2" in have
+            else ("aarch64", 16, "llvm.aarch64.neon.tbl1.v16i8")
+        )  # fmt: skip
+        kind = ir.VectorType(I8, width)
+        constant = ir.Constant(kind, table * (width // 16))
+        parts = (part(builder, nibbles, i, width) for i in range(0, 64, width))
+        return join(builder, [call_if(context, feature, builder, name, kind, constant, p) for p in parts])
+    vector = i8x64.llvm
+    magnitude = builder.and_(nibbles, const(vector, 7))
+
+    def above(start: int):
+        return call(builder, "llvm.usub.sat.v64i8", vector, magnitude, const(vector, start))
+
+    value = builder.add(builder.add(magnitude, above(4)), builder.add(above(6), above(6)))
+    negative = builder.icmp_unsigned(">", nibbles, const(vector, 7))
+    return builder.select(negative, builder.neg(value), value)
+
+
 def named(name: str, typer):
     """An intrinsic that may be an argument of a jitted function.
 
@@ -736,3 +761,44 @@ def call_system(typingctx, function):
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@intrinsic
+def call_read(typingctx, function, file, address, count, offset):
+    """Call the C function `ssize_t pread(int, void *, size_t, off_t)` at an address."""
+
+    def generate(context, b, sig, args):
+        kind = ir.FunctionType(I64, [I32, I64, I64, I64])
+        function, file, *others = args
+        return b.call(b.inttoptr(function, kind.as_pointer()), [b.trunc(file, I32), *others])
+
+    i64 = types.int64
+    return i64(i64, i64, i64, i64, i64), generate
+
+
+@intrinsic
+def call_advise(typingctx, function, address, count, advice):
+    """Call the C function `int madvise(void *, size_t, int)` at an address."""
+
+    def generate(context, b, sig, args):
+        kind = ir.FunctionType(I32, [I64, I64, I32])
+        function, address, count, advice = args
+        b.call(b.inttoptr(function, kind.as_pointer()), [address, count, b.trunc(advice, I32)])
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(i64, i64, i64, i64), generate
+
+
+@intrinsic
+def store_f64(typingctx, address, value):
+    def generate(context, b, sig, args):
+        b.store(args[1], at(b, args[0], ir.DoubleType()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float64), generate
+
+
+@intrinsic
+def load_f64(typingctx, address):
+    return types.float64(types.int64), lambda context, b, sig, a: load(b, a[0], ir.DoubleType())

@@ -3,12 +3,13 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit
-from lapinfer.kernels.operands import GELU, GELU_TANH, RELU, SILU
+from lapinfer.kernels.operands import GELU, GELU_TANH, NO_ACTIVATION, RELU, SILU, SWIGLU_OAI
 from lapinfer.kernels.simd import (
     absolute,
     copy_sign,
     fma,
     maximum,
+    minimum,
     power_of_two,
     round_even,
     splat_f32,
@@ -75,10 +76,23 @@ def activate(kind, x):
     if kind == GELU_TANH:
         cubic = fma(x * x * x, splat_f32(f32(0.044715)), x)
         return half * x * (one + tanh(cubic * splat_f32(f32(0.7978845608028654))))
+    if kind == NO_ACTIVATION:
+        return x
     positive = maximum(x, zero)
     if kind == RELU:
         return positive
     return positive * positive
+
+
+@jit
+def gated(kind, gate, up):
+    """act(gate) · up, or the activation that takes both."""
+    if kind == SWIGLU_OAI:
+        one, limit = splat_f32(f32(1.0)), splat_f32(f32(7.0))
+        gate = minimum(gate, limit)
+        up = minimum(maximum(up, splat_f32(f32(-7.0))), limit)
+        return (up + one) * (gate / (one + exp(gate * splat_f32(f32(-1.702)))))
+    return activate(kind, gate) * up
 
 
 @jit

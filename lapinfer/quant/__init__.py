@@ -12,6 +12,8 @@ columns, one block of each of them. The last band may have fewer. Blocks:
                                                                    weight = scale · code + minimum, code 0 … 15
     q4   (288 bytes) 16 u8 scales, 16 u8 minima, then 4 lines as in q4_1; the head of a row block (64 bytes) has a
                      float32 unit a row.      weight = unit · (scale · code − MINIMUM_STEP · minimum), code 0 … 15
+    mxfp4 (272 bytes) 16 u8 exponents, then 4 lines as in q4_1: OCP's Microscaling FP4, as gpt-oss has its experts.
+                                                                   weight = MXFP4_VALUES[code] · 2^(exponent − 127)
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ once for all of them."""
 MINIMUM_STEP = 8
 """Units that a step of a q4 minimum is worth: a minimum is about −7.5 scales."""
 
-FormatName = Literal["f32", "f16", "bf16", "q8", "q4_1", "q4"]
+MXFP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""What the codes 0 … 15 of mxfp4 mean: sign, two bits of exponent, one of mantissa."""
+
+MXFP4_LEAST = 2
+"""Smaller exponents, of numbers below 2^-124, count as zero: kernels make the scale from its bits alone."""
+
+FormatName = Literal["f32", "f16", "bf16", "q8", "q4_1", "q4", "mxfp4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,7 @@ FORMATS: dict[str, Format] = {
         Format("q8", 544, "q8"),
         Format("q4_1", 320, "q8"),
         Format("q4", 288, "q8", head_bytes=64),
+        Format("mxfp4", 272, "q8"),
     )
 }
 
@@ -78,8 +87,8 @@ FORMATS: dict[str, Format] = {
 class Grouped:
     """Quantized rows in groups of 32 columns, as the format says.
 
-    codes: [R, C] int8 (q8, −127 … 127) or uint8 (q4, q4_1: 0 … 15); scale, minimum: [R, ceil(C/32)] float16, or
-    uint8 (q4); unit: [R] float32 (q4).
+    codes: [R, C] int8 (q8, −127 … 127) or uint8 (others: 0 … 15); scale, minimum: [R, ceil(C/32)] float16, or
+    uint8 (q4; mxfp4's exponent); unit: [R] float32 (q4).
     """
 
     format: FormatName
@@ -95,6 +104,9 @@ class Grouped:
         def spread(per_group: np.ndarray) -> np.ndarray:
             return np.repeat(per_group.astype(np.float32), GROUP, axis=1)[:, :columns]
 
+        if self.format == "mxfp4":
+            scale = np.ldexp(np.float32(1), self.scale.astype(np.int32) - 127)
+            return MXFP4_VALUES[self.codes] * spread(np.where(self.scale < MXFP4_LEAST, 0, scale))
         values = self.codes * spread(self.scale)
         if self.unit is not None and self.minimum is not None:
             return (values - MINIMUM_STEP * spread(self.minimum)) * self.unit[:, None]

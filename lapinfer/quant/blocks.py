@@ -13,7 +13,7 @@ from lapinfer.quant.search import check_finite, quantize
 
 Rows = TypeVar("Rows", np.ndarray, Grouped)
 
-SCALARS = {"q8": (np.float16,), "q4_1": (np.float16, np.float16), "q4": (np.uint8, np.uint8)}
+SCALARS = {"q8": (np.float16,), "q4_1": (np.float16, np.float16), "q4": (np.uint8, np.uint8), "mxfp4": (np.uint8,)}
 """What a group has ahead of its codes: scale and minimum."""
 
 LANES = 4
@@ -80,7 +80,7 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
 def pack(format: str, values: np.ndarray | Grouped) -> np.ndarray:
     """uint8 [ceil(R/16), bytes of a row block] of float32 [R, C], or of groups that have this format already.
 
-    A matrix may be packed in slices of whole bands. Floats for q8, q4_1 and q4 are quantized without importance.
+    A matrix may be packed in slices of whole bands. Floats for quantized formats are quantized without importance.
     Raises CheckpointError for weights that the format can't hold: NaN, infinite, or too large.
     """
     if isinstance(values, Grouped):
@@ -109,7 +109,7 @@ def unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarra
 
 
 def unpack_groups(format: str, packed: np.ndarray, shape: tuple[int, int]) -> Grouped:
-    """Codes, scales and minima of packed q8, q4_1 or q4 blocks."""
+    """Codes, scales and minima of packed blocks of a quantized format."""
     heads, blocks = _out_of_bands(packed, format)
     B, G, _ = blocks.shape
     kinds = SCALARS[format]
@@ -128,7 +128,7 @@ def unpack_groups(format: str, packed: np.ndarray, shape: tuple[int, int]) -> Gr
     if format == "q8":
         return Grouped("q8", codes.view(np.int8), scalars[0])
     unit = heads.view(np.float32).reshape(-1)[: shape[0]] if format == "q4" else None
-    return Grouped("q4" if format == "q4" else "q4_1", codes, *scalars, unit=unit)
+    return Grouped(FORMATS[format].name, codes, *scalars, unit=unit)
 
 
 def interleaved_rows(width: int) -> np.ndarray:

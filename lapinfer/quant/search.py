@@ -12,13 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import FORMATS, GROUP, MINIMUM_STEP, FormatName, Grouped
+from lapinfer.quant import FORMATS, GROUP, MINIMUM_STEP, MXFP4_LEAST, MXFP4_VALUES, FormatName, Grouped
 
 SLICE = 4096
 """Groups searched at once: 0.5 MB an array."""
 
 HALF_MAX = float(np.finfo(np.float16).max)
 HALF_TINY = float(np.finfo(np.float16).smallest_subnormal)
+
+MXFP4_MIDDLES = (MXFP4_VALUES[:7] + MXFP4_VALUES[1:8]) / 2
+"""Between neighbouring magnitudes."""
 
 Q8_SHRINKS = (1.0, 0.997, 0.994, 0.991)
 Q4_RANGES = tuple(
@@ -47,7 +50,7 @@ def check_finite(weights: np.ndarray) -> None:
 def quantize(
     format: FormatName, weights: np.ndarray, importance: np.ndarray | None = None, threads: int = 2
 ) -> Grouped:
-    """float32 [R, C] as q8, q4_1 or q4 groups; importance [C] (≥ 0) weighs the squared error of a column.
+    """float32 [R, C] as groups of a quantized format; importance [C] (≥ 0) weighs the squared error of a column.
 
     Missing columns of the last group weigh nothing. The result does not depend on `threads`. Extra memory is about
     2 bytes a weight (the result) + 10 MB a thread. Raises CheckpointError for weights that are not finite, or
@@ -78,6 +81,8 @@ def quantize(
         minimum = unit = None
         if format == "q8":
             codes, scale = search_q8(groups, w)
+        elif format == "mxfp4":
+            codes, scale = search_mxfp4(groups, w)
         elif format == "q4_1":
             codes, scale, minimum = rounded_to_half(groups, w, *search_q4(groups, w))
         else:
@@ -133,6 +138,27 @@ def _q8_codes(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     codes = x * _inverse(scale.astype(np.float32))
     np.rint(codes, out=codes)
     return np.clip(codes, -127, 127, out=codes)
+
+
+def search_mxfp4(x: np.ndarray, w: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint8 [32, N] and exponents uint8 [N]: the power of two that just holds the largest, or half of it."""
+    with np.errstate(divide="ignore"):
+        whole = np.ceil(np.log2(np.abs(x).max(axis=0) / np.float32(6)))
+    holds = np.clip(whole + 127, MXFP4_LEAST, 254).astype(np.int32)
+    codes = scale = None
+    least = np.full(x.shape[1], np.inf, np.float32)
+    for exponent in (holds, np.maximum(holds - 1, MXFP4_LEAST)):
+        unit = np.ldexp(np.float32(1), exponent - 127)
+        found = np.searchsorted(MXFP4_MIDDLES, np.abs(x) / unit).astype(np.uint8) + np.uint8(8) * (x < 0)
+        error = x - MXFP4_VALUES[found] * unit
+        error = _dot(error, error, w)
+        better = error < least
+        least = np.where(better, error, least)
+        codes = found if codes is None else np.where(better, found, codes)
+        scale = exponent if scale is None else np.where(better, exponent, scale)
+    assert codes is not None
+    assert scale is not None
+    return codes, scale.astype(np.uint8)
 
 
 def search_q4(

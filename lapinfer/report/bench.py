@@ -29,7 +29,8 @@ import numpy as np
 
 from lapinfer import __version__
 from lapinfer.errors import InputError
-from lapinfer.spec import tensors
+from lapinfer.runtime.predict import packed_bytes
+from lapinfer.spec import is_matrix, tensors
 from lapinfer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def bench(
     quant: str = "auto",
     kv: str = "f16",
     activations: str = "auto",
+    experts: int | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> Iterator[Row]:
     """A row for each combination, as soon as it is measured; a length of 0 leaves its test out."""
@@ -94,7 +96,16 @@ def bench(
         raise InputError("nothing to measure: -p and -n are both 0")
     ctx = max(map(sum, tests)) + max(depth)
     for count in threads:
-        model = load_model(name, quant=quant, threads=count, ctx=ctx, kv=kv, activations=activations, progress=progress)
+        model = load_model(
+            name,
+            quant=quant,
+            threads=count,
+            ctx=ctx,
+            kv=kv,
+            activations=activations,
+            experts=experts,
+            progress=progress,
+        )
         try:
             ids, text = _ids(model, ctx)
             for (p, n), d in itertools.product(tests, depth):
@@ -140,10 +151,11 @@ def _measure(
     rss, faults = _process_memory()
     shapes = tensors(model.spec)
     params = sum(map(prod, shapes.values()))
+    formats = {name: str(model.weights.format(name)) for name in shapes if is_matrix(name)}
     return Row(
         model_filename=model.name,
         model_type=f"{model.spec.family} {params / 1e6:.0f}M {_main_format(model)}",
-        model_size=sum(model.weights.tensor(name).nbytes for name in shapes),
+        model_size=sum(packed_bytes(model.spec, formats).values()),
         model_n_params=params,
         test=test,
         n_prompt=p,

@@ -13,7 +13,7 @@ import numpy as np
 from lapinfer.kernels.control import COUNTER
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
-from lapinfer.runtime.predict import PARTS, predict_bytes
+from lapinfer.runtime.predict import expected_counts, packed_bytes, parts_of, predict_bytes
 from lapinfer.spec import is_matrix, tensors
 
 if TYPE_CHECKING:
@@ -92,11 +92,8 @@ def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = 
 
 
 def _title(model: Model) -> str:
-    formats: dict[str, int] = {}
-    for name in filter(is_matrix, tensors(model.spec)):
-        found = str(model.weights.format(name))
-        formats[found] = formats.get(found, 0) + model.weights.tensor(name).nbytes
-    stored = ", ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in formats.items())
+    sizes = packed_bytes(model.spec, _formats(model))
+    stored = ", ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in sizes.items())
     spec = model.spec
     return (
         f"{model.name}\n{spec.family}, {len(spec.layers)} layers, {stored}, "
@@ -112,10 +109,10 @@ def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: flo
         walls = _run(model, step, meter)
     else:
         empty = np.zeros((len(model.plan.ops), COUNTER), np.int64)
-        meter.record(step.slot, step.pos, int(step.want.sum()), empty, 0)
+        meter.record(step.slot, step.pos, int(step.want.sum()), empty, 0, expected_counts(model.spec, len(step.pos)))
     lines = [_line(op, row, step.pos, meter.steps) for op, row in zip(model.plan.ops, meter.by_op(), strict=True)]
     total = Line("step")
-    by_part = {part: Line(part) for part in PARTS}
+    by_part = {part: Line(part) for part in parts_of(model.spec)}
     for op, line in zip(model.plan.ops, lines, strict=True):
         by_part[op.part].add(line)
         total.add(line)
@@ -126,7 +123,7 @@ def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: flo
     for group in (lines, list(by_part.values()), [total]):
         table.append([])
         table += [[show(line, total, bandwidth) for _, show in columns] for line in group]
-    text = f"{step.heading}\n{_aligned(table)}\n{_predicted(model, step, total)}"
+    text = f"{step.heading}\n{_aligned(table)}\n{_predicted(model, step, total, analyze)}"
     if walls:
         seconds = median(walls)
         speed = total.bytes / seconds
@@ -171,14 +168,23 @@ def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
     """Equal ops of different layers as one line."""
     kinds: dict[tuple, Line] = {}
     for op, line in zip(ops, lines, strict=True):
-        kind = (op.label, op.part, line.kernel, line.shape, line.bytes, line.macs)
+        # What routed layers read differs by their choices alone.
+        numbers = () if "routed" in op.notes else (line.bytes, line.macs)
+        kind = (op.label, op.part, line.kernel, line.shape, *numbers)
         kinds.setdefault(kind, Line(op.label, line.kernel, line.shape)).add(line)
     return list(kinds.values())
 
 
-def _predicted(model: Model, step: Step, total: Line) -> str:
-    formats = {name: str(model.weights.format(name)) for name in tensors(model.spec) if is_matrix(name)}
-    parts = predict_bytes(model.spec, formats, model.limits.kv, step.slot, step.pos, int(step.want.sum()))
+def _formats(model: Model) -> dict[str, str]:
+    """The format of each matrix."""
+    return {name: str(model.weights.format(name)) for name in tensors(model.spec) if is_matrix(name)}
+
+
+def _predicted(model: Model, step: Step, total: Line, ran: bool) -> str:
+    parts = predict_bytes(
+        model.spec, _formats(model), model.limits.kv, step.slot, step.pos, int(step.want.sum()),
+        model.distinct_experts if ran else None,
+    )  # fmt: skip
     predicted = sum(parts.values())
     return f"predicted from the spec {predicted:,} bytes, metered {total.bytes:,} bytes"
 

@@ -12,9 +12,13 @@ from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.families import spec_from_config
-from lapinfer.spec import ModelSpec, tensors
+from lapinfer.runtime.predict import expected_experts, matrices_bytes, packed_bytes, predict_bytes
+from lapinfer.spec import LayerSpec, ModelSpec, active_parameters, is_matrix, tensors
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+"""Numbers of tokens for which the expected number of touched experts is told."""
 
 
 def info(name: str) -> dict[str, Any]:
@@ -25,24 +29,28 @@ def info(name: str) -> dict[str, Any]:
         config = read_json(folder / "config.json")
         packed = PackedFile(folder)
         stored = _shares((packed.format(n) or "f32", prod(packed.shape(n))) for n in packed.names())
+        formats = {name: str(packed.format(name)) for name in packed.names()}
     else:
         path, folder, config = found.path, found.folder, found.config
         stored = _shares((found.stored_as(n), prod(found.shape(n))) for n in found.names())
+        formats = {}
     spec = spec_from_config(config, str(folder / "config.json"))
     tokenizer = Tokenizer.from_folder(folder)
     return {
         "path": str(path),
         "packed": isinstance(found, Path),
         "parameters": sum(map(prod, tensors(spec).values())),
+        "active_parameters": active_parameters(spec),
         "stored": stored,
         **_sizes(spec),
+        **_placement(spec, formats),
         "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens",
         "chat_template": tokenizer is not None and ChatTemplate.from_folder(folder) is not None,
     }
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
-    attention, ff = spec.layers[0].attention, spec.layers[0].feed_forward
+    attention = spec.layers[0].attention
     windows = Counter(layer.attention.window for layer in spec.layers)
     return {
         "family": spec.family,
@@ -51,12 +59,53 @@ def _sizes(spec: ModelSpec) -> dict[str, Any]:
         "heads": attention.n_heads,
         "kv_heads": attention.n_kv_heads,
         "head_dim": attention.k_dim,
-        "feed_forward": f"{ff.width} {ff.activation}{' gated' if ff.gated else ''}",
+        "feed_forward": _feed_forwards(spec),
         "vocab": spec.vocab,
         "tied_head": spec.tied,
         "context": spec.context,
         "windows": {"none" if w is None else str(w): f"in {n} layers" for w, n in windows.items()},
     }
+
+
+def _feed_forwards(spec: ModelSpec) -> str:
+    """What the layers' feed-forwards are, and how many layers have each."""
+    kinds = Counter(_feed_forward(layer) for layer in spec.layers)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{kind} in {n} layers" for kind, n in kinds.items())
+
+
+def _feed_forward(layer: LayerSpec) -> str:
+    ff = layer.feed_forward
+    kind = f"{ff.width} {ff.activation}{' gated' if ff.gated else ''}"
+    if ff.router is None:
+        return kind
+    shared = f" + {ff.shared} shared" if ff.shared else ""
+    return f"{ff.router.n_experts} experts of {kind}, {ff.router.top_k} a token{shared}"
+
+
+def _placement(spec: ModelSpec, formats: dict[str, str]) -> dict[str, Any]:
+    """Of a packed model: bytes in all, and those that a token touches; of experts, how many a batch touches."""
+    placed: dict[str, Any] = {}
+    routed = [layer for layer in spec.layers if layer.feed_forward.router is not None]
+    if formats:
+        touched = predict_bytes(spec, formats, "f16", [0], [0], 1)
+        placed["packed_bytes"] = sum(packed_bytes(spec, formats).values())
+        placed["touched_bytes_a_token"] = sum(touched.values())
+        if routed:
+            name = next(n for n in tensors(spec) if ".experts." in n and is_matrix(n))
+            bank = name.rsplit(".", 1)[0]
+            placed["expert_bytes"] = sum(
+                matrices_bytes(n, s, formats[n]) // s[0]
+                for n, s in tensors(spec).items()
+                if n.startswith(bank) and is_matrix(n)
+            )
+    if routed:
+        placed["expected_experts"] = {
+            f"batch of {tokens}": f"{expected_experts(routed[0], tokens)} of {routed[0].feed_forward.experts} a layer"
+            for tokens in BATCHES
+        }
+    return placed
 
 
 def _shares(weights: Iterable[tuple[str, int]]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,10 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """exp(mean negative log-likelihood) over the chunks so far, with its standard error."""
+    """exp(mean negative log-likelihood) over the chunks so far, with its standard error.
+
+    `difference` is ppl − reference_ppl; its standard error is that of the tokens' pairs, which vary together.
+    """
 
     ppl: float
     error: float
@@ -49,6 +52,8 @@ class Perplexity:
     chunks: int
     ctx: int
     reference_ppl: float | None = None
+    difference: float | None = None
+    difference_error: float | None = None
     divergence: Divergence | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,7 +64,8 @@ class Perplexity:
         if self.divergence is not None:
             d = self.divergence
             lines += [
-                f"reference PPL = {self.reference_ppl:.4f}",
+                f"reference PPL = {self.reference_ppl:.4f}, "
+                f"difference {self.difference:+.4f} ± {self.difference_error:.5f}",
                 f"KL divergence: mean {d.mean:.6f} ± {d.error:.6f}, median {d.median:.6f}, 99% {d.p99:.6f} nats",
                 f"same top token: {100 * d.same_top:.2f} ± {100 * d.same_top_error:.2f} %",
             ]
@@ -110,15 +116,19 @@ def perplexity(
                 same.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
         scored = np.concatenate(nll, dtype=np.float64)
         ppl, error = _estimate(scored)
-        yield Perplexity(
-            ppl,
-            error,
-            len(scored),
-            chunk + 1,
-            ctx,
-            _estimate(np.concatenate(reference_nll, dtype=np.float64))[0] if reference_nll else None,
-            _divergence(np.concatenate(divergence), np.concatenate(same)) if divergence else None,
-        )
+        result = Perplexity(ppl, error, len(scored), chunk + 1, ctx)
+        if reference is not None:
+            base = np.concatenate(reference_nll, dtype=np.float64)
+            base_ppl, _ = _estimate(base)
+            yield replace(
+                result,
+                reference_ppl=base_ppl,
+                difference=ppl - base_ppl,
+                difference_error=float((ppl * scored - base_ppl * base).std()) / math.sqrt(max(len(scored) - 1, 1)),
+                divergence=_divergence(np.concatenate(divergence), np.concatenate(same)),
+            )
+        else:
+            yield result
 
 
 def _ids(model: LanguageModel, text: str, ctx: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,17 +12,14 @@ from lapinfer.kernels.operands import (
     ACT_F32,
     ACT_Q16,
     ACTIVATION_KINDS,
-    ACTIVATIONS,
     ADD,
     ANY_WANT,
     F32_TILE_GROUP,
     GATED,
     HEAD,
     ITEM,
-    ITEMS,
     KEY_BLOCK,
     LAYER,
-    NO_WINDOW,
     NONE,
     ONE,
     PARTIAL_EXTRA,
@@ -30,23 +28,24 @@ from lapinfer.kernels.operands import (
     STEP,
     STORE,
     TILE,
+    TILE_GROUP_BYTES,
     TILES,
     TOKENS,
     WANT,
     WANT_TILES,
 )
 from lapinfer.quant import BAND, FORMATS, GROUP, ROWS
-from lapinfer.quant.blocks import interleaved_rows
-from lapinfer.runtime.kv import KVName, LayerCache, lanes, layer_cache
+from lapinfer.runtime.build_attention import attention
+from lapinfer.runtime.build_feed_forward import feed_forward, routed_feed_forward
+from lapinfer.runtime.kv import KVName, LayerCache, lanes
 from lapinfer.runtime.plan import Op
-from lapinfer.spec import AttentionSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
+from lapinfer.runtime.pool import ExpertPool, Policy
+from lapinfer.runtime.routed import RoutingBuffers
+from lapinfer.runtime.sizes import blocks_in_a_chunk, packed_blocks, padded, padded_vector
+from lapinfer.spec import ModelSpec, NormSpec, RopeSpec
 
 ATTENTION_ROWS = 4
 """Query rows of a register tile in kernels/attention.py."""
-
-
-MANY_CHUNKS, FEW_CHUNKS = 24, 4
-MAX_CHUNK_BYTES = 400_000
 
 
 class Weights(Protocol):
@@ -56,12 +55,27 @@ class Weights(Protocol):
 
     def format(self, name: str) -> str | None: ...
 
+    def offset(self, name: str) -> int:
+        """Where a matrix of a bank begins in each of its experts."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    def file_offset(self, bank: str) -> int:
+        """Where a bank begins in the file."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What buffers are allocated for: positions a slot, slots, tokens a step, threads, and the KV cache's numbers.
 
-    `activations`: what q8 and q4 weights are multiplied with, int8 (q8) or twice as exact (q16).
+    `activations`: what q8 and q4 weights are multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model
+    that is larger than memory, in the `mapped` file, or in a `pool` of so many slots, which they leave by a policy
+    (runtime/pool.py).
     """
 
     ctx: int
@@ -70,6 +84,9 @@ class Limits:
     threads: int = 1
     kv: KVName = "f16"
     activations: Literal["q8", "q16"] = "q8"
+    experts: Literal["resident", "mapped", "pool"] = "resident"
+    slots_of_pool: int = 0
+    policy: Policy = "lrfu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +112,8 @@ class Built:
     ops: list[Op]
     step: StepBuffers
     caches: list[LayerCache]
-
-
-def padded(width: int, multiple: int = GROUP) -> int:
-    return -(-width // multiple) * multiple
-
-
-def blocks_in_a_chunk(blocks: int, row_block_bytes: int, least: int) -> int:
-    """Row blocks that one chunk of a matrix takes: by shape alone, never by the number of threads.
-
-    A band, which is read as one; two where there are enough, since long runs read memory faster; parts of one where
-    there are so few that threads would have nothing to do. `least`: blocks that belong together.
-    """
-    if blocks >= 2 * BAND * MANY_CHUNKS and 2 * BAND * row_block_bytes <= MAX_CHUNK_BYTES:
-        return 2 * BAND
-    return BAND if blocks >= BAND * FEW_CHUNKS else least
-
-
-def rope_table(rope: RopeSpec, ctx: int) -> np.ndarray:
-    """[ctx, dim] float32: cos of every pair's angle, then sin; angles in float32 as the reference has them."""
-    long = rope.long_context and ctx > rope.long_context
-    frequencies = np.array(rope.long_inv_freq if long else rope.inv_freq, np.float32)
-    scale = np.float32(rope.long_scale if long else rope.scale)
-    angles = np.arange(ctx, dtype=np.float32)[:, None] * frequencies
-    return np.concatenate([np.cos(angles) * scale, np.sin(angles) * scale], axis=1)
+    routing: RoutingBuffers
+    pool: ExpertPool | None
 
 
 def partials(limits: Limits) -> int:
@@ -146,9 +141,17 @@ class Builder:
         self.y = np.zeros((T, D), np.float32)
         attentions = [layer.attention for layer in spec.layers]
         self.qkv = np.zeros((T, max(padded(a.qkv_rows) for a in attentions)), np.float32)
-        inputs = [D, *(a.n_heads * a.v_dim for a in attentions), *(layer.feed_forward.width for layer in spec.layers)]
+        latent = [a for a in attentions if a.latent is not None]
+        self.q = np.zeros((T, max((padded(a.q_rows) for a in latent), default=0)), np.float32)
+        self.query = np.zeros((T, max((padded(a.n_heads * a.k_dim) for a in latent), default=0)), np.float32)
+        feed_forwards = [layer.feed_forward for layer in spec.layers]
+        inputs = [D, *(a.n_heads * a.v_dim for a in attentions), *(ff.width for ff in feed_forwards)]
+        inputs += [a.n_heads * padded(a.latent.nope) for a in latent if a.latent]
+        inputs += [a.latent.q_rank for a in latent if a.latent]
         self.tiles = np.zeros((T // TILE, padded(max(inputs), 2 * GROUP) // GROUP, F32_TILE_GROUP), np.uint8)
         self.hidden_tiles = np.zeros_like(self.tiles)
+        self.routing = RoutingBuffers.for_spec(spec, limits)
+        self.pool = self._pool()
         self.scratch = np.zeros((limits.threads, self._scratch_floats()), np.float32)
         heads, width = max(a.n_heads for a in attentions), max(lanes(a.v_dim) for a in attentions)
         count = partials(limits)
@@ -178,14 +181,13 @@ class Builder:
             for a in (layer.attention for layer in self.spec.layers)
         )
         merge = max(padded(layer.attention.n_heads * layer.attention.v_dim) + ROWS for layer in self.spec.layers)
-        return padded(max(matmul, attention, merge), 32)
+        latent = max(padded(layer.attention.k_dim) + padded(layer.attention.q_rows) for layer in self.spec.layers)
+        route = 3 * padded(max(layer.feed_forward.experts for layer in self.spec.layers))
+        return padded(max(matmul, attention, merge, latent, route), 32)
 
     def vector(self, name: str, width: int, offset: float = 0.0) -> np.ndarray:
         """A float32 vector, padded with zeros to whole groups."""
-        values = np.zeros(padded(width), np.float32)
-        stored = self.weights.tensor(name)
-        values[: len(stored)] = stored + np.float32(offset)
-        return values
+        return padded_vector(self.weights.tensor(name) + np.float32(offset), width)
 
     def add(self, kernel: str, label: str, part: str, layer: int, count: int, times: int, **operands) -> Op:
         extra = {key: operands.pop(key) for key in ("weight_bytes", "macs", "notes") if key in operands}
@@ -222,14 +224,23 @@ class Builder:
             "weight_bytes": 4 * width * (2 if norm.bias else 1),
         }
 
-    def norm(self, name: str, norm: NormSpec | None, layer: int, part: str, kind: int, wanted: bool = False) -> None:
-        """Norm of the residual stream into `tiles`; only the wanted tokens before the head."""
-        D = self.spec.hidden
+    def norm(
+        self, name: str, norm: NormSpec | None, layer: int, part: str, kind: int, wanted: bool = False,
+        exact: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Norm of the residual stream into `tiles`, in float32 into `exact`; only of wanted tokens before the head."""
+        self.norm_of(self.x, name, norm, self.spec.hidden, layer, part, kind, wanted, exact)
+
+    def norm_of(
+        self, x: np.ndarray, name: str, norm: NormSpec | None, width: int, layer: int, part: str, kind: int,
+        wanted: bool = False, exact: np.ndarray | None = None, out: np.ndarray | None = None, label: str = "",
+    ) -> None:  # fmt: skip
+        """The same of the first columns of any float32 [T, ≥ width], and to other tiles."""
         self.add(
-            "norm", name.rsplit(".", 1)[-1], part, layer, WANT_TILES if wanted else TILES, 1,
-            x=self.x, x_stride=self.x.strides[0], rows=self.step.want if wanted else 0,
-            tokens=WANT if wanted else TOKENS, out=self.tiles, groups=padded(D) // GROUP, out_kind=kind,
-            **self._norm_operands(name, norm, D),
+            "norm", label or name.rsplit(".", 1)[-1], part, layer, WANT_TILES if wanted else TILES, 1,
+            x=x, x_stride=x.strides[0], rows=self.step.want if wanted else 0, tokens=WANT if wanted else TOKENS,
+            out=self.tiles if out is None else out, groups=padded(width) // GROUP, out_kind=kind,
+            exact=0 if exact is None else exact, **self._norm_operands(name, norm, width),
         )  # fmt: skip
 
     def add_norm(self, name: str, norm: NormSpec, layer: int, part: str, scale: float) -> None:
@@ -243,29 +254,38 @@ class Builder:
         self, name: str, layer: int, part: str, x: np.ndarray, mode: int, *, logical: tuple[int, int],
         label: str = "", out: np.ndarray | None = None, bias: np.ndarray | None = None, scale: float = 1.0,
         softcap: float = 0.0, activation: int = 0, out_kind: int = 0, wanted: bool = False,
-        block_max: np.ndarray | None = None,
+        block_max: np.ndarray | None = None, out_step: int = 0,
     ) -> None:  # fmt: skip
+        """A matrix, or several of one shape [n, …], each for its own columns of x and of out (out_step apart)."""
         weights, fmt = self.weights.tensor(name), self.format(name)
-        blocks, row_block_bytes = weights.shape
+        *several, blocks, row_block_bytes = weights.shape
+        copies = several[0] if several else 1
         groups = padded(logical[1]) // GROUP
         least = {GATED: 4, PLAIN: 2}.get(mode, 1)
         unit = blocks_in_a_chunk(blocks, row_block_bytes, least)
         tiled = mode in (GATED, PLAIN)
         target = self.hidden_tiles if tiled else out
         assert target is not None
-        kernel = f"matmul_{fmt}_q16" if self.wants(name) == ACT_Q16 else f"matmul_{fmt}"
-        count, times = ANY_WANT if wanted else ONE, -(-blocks // unit)
+        chunks, group_bytes = -(-blocks // unit), TILE_GROUP_BYTES[self.wants(name)]
         self.add(
-            kernel, label or name.rsplit(".", 1)[-1], part, layer, count, times,
+            self.kernel("matmul", name), label or name.rsplit(".", 1)[-1], part, layer,
+            ANY_WANT if wanted else ONE, copies * chunks,
             weights=weights, row_blocks=blocks, groups=groups, unit=unit, x=x,
+            tile_bytes=copies * groups * group_bytes, chunks=chunks, weights_step=blocks * row_block_bytes,
+            x_step=groups * group_bytes, out_step=out_step,
             tokens=WANT if wanted else TOKENS, mode=mode, out=target, out_stride=0 if tiled else target.strides[0],
             bias=0 if bias is None else bias, scale=scale, softcap=softcap, activation=activation,
-            out_groups=blocks // least if tiled else 0, out_kind=out_kind,
+            out_groups=copies * blocks // least if tiled else 0, out_kind=out_kind,
             block_max=0 if block_max is None else block_max, scratch=self.scratch,
             scratch_stride=self.scratch.strides[0],
-            weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]), macs=logical[0] * logical[1],
-            notes={"format": fmt, "shape": logical},
+            weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]),
+            macs=copies * logical[0] * logical[1],
+            notes={"format": fmt, "shape": (copies * logical[0], logical[1])},
         )  # fmt: skip
+
+    def kernel(self, kind: str, name: str) -> str:
+        """The kernel that multiplies a matrix."""
+        return f"{kind}_{self.format(name)}{'_q16' if self.wants(name) == ACT_Q16 else ''}"
 
     def format(self, name: str) -> str:
         """The weight format of a matrix."""
@@ -279,82 +299,17 @@ class Builder:
             return ACT_F32
         return ACTIVATION_KINDS.index(self.limits.activations)
 
-    def _sublayer_end(self, p: str, name: str, post: NormSpec | None, layer: int, part: str, x, bias, logical) -> None:
+    def sublayer_end(
+        self, name: str, post_name: str, post: NormSpec | None, layer: int, part: str, x: np.ndarray,
+        bias: np.ndarray | None, logical: tuple[int, int],
+    ) -> None:  # fmt: skip
         """The matrix that returns to the residual stream, and the norm behind it where there is one."""
         scale = self.spec.layers[layer].residual_scale
         if post is None:
-            self.matmul(p + name, layer, part, x, ADD, out=self.x, bias=bias, scale=scale, logical=logical)
+            self.matmul(name, layer, part, x, ADD, out=self.x, bias=bias, scale=scale, logical=logical)
         else:
-            self.matmul(p + name, layer, part, x, STORE, out=self.y, bias=bias, logical=logical)
-            self.add_norm(f"{p}{'attn' if part == 'attention' else 'ff'}_post_norm", post, layer, part, scale)
-
-    def attention(self, layer: int, spec: AttentionSpec, post: NormSpec | None) -> None:
-        p = f"layers.{layer}."
-        D, step, H, K = self.spec.hidden, self.step, spec.n_heads, spec.n_kv_heads
-        cache = layer_cache(spec, self.limits.kv, self.limits.slots, self.limits.ctx, self.limits.step)
-        self.caches.append(cache)
-        bias = self.vector(p + "qkv.bias", spec.qkv_rows) if spec.qkv_bias else None
-        self.matmul(
-            p + "qkv", layer, "attention", self.tiles, STORE, out=self.qkv, bias=bias, logical=(spec.qkv_rows, D)
-        )
-        table: np.ndarray | int = 0
-        if spec.rope is not None:
-            table = self.ropes.setdefault(spec.rope, rope_table(spec.rope, self.limits.ctx))
-        heads = (H, K) if spec.qk_norm_full else (1, 1)
-        norms = {"q_norm": 0, "k_norm": 0} if spec.qk_norm is None else {
-            f"{which}_norm": self.vector(f"{p}{which}_norm.weight", n * spec.k_dim, spec.qk_norm.offset)
-            for which, n in zip("qk", heads, strict=True)
-        }  # fmt: skip
-        shared = {
-            "qkv": self.qkv, "qkv_stride": self.qkv.strides[0], "heads": H, "kv_heads": K, "k_dim": spec.k_dim,
-            "v_dim": spec.v_dim, "pos": step.pos, "k_cache": cache.keys, "v_cache": cache.values,
-            "k_scale": cache.key_scales, "v_scale": cache.value_scales, "capacity": cache.capacity,
-        }  # fmt: skip
-        self.add(
-            "rope_store", "rope, store", "attention", layer, TILES, 1, **shared, **norms,
-            rope=table, rope_dim=spec.rope.dim if spec.rope else 0,
-            interleaved=int(spec.rope is not None and spec.rope.interleaved), slot=step.slot, kv=cache.code,
-            norm_full=int(spec.qk_norm_full), eps=spec.qk_norm.eps if spec.qk_norm else 0.0,
-            weight_bytes=0 if spec.qk_norm is None else 4 * spec.k_dim * sum(heads),
-        )  # fmt: skip
-        window = NO_WINDOW if spec.window is None else spec.window
-        partial = {"partial": self.partial_of(spec), "part_table": step.part}
-        scratch = {"scratch": self.scratch, "scratch_stride": self.scratch.strides[0]}
-        self.add(
-            f"attention_{cache.kind}", "attention", "kv", layer, ITEMS, K, **shared, **partial, **scratch,
-            items=step.items, window=window, scale=spec.scale, softcap=spec.softcap or 0.0, notes={"attention": spec},
-        )  # fmt: skip
-        width = H * spec.v_dim
-        self.add(
-            "merge", "merge", "kv", layer, TILES, 1, **partial, **scratch, heads=H, v_dim=spec.v_dim, pos=step.pos,
-            window=window, out=self.tiles, groups=padded(width) // GROUP, out_kind=self.wants(p + "o"),
-        )  # fmt: skip
-        bias = self.vector(p + "o.bias", D) if spec.o_bias else None
-        self._sublayer_end(p, "o", post, layer, "attention", self.tiles, bias, (D, width))
-
-    def partial_of(self, spec: AttentionSpec) -> np.ndarray:
-        """The partials' buffer at a layer's own sizes."""
-        shape = (self.step.partials, spec.n_heads, lanes(spec.v_dim) + PARTIAL_EXTRA)
-        return self.partial.reshape(-1)[: int(np.prod(shape))].reshape(shape)
-
-    def feed_forward(self, index: int, layer: LayerSpec) -> None:
-        p, ff, D = f"layers.{index}.", layer.feed_forward, self.spec.hidden
-        name, rows = ("gate_up", 2 * ff.width) if ff.gated else ("up", ff.width)
-        bias = None
-        if ff.bias:
-            stored = self.weights.tensor(f"{p}{name}.bias")
-            if ff.gated:
-                order = interleaved_rows(ff.width)
-                bias = np.where(order >= 0, stored[order], np.float32(0))
-            else:
-                bias = self.vector(f"{p}{name}.bias", ff.width)
-        kind = self.wants(p + "down")
-        self.matmul(
-            p + name, index, "feed-forward", self.tiles, GATED if ff.gated else PLAIN, bias=bias,
-            activation=ACTIVATIONS.index(ff.activation), out_kind=kind, logical=(rows, D),
-        )  # fmt: skip
-        bias = self.vector(p + "down.bias", D) if ff.bias else None
-        self._sublayer_end(p, "down", layer.ff_post_norm, index, "feed-forward", self.hidden_tiles, bias, (D, ff.width))
+            self.matmul(name, layer, part, x, STORE, out=self.y, bias=bias, logical=logical)
+            self.add_norm(post_name, post, layer, part, scale)
 
     def head(self) -> None:
         spec, name = self.spec, "embed" if self.spec.tied else "head"
@@ -375,9 +330,26 @@ class Builder:
         for i, layer in enumerate(self.spec.layers):
             p = f"layers.{i}."
             self.norm(p + "attn_norm", layer.attn_norm, i, "attention", self.wants(p + "qkv"))
-            self.attention(i, layer.attention, layer.attn_post_norm)
-            up = p + ("gate_up" if layer.feed_forward.gated else "up")
-            self.norm(p + "ff_norm", layer.ff_norm, i, "feed-forward", self.wants(up))
-            self.feed_forward(i, layer)
+            attention(self, i, layer.attention, layer.attn_post_norm)
+            if layer.feed_forward.router is None:
+                feed_forward(self, i, layer)
+            else:
+                routed_feed_forward(self, i, layer)
         self.head()
-        return Built(self.ops, self.step, self.caches)
+        return Built(self.ops, self.step, self.caches, self.routing, self.pool)
+
+    def _pool(self) -> ExpertPool | None:
+        """Where experts are kept that do not fit into memory."""
+        if self.limits.experts == "resident" or not self.routing.layers:
+            return None
+        weights, banks = self.weights, []
+        for i in self.routing.layers:
+            name, ff = f"layers.{i}.experts", self.spec.layers[i].feed_forward
+            first = f"{name}.{'gate_up' if ff.gated else 'up'}"
+            down = packed_blocks("down", self.spec.hidden) * FORMATS[self.format(f"{name}.down")].row_block_bytes(
+                ff.width
+            )
+            size = max(weights.offset(first), weights.offset(f"{name}.down")) + down
+            banks.append((weights.tensor(name), weights.file_offset(name), size))
+        slots = self.limits.slots_of_pool if self.limits.experts == "pool" else None
+        return ExpertPool(self.spec, weights.path, banks, slots, self.limits.policy)

@@ -1,8 +1,8 @@
 """What steps touched: bytes read of weights and of the KV cache, multiply-adds, and time, by part of the model.
 
 Touched means what a step had to read: weights with their scales, the rows of the embedding that were looked up, and
-the keys and values that its tokens see (each once a step and slot). It is not what is resident, nor what was
-faulted in from disk.
+the keys and values that its tokens see (each once a step and slot). Of experts, those that a token of the step was
+really routed to, once a step. It is not what is resident, nor what was faulted in from disk.
 """
 
 from __future__ import annotations
@@ -38,18 +38,25 @@ class Meter:
         self._weight_bytes = np.array([op.weight_bytes for op in ops], np.int64)
         self._row_bytes = np.array([op.notes.get("row_bytes", 0) for op in ops], np.int64)
         self._op_macs = np.array([op.macs for op in ops], np.int64)
+        self._routed = [(i, op.notes["routed"], op.notes) for i, op in enumerate(ops) if "routed" in op.notes]
+        self._expert_ops = np.array([i for i, _, _ in self._routed], np.int64)
+        self._positions = np.array([position for _, position, _ in self._routed], np.int64)
+        self._expert_bytes = np.array([notes["expert_bytes"] for _, _, notes in self._routed], np.int64)
+        self._expert_macs = np.array([notes["expert_macs"] for _, _, notes in self._routed], np.int64)
         self._attention = [(i, op.notes["attention"]) for i, op in enumerate(ops) if "attention" in op.notes]
         self.reset()
 
     def reset(self) -> None:
         n = len(self._plan.ops)
-        self.steps = self.tokens = self.ns = 0
+        self.steps = self.tokens = self.ns = self.experts = 0
         self.counters = np.zeros((n, COUNTER), np.int64)
         self.bytes = np.zeros(n, np.int64)
         self.macs = np.zeros(n, np.int64)
 
-    def record(self, slot: np.ndarray, pos: np.ndarray, wanted: int, counters: np.ndarray, ns: int) -> None:
-        """Add one step of len(pos) tokens."""
+    def record(
+        self, slot: np.ndarray, pos: np.ndarray, wanted: int, counters: np.ndarray, ns: int, counts: np.ndarray
+    ) -> None:
+        """Add one step of len(pos) tokens; counts [routed layers, E]: how many of them each expert got."""
         self.steps += 1
         self.tokens += len(pos)
         self.ns += ns
@@ -57,6 +64,11 @@ class Meter:
         tokens = np.where(self._wanted, wanted, len(pos))
         self.bytes += self._weight_bytes * (tokens > 0) + self._row_bytes * tokens
         self.macs += self._op_macs * tokens
+        if self._routed:
+            active, pairs = np.count_nonzero(counts, axis=1), counts.sum(axis=1)
+            self.experts += int(active.sum())
+            self.bytes[self._expert_ops] += self._expert_bytes * active[self._positions]
+            self.macs[self._expert_ops] += self._expert_macs * pairs[self._positions]
         seen: dict[int | None, int] = {}
         for i, spec in self._attention:
             if spec.window not in seen:
@@ -64,7 +76,7 @@ class Meter:
             self.bytes[i] += seen[spec.window] * bytes_per_key(spec, self._kv)
 
     def totals(self) -> dict[str, float]:
-        """Sums over all steps: steps, tokens, seconds, bytes, bytes by part, multiply-adds."""
+        """Sums over all steps: steps, tokens, seconds, bytes, bytes by part, multiply-adds, experts read."""
         parts: dict[str, int] = {}
         for op, count in zip(self._plan.ops, self.bytes, strict=True):
             parts[op.part] = parts.get(op.part, 0) + int(count)
@@ -74,6 +86,7 @@ class Meter:
             "seconds": self.ns / 1e9,
             "bytes": int(self.bytes.sum()),
             "macs": int(self.macs.sum()),
+            "experts": self.experts,
             **{f"bytes_{part}": count for part, count in parts.items()},
         }
 

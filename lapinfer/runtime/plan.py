@@ -54,7 +54,8 @@ def encode_operand(value: Operand) -> int:
 
 def encode(op: Op, address: int) -> np.ndarray:
     """The op's row."""
-    names = OPERANDS[op.kernel.split("_")[0] if op.kernel.startswith(("matmul_", "attention_")) else op.kernel]
+    by_format = op.kernel.startswith(("matmul_", "attention_", "experts_"))
+    names = OPERANDS[op.kernel.split("_")[0] if by_format else op.kernel]
     if unknown := set(op.operands) ^ set(names):
         raise ValueError(f"op {op.name}: operands {sorted(unknown)} missing or unknown")
     row = np.zeros(ROW, np.int64)

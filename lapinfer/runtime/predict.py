@@ -6,34 +6,40 @@ Written apart from the plan and its meter, so that each checks the other: they a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 
 from lapinfer.quant import FORMATS, GROUP, ROWS
 from lapinfer.runtime.kv import KVName, bytes_per_key
-from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, is_matrix, layer_tensors
+from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, is_matrix, layer_tensors, tensors
 
-PARTS: tuple[str, ...] = ("embedding", "attention", "kv", "feed-forward", "head")
+OF_ATTENTION = (
+    "attn_norm", "qkv", "q_norm", "k_norm", "q_a_norm", "q_b", "kv_norm", "k_up", "v_up", "sinks", "o",
+    "attn_post_norm",
+)  # fmt: skip
+PARTS: tuple[str, ...] = ("embedding", "attention", "kv", "router", "experts", "feed-forward", "head")
 
 
 def predict_bytes(
     spec: ModelSpec, formats: Mapping[str, str], kv: KVName, slot: Sequence[int] | np.ndarray,
-    pos: Sequence[int] | np.ndarray, wanted: int,
+    pos: Sequence[int] | np.ndarray, wanted: int, distinct: Mapping[int, int] | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes touched by each part in one step: tokens at (slot[i], pos[i]), of which `wanted` get logits.
 
-    formats: the format of each matrix by our tensor names.
+    formats: the format of each matrix by our tensor names. distinct: how many experts of a layer are read, by layer,
+    shared ones included; those of one token are known, those of several are else what is expected of chance.
     """
-    parts = dict.fromkeys(PARTS, 0)
+    parts = dict.fromkeys(parts_of(spec), 0)
     row = matrix_bytes("embed", ROWS, spec.hidden, formats["embed"]) // ROWS
     parts["embedding"] = len(pos) * (row + (4 * spec.hidden if spec.positions else 0))
     for i, layer in enumerate(spec.layers):
         for name, shape in layer_tensors(spec, i).items():
-            part = "attention" if _of_attention(name) else "feed-forward"
-            if is_matrix(name):
-                parts[part] += matrix_bytes(name, shape[0], shape[1], formats[name])
-            else:
-                parts[part] += 4 * shape[0]
+            part = _part(name, layer)
+            size = matrices_bytes(name, shape, formats[name]) if is_matrix(name) else 4 * prod(shape)
+            if part == "experts":
+                size = size // shape[0] * (distinct or {}).get(i, expected_experts(layer, len(pos)))
+            parts[part] += size
         parts["kv"] += keys_read(layer, slot, pos) * bytes_per_key(layer.attention, kv)
     if wanted:
         parts["head"] = _head_bytes(spec, formats)
@@ -62,8 +68,62 @@ def keys_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequence[
     return keys
 
 
-def _of_attention(name: str) -> bool:
-    return name.split(".")[2] in ("attn_norm", "qkv", "q_norm", "k_norm", "o", "attn_post_norm")
+def matrices_bytes(name: str, shape: tuple[int, ...], format: str) -> int:
+    """Bytes of a packed matrix [R, C], or of several [n, R, C]."""
+    return prod(shape[:-2]) * matrix_bytes(name, shape[-2], shape[-1], format)
+
+
+def packed_bytes(spec: ModelSpec, formats: Mapping[str, str]) -> dict[str, int]:
+    """Bytes of all weights by format; f32 includes what is not multiplied."""
+    sizes: dict[str, int] = {}
+    for name, shape in tensors(spec).items():
+        format = formats[name] if is_matrix(name) else "f32"
+        size = matrices_bytes(name, shape, format) if is_matrix(name) else 4 * prod(shape)
+        sizes[format] = sizes.get(format, 0) + size
+    return sizes
+
+
+def expected_distinct(experts: int, top_k: int, tokens: float) -> float:
+    """How many of E experts `tokens` tokens are expected to touch when each picks A of them by chance."""
+    return experts * (1 - (1 - top_k / experts) ** tokens)
+
+
+def expected_experts(layer: LayerSpec, tokens: int) -> int:
+    """Experts that a routed layer is expected to read in a step, shared ones included; of one token that is sure."""
+    ff = layer.feed_forward
+    assert ff.router is not None
+    return ff.shared + round(expected_distinct(ff.router.n_experts, ff.router.top_k, tokens))
+
+
+def expected_counts(spec: ModelSpec, tokens: int) -> np.ndarray:
+    """Tokens of each expert [routed layers, E] that a step is expected to have, before it has run."""
+    routed = [layer for layer in spec.layers if layer.feed_forward.router is not None]
+    counts = np.zeros((len(routed), max((layer.feed_forward.experts for layer in routed), default=0)), np.int64)
+    for row, layer in zip(counts, routed, strict=True):
+        ff = layer.feed_forward
+        assert ff.router is not None
+        active = expected_experts(layer, tokens) - ff.shared
+        row[:active] = np.diff(np.arange(active + 1) * tokens * ff.router.top_k // active)
+        row[ff.router.n_experts : ff.experts] = tokens
+    return counts
+
+
+def parts_of(spec: ModelSpec) -> list[str]:
+    """The parts of PARTS that a model has."""
+    routed = [layer.feed_forward.router is not None for layer in spec.layers]
+    plain = not all(routed) or any(layer.ff_post_norm is not None for layer in spec.layers)
+    there = {"router": any(routed), "experts": any(routed), "feed-forward": plain}
+    return [part for part in PARTS if there.get(part, True)]
+
+
+def _part(name: str, layer: LayerSpec) -> str:
+    """What a tensor of a layer is accounted as."""
+    part = name.split(".")[2]
+    if part in OF_ATTENTION:
+        return "attention"
+    if part in ("router", "experts"):
+        return part
+    return "router" if layer.feed_forward.router is not None and part == "ff_norm" else "feed-forward"
 
 
 def _head_bytes(spec: ModelSpec, formats: Mapping[str, str]) -> int:

@@ -1,7 +1,7 @@
 """Run a step op by op from Python, and look at what each matrix multiplies. Also for: which op differs first?
 
     with traced(model, before):
-        model.step(token, slot, pos, want)      # calls before(op, inputs [T, C]) ahead of every matmul
+        model.step(token, slot, pos, want)      # calls before(op, inputs [T, C], experts) ahead of every matmul
 
 Results are those of the team, bit for bit; only slower.
 """
@@ -19,18 +19,22 @@ from lapinfer.kernels.operands import (
     ACT_F32,
     ACT_Q8,
     ACT_Q16,
+    EXPERT_TILES,
     F32_TILE_GROUP,
     KERNEL,
     Q8_TILE_GROUP,
     Q16_TILE_GROUP,
     TILE,
+    TILE_EXPERT,
+    TILE_TOKENS,
 )
 from lapinfer.quant import FORMATS, GROUP
 from lapinfer.runtime import team
 from lapinfer.runtime.plan import Op, Plan
 
-Before = Callable[[Op, np.ndarray], None]
-"""Called with a matmul op and its inputs, float32 [T, C] with C rounded up to whole groups."""
+Before = Callable[[Op, np.ndarray, np.ndarray | None], None]
+"""Called with a matmul op and its inputs, float32 [T, C] with C rounded up to whole groups; of the experts' second
+matrices, there is a row for each token and expert, and which expert is told, int64 [T]."""
 
 After = Callable[[Op], None]
 """Called with every op that ran."""
@@ -69,6 +73,16 @@ def decode(tiles: np.ndarray, kind: int, groups: int, tokens: int) -> np.ndarray
     return values.reshape(count * TILE, groups * GROUP)[:tokens]
 
 
+def routed_inputs(op: Op, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs [T, C] of the experts' second matrices, of `count` tiles, and the expert of each row."""
+    x, table, groups = (op.operands[key] for key in ("x", "tiles", "groups"))
+    assert isinstance(x, np.ndarray)
+    assert isinstance(table, np.ndarray)
+    values = decode(x, activation_kind(op), int(groups), count * TILE)
+    used = np.arange(TILE) < table[:count, TILE_TOKENS, None]
+    return values[used.reshape(-1)], np.repeat(table[:count, TILE_EXPERT], table[:count, TILE_TOKENS])
+
+
 class Tracer:
     """Runs plans as a Team does, one op after the other, and tells `before` each matmul's inputs."""
 
@@ -83,7 +97,9 @@ class Tracer:
                 if chunks and op.kernel.startswith("matmul_"):
                     x, tokens, groups = (op.operands[key] for key in ("x", "tokens", "groups"))
                     assert isinstance(x, np.ndarray)
-                    self._before(op, decode(x, activation_kind(op), int(groups), int(step[int(tokens)])))
+                    self._before(op, decode(x, activation_kind(op), int(groups), int(step[int(tokens)])), None)
+                if chunks and op.kernel.startswith("experts_") and op.operands["tile_bytes"]:
+                    self._before(op, *routed_inputs(op, int(step[EXPERT_TILES])))
                 kernel = team.KERNEL(int(row[KERNEL]))
                 left = iter(range(chunks))  # shared: each chunk is taken once
 

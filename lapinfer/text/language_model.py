@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from lapinfer.text.tokenizer import Tokenizer, optional_json
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
+    from lapinfer.runtime.routing import Routing
     from lapinfer.spec import ModelSpec
 
 
@@ -73,6 +75,28 @@ class LanguageModel:
     def usage(self) -> Any:
         """The meter: bytes touched, time and calls of everything that ran."""
         return self.model.usage
+
+    @contextmanager
+    def watch_experts(self) -> Iterator[Routing]:
+        """Record which experts all tokens get that are run within the block, in whatever slot and by whatever thread.
+
+            with model.watch_experts() as routing:
+                model.generate("…")
+            routing.summary()  # entropy, load, reuse … of each layer; routing.arrays() are the counts
+            lapinfer.report.experts.write(Path("experts.html"), routing, "a name")
+
+        InputError for a model without routed layers. Within another block, only the inner one records.
+        """
+        from lapinfer.runtime.routing import Routing
+
+        routing = Routing(self.spec)
+        with self.model.lock:
+            outer, self.model.routing = self.model.routing, routing
+        try:
+            yield routing
+        finally:
+            with self.model.lock:
+                self.model.routing = outer
 
     def forward(self, ids: Sequence[int]) -> np.ndarray:
         """Logits [T, V] after every token of a fresh sequence."""
@@ -158,19 +182,21 @@ def load(
     slots: int = 1,
     kv: str = "f16",
     activations: str = "auto",
+    experts: int | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> LanguageModel:
     """Load a checkpoint folder, a .gguf file or a hub name (org/name), packing its weights the first time.
 
     quant: "auto" or a packed format (f32, f16, bf16, q8, q4, q4_1); ctx: positions a slot holds; slots: sequences
     kept at once; kv: format of the KV cache; activations: what q8 and 4-bit weights are multiplied with, "q8" or
-    "q16" (more exact, slower prompts), "auto" is q16 for small models. Errors are `LapinferError`s.
+    "q16" (more exact, slower prompts), "auto" is q16 for small models; experts: how many routed experts a token gets,
+    instead of the number that the model was trained with. Errors are `LapinferError`s.
     """
     from lapinfer.loading import load_model
 
     model = load_model(
         path_or_name, quant=quant, threads=threads, ctx=ctx, slots=slots, kv=kv, activations=activations,
-        progress=progress,
+        experts=experts, progress=progress,
     )  # fmt: skip
     try:
         return from_model(model)

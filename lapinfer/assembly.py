@@ -1,0 +1,199 @@
+"""From a checkpoint's tensors to rows of ours: whatever order, layout or number of pieces they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from lapinfer.checkpoint import Checkpoint
+from lapinfer.errors import CheckpointError
+from lapinfer.families import Source
+from lapinfer.quant import FormatName, Grouped
+from lapinfer.quant.blocks import take_rows
+from lapinfer.quant.search import joined, quantize
+from lapinfer.spec import is_matrix
+
+STORED_FORMATS: dict[str, FormatName] = {
+    "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4_1", "Q4_1": "q4_1", "MXFP4": "mxfp4",
+}  # fmt: skip
+"""What a stored type becomes without a loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A source as it lies in the checkpoint: `rows` that it gives, of `columns` numbers (0: any; 1 for vectors)."""
+
+    source: Source
+    rows: int
+    columns: int
+
+
+class Assembler:
+    """Rows of our tensors from a checkpoint's. The rows of a bank [E, R, C] are those of all experts, E · R."""
+
+    def __init__(self, checkpoint: Checkpoint, sources: Mapping[str, tuple[Source, ...]]):
+        self.checkpoint, self.sources = checkpoint, sources
+        self._names = frozenset(checkpoint.names())
+        self._pieces: dict[str, list[Piece]] = {}
+
+    def _stored(self, source: Source) -> tuple[int, ...]:
+        """The shape of the matrix or vector that a source takes its part of."""
+        if source.name not in self._names:
+            raise CheckpointError(f"{self.checkpoint.path}: tensor {source.name!r} is missing")
+        stored = shape = self.checkpoint.shape(source.name)
+        if source.index is not None:
+            if len(stored) < 2 or source.index >= stored[0]:
+                raise CheckpointError(
+                    f"{self.checkpoint.path}: tensor {source.name!r} has shape {stored}, config.json says that it has "
+                    f"an expert {source.index}"
+                )
+            shape = stored[1:]
+        elif len(stored) == 3:
+            shape = (stored[0] * stored[1], stored[2])
+        return shape[::-1] if source.transposed else shape
+
+    def pieces(self, name: str) -> list[Piece]:
+        """What a tensor of ours is made of."""
+        if name not in self._pieces:
+            self._pieces[name] = [self._piece(source) for source in self.sources[name]]
+        return self._pieces[name]
+
+    def _piece(self, source: Source) -> Piece:
+        """A source's part, checked to lie inside the stored tensor."""
+        if not source.name:
+            return Piece(source, source.stop or 0, 0)
+        shape = self._stored(source)
+        stop = (shape or (1,))[0] if source.stop is None else source.stop
+        first, last = source.columns or (0, shape[1] if len(shape) > 1 else 1)
+        if not shape or len(shape) > 2 or stop > shape[0] or (len(shape) > 1 and last > shape[1]):
+            wanted = (stop, last)[:: -1 if source.transposed else 1]
+            raise CheckpointError(
+                f"{self.checkpoint.path}: tensor {source.name!r} has shape {self.checkpoint.shape(source.name)}, "
+                f"config.json says at least {wanted}"
+            )
+        return Piece(source, len(range(source.start, stop, source.step)), last - first)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Whether the stored tensors have the shape that the config promises."""
+        columns, rows = (shape[-1], prod(shape[:-1])) if is_matrix(name) or name == "positions" else (1, prod(shape))
+        pieces = self.pieces(name)
+        for piece in pieces:
+            source = piece.source
+            narrower = source.columns is not None and piece.columns < columns
+            whole = source.stop is None and source.step == 1 and source.index is None and len(pieces) == 1
+            if source.name and not narrower and (piece.columns != columns or (whole and piece.rows != rows)):
+                wanted = (rows if whole else piece.rows, columns) if columns > 1 else (rows if whole else piece.rows,)
+                raise CheckpointError(
+                    f"{self.checkpoint.path}: tensor {source.name!r} has shape {self.checkpoint.shape(source.name)}, "
+                    f"config.json says {wanted[::-1] if source.transposed else wanted}"
+                )
+        if sum(piece.rows for piece in pieces) != rows:
+            names = ", ".join(dict.fromkeys(source.name for source in self.sources[name] if source.name))
+            names = names if len(names) < 200 else names[:200] + " …"
+            raise CheckpointError(
+                f"{self.checkpoint.path}: {names} together have {sum(piece.rows for piece in pieces)} rows, "
+                f"config.json says {rows}"
+            )
+
+    def formats_of(self, name: str) -> set[FormatName | None]:
+        """The formats that hold its sources without a loss; None: there is no such format."""
+        named = {source.name for source in self.sources[name] if source.name}
+        return {STORED_FORMATS.get(self.checkpoint.stored_as(source)) for source in named}
+
+    def _spans(self, name: str, start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
+        """The pieces that rows start:stop are made of, and which of each piece's rows."""
+        at = 0
+        for piece in self.pieces(name):
+            low, high = max(start - at, 0), min(stop - at, piece.rows)
+            if low < high:
+                yield piece, low, high
+            at += piece.rows
+            if at >= stop:
+                return
+
+    def read(self, name: str, start: int, stop: int, columns: int) -> np.ndarray:
+        """Rows start:stop as float32 [rows, columns], checked to be numbers."""
+        parts = [_widened(self._values(*span), columns) for span in self._spans(name, start, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def vector(self, name: str, size: int) -> np.ndarray:
+        """A tensor that is not multiplied, as float32 [size]."""
+        return self.read(name, 0, size, 1).reshape(-1)
+
+    def _rows(self, source: Source, low: int, high: int) -> np.ndarray:
+        """Stored rows low:high of the matrix that a source means; of a bank, over the experts' borders."""
+        if source.index is not None:
+            return self.checkpoint.read(source.name, source.index, source.index + 1)[0][low:high]
+        shape = self.checkpoint.shape(source.name)
+        if len(shape) < 3:
+            return self.checkpoint.read(source.name, low, high)
+        first = low // shape[1]
+        experts = self.checkpoint.read(source.name, first, -(-high // shape[1]))
+        return experts.reshape(-1, shape[2])[low - first * shape[1] : high - first * shape[1]]
+
+    def _values(self, piece: Piece, low: int, high: int) -> np.ndarray:
+        """Rows low:high of a piece, [rows, columns]."""
+        source = piece.source
+        if not source.name:
+            return np.zeros((high - low, 0), np.float32)
+        first, last = source.start + low * source.step, source.start + (high - 1) * source.step + 1
+        if source.transposed:
+            stored = self._stored(source)
+            values = self._rows(source, 0, stored[-1])[:, first : last : source.step].T
+        else:
+            values = self._rows(source, first, last)[:: source.step]
+        values = values.reshape(high - low, -1)
+        if source.columns is not None:
+            values = values[:, slice(*source.columns)]
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{self.checkpoint.path}: tensor {source.name!r} has values that are not numbers (NaN or infinite)"
+            )
+        return values
+
+    def read_grouped(
+        self, name: str, start: int, stop: int, columns: int, format: FormatName, importance: np.ndarray | None
+    ) -> Grouped:
+        """The same rows in groups: as they are stored where they have this format already, else quantized."""
+        parts = []
+        for piece, low, high in self._spans(name, start, stop):
+            part = self._stored_groups(piece.source, low, high)
+            if part is None or part.format != format:
+                values = _widened(self._values(piece, low, high), columns)
+                with self.naming(f"tensor {piece.source.name!r} from row {low}"):
+                    part = quantize(format, values, importance)
+            parts.append(part)
+        return joined(parts)
+
+    def _stored_groups(self, source: Source, low: int, high: int) -> Grouped | None:
+        """Rows low:high of a source as groups, where they are stored so."""
+        if not source.name or source.transposed or source.columns is not None:
+            return None
+        first, last = source.start + low * source.step, source.start + (high - 1) * source.step + 1
+        if source.index is not None:
+            stored = self.checkpoint.read_grouped(source.name, source.index, source.index + 1)
+            return None if stored is None else take_rows(stored, np.arange(first, last, source.step))
+        if len(self.checkpoint.shape(source.name)) > 2:
+            return None
+        stored = self.checkpoint.read_grouped(source.name, first, last)
+        if stored is None or source.step == 1:
+            return stored
+        return take_rows(stored, np.arange(0, last - first, source.step))
+
+    @contextmanager
+    def naming(self, what: str) -> Iterator[None]:
+        """Errors of quantization say which row, not of what."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.checkpoint.path}: {what}: {error}") from error
+
+
+def _widened(values: np.ndarray, columns: int) -> np.ndarray:
+    """Zeros for missing columns."""
+    missing = columns - values.shape[1]
+    return np.pad(values, ((0, 0), (0, missing))) if missing else values

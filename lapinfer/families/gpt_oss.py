@@ -1,0 +1,73 @@
+"""gpt-oss: attention sinks, every other layer slides, experts with biases (transformers/models/gpt_oss).
+
+Gate and up rows alternate. Experts are stored as floats [E, in, out], or as MXFP4 blocks [E, out, in].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from lapinfer.families import Source
+from lapinfer.families.config import Config
+from lapinfer.families.decoder import (
+    MODULES,
+    attention_spec,
+    layer_count,
+    model_spec,
+    named_sources,
+    rms_norm,
+    rope_of,
+    window_size,
+    windows,
+)
+from lapinfer.families.experts import layer_prefixes, routed_feed_forward, router_spec
+from lapinfer.spec import LayerSpec, ModelSpec
+
+ROUTED = {**MODULES, "router": ("mlp.router",)}
+YARN = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
+"""Rope parameters of a config.json that has none."""
+
+
+def spec(config: Config) -> ModelSpec:
+    for key, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
+        if config.number(key, value) != value:
+            raise config.unsupported(key, f"{value}")
+    if "rope_scaling" not in config and "rope_parameters" not in config:
+        config = config.with_defaults(rope_parameters=YARN)
+    config = config.with_defaults(head_dim=64)
+    bias, norm = config.flag("attention_bias", True), rms_norm(config, eps=1e-5)
+    router = router_spec(config, "num_local_experts", score="logits", bias=True)
+    experts = replace(routed_feed_forward(config, router, "intermediate_size"), activation="swiglu_oai", bias=True)
+    rope, window = rope_of(config, 150_000.0), window_size(config, 128)
+    slides = [i % 2 == 0 for i in range(layer_count(config))]
+    layers = [
+        LayerSpec(attention_spec(config, rope, window=w, qkv_bias=bias, o_bias=bias, sinks=True), experts, norm, norm)
+        for w in windows(config, slides, window)
+    ]
+    return model_spec(config, "gpt_oss", layers, norm)
+
+
+def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
+    found = named_sources(spec, names, ROUTED)
+    for i, prefix in layer_prefixes(spec, names):
+        p, stored = f"layers.{i}.", f"{prefix}mlp.experts."
+        floats = f"{stored}gate_up_proj" in names
+        end = "" if floats else "_blocks"
+        experts = range(spec.layers[i].feed_forward.experts)
+        found[p + "sinks"] = (Source(f"{prefix}self_attn.sinks"),)
+        both = [(e, first) for e in experts for first in (0, 1)]
+        found[p + "experts.gate_up"] = tuple(
+            Source(f"{stored}gate_up_proj{end}", first, transposed=floats, step=2, index=e) for e, first in both
+        )
+        found[p + "experts.gate_up.bias"] = tuple(
+            Source(f"{stored}gate_up_proj_bias", first, step=2, index=e) for e, first in both
+        )
+        found[p + "experts.down"] = tuple(
+            Source(f"{stored}down_proj{end}", transposed=floats, index=e) for e in experts
+        )
+        found[p + "experts.down.bias"] = tuple(Source(f"{stored}down_proj_bias", index=e) for e in experts)
+    return found

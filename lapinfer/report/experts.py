@@ -1,0 +1,148 @@
+"""Which experts a model's tokens were routed to: texts run through it, a table, and files (.json, .npz, .html)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lapinfer import __version__
+from lapinfer.errors import InputError
+from lapinfer.report.experts_page import page
+
+if TYPE_CHECKING:
+    from lapinfer.runtime.routing import Routing
+    from lapinfer.spec import ModelSpec
+    from lapinfer.text.language_model import LanguageModel
+
+
+def run_texts(
+    model: LanguageModel,
+    texts: Sequence[str],
+    ctx: int = 512,
+    chunks: int | None = None,
+    progress: Callable[..., Any] | None = None,
+) -> None:
+    """Run texts in chunks of ctx tokens, each a fresh sequence, as the perplexity report does; at most `chunks` a text.
+
+    A text's last chunk may be shorter. Where the tokenizer begins texts with BOS, it takes the place of each chunk's
+    first token.
+    """
+    engine, tokenizer = model.model, model.tokenizer
+    if not 1 <= ctx <= engine.ctx:
+        raise InputError(f"ctx: expected 1 to {engine.ctx} (the model's context), got {ctx}")
+    bos = tokenizer.bos_id if tokenizer is not None and tokenizer.adds_bos else None
+    parts: list[np.ndarray] = []
+    for text in texts:
+        ids = np.array(model.encode(text), np.int32)
+        if len(ids) and int(ids.max()) >= model.spec.vocab:
+            raise InputError(f"the tokenizer gives ids up to {ids.max()}, but the model has {model.spec.vocab}")
+        parts += [ids[at : at + ctx] for at in range(0, len(ids), ctx)][:chunks]
+    if not parts:
+        raise InputError("the text is empty: at least one token is needed")
+    say = progress or (lambda *args: None)
+    for done, part in enumerate(parts):
+        say("reading", done, len(parts))
+        part = part.copy()
+        if bos is not None:
+            part[0] = bos
+        with engine.lock:
+            model.forget()
+            engine.prefill(part)
+    say("reading", len(parts), len(parts))
+
+
+def experts_a_token(spec: ModelSpec) -> int:
+    """Routed experts that a token gets in a layer; 0 in a dense model."""
+    routers = [layer.feed_forward.router for layer in spec.layers]
+    return max((router.top_k for router in routers if router is not None), default=0)
+
+
+def check_path(path: Path) -> None:
+    """InputError when a report cannot be written to this path: called before the work that it is about."""
+    if path.suffix.lower() not in WRITERS:
+        raise InputError(f"{path}: expected a name that ends with {', '.join(WRITERS)}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file to write")
+    try:
+        with _beside(path) as part:
+            part.touch()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def write(path: Path, routing: Routing, name: str = "") -> None:
+    """Write what was recorded, in the form that the path's ending says: whole, or not at all."""
+    check_path(path)
+    with _beside(path) as part:
+        part.write_bytes(WRITERS[path.suffix.lower()](routing, name))
+        part.replace(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file of another name in the same folder, which does not outlive the block."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_json(routing: Routing, name: str = "") -> bytes:
+    """Model, version, `Routing.summary()` and `Routing.arrays()` as lists."""
+    arrays = {key: value.tolist() for key, value in routing.arrays().items()}
+    value = {"model": name, "lapinfer": __version__, "summary": routing.summary(), "arrays": arrays}
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def to_npz(routing: Routing, name: str = "") -> bytes:
+    """`Routing.arrays()`, and the model's name as `model`."""
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {"model": np.array(name), **routing.arrays()}
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def to_html(routing: Routing, name: str = "") -> bytes:
+    """One page that needs nothing else."""
+    return page(routing.arrays(), routing.summary(), name, COLUMNS).encode()
+
+
+WRITERS: dict[str, Callable[[Routing, str], bytes]] = {".json": to_json, ".npz": to_npz, ".html": to_html}
+
+COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "layer": ("Layer of the model, from 0", lambda row: str(row["layer"])),
+    "experts": ("Routed experts, and how many a token gets", lambda row: f"{row['experts']}, {row['top_k']}"),
+    "entropy": ("Of the load, in bits", lambda row: f"{row['entropy']:.2f}"),
+    "of max": ("Entropy by that of equal loads", lambda row: f"{100 * row['entropy_share']:.1f} %"),
+    "max/mean": ("Load of the busiest expert by the mean", lambda row: f"{row['max_over_mean']:.2f}"),
+    "unused": ("Experts that no token got", lambda row: str(row["unused"])),
+    "distinct": ("Different experts in a step, on average", lambda row: f"{row['distinct_per_step']:.1f}"),
+    "reuse": ("Half of the uses come at most so many tokens after the last", lambda row: str(row["reuse_median"])),
+    "repeat": ("Experts that the token before had, too", lambda row: f"{100 * row['repeat_share']:.1f} %"),
+    "chance": ("The same for independent tokens", lambda row: f"{100 * row['repeat_chance']:.1f} %"),
+}
+"""Columns of a layer's row: heading, its meaning, and the cell from a layer of `Routing.summary()`."""
+
+
+def table(routing: Routing) -> str:
+    """For the terminal: a row a layer, then a line for each size of step."""
+    summary = routing.summary()
+    rows = [list(COLUMNS), *([show(layer) for _, show in COLUMNS.values()] for layer in summary["layers"])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
+    lines += ["", f"{summary['tokens']:,} tokens in {summary['steps']:,} steps"]
+    lines += [
+        f"steps of {step['tokens']:,.4g} token{'s' * (step['tokens'] != 1)}: "
+        f"{step['distinct']:.1f} different experts a layer "
+        f"(independent tokens: {step['by_load']:.1f} with these loads, {step['uniform']:.1f} with equal ones)"
+        for step in summary["step_sizes"]
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,136 @@
+"""The ops of attention: the usual kind, and that over latents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lapinfer.kernels.operands import ITEMS, NO_ACTIVATION, NO_WINDOW, PARTIAL_EXTRA, PLAIN, STORE, TILES
+from lapinfer.quant import GROUP
+from lapinfer.runtime.kv import LayerCache, lanes, layer_cache
+from lapinfer.runtime.sizes import padded, rope_table
+from lapinfer.spec import AttentionSpec, NormSpec
+
+if TYPE_CHECKING:
+    from lapinfer.runtime.build import Builder
+
+
+def attention(build: Builder, layer: int, spec: AttentionSpec, post: NormSpec | None) -> None:
+    """Queries, keys and values, the cache, attention, and the matrix that returns to the residual stream."""
+    p, D = f"layers.{layer}.", build.spec.hidden
+    limits = build.limits
+    cache = layer_cache(spec, limits.kv, limits.slots, limits.ctx, limits.step)
+    build.caches.append(cache)
+    bias = build.vector(p + "qkv.bias", spec.qkv_rows) if spec.qkv_bias else None
+    build.matmul(
+        p + "qkv", layer, "attention", build.tiles, STORE, out=build.qkv, bias=bias, logical=(spec.qkv_rows, D)
+    )
+    if spec.latent is None:
+        _store_heads(build, layer, spec, cache)
+        _attend(build, layer, spec, cache, build.qkv, build.wants(p + "o"))
+        out = build.tiles
+    else:
+        _store_latents(build, layer, spec, cache)
+        _attend(build, layer, spec, cache, build.query, build.wants(p + "v_up"))
+        _values_of_heads(build, layer, spec)
+        out = build.hidden_tiles
+    bias = build.vector(p + "o.bias", D) if spec.o_bias else None
+    build.sublayer_end(p + "o", p + "attn_post_norm", post, layer, "attention", out, bias, (D, spec.out_width))
+
+
+def _cache_operands(build: Builder, cache: LayerCache) -> dict[str, Any]:
+    return {
+        "pos": build.step.pos, "k_cache": cache.keys, "v_cache": cache.values, "k_scale": cache.key_scales,
+        "v_scale": cache.value_scales, "capacity": cache.capacity,
+    }  # fmt: skip
+
+
+def _rope_operands(build: Builder, spec: AttentionSpec) -> dict[str, Any]:
+    if spec.rope is None:
+        return {"rope": 0, "rope_dim": 0, "interleaved": 0}
+    table = build.ropes.setdefault(spec.rope, rope_table(spec.rope, build.limits.ctx))
+    return {"rope": table, "rope_dim": spec.rope.dim, "interleaved": int(spec.rope.interleaved)}
+
+
+def _store_heads(build: Builder, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
+    """Norm and rotate each head; keys and values into the cache."""
+    p, H, K = f"layers.{layer}.", spec.n_heads, spec.n_kv_heads
+    heads = (H, K) if spec.qk_norm_full else (1, 1)
+    norms: dict[str, Any] = {"q_norm": 0, "k_norm": 0}
+    if spec.qk_norm is not None:
+        for which, n in zip("qk", heads, strict=True):
+            width = n * spec.k_dim
+            norms[f"{which}_norm"] = build.vector(f"{p}{which}_norm.weight", width, spec.qk_norm.offset)
+    build.add(
+        "rope_store", "rope, store", "attention", layer, TILES, 1, qkv=build.qkv, qkv_stride=build.qkv.strides[0],
+        heads=H, kv_heads=K, k_dim=spec.k_dim, v_dim=spec.v_dim, **_cache_operands(build, cache), **norms,
+        **_rope_operands(build, spec), slot=build.step.slot, kv=cache.code, norm_full=int(spec.qk_norm_full),
+        eps=spec.qk_norm.eps if spec.qk_norm else 0.0, clip=spec.clip or 0.0,
+        weight_bytes=0 if spec.qk_norm is None else 4 * spec.k_dim * sum(heads),
+    )  # fmt: skip
+
+
+def _attend(
+    build: Builder, layer: int, spec: AttentionSpec, cache: LayerCache, query: np.ndarray, out_kind: int
+) -> None:
+    """Attention over the cache, as activations [T, H · v]."""
+    window, H = NO_WINDOW if spec.window is None else spec.window, spec.n_heads
+    partial = {"partial": _partial_of(build, spec), "part_table": build.step.part}
+    scratch = {"scratch": build.scratch, "scratch_stride": build.scratch.strides[0]}
+    build.add(
+        f"attention_{cache.kind}", "attention", "kv", layer, ITEMS, spec.n_kv_heads, qkv=query,
+        qkv_stride=query.strides[0], heads=H, kv_heads=spec.n_kv_heads, k_dim=spec.k_dim, v_dim=spec.v_dim,
+        **_cache_operands(build, cache), **partial, **scratch, items=build.step.items, window=window, scale=spec.scale,
+        softcap=spec.softcap or 0.0, notes={"attention": spec},
+    )  # fmt: skip
+    width = H * spec.v_dim
+    sinks = build.vector(f"layers.{layer}.sinks", H) if spec.sinks else 0
+    build.add(
+        "merge", "merge", "attention" if spec.sinks else "kv", layer, TILES, 1, **partial, **scratch, heads=H,
+        v_dim=spec.v_dim, pos=build.step.pos, window=window, sinks=sinks, out=build.tiles,
+        groups=padded(width) // GROUP, out_kind=out_kind, weight_bytes=4 * H if spec.sinks else 0,
+    )  # fmt: skip
+
+
+def _partial_of(build: Builder, spec: AttentionSpec) -> np.ndarray:
+    """The partials' buffer at a layer's own sizes."""
+    shape = (build.step.partials, spec.n_heads, lanes(spec.v_dim) + PARTIAL_EXTRA)
+    return build.partial.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+
+
+def _store_latents(build: Builder, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
+    """Queries against latents: their rotated part as it is, the other one through the head's own k_up."""
+    p, latent, rope = f"layers.{layer}.", spec.latent, spec.rope
+    assert latent is not None
+    assert rope is not None
+    q, kv_at = build.qkv, 4 * spec.q_rows
+    if latent.q_rank:
+        build.norm_of(build.qkv, p + "q_a_norm", latent.norm, latent.q_rank, layer, "attention", build.wants(p + "q_b"))
+        q, kv_at = build.q, 4 * latent.q_rank
+        build.matmul(p + "q_b", layer, "attention", build.tiles, STORE, out=q, logical=(spec.q_rows, latent.q_rank))
+    groups = padded(latent.nope) // GROUP
+    build.add(
+        "latent_store", "rope, store", "attention", layer, TILES, 1, q=q, q_stride=q.strides[0], qkv=build.qkv,
+        qkv_stride=build.qkv.strides[0], kv_at=kv_at, heads=spec.n_heads, nope=latent.nope, rank=latent.rank,
+        **_rope_operands(build, spec), **_cache_operands(build, cache), slot=build.step.slot, kv=cache.code,
+        norm=build.vector(p + "kv_norm.weight", latent.rank, latent.norm.offset), eps=latent.norm.eps,
+        out=build.hidden_tiles, groups=groups, out_kind=build.wants(p + "k_up"), query=build.query,
+        query_stride=build.query.strides[0], scratch=build.scratch, scratch_stride=build.scratch.strides[0],
+        weight_bytes=4 * latent.rank,
+    )  # fmt: skip
+    build.matmul(
+        p + "k_up", layer, "attention", build.hidden_tiles, STORE, out=build.query, out_step=4 * spec.k_dim,
+        logical=(latent.rank, latent.nope),
+    )  # fmt: skip
+
+
+def _values_of_heads(build: Builder, layer: int, spec: AttentionSpec) -> None:
+    """Each head's weighted latent through its own v_up."""
+    latent = spec.latent
+    assert latent is not None
+    build.matmul(
+        f"layers.{layer}.v_up", layer, "attention", build.tiles, PLAIN, activation=NO_ACTIVATION,
+        out_kind=build.wants(f"layers.{layer}.o"), out_step=latent.v_dim // GROUP,
+        logical=(latent.v_dim, latent.rank),
+    )  # fmt: skip

@@ -1,0 +1,197 @@
+"""The ops of a feed-forward: two matrices, or a router and those of the experts that it chooses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lapinfer.kernels.operands import (
+    ACT_F32,
+    ACTIVATIONS,
+    ADD,
+    EXPERTS,
+    GATED,
+    GATHERED_TILES,
+    LOADS,
+    ONE,
+    PLAIN,
+    SCORES,
+    STORE,
+    TILE_GROUP_BYTES,
+    TILES,
+)
+from lapinfer.quant import FORMATS, GROUP
+from lapinfer.quant.blocks import interleaved_rows
+from lapinfer.runtime.plan import Operand
+from lapinfer.runtime.pool import ExpertPool
+from lapinfer.runtime.sizes import blocks_in_a_chunk, packed_blocks, padded, padded_vector, rows_of_all_experts
+from lapinfer.spec import FeedForwardSpec, LayerSpec
+
+if TYPE_CHECKING:
+    from lapinfer.runtime.build import Builder
+
+
+def feed_forward(build: Builder, index: int, layer: LayerSpec) -> None:
+    p, ff, D = f"layers.{index}.", layer.feed_forward, build.spec.hidden
+    name, rows = ("gate_up", 2 * ff.width) if ff.gated else ("up", ff.width)
+    build.norm(p + "ff_norm", layer.ff_norm, index, "feed-forward", build.wants(p + name))
+    bias = None
+    if ff.bias:
+        stored = build.weights.tensor(f"{p}{name}.bias")
+        if ff.gated:
+            order = interleaved_rows(ff.width)
+            bias = np.where(order >= 0, stored[order], np.float32(0))
+        else:
+            bias = build.vector(f"{p}{name}.bias", ff.width)
+    kind = build.wants(p + "down")
+    build.matmul(
+        p + name, index, "feed-forward", build.tiles, GATED if ff.gated else PLAIN, bias=bias,
+        activation=ACTIVATIONS.index(ff.activation), out_kind=kind, logical=(rows, D),
+    )  # fmt: skip
+    bias = build.vector(p + "down.bias", D) if ff.bias else None
+    build.sublayer_end(
+        p + "down", p + "ff_post_norm", layer.ff_post_norm, index, "feed-forward", build.hidden_tiles, bias,
+        (D, ff.width),
+    )  # fmt: skip
+
+
+def routed_feed_forward(build: Builder, index: int, layer: LayerSpec) -> None:
+    """Router, choice, and the two matrices of the chosen experts; shared experts are chosen by every token."""
+    p, ff, D, routing = f"layers.{index}.", layer.feed_forward, build.spec.hidden, build.routing
+    router, bank = ff.router, f"layers.{index}.experts"
+    assert router is not None
+    first = "gate_up" if ff.gated else "up"
+    kind = build.wants(f"{bank}.{first}")
+    tile_bytes = padded(D) // GROUP * TILE_GROUP_BYTES[kind]
+    build.norm(p + "ff_norm", layer.ff_norm, index, "router", kind, exact=routing.exact)
+    _logits(build, index, "router", routing.exact, routing.logits)
+    position = routing.position(index)
+    build.add(
+        "route", "route", "router", index, TILES, 1, **_router_operands(build, index, routing.logits),
+        shared=ff.shared, shared_gate=int(ff.shared_gate), chosen=routing.chosen[position],
+        chosen_stride=routing.chosen.shape[2], weight=routing.weight[position], scratch=build.scratch,
+        scratch_stride=build.scratch.strides[0], problem=routing.problem[position : position + 1],
+        finished=routing.finished, counts=routing.counts[position], active=routing.active, tiles=routing.tiles,
+        rows=routing.rows, row_weights=routing.row_weights, x=build.tiles, tile_bytes=tile_bytes,
+        gathered=routing.gathered, weight_bytes=4 * router.n_experts if router.selection_bias else 0,
+    )  # fmt: skip
+    addresses = routing.addresses(build.weights.tensor(bank), index)
+    if build.pool is not None:
+        _fetch(build, build.pool, index, addresses)
+    build.add(
+        "gather", "gather", "router", index, GATHERED_TILES, 1, x=build.tiles, groups=padded(D) // GROUP, kind=kind,
+        tiles=routing.tiles, rows=routing.rows, gathered=routing.gathered, tile_bytes=tile_bytes,
+    )  # fmt: skip
+    bias = _bank_bias(build, f"{bank}.{first}.bias", ff) if ff.bias else None
+    _experts(
+        build, bank, addresses, first, index, GATED if ff.gated else PLAIN, bias=bias,
+        activation=ACTIVATIONS.index(ff.activation),
+        out=routing.hidden, out_kind=build.wants(f"{bank}.down"), logical=((1 + ff.gated) * ff.width, D),
+    )  # fmt: skip
+    bias = None
+    if ff.bias:
+        bias = np.stack([padded_vector(values, D) for values in build.weights.tensor(f"{bank}.down.bias")])
+    post = layer.ff_post_norm
+    _experts(
+        build, bank, addresses, "down", index, STORE if post else ADD, bias=bias, out=build.y if post else build.x,
+        scale=1.0 if post else layer.residual_scale, logical=(D, ff.width),
+    )  # fmt: skip
+    if post is not None:
+        build.add_norm(p + "ff_post_norm", post, index, "feed-forward", layer.residual_scale)
+
+
+def _router_operands(build: Builder, index: int, logits: np.ndarray) -> dict[str, Operand]:
+    """How a layer chooses experts by its logits."""
+    router = build.spec.layers[index].feed_forward.router
+    assert router is not None
+    selection = 0
+    if router.selection_bias:
+        selection = build.vector(f"layers.{index}.router.selection_bias", router.n_experts)
+    return {
+        "logits": logits, "logits_stride": logits.strides[0], "experts": router.n_experts, "top_k": router.top_k,
+        "score": SCORES.index(router.score), "normalise": int(router.normalise), "eps": router.eps,
+        "scale": router.scale, "selection_bias": selection, "groups": router.groups, "top_groups": router.top_groups,
+        "group_best": router.group_best, "jitter": router.jitter,
+    }  # fmt: skip
+
+
+def _logits(build: Builder, index: int, part: str, exact: np.ndarray, out: np.ndarray, label: str = "router") -> None:
+    """A router's logits of normed tokens."""
+    ff, p = build.spec.layers[index].feed_forward, f"layers.{index}."
+    assert ff.router is not None
+    bias = build.vector(p + "router.bias", ff.router.n_experts) if ff.router.bias else None
+    rows = ff.router.n_experts + int(ff.shared_gate)
+    build.matmul(
+        p + "router", index, part, exact, STORE, out=out, bias=bias, logical=(rows, build.spec.hidden), label=label
+    )
+
+
+def _fetch(build: Builder, pool: ExpertPool, index: int, addresses: np.ndarray) -> None:
+    """See that the chosen experts are in memory; before that, ask for what the next routed layer will likely choose."""
+    routing, position = build.routing, build.routing.position(index)
+    if pool.pooled:
+        build.add(
+            "place", "place", "router", index, ONE, 1, active=routing.active, weights=addresses,
+            **pool.place_operands(position),
+        )  # fmt: skip
+    else:
+        build.add(
+            "request", "request", "router", index, ONE, 1, active=routing.active, **pool.request_operands(position)
+        )
+    if position + 1 < len(routing.layers):
+        following = routing.layers[position + 1]
+        norm, name = build.spec.layers[following].ff_norm, f"layers.{following}.ff_norm"
+        build.norm_of(
+            build.x, name, norm, build.spec.hidden, index, "hint", ACT_F32, out=routing.hint_exact, label="hint norm"
+        )
+        _logits(build, following, "hint", routing.hint_exact, routing.hint_logits, "hint router")
+        build.add(
+            "hint", "hint", "hint", index, ONE, 1, **_router_operands(build, following, routing.hint_logits),
+            **pool.hint_operands(position + 1), scratch=build.scratch, scratch_stride=build.scratch.strides[0],
+        )  # fmt: skip
+    if pool.pooled:
+        problem = routing.problem[position : position + 1]
+        build.add("load", "load", "router", index, LOADS, 1, **pool.load_operands(), problem=problem)
+
+
+def _experts(
+    build: Builder, bank: str, addresses: np.ndarray, part: str, layer: int, mode: int, *,
+    logical: tuple[int, int], out: np.ndarray, bias: np.ndarray | None, scale: float = 1.0, activation: int = 0,
+    out_kind: int = 0,
+) -> None:  # fmt: skip
+    """One matrix of a bank's experts × the tokens that are routed to them."""
+    name, routing = f"{bank}.{part}", build.routing
+    ff, fmt = build.spec.layers[layer].feed_forward, FORMATS[build.format(name)]
+    blocks, groups = packed_blocks(part, logical[0]), padded(logical[1]) // GROUP
+    size = fmt.row_block_bytes(logical[1])
+    tiled = mode in (GATED, PLAIN)
+    least = {GATED: 4, PLAIN: 2}.get(mode, 1)
+    # What returns to the tokens passes over all experts in one chunk, so its chunks are large enough sooner.
+    unit = blocks_in_a_chunk(blocks, size, least) if tiled else rows_of_all_experts(blocks)
+    chunks = -(-blocks // unit)
+    build.add(
+        build.kernel("experts", name), f"experts.{part}", "experts", layer, EXPERTS if tiled else ONE, chunks,
+        weights=addresses, offset=build.weights.offset(name), row_blocks=blocks, groups=groups,
+        unit=unit, chunks=chunks, active=routing.active, tiles=routing.tiles, rows=routing.rows,
+        row_weights=routing.row_weights, x=0 if tiled else routing.hidden,
+        tile_bytes=0 if tiled else groups * TILE_GROUP_BYTES[build.wants(name)], mode=mode, out=out,
+        out_stride=0 if tiled else out.strides[0], bias=0 if bias is None else bias,
+        bias_stride=0 if bias is None else bias.strides[0], scale=scale, activation=activation,
+        out_groups=blocks // least if tiled else 0, out_kind=out_kind, scratch=build.scratch,
+        scratch_stride=build.scratch.strides[0],
+        notes={
+            "format": fmt.name, "shape": logical, "experts": ff.active, "routed": routing.position(layer),
+            "expert_bytes": blocks * size + (0 if bias is None else 4 * logical[0]),
+            "expert_macs": logical[0] * logical[1],
+        },
+    )  # fmt: skip
+
+
+def _bank_bias(build: Builder, name: str, ff: FeedForwardSpec) -> np.ndarray:
+    """Biases [E, …] of experts' first matrices, in the order of their packed rows."""
+    stored = build.weights.tensor(name)
+    if not ff.gated:
+        return np.stack([padded_vector(values, ff.width) for values in stored])
+    order = interleaved_rows(ff.width)
+    return np.ascontiguousarray(np.where(order >= 0, stored[:, order], np.float32(0)))

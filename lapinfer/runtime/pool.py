@@ -1,0 +1,135 @@
+"""Experts of a model that is larger than memory (kernels/place.py says what happens in a step).
+
+`pool`: a fixed number of slots of equal size in memory of this process, filled by positioned reads: an exact bound.
+`mapped`: experts stay in the mapped file, and the system decides which pages it keeps; it is asked for those that were
+chosen. Both ask for what the next layer's router would choose, one layer ahead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lapinfer.errors import CheckpointError, DoesNotFitError, UnsupportedError
+from lapinfer.kernels.operands import LOAD, POLICIES, POOL_COUNTERS
+from lapinfer.runtime.plan import Operand
+from lapinfer.spec import ModelSpec
+
+Policy = Literal["lru", "lfu", "lrfu"]
+PIECE = 1 << 21
+"""Bytes that one read takes: several threads then share a large expert."""
+HALF_LIFE = 256 * 32
+"""Layers run until an earlier use counts half (lrfu): some hundred tokens."""
+
+
+def _address(name: str) -> int:
+    """A function of the C library."""
+    if sys.platform == "win32":
+        raise UnsupportedError("--memory needs pread and madvise, which Windows lacks; run without it")
+    try:
+        return ctypes.cast(getattr(ctypes.CDLL(None), name), ctypes.c_void_p).value or 0
+    except AttributeError:
+        raise UnsupportedError(f"--memory needs the C library's {name}, which is not there; run without it") from None
+
+
+class ExpertPool:
+    """State that is shared by all routed layers of a model; experts are numbered over all of them.
+
+    banks: of each routed layer, (where the mapped bank [E, stride] is, its offset in the file, bytes of an expert
+    that are read). slots is None for experts in the mapped file.
+    """
+
+    def __init__(self, spec: ModelSpec, file: Path, banks: Sequence[tuple[np.ndarray, int, int]], slots: int | None,
+                 policy: Policy = "lrfu"):  # fmt: skip
+        self.file, self.policy, self.banks = file, policy, list(banks)
+        routers = [layer.feed_forward.router for layer in spec.layers if layer.feed_forward.router is not None]
+        self.experts = [router.n_experts for router in routers]
+        self.first = np.concatenate([[0], np.cumsum(self.experts)]).astype(np.int64)
+        total, most = int(self.first[-1]), max(self.experts)
+        self.counters = np.zeros(len(POOL_COUNTERS), np.int64)
+        self.hinted = np.zeros((len(routers), most), np.int64)
+        self.spare = np.zeros(2 * max(router.top_k for router in routers), np.int64)
+        self.advise = _address("madvise")
+        self.slots = np.zeros(1, np.int64)
+        self.slot_bytes = max(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for _, _, size in banks)
+        self.pooled = slots is not None
+        if slots is None:
+            return
+        self.read = _address("pread")
+        try:
+            self.fd = os.open(file, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        capacity = min(slots, total)
+        try:  # address space: only slots that are used take memory
+            self.memory = np.frombuffer(mmap.mmap(-1, capacity * self.slot_bytes, flags=flags), np.uint8)
+        except (OSError, ValueError) as error:
+            raise DoesNotFitError(f"{capacity * self.slot_bytes:,} bytes for experts cannot be had: {error}") from error
+        self.slots[0] = capacity
+        self.slot_of = np.full(total, -1, np.int64)
+        self.owner = np.full(capacity, -1, np.int64)
+        self.used = np.zeros(capacity, np.int64)
+        self.rank, self.uses = np.zeros(total), np.zeros(total, np.int64)
+        self.clock = np.zeros(1, np.int64)
+        pieces = max(-(-size // PIECE) for _, _, size in banks)
+        self.loads = np.zeros((most * pieces, len(LOAD)), np.int64)
+
+    def shrink(self, slots: int) -> None:
+        """Use only so many slots; before the first step."""
+        self.slots[0] = min(int(self.slots[0]), slots)
+
+    def forget(self) -> None:
+        """Empty all slots, after a read that failed."""
+        if self.pooled:
+            self.slot_of[:] = self.owner[:] = -1
+
+    def hint_operands(self, position: int) -> dict[str, Operand]:
+        """Of the op `hint` for a routed layer."""
+        bank, _, size = self.banks[position]
+        return {
+            "spare": self.spare, "hinted": self.hinted[position], "counters": self.counters,
+            "slot_of": self.slot_of if self.pooled else 0, "first": int(self.first[position]), "bank": bank.ctypes.data,
+            "stride": bank.strides[0], "bytes": size, "advise": self.advise,
+        }  # fmt: skip
+
+    def request_operands(self, position: int) -> dict[str, Operand]:
+        bank, _, size = self.banks[position]
+        return {
+            "experts": self.experts[position], "bank": bank.ctypes.data, "stride": bank.strides[0], "bytes": size,
+            "advise": self.advise, "hinted": self.hinted[position], "counters": self.counters,
+        }  # fmt: skip
+
+    def place_operands(self, position: int) -> dict[str, Operand]:
+        bank, offset, size = self.banks[position]
+        return {
+            "experts": self.experts[position], "first": int(self.first[position]), "slot_of": self.slot_of,
+            "owner": self.owner, "used": self.used, "rank": self.rank, "uses": self.uses, "slots": self.slots,
+            "pool": self.memory, "slot_bytes": self.slot_bytes, "offset": offset, "stride": bank.strides[0],
+            "bytes": size, "piece": PIECE, "policy": POLICIES.index(self.policy), "half_life": float(HALF_LIFE),
+            "clock": self.clock, "loads": self.loads, "hinted": self.hinted[position], "counters": self.counters,
+        }  # fmt: skip
+
+    def load_operands(self) -> dict[str, Operand]:
+        return {"loads": self.loads, "read": self.read, "file": self.fd}
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the last `reset`: hits, misses, bytes read, hints and those that came true; slots, and bytes."""
+        found: dict[str, Any] = {name: int(n) for name, n in zip(POOL_COUNTERS, self.counters, strict=True)}
+        found |= {"slots": int(self.slots[0]), "slot_bytes": self.slot_bytes, "policy": self.policy}
+        return found
+
+    def reset(self) -> None:
+        self.counters[:] = 0
+
+    def close(self) -> None:
+        if self.pooled and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,288 @@
+"""Which experts tokens were routed to, over many steps: load, weight, pairs, reuse, distinct experts a step.
+
+L are here the routed layers alone; those that have fewer experts than the largest are padded with zeros. Shared
+experts, which every token gets, are not counted. Counting is put off until some tokens have come together: it costs
+NumPy's calls once for all of them, and a step a copy.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from lapinfer.errors import InputError
+from lapinfer.spec import ModelSpec
+
+TOGETHER = 64
+"""Tokens that are counted at once."""
+BINS = 24
+"""Bin i of a histogram holds 2^i … 2^(i + 1) − 1; the last one everything above, too."""
+
+
+def expected_distinct(experts: int, top_k: int, batch: Any) -> np.ndarray:
+    """Expected number of distinct experts that `batch` (a number or array) tokens touch: E · (1 − (1 − k/E)^B).
+
+    It holds for independent tokens, each of which gets any k of E experts with equal chance.
+    """
+    return experts * (1 - (1 - top_k / experts) ** np.asarray(batch, np.float64))
+
+
+def expected_distinct_by_load(load: np.ndarray, top_k: int, batch: Any) -> np.ndarray:
+    """The same for unequal experts: Σ 1 − (1 − p_e)^B, where a token gets expert e with chance p_e.
+
+    load [E]: tokens that each expert got, of load.sum() / k tokens; p_e = load_e · k / load.sum(). Uneven experts
+    bring it below `expected_distinct`; that neighbouring tokens of a text are alike is not in it.
+    """
+    p = np.minimum(load * (top_k / max(float(load.sum()), 1.0)), 1.0)
+    return (1 - (1 - p) ** np.asarray(batch, np.float64)[..., None]).sum(axis=-1)
+
+
+def magnitude(values: np.ndarray) -> np.ndarray:
+    """The bin of each number from 1: floor(log2)."""
+    return np.minimum(np.frexp(values)[1] - 1, BINS - 1)
+
+
+class Routing:
+    """Accumulates what each step's tokens were routed to; `arrays()` and `summary()` read it.
+
+    layers, experts, top_k: int64 [L], index in the model, routed experts and experts a token of each routed layer.
+    May be read while another thread records.
+    """
+
+    def __init__(self, spec: ModelSpec):
+        routed = {i: layer.feed_forward.router for i, layer in enumerate(spec.layers)}
+        routers = {i: router for i, router in routed.items() if router is not None}
+        if not routers:
+            raise InputError("this model has no routed layers: there are no experts to watch")
+        self.layers = np.array(list(routers), np.int64)
+        self.experts = np.array([router.n_experts for router in routers.values()], np.int64)
+        self.top_k = np.array([router.top_k for router in routers.values()], np.int64)
+        self._lock = threading.Lock()
+        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._waiting = 0
+        L, E, A = len(routers), int(self.experts.max()), int(self.top_k.max())
+        self._tokens = 0
+        self._routed = np.zeros((L, E), np.int64)
+        self._mass = np.zeros((L, E))
+        self._pairs = np.zeros((L, E, E), np.uint32)  # [l, e, f]: e ranked before f
+        self._reuse = np.zeros((L, BINS), np.int64)
+        self._first = np.zeros(L, np.int64)
+        self._repeated = np.zeros(L, np.int64)
+        self._followed = np.zeros(L, np.int64)
+        self._steps = np.zeros(BINS, np.int64)
+        self._step_tokens = np.zeros(BINS, np.int64)
+        self._distinct = np.zeros((L, BINS), np.int64)
+        # By slot: tokens so far, position and experts of the last one, and the token at which each expert was used.
+        self._count = np.zeros(0, np.int64)
+        self._pos = np.zeros(0, np.int64)
+        self._before = np.zeros((L, 0, A), np.int64)
+        self._used = np.zeros((0, L, E), np.int64)
+
+    def record(self, slot: np.ndarray, pos: np.ndarray, chosen: np.ndarray, weight: np.ndarray) -> None:
+        """Add one step of T tokens: slot, pos int64 [T], chosen int64 and weight float32 [L, T, A].
+
+        chosen: for each routed layer in order, the different experts of each token in order of rank, −1 where a layer
+        has fewer than A = max(top_k). The arrays are copied.
+        """
+        with self._lock:
+            self._pending.append((slot.copy(), pos.copy(), chosen.copy(), weight.copy()))
+            self._waiting += len(slot)
+            if self._waiting >= TOGETHER:
+                self._count_pending()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens so far."""
+        return self._tokens + self._waiting
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything counted so far, and what follows from it.
+
+        layers, experts, top_k [L]      as above
+        tokens []                       tokens run
+        tokens_routed [L, E]            tokens that got each expert
+        weight_mass [L, E]              sums of the weights that tokens gave it
+        together [L, E, E]              tokens that got both experts; the diagonal is 0
+        reuse [L, 24]                   uses of an expert by the number of tokens of the same slot since its last use
+                                        there (1: the token before): 1, 2–3, 4–7, …
+        first_use [L]                   uses of an expert that its slot had not used before
+        followed [L]                    uses by tokens whose predecessor in the text was recorded, too
+        repeated [L]                    those of them in which it had the same expert
+        steps [24]                      steps of 1, 2–3, 4–7, … tokens
+        step_tokens [24]                tokens in them
+        distinct [L, 24]                sums over these steps of the number of different experts
+        entropy [L]                     of the distribution of load over experts, in bits
+        entropy_share [L]               that by log2 E, of experts with equal load: 0 … 1
+        max_over_mean [L]               largest load by the mean
+        unused [L]                      experts that no token got
+        repeat_share [L]                repeated by followed
+        repeat_chance [L]               what it would be for independent tokens with these loads
+        distinct_per_step [L]           mean over all steps
+        """
+        with self._lock:
+            self._count_pending()
+            routed = self._routed.copy()
+            counted = {
+                "tokens": np.array(self._tokens),
+                "tokens_routed": routed,
+                "weight_mass": self._mass.copy(),
+                "together": self._pairs.astype(np.int64) + self._pairs.transpose(0, 2, 1),
+                "reuse": self._reuse.copy(),
+                "first_use": self._first.copy(),
+                "followed": self._followed.copy(),
+                "repeated": self._repeated.copy(),
+                "steps": self._steps.copy(),
+                "step_tokens": self._step_tokens.copy(),
+                "distinct": self._distinct.copy(),
+            }
+        total = np.maximum(routed.sum(axis=1), 1)
+        share = routed / total[:, None]
+        entropy = -(share * np.log2(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1) + 0.0
+        most = np.log2(self.experts)
+        return {
+            "layers": self.layers.copy(),
+            "experts": self.experts.copy(),
+            "top_k": self.top_k.copy(),
+            **counted,
+            "entropy": entropy,
+            "entropy_share": np.divide(entropy, most, where=most > 0, out=np.ones_like(entropy)),
+            "max_over_mean": routed.max(axis=1) * self.experts / total,
+            "unused": self.experts - np.count_nonzero(routed, axis=1),
+            "repeat_share": counted["repeated"] / np.maximum(counted["followed"], 1),
+            "repeat_chance": (share**2).sum(axis=1) * self.top_k,
+            "distinct_per_step": counted["distinct"].sum(axis=1) / max(int(counted["steps"].sum()), 1),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers: tokens, steps; for each layer the derived figures of `arrays()`; figures by size of step.
+
+        reuse_median of a layer: half of the uses of an expert that its slot had used before came at most so many tokens
+        later (the upper end of a bin; 0 when there were none). step_sizes: for steps of about as many tokens, how many
+        different experts they touched, mean over the layers, and how many were to be expected by `expected_distinct`
+        (uniform) and `expected_distinct_by_load` (by_load) for that many independent tokens.
+        """
+        a = self.arrays()
+        names = (
+            "experts", "top_k", "entropy", "entropy_share", "max_over_mean", "unused", "distinct_per_step",
+            "first_use", "repeat_share", "repeat_chance",
+        )  # fmt: skip
+        layers = [
+            {"layer": int(layer), **{name: a[name][i].item() for name in names}, "reuse_median": _median(a["reuse"][i])}
+            for i, layer in enumerate(self.layers)
+        ]
+        return {
+            "tokens": int(a["tokens"]),
+            "steps": int(a["steps"].sum()),
+            "layers": layers,
+            "step_sizes": [_step_size(a, i) for i in np.flatnonzero(a["steps"]).tolist()],
+        }
+
+    def _count_pending(self) -> None:
+        if not self._pending:
+            return
+        slots, positions, choices, weights = zip(*self._pending, strict=True)
+        sizes = np.array([len(slot) for slot in slots])
+        self._pending, self._waiting = [], 0
+        slot, pos = np.concatenate(slots).astype(np.int64), np.concatenate(positions).astype(np.int64)
+        chosen, weight = np.concatenate(choices, axis=1).astype(np.int64), np.concatenate(weights, axis=1)
+        self._tokens += len(slot)
+        self._add_slots(int(slot.max()) + 1)
+        there = chosen >= 0
+        expert = np.arange(len(chosen))[:, None, None] * self._routed.shape[1] + chosen  # place in [L, E]
+        self._count_load(expert[there], weight[there])
+        self._count_pairs(expert, chosen, there)
+        self._count_distinct(sizes, expert, there)
+        index = self._count_repeats(slot, pos, chosen)
+        self._count_reuse(slot, index, expert, there)
+        self._count += np.bincount(slot, minlength=len(self._count))
+
+    def _add_slots(self, count: int) -> None:
+        new = count - len(self._count)
+        if new > 0:
+            self._count = np.pad(self._count, (0, new))
+            self._pos = np.pad(self._pos, (0, new), constant_values=-2)  # nothing follows it
+            self._before = np.pad(self._before, ((0, 0), (0, new), (0, 0)), constant_values=-1)
+            self._used = np.pad(self._used, ((0, new), (0, 0), (0, 0)), constant_values=-1)
+
+    def _count_load(self, expert: np.ndarray, weight: np.ndarray) -> None:
+        shape, n = self._routed.shape, self._routed.size
+        self._routed += np.bincount(expert, minlength=n).reshape(shape)
+        self._mass += np.bincount(expert, weight, minlength=n).reshape(shape)
+
+    def _count_pairs(self, expert: np.ndarray, chosen: np.ndarray, there: np.ndarray) -> None:
+        first, second = np.triu_indices(chosen.shape[2], 1)
+        both = there[:, :, first] & there[:, :, second]
+        pair = expert[:, :, first] * self._routed.shape[1] + chosen[:, :, second]
+        np.add.at(self._pairs.reshape(-1), pair[both], np.uint32(1))
+
+    def _count_distinct(self, sizes: np.ndarray, expert: np.ndarray, there: np.ndarray) -> None:
+        seen = np.zeros((len(sizes), *self._routed.shape), bool)
+        step = np.repeat(np.arange(len(sizes)), sizes)[:, None]
+        seen.reshape(-1)[(step * self._routed.size + expert)[there]] = True
+        bins = magnitude(sizes)
+        np.add.at(self._distinct.T, bins, np.count_nonzero(seen, axis=2))
+        np.add.at(self._steps, bins, 1)
+        np.add.at(self._step_tokens, bins, sizes)
+
+    def _count_repeats(self, slot: np.ndarray, pos: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Experts that tokens share with their predecessors; returns each token's index among those of its slot."""
+        slots = len(self._count)
+        slot = np.concatenate((np.arange(slots), slot))  # each slot's last token goes before
+        pos = np.concatenate((self._pos, pos))
+        chosen = np.concatenate((self._before, chosen), axis=1)
+        order = np.argsort(slot, kind="stable")
+        ordered = slot[order]
+        ends = np.searchsorted(ordered, np.arange(slots), side="right")
+        starts = np.concatenate(([0], ends[:-1]))
+        index = np.empty_like(slot)
+        index[order] = np.arange(len(slot)) - starts[ordered] - 1 + self._count[ordered]
+        before, now = order[:-1], order[1:]
+        follows = (slot[now] == slot[before]) & (pos[now] == pos[before] + 1)
+        earlier, later = chosen[:, before[follows]], chosen[:, now[follows]]
+        there = later >= 0
+        same = (later[..., :, None] == earlier[..., None, :]) & there[..., None]
+        self._followed += np.count_nonzero(there, axis=(1, 2))
+        self._repeated += np.count_nonzero(same, axis=(1, 2, 3))
+        self._pos, self._before = pos[order[ends - 1]], chosen[:, order[ends - 1]]
+        return index[slots:]
+
+    def _count_reuse(self, slot: np.ndarray, index: np.ndarray, expert: np.ndarray, there: np.ndarray) -> None:
+        """Distances between uses: sorted by slot, layer, expert and token, a use stands behind the one before it."""
+        T, (L, E) = len(slot), self._routed.shape
+        key = (((slot[:, None] * (L * E)) + expert) * T + np.arange(T)[:, None])[there]
+        key.sort()
+        place, token = np.divmod(key, T)  # place in [slot, L, E]
+        at = index[token]
+        new = np.ones(len(key), bool)
+        new[1:] = place[1:] != place[:-1]
+        used = self._used.reshape(-1)
+        before = np.where(new, used[place], np.roll(at, 1))
+        used[place[np.roll(new, -1)]] = at[np.roll(new, -1)]  # the last use of each
+        layer, again = place // E % L, before >= 0
+        self._first += np.bincount(layer[~again], minlength=L)
+        bins = layer[again] * BINS + magnitude((at - before)[again])
+        self._reuse += np.bincount(bins, minlength=L * BINS).reshape(L, BINS)
+
+
+def _median(histogram: np.ndarray) -> int:
+    total = int(histogram.sum())
+    return 2 ** (int((2 * histogram.cumsum() >= total).argmax()) + 1) - 1 if total else 0
+
+
+def _step_size(a: dict[str, np.ndarray], i: int) -> dict[str, float]:
+    """What `Routing.summary` says of the steps of one bin."""
+    steps = int(a["steps"][i])
+    size = int(a["step_tokens"][i]) / steps
+    uniform = [expected_distinct(int(E), int(k), size) for E, k in zip(a["experts"], a["top_k"], strict=True)]
+    by_load = [
+        expected_distinct_by_load(load, int(k), size) for load, k in zip(a["tokens_routed"], a["top_k"], strict=True)
+    ]
+    return {
+        "tokens": size,
+        "steps": steps,
+        "distinct": float(a["distinct"][:, i].mean()) / steps,
+        "uniform": float(np.mean(uniform)),
+        "by_load": float(np.mean(by_load)),
+    }
