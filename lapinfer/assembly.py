@@ -69,7 +69,7 @@ class Assembler:
         shape = self._stored(source)
         stop = (shape or (1,))[0] if source.stop is None else source.stop
         first, last = source.columns or (0, shape[1] if len(shape) > 1 else 1)
-        if not shape or len(shape) > 2 or stop > shape[0] or (len(shape) > 1 and last > shape[1]):
+        if len(shape) not in (1, 2) or stop > shape[0] or (len(shape) > 1 and last > shape[1]):
             wanted = (stop, last)[:: -1 if source.transposed else 1]
             raise CheckpointError(
                 f"{self.checkpoint.path}: tensor {source.name!r} has shape {self.checkpoint.shape(source.name)}, "

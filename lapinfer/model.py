@@ -17,8 +17,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.kernels.control import COUNTER
-from lapinfer.kernels.operands import ANY_WANT, ITEMS, NOT_READ, ONE, TILE, TILES, TOKENS, WANT, WANT_TILES
+from lapinfer.kernels.operands import (
+    ANY_WANT,
+    ITEMS,
+    NOT_READ,
+    ONE,
+    PROBLEM,
+    PROBLEMS,
+    TILE,
+    TILES,
+    TOKENS,
+    WANT,
+    WANT_TILES,
+)
 from lapinfer.runtime.build import Builder, Limits, Weights
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
@@ -75,7 +86,8 @@ class Model:
         self.plan = Plan(built.ops, kernels)
         self.team = Team(limits.threads, kernels)
         self.usage = Meter(self.plan, limits.kv, self.team.ns_per_tick)
-        self._counters = np.zeros((len(built.ops), COUNTER), np.int64)
+        self._header = memoryview(self._step.header)
+        self._header[ONE] = 1
 
     def step(
         self, token: Sequence[int] | np.ndarray, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray,
@@ -87,27 +99,38 @@ class Model:
         """
         with self.lock:
             buffers, n = self._step, len(token)
-            self._check(n, token, slot, pos, want)
+            if n == 1 and len(slot) == len(pos) == len(want) == 1:  # lean, see runtime/meter.py
+                self._check_one(int(token[0]), int(slot[0]), int(pos[0]))
+            else:
+                self._check(n, token, slot, pos, want)
             buffers.token[:n], buffers.slot[:n], buffers.pos[:n] = token, slot, pos
-            rows = np.flatnonzero(want)
-            buffers.want[: len(rows)] = rows
-            header = buffers.header
-            header[ONE], header[TOKENS], header[TILES] = 1, n, -(-n // TILE)
-            header[WANT], header[WANT_TILES], header[ANY_WANT] = len(rows), -(-len(rows) // TILE), int(len(rows) > 0)
+            wanted = 0
+            for t in range(n):
+                if want[t]:
+                    buffers.want[wanted] = t
+                    wanted += 1
+            header = self._header
+            header[TOKENS], header[TILES] = n, -(-n // TILE)
+            header[WANT], header[WANT_TILES], header[ANY_WANT] = wanted, -(-wanted // TILE), int(wanted > 0)
             header[ITEMS] = attention_items(
                 buffers.slot[:n], buffers.pos[:n], buffers.items, buffers.part, buffers.partials, SPLIT_BELOW
             )
-            self._counters[:] = 0
-            elapsed = self.team.run(self.plan, header, self._counters)
-            self._check_routers()
-            self.usage.record(
-                buffers.slot[:n], buffers.pos[:n], len(rows), self._counters, elapsed, self._routed.counts
-            )
+            elapsed = self.team.run(self.plan, buffers.header, self.usage.counters)
+            if header[PROBLEM]:
+                self._raise_problem()
+            self.usage.record(buffers.slot[:n], buffers.pos[:n], wanted, elapsed, self._routed.counts)
             if self.routing is not None:
                 self.routing.record(
                     buffers.slot[:n], buffers.pos[:n], self._routed.chosen[:, :n], self._routed.weight[:, :n]
                 )
-            return Logits(buffers.logits[: len(rows), : self.spec.vocab], buffers.block_max[: len(rows)])
+            return Logits(buffers.logits[:wanted, : self.spec.vocab], buffers.block_max[:wanted])
+
+    def _check_one(self, token: int, slot: int, pos: int) -> None:
+        for what, value, stop in (
+            ("token id", token, self.spec.vocab), ("slot", slot, self.slots), ("position", pos, self.ctx),
+        ):  # fmt: skip
+            if not 0 <= value < stop:
+                raise InputError(f"{what} {value} is out of range, expected 0 to {stop - 1}")
 
     def _check(self, n: int, token, slot, pos, want) -> None:
         if not 1 <= n <= self.max_step or not n == len(slot) == len(pos) == len(want):
@@ -122,14 +145,11 @@ class Model:
                 wrong = low if low < 0 else high
                 raise InputError(f"{what} {wrong} is out of range, expected 0 to {stop - 1}")
 
-    def _check_routers(self) -> None:
-        """CheckpointError when a router's logits were no numbers, or experts could not be read."""
-        problem = self._routed.problem
-        if not problem.any():
-            return
-        position = int((problem != 0).argmax())
-        layer, kind = self._routed.layers[position], int(problem[position])
-        problem[:] = 0
+    def _raise_problem(self) -> None:
+        """CheckpointError: a router's logits were no numbers, or experts could not be read."""
+        position, kind = divmod(self._header[PROBLEM], PROBLEMS)
+        layer = self._routed.layers[position]
+        self._header[PROBLEM] = 0
         if kind == NOT_READ and self.pool is not None:
             self.pool.forget()
             raise CheckpointError(

@@ -19,7 +19,6 @@ from safetensors.numpy import save_file
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.families import spec_from_config
-from lapinfer.kernels.control import COUNTER
 from lapinfer.loading import load_model
 from lapinfer.pack import pack_checkpoint
 from lapinfer.quant import FORMATS
@@ -97,14 +96,7 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
     meter = Meter(SimpleNamespace(ops=built.ops), kv, lambda: 1.0)  # type: ignore[arg-type]
     slot, pos = step
     wanted = data.draw(st.integers(0, len(pos)))
-    meter.record(
-        np.array(slot),
-        np.array(pos),
-        wanted,
-        np.zeros((len(built.ops), COUNTER), np.int64),
-        0,
-        expected_counts(spec, len(pos)),
-    )
+    meter.record(np.array(slot), np.array(pos), wanted, 0, expected_counts(spec, len(pos)))
     metered = {key.removeprefix("bytes_"): n for key, n in meter.totals().items() if key.startswith("bytes_")}
     assert predict_bytes(spec, formats, kv, slot, pos, wanted) == metered
     assert sum(metered.values()) == meter.totals()["bytes"]

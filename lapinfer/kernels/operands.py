@@ -12,12 +12,15 @@ ROW = 40
 KERNEL, COUNT, TIMES, KIND, FIRST = range(5)
 
 # The step header: what ops count their work by. ONE is 1, ANY_WANT 0 or 1; the tiles are of TILE tokens.
-# The last four are written by the kernels `route` and `place` for the ops of their own layer.
+# The last ones are written by the kernels `route`, `place` and `load`: counts for the ops of their own layer, and what
+# went wrong in a layer: PROBLEMS · its place among the routed ones + one of the problems below, or 0.
 STEP = (
     "one", "tokens", "tiles", "want", "want_tiles", "any_want", "items", "experts", "expert_tiles", "gathered_tiles",
-    "loads",
+    "loads", "problem",
 )  # fmt: skip
-ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, EXPERTS, EXPERT_TILES, GATHERED_TILES, LOADS = range(len(STEP))
+ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, EXPERTS, EXPERT_TILES, GATHERED_TILES, LOADS, PROBLEM = range(
+    len(STEP)
+)
 
 TILE = 8
 """Tokens whose activations lie together, so that one register tile reads them from neighbouring addresses."""
@@ -83,7 +86,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     # experts of a tile of tokens and their weights; the last tile's chunk sorts the step's tokens by expert
     "route": (
         *ROUTER, "shared", "shared_gate", "chosen", "chosen_stride", "weight",
-        "scratch", "scratch_stride", "problem", "finished", "counts", "active", "tiles", "rows", "row_weights", "x",
+        "scratch", "scratch_stride", "position", "finished", "counts", "active", "tiles", "rows", "row_weights", "x",
         "tile_bytes", "gathered",
     ),
     # what the next routed layer would choose for this residual; asks the system for the experts that are not there
@@ -100,7 +103,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
         "counters",
     ),
     # one piece of an expert from the file into its slot
-    "load": ("loads", "read", "file", "problem"),
+    "load": ("loads", "read", "file", "position"),
     # the activations of a routed tile's tokens, from where the norm left them
     "gather": ("x", "groups", "kind", "tiles", "rows", "gathered", "tile_bytes"),
     # like matmul, each expert with its own tokens; `weights` [E] are addresses, at `offset` from which its matrix lies
@@ -147,8 +150,8 @@ LRU, LFU, LRFU = range(len(POLICIES))
 """Who leaves a pool: the one whose last use is oldest; with the fewest uses; with the least sum of uses, each halved
 every `half_life` steps (Lee et al., LRFU, IEEE Transactions on Computers 50, 2001)."""
 
-NOT_A_NUMBER, NOT_READ = 1, 2
-"""What a layer's `problem` may be."""
+NOT_A_NUMBER, NOT_READ, PROBLEMS = 1, 2, 4
+"""A router's logits were not finite; an expert could not be read from the file."""
 
 STORE, ADD, HEAD, PLAIN, GATED = range(5)
 """matmul modes: out = y · scale; out += y · scale; out = cap(y · scale) and block maxima;

@@ -26,6 +26,8 @@ from lapinfer.kernels.operands import (
     LRU,
     MISSES,
     NOT_READ,
+    PROBLEM,
+    PROBLEMS,
     TILE,
     TOKENS,
     offsets,
@@ -147,7 +149,7 @@ def place(op, step, chunk, thread):
     store_i64(step + 8 * LOADS, loads)
 
 
-(L_LOADS, L_READ, L_FILE, L_PROBLEM) = offsets("load")
+(L_LOADS, L_READ, L_FILE, L_POSITION) = offsets("load")
 
 
 @kernel
@@ -163,7 +165,7 @@ def load(op, step, chunk, thread):
             continue
         tries += 1
         if got == 0 or tries == READ_TRIES:
-            store_i64(load_i64(op + L_PROBLEM), NOT_READ)
+            store_i64(step + 8 * PROBLEM, PROBLEMS * load_i64(op + L_POSITION) + NOT_READ)
             return
 
 

@@ -21,6 +21,9 @@ from lapinfer.kernels.operands import (
     FIRST_TILE,
     GATHERED_TILES,
     LOGITS,
+    NOT_A_NUMBER,
+    PROBLEM,
+    PROBLEMS,
     Q8_TILE_GROUP,
     Q16_TILE_GROUP,
     SOFTMAX,
@@ -55,7 +58,7 @@ from lapinfer.kernels.vecmath import exp
 
 (
     R_LOGITS, LOGITS_STRIDE, N_EXPERTS, TOP_K, SCORE, NORMALISE, EPS, SCALE, SELECTION_BIAS, GROUPS, TOP_GROUPS,
-    GROUP_BEST, JITTER, SHARED, SHARED_GATE, CHOSEN, CHOSEN_STRIDE, WEIGHT, SCRATCH, SCRATCH_STRIDE, PROBLEM, FINISHED,
+    GROUP_BEST, JITTER, SHARED, SHARED_GATE, CHOSEN, CHOSEN_STRIDE, WEIGHT, SCRATCH, SCRATCH_STRIDE, POSITION, FINISHED,
     COUNTS, ACTIVE, R_TILES, ROWS, ROW_WEIGHTS, X, TILE_BYTES, GATHERED,
 ) = offsets("route")  # fmt: skip
 
@@ -280,7 +283,7 @@ def route(op, step, chunk, thread):
         logits = load_i64(op + R_LOGITS) + t * load_i64(op + LOGITS_STRIDE)
         chosen, weight = load_i64(op + CHOSEN) + 8 * t * stride, load_i64(op + WEIGHT) + 4 * t * stride
         if not choose(op, logits, scratch, chosen, weight):
-            store_i64(load_i64(op + PROBLEM), 1)
+            store_i64(step + 8 * PROBLEM, PROBLEMS * load_i64(op + POSITION) + NOT_A_NUMBER)
     finished = load_i64(op + FINISHED)
     if atomic_add(finished, 1) + 1 == load_i64(step + 8 * TILES):
         atomic_store(finished, 0)

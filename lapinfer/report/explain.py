@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lapinfer.kernels.control import COUNTER
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.predict import expected_counts, packed_bytes, parts_of, predict_bytes
@@ -108,8 +107,7 @@ def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: flo
     if analyze:
         walls = _run(model, step, meter)
     else:
-        empty = np.zeros((len(model.plan.ops), COUNTER), np.int64)
-        meter.record(step.slot, step.pos, int(step.want.sum()), empty, 0, expected_counts(model.spec, len(step.pos)))
+        meter.record(step.slot, step.pos, int(step.want.sum()), 0, expected_counts(model.spec, len(step.pos)))
     lines = [_line(op, row, step.pos, meter.steps) for op, row in zip(model.plan.ops, meter.by_op(), strict=True)]
     total = Line("step")
     by_part = {part: Line(part) for part in parts_of(model.spec)}

@@ -71,7 +71,7 @@ def routed_feed_forward(build: Builder, index: int, layer: LayerSpec) -> None:
         "route", "route", "router", index, TILES, 1, **_router_operands(build, index, routing.logits),
         shared=ff.shared, shared_gate=int(ff.shared_gate), chosen=routing.chosen[position],
         chosen_stride=routing.chosen.shape[2], weight=routing.weight[position], scratch=build.scratch,
-        scratch_stride=build.scratch.strides[0], problem=routing.problem[position : position + 1],
+        scratch_stride=build.scratch.strides[0], position=position,
         finished=routing.finished, counts=routing.counts[position], active=routing.active, tiles=routing.tiles,
         rows=routing.rows, row_weights=routing.row_weights, x=build.tiles, tile_bytes=tile_bytes,
         gathered=routing.gathered, weight_bytes=4 * router.n_experts if router.selection_bias else 0,
@@ -151,8 +151,7 @@ def _fetch(build: Builder, pool: ExpertPool, index: int, addresses: np.ndarray) 
             **pool.hint_operands(position + 1), scratch=build.scratch, scratch_stride=build.scratch.strides[0],
         )  # fmt: skip
     if pool.pooled:
-        problem = routing.problem[position : position + 1]
-        build.add("load", "load", "router", index, LOADS, 1, **pool.load_operands(), problem=problem)
+        build.add("load", "load", "router", index, LOADS, 1, **pool.load_operands(), position=position)
 
 
 def _experts(

@@ -55,7 +55,7 @@ class Pace:
                 self._judge()
             return
         self._recent.append(min(ns, OUTLIER * min(self._recent, default=ns)))
-        mean = fmean(self._recent)
+        mean = sum(self._recent) / len(self._recent)
         self._saved = min(self._saved + BUDGET * ns, SAVED_STEPS * mean)
         if len(self._recent) == WINDOW:
             self._known[self.best] = mean

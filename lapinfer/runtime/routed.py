@@ -28,8 +28,7 @@ class RoutingBuffers:
     """Buffers of all routed layers, and what each of them chose in the last step.
 
     layers: their indexes. chosen int64, weight float32 [routed layers, T, A]: experts in order of rank, −1 where a
-    layer has fewer; counts int64 [routed layers, E]: tokens of each expert, shared ones last. problem [routed layers]:
-    not 0 where a router's logits were no numbers; whoever reads it sets it back.
+    layer has fewer; counts int64 [routed layers, E]: tokens of each expert, shared ones last.
     """
 
     layers: tuple[int, ...]
@@ -40,7 +39,6 @@ class RoutingBuffers:
     chosen: np.ndarray
     weight: np.ndarray
     counts: np.ndarray
-    problem: np.ndarray
     finished: np.ndarray
     active: np.ndarray
     tiles: np.ndarray
@@ -70,7 +68,6 @@ class RoutingBuffers:
             chosen=np.full((len(routed), step, chosen), -1, np.int64),
             weight=np.zeros((len(routed), step, chosen), np.float32),
             counts=np.zeros((len(routed), experts), np.int64),
-            problem=np.zeros(len(routed), np.int64),
             finished=np.zeros(1, np.int64),
             active=np.zeros((experts, len(ACTIVE_EXPERT)), np.int64),
             tiles=np.zeros((tiles, len(EXPERT_TILE)), np.int64),
