@@ -67,9 +67,10 @@ class Assembler:
         if not source.name:
             return Piece(source, source.stop or 0, 0)
         shape = self._stored(source)
-        stop = (shape or (1,))[0] if source.stop is None else source.stop
-        first, last = source.columns or (0, shape[1] if len(shape) > 1 else 1)
-        if len(shape) not in (1, 2) or stop > shape[0] or (len(shape) > 1 and last > shape[1]):
+        rows, columns = (*shape, 1, 1)[:2] if shape else (0, 0)
+        stop = rows if source.stop is None else source.stop
+        first, last = source.columns or (0, columns)
+        if not 1 <= len(shape) <= 2 or stop > rows or last > columns:
             wanted = (stop, last)[:: -1 if source.transposed else 1]
             raise CheckpointError(
                 f"{self.checkpoint.path}: tensor {source.name!r} has shape {self.checkpoint.shape(source.name)}, "

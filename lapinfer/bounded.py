@@ -5,18 +5,61 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.kernels.operands import POLICIES
 from lapinfer.model import Model
 from lapinfer.runtime.build import Limits
-from lapinfer.runtime.predict import packed_bytes
-from lapinfer.spec import FeedForwardSpec, ModelSpec, is_matrix, tensors
+from lapinfer.spec import FeedForwardSpec, ModelSpec
+
+SYSTEM = "system"
+"""The policy that leaves it to the system's page cache which experts are in memory."""
 
 MARGIN = 24_000_000
 """Bytes left for what Python allocates while it runs: tokenizer state, texts, reports."""
+
+
+NO_EXPERTS = "memory: this model has no experts to leave on disk; without the option it is checked to fit"
+
+
+class Kept:
+    """Weights of which all but the banks are copied into memory of this process.
+
+    Mapped, they would lose their pages to the reads of experts, and be read anew for every token.
+    """
+
+    def __init__(self, weights: PackedFile):
+        self._weights = weights
+        self._copies: dict[str, np.ndarray] = {}
+
+    @property
+    def path(self) -> Path:
+        return self._weights.path
+
+    def tensor(self, name: str) -> np.ndarray:
+        if name.endswith(".experts"):
+            return self._weights.tensor(name)
+        if name not in self._copies:
+            mapped = self._weights.tensor(name)
+            self._copies[name] = mapped.copy()
+            let_go(mapped)
+            self._copies[name].flags.writeable = False
+        return self._copies[name]
+
+    def format(self, name: str) -> str | None:
+        return self._weights.format(name)
+
+    def offset(self, name: str) -> int:
+        return self._weights.offset(name)
+
+    def file_offset(self, bank: str) -> int:
+        return self._weights.file_offset(bank)
 
 
 def resident_bytes() -> int:
@@ -40,22 +83,20 @@ def bounded_model(
     """
     routed = [ff for _, ff in enumerate_routed(spec)]
     if policy not in POLICIES:
-        raise InputError(f"policy {policy!r} is not known, expected one of {', '.join(POLICIES)}")
+        raise InputError(f"policy {policy!r} is not known, expected one of {', '.join((*POLICIES, SYSTEM))}")
     if not routed:
-        raise InputError("memory: this model has no experts to leave on disk; without the option it is checked to fit")
+        raise InputError(NO_EXPERTS)
     if not 0 < memory < 1e6:
         raise InputError(f"memory: expected a number of GB above 0, got {memory:g}")
     bound = int(memory * 1e9)
-    formats = {name: str(weights.format(name)) for name in tensors(spec) if is_matrix(name)}
     banks = {i: weights.tensor(f"layers.{i}.experts") for i, _ in enumerate_routed(spec)}
-    others = sum(packed_bytes(spec, formats).values()) - sum(bank.nbytes for bank in banks.values())
     shared = sum(ff.shared * banks[i].shape[1] for i, ff in enumerate_routed(spec))
     # Slots are address space at first; how many may be used is known when all else is there.
     stride = max(bank.shape[1] for bank in banks.values())
     limits = replace(limits, experts="pool", slots_of_pool=max(bound // stride, 1), policy=policy)  # type: ignore[arg-type]
-    model = Model(spec, weights, limits, **options)
+    model = Model(spec, Kept(weights), limits, **options)
     assert model.pool is not None
-    fixed = resident_bytes() + model.buffer_bytes() + others + shared + MARGIN
+    fixed = resident_bytes() + model.buffer_bytes() + shared + MARGIN
     slots = (bound - fixed) // model.pool.slot_bytes
     least = max(ff.router.top_k for ff in routed if ff.router is not None)
     if slots < least:
@@ -71,6 +112,13 @@ def bounded_model(
     if slots < most:  # a prompt's chunk may choose so many experts only
         model.max_step = min(model.max_step, max(int(slots) // least, 1))
     return model
+
+
+def mapped_model(spec: ModelSpec, weights: PackedFile, limits: Limits, **options: Any) -> Model:
+    """A model whose experts stay in the mapped file; what is chosen is asked for. InputError without experts."""
+    if not enumerate_routed(spec):
+        raise InputError(NO_EXPERTS)
+    return Model(spec, weights, replace(limits, experts="mapped"), **options)
 
 
 def enumerate_routed(spec: ModelSpec) -> list[tuple[int, FeedForwardSpec]]:

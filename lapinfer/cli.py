@@ -126,6 +126,15 @@ Context = Annotated[int | None, typer.Option("-c", "--ctx-size", min=1, help="To
 Experts = Annotated[
     int | None, typer.Option("--experts", min=1, help="Experts a token gets, instead of the model's own number.")
 ]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory", help="GB that the process may take; experts that do not fit are read when they are chosen."
+    ),
+]
+Policy = Annotated[
+    str, typer.Option("--policy", help="Which experts stay in memory: lru, lfu, lrfu (both), or as the system likes.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", callback=_remember_verbose, help="Say more; show tracebacks.")
@@ -203,6 +212,8 @@ def run(
     kv: KV = "f16",
     activations: Activations = "auto",
     experts: Experts = None,
+    memory: Memory = None,
+    policy: Policy = "lrfu",
     experts_report: Annotated[
         Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
     ] = None,
@@ -240,7 +251,7 @@ def run(
     name = _default_model() if model is None else model
     shape = {"quant": quant, "kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
     with (
-        _load(name, verbose, experts=experts, **shape) as loaded,
+        _load(name, verbose, experts=experts, memory=memory, policy=policy, **shape) as loaded,
         nullcontext() if experts_report is None else _experts_written(loaded, experts_report),
     ):
         if not raw and loaded.template is None:
@@ -330,6 +341,8 @@ def _print_answer(model: LanguageModel, events: Iterator[Token], streaming: bool
             f"prompt {read} tokens, {t.prompt_per_second:.1f} tok/s, first token {t.ttft_ms:.0f} ms; "
             f"answer {len(texts)} tokens, {t.tokens_per_second:.1f} tok/s; {touched / 1e6:.1f} MB touched a token"
         )
+        if (pool := getattr(model.model, "pool", None)) is not None:
+            _note(pool.line(last.timings.prompt_tokens + len(texts)))
     return "".join(texts)
 
 
@@ -434,6 +447,8 @@ def bench(
     kv: KV = "f16",
     activations: Activations = "auto",
     experts: Experts = None,
+    memory: Memory = None,
+    policy: Policy = "lrfu",
     verbose: Verbose = False,
 ) -> None:
     """Measure prompt processing and generation as llama-bench does; comma lists make a grid."""
@@ -459,6 +474,8 @@ def bench(
             kv=kv,
             activations=activations,
             experts=experts,
+            memory=memory,
+            policy=policy,
             progress=progress,
         ):
             rows.append(row)

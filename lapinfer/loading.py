@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lapinfer.bounded import bounded_model
+from lapinfer.bounded import bounded_model, mapped_model
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_models
 from lapinfer.checkpoint.hub import resolve
@@ -29,6 +29,7 @@ Progress = Callable[..., Any]
 DEFAULT_CTX = 4096
 CHUNK = 512
 """Tokens of a prompt that a step takes at most."""
+OR_ON_DISK = ", or leave experts on disk with --memory GB"
 MOST_THREADS = 256
 """More than any laptop has: thousands would bring the computer to a halt."""
 
@@ -54,7 +55,8 @@ def load_model(
     twice as long); auto is q16 for small models, which are quick anyway and lose most. experts: how many a token gets,
     instead of the number that the model was trained with. memory: GB (10^9 bytes) that this process may take, all
     included, for a mixture of experts that is larger: some experts are kept, the others read when they are chosen;
-    policy says which are kept (lru, lfu, lrfu). InputError for options out
+    policy says which are kept: lru, lfu, lrfu (both), or system, which leaves that to the system's page cache and
+    bounds nothing. InputError for options out
     of range, CheckpointError for bad files, DoesNotFitError when memory or disk is too small.
     """
     say = progress or (lambda *args: None)
@@ -92,12 +94,14 @@ def load_model(
         activations = "q16" if sum(math.prod(shape) for shape in tensors(spec).values()) < SMALL else "q8"
     # A chunk longer than the context would never be filled.
     limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv, activations)  # type: ignore[arg-type]
-    if memory is None:
-        check_memory(weights, spec, limits)
-        model = Model(spec, weights, limits, name=str(path_or_name), folder=folder, notice=say)
-    else:
-        options = {"name": str(path_or_name), "folder": folder, "notice": say}
+    options = {"name": str(path_or_name), "folder": folder, "notice": say}
+    if policy == "system":
+        model = mapped_model(spec, weights, limits, **options)
+    elif memory is not None:
         model = bounded_model(spec, weights, limits, memory, policy, **options)
+    else:
+        check_memory(weights, spec, limits)
+        model = Model(spec, weights, limits, **options)
     model.pack_s = pack_s
     model.load_s = time.perf_counter() - began - pack_s - model.compile_s
     return model
@@ -152,11 +156,12 @@ def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
     packed = weights.nbytes
     kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
     needed = packed + kv + context_bytes(spec, limits)
+    has_experts = any(layer.feed_forward.router is not None for layer in spec.layers)
     if there is not None and needed > there:
         raise DoesNotFitError(
             f"{weights.path.parent.name}: needs {needed / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
             f"{kv / 1e6:,.0f} for {limits.ctx} positions), {there / 1e6:,.0f} MB are available; "
-            "try a smaller --ctx-size, --kv q8 or --quant q4"
+            f"try a smaller --ctx-size, --kv q8 or --quant q4{OR_ON_DISK if has_experts else ''}"
         )
 
 

@@ -80,13 +80,15 @@ class Model:
         self.pool = built.pool
         self.caches = built.caches
         began = time.perf_counter()
-        kernels = library.load([*{op.kernel for op in built.ops}, "lead", "follow", "read_clock"], notice)
+        kernels = library.load(
+            [*{op.kernel for op in built.ops}, "lead", "follow", "read_clock"], notice, built.pool is not None
+        )
         self.compile_s = time.perf_counter() - began
         self.load_s = self.pack_s = 0.0
         self.plan = Plan(built.ops, kernels)
         self.team = Team(limits.threads, kernels)
         self.usage = Meter(self.plan, limits.kv, self.team.ns_per_tick)
-        self._header = memoryview(self._step.header)
+        self._header = self._step.header.data
         self._header[ONE] = 1
 
     def step(

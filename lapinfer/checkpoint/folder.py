@@ -108,7 +108,10 @@ class FolderCheckpoint:
         if not name.endswith(mxfp4.BLOCKS) or file[name].dtype != "U8":
             return False
         scales = mxfp4.scales_of(name)
-        mxfp4.check_shapes(str(file.path), name, file[name].shape, self.shape(scales) if scales in self._of else None)
+        there = self._of[scales][scales] if scales in self._of else None
+        mxfp4.check_shapes(str(file.path), name, file[name].shape, there and there.shape)
+        if there and there.dtype != "U8":
+            raise CheckpointError(f"{file.path}: tensor {scales!r} has dtype {there.dtype}, expected U8")
         return True
 
     def names(self) -> list[str]:

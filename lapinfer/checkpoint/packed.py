@@ -152,8 +152,13 @@ class PackedFile:
             raise CheckpointError(f"{self.path}: tensor {next(iter(wanted))!r} is missing")
 
     def _whole(self, banks: dict[str, BankEntry]) -> dict[str, BankEntry]:
-        """Banks whose matrices all have as many experts."""
+        """Banks whose matrices all have as many experts, and lie in the order in which they are read."""
         for name, bank in banks.items():
+            if (parts := [part.name.rsplit(".", 1)[-1] for part in bank.parts])[1:] != ["down"]:
+                raise CheckpointError(
+                    f"{self.path}: metadata 'tensors' has {', '.join(parts)} in {name!r}, expected gate_up or up, then "
+                    "down; convert the model again"
+                )
             if any(len(part.shape) != 3 or part.shape[0] != bank.parts[0].shape[0] for part in bank.parts):
                 raise CheckpointError(
                     f"{self.path}: metadata 'tensors' has {', '.join(str(part.shape) for part in bank.parts)} for the "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 
 from lapinfer.kernels import attention, cache, elementwise, experts, matmul, place, probe, route, team
@@ -9,10 +11,16 @@ from lapinfer.kernels import attention, cache, elementwise, experts, matmul, pla
 __all__ = ["attention", "elementwise", "experts", "load", "matmul", "place", "probe", "route", "team"]
 
 
-def load(names: Iterable[str], notice: Callable[[str], None] | None = None) -> dict[str, int]:
-    """Machine code addresses of kernels; those that no cache holds are compiled, which `notice` is told once."""
+def load(names: Iterable[str], notice: Callable[[str], None] | None = None, apart: bool = False) -> dict[str, int]:
+    """Machine code addresses of kernels; those that no cache holds are compiled, which `notice` is told once.
+
+    apart: compile in a process of its own, since the compiler leaves some hundred MB behind.
+    """
     wanted = sorted(set(names))
     missing = [name for name in wanted if not cache.cached(name)]
     if missing and notice is not None:
         notice(f"compiling {len(missing)} kernels for this processor (once; about {2 * len(missing)} s)")
+    if missing and apart:  # where that fails, or no cache can be written, the next line does it here
+        code = f"from lapinfer.kernels import library; library.load({missing!r})"
+        subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
     return {name: cache.address(name) for name in wanted}

@@ -26,18 +26,18 @@ from lapinfer.kernels.operands import (
     LRU,
     MISSES,
     NOT_READ,
-    PROBLEM,
-    PROBLEMS,
     TILE,
     TOKENS,
     offsets,
 )
-from lapinfer.kernels.route import choose
+from lapinfer.kernels.route import choose, note_problem
 from lapinfer.kernels.simd import call_advise, call_read, load_f32, load_f64, load_i64, store_f64, store_i64
 
 WILL_NEED = 3
 """MADV_WILLNEED, the same on Linux and macOS."""
 READ_TRIES = 3
+PAGE = 16384
+"""The largest page in use. Requests begin at a multiple of it, or are refused; the file's header is at least one."""
 
 (
     P_EXPERTS, P_ACTIVE, P_WEIGHTS, P_FIRST, P_SLOT_OF, P_OWNER, P_USED, P_RANK, P_USES, P_SLOTS, P_POOL, P_SLOT_BYTES,
@@ -49,6 +49,13 @@ READ_TRIES = 3
 def count_up(counters, which, number):
     """Add to one of POOL_COUNTERS."""
     store_i64(counters + 8 * which, load_i64(counters + 8 * which) + number)
+
+
+@jit
+def ask(advise, at, size):
+    """Ask the system for bytes of the mapped file; small experts begin anywhere in a page."""
+    before = at % PAGE
+    call_advise(advise, at - before, size + before, WILL_NEED)
 
 
 @jit
@@ -165,7 +172,7 @@ def load(op, step, chunk, thread):
             continue
         tries += 1
         if got == 0 or tries == READ_TRIES:
-            store_i64(step + 8 * PROBLEM, PROBLEMS * load_i64(op + L_POSITION) + NOT_READ)
+            note_problem(step, load_i64(op + L_POSITION), NOT_READ)
             return
 
 
@@ -180,7 +187,7 @@ def request(op, step, chunk, thread):
     for i in range(n):
         e = load_i64(load_i64(op + Q_ACTIVE) + 8 * (len(ACTIVE_EXPERT) * i + EXPERT))
         at = load_i64(op + Q_BANK) + e * load_i64(op + Q_STRIDE)
-        call_advise(load_i64(op + Q_ADVISE), at, load_i64(op + Q_BYTES), WILL_NEED)
+        ask(load_i64(op + Q_ADVISE), at, load_i64(op + Q_BYTES))
 
 
 (
@@ -207,7 +214,7 @@ def hint(op, step, chunk, thread):
         if load_i64(hinted + 8 * e) != 0:
             if slot_of == 0 or load_i64(slot_of + 8 * (load_i64(op + H_FIRST) + e)) < 0:
                 at = load_i64(op + H_BANK) + e * load_i64(op + H_STRIDE)
-                call_advise(load_i64(op + H_ADVISE), at, load_i64(op + H_BYTES), WILL_NEED)
+                ask(load_i64(op + H_ADVISE), at, load_i64(op + H_BYTES))
             if tokens <= TILE:
                 count_up(load_i64(op + H_COUNTERS), HINTED, 1)
             else:  # nothing was foretold

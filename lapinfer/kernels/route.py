@@ -22,6 +22,7 @@ from lapinfer.kernels.operands import (
     GATHERED_TILES,
     LOGITS,
     NOT_A_NUMBER,
+    NOT_READ,
     PROBLEM,
     PROBLEMS,
     Q8_TILE_GROUP,
@@ -64,6 +65,14 @@ from lapinfer.kernels.vecmath import exp
 
 f32 = np.float32
 NEVER = f32(-np.inf)
+
+
+@jit
+def note_problem(step, position, kind):
+    """Keep the first problem of a step; but a failed read before others, since slots then hold what they should not."""
+    known = load_i64(step + 8 * PROBLEM)
+    if known == 0 or (kind == NOT_READ and known % PROBLEMS != NOT_READ):
+        store_i64(step + 8 * PROBLEM, PROBLEMS * position + kind)
 
 
 @jit
@@ -151,7 +160,8 @@ def choose_sparse(op, logits, keys, experts, chosen, weight):
         total = f32(0.0)
         for e in range(experts):
             value = load_f32(keys + 4 * e)
-            if value > NEVER and (largest - value) / max(abs(load_f32(logits + 4 * e)), largest) <= limit:
+            far = (largest - value) / max(abs(load_f32(logits + 4 * e)), largest) > limit  # 0 / 0 is near
+            if value > NEVER and not far:
                 total += exp_of(value - largest)
         store_f32(keys + 4 * best, NEVER)
         store_i64(chosen + 8 * i, best)
@@ -175,12 +185,15 @@ def choose(op, logits, scratch, chosen, weight):
         choose_sparse(op, logits, keys, experts, chosen, weight)
     elif score == LOGITS:
         choose_best(op, logits, keys, experts, chosen, weight)
+        top = load_f32(weight + 4 * largest_of(weight, 0, top_k))  # a bias or groups may leave out a larger one
         total = f32(0.0)
         for i in range(top_k):
             value = exp_of(load_f32(weight + 4 * i) - top)
             store_f32(weight + 4 * i, value)
             total += value
         factor = factor / total
+        if load_i64(op + NORMALISE) != 0:
+            factor = factor / (f32(1.0) + load_f32(op + EPS))
     else:
         if score == SOFTMAX:
             inverse = splat_f32(f32(1.0) / exponentials(logits, experts, top, values))
@@ -283,7 +296,7 @@ def route(op, step, chunk, thread):
         logits = load_i64(op + R_LOGITS) + t * load_i64(op + LOGITS_STRIDE)
         chosen, weight = load_i64(op + CHOSEN) + 8 * t * stride, load_i64(op + WEIGHT) + 4 * t * stride
         if not choose(op, logits, scratch, chosen, weight):
-            store_i64(step + 8 * PROBLEM, PROBLEMS * load_i64(op + POSITION) + NOT_A_NUMBER)
+            note_problem(step, load_i64(op + POSITION), NOT_A_NUMBER)
     finished = load_i64(op + FINISHED)
     if atomic_add(finished, 1) + 1 == load_i64(step + 8 * TILES):
         atomic_store(finished, 0)

@@ -43,7 +43,9 @@ class Row:
 
     Times are of one repetition in ns, speeds in tokens a second. touched_mb: bytes a token had to read
     (weights on the path and KV), in MB (10^6), and gb_per_s that over time. peak_rss_mb and major_faults are
-    the process's so far. text: "real", or "random" for a model without a tokenizer.
+    the process's so far. expert_hit_rate, read_mb: of a model whose experts are partly on disk (--memory): the share of
+    chosen experts that were in memory, and MB read from the file a token. text: "real", or "random" for a model
+    without a tokenizer.
     """
 
     model_filename: str
@@ -68,6 +70,8 @@ class Row:
     peak_rss_mb: float | None
     major_faults: int | None
     text: str
+    expert_hit_rate: float | None
+    read_mb: float | None
     cpu_info: str
     test_time: str
     build: str
@@ -84,6 +88,8 @@ def bench(
     kv: str = "f16",
     activations: str = "auto",
     experts: int | None = None,
+    memory: float | None = None,
+    policy: str = "lrfu",
     progress: Callable[..., Any] | None = None,
 ) -> Iterator[Row]:
     """A row for each combination, as soon as it is measured; a length of 0 leaves its test out."""
@@ -104,6 +110,8 @@ def bench(
             kv=kv,
             activations=activations,
             experts=experts,
+            memory=memory,
+            policy=policy,
             progress=progress,
         )
         try:
@@ -131,11 +139,14 @@ def _measure(
     test = f"{'pp' if p else 'tg'}{count}" + (f" @ d{d}" if d else "")
     samples: list[int] = []
     touched = 0
+    pool = getattr(model, "pool", None)
     with model.lock:
         for repetition in range(repetitions + 1):
             progress(test, repetition, repetitions + 1)
             if d:
                 model.prefill(ids[:d], 0, 0)
+            if pool is not None and repetition <= 1:  # what warmed up is not counted
+                pool.reset()
             before = model.usage.totals()
             started = time.perf_counter_ns()
             if p:
@@ -175,10 +186,20 @@ def _measure(
         peak_rss_mb=rss,
         major_faults=faults,
         text=text,
+        **_from_disk(pool, repetitions * count),
         cpu_info=_cpu(),
         test_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         build=f"lapinfer {__version__}",
     )
+
+
+def _from_disk(pool: Any, tokens: int) -> dict[str, float | None]:
+    """Share of experts found in memory, and MB read a token."""
+    if pool is None or not pool.pooled:
+        return {"expert_hit_rate": None, "read_mb": None}
+    n = pool.stats()
+    used = n["hits"] + n["misses"]
+    return {"expert_hit_rate": n["hits"] / max(used, 1), "read_mb": n["bytes_read"] / tokens / 1e6}
 
 
 def _main_format(model: Model) -> str:
@@ -232,6 +253,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
         for r in rows
     ]
     lines = ["| " + " | ".join(row) + " |" for row in table]
+    for r in rows:
+        if r.expert_hit_rate is not None:
+            lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read a token")
     r = rows[0]
     ran = f"{r.text} text" if r.text == "real" else "random token ids (no tokenizer)"
     lines += ["", f"{r.cpu_info}; {ran}; load {r.load_s:.2f} s, compile {r.compile_s:.2f} s; {r.build}"]

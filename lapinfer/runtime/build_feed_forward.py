@@ -139,7 +139,7 @@ def _fetch(build: Builder, pool: ExpertPool, index: int, addresses: np.ndarray) 
         build.add(
             "request", "request", "router", index, ONE, 1, active=routing.active, **pool.request_operands(position)
         )
-    if position + 1 < len(routing.layers):
+    if pool.hints and position + 1 < len(routing.layers):
         following = routing.layers[position + 1]
         norm, name = build.spec.layers[following].ff_norm, f"layers.{following}.ff_norm"
         build.norm_of(

@@ -46,6 +46,9 @@ class ExpertPool:
     that are read). slots is None for experts in the mapped file.
     """
 
+    hints = True
+    """Whether the next layer's router is asked; measured without in bench/larger_than_memory.py."""
+
     def __init__(self, spec: ModelSpec, file: Path, banks: Sequence[tuple[np.ndarray, int, int]], slots: int | None,
                  policy: Policy = "lrfu"):  # fmt: skip
         self.file, self.policy, self.banks = file, policy, list(banks)
@@ -125,6 +128,18 @@ class ExpertPool:
         found: dict[str, Any] = {name: int(n) for name, n in zip(POOL_COUNTERS, self.counters, strict=True)}
         found |= {"slots": int(self.slots[0]), "slot_bytes": self.slot_bytes, "policy": self.policy}
         return found
+
+    def line(self, tokens: int) -> str:
+        """The same for a person, over so many tokens."""
+        n = self.stats()
+        told = f"; {n['hinted_rightly'] / n['hinted']:.0%} of {n['hinted']} hints right" if n["hinted"] else ""
+        if not self.pooled:
+            return f"experts in the mapped file{told}"
+        used = n["hits"] + n["misses"]
+        return (
+            f"experts: {n['slots']} of {self.first[-1]} kept ({self.policy}), {n['hits'] / max(used, 1):.1%} of {used} "
+            f"were there, {n['bytes_read'] / max(tokens, 1) / 1e6:.1f} MB read a token{told}"
+        )
 
     def reset(self) -> None:
         self.counters[:] = 0

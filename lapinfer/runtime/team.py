@@ -60,7 +60,7 @@ class _Shared:
     def __init__(self, threads: int, follow: int):
         self.words = _aligned_words(control_words(threads))
         self.address = self.words.ctypes.data
-        self.view = memoryview(self.words)  # single words, without NumPy's machinery
+        self.view = self.words.data  # single words, without NumPy's machinery
         self.wake = [threading.Event() for _ in range(threads)]
         self.closed = False
         self.follow = KERNEL(follow)

@@ -183,6 +183,8 @@ def load(
     kv: str = "f16",
     activations: str = "auto",
     experts: int | None = None,
+    memory: float | None = None,
+    policy: str = "lrfu",
     progress: Callable[..., Any] | None = None,
 ) -> LanguageModel:
     """Load a checkpoint folder, a .gguf file or a hub name (org/name), packing its weights the first time.
@@ -190,13 +192,15 @@ def load(
     quant: "auto" or a packed format (f32, f16, bf16, q8, q4, q4_1); ctx: positions a slot holds; slots: sequences
     kept at once; kv: format of the KV cache; activations: what q8 and 4-bit weights are multiplied with, "q8" or
     "q16" (more exact, slower prompts), "auto" is q16 for small models; experts: how many routed experts a token gets,
-    instead of the number that the model was trained with. Errors are `LapinferError`s.
+    instead of the number that the model was trained with; memory: GB that the whole process may take, for a mixture
+    of experts that is larger (some are kept in memory by `policy`: "lru", "lfu", "lrfu", or "system", the others are
+    read when they are chosen; `model.pool.stats()` counts). Errors are `LapinferError`s.
     """
     from lapinfer.loading import load_model
 
     model = load_model(
         path_or_name, quant=quant, threads=threads, ctx=ctx, slots=slots, kv=kv, activations=activations,
-        experts=experts, progress=progress,
+        experts=experts, memory=memory, policy=policy, progress=progress,
     )  # fmt: skip
     try:
         return from_model(model)

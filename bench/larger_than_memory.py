@@ -1,0 +1,184 @@
+"""A mixture of experts under a memory limit that its file exceeds: speed, bytes read, hit rate, faults, and the text.
+
+    python bench/larger_than_memory.py PACKED --limit 2 [--peer PYTHON --gguf FILE] [-n 64] [-r 2] [-o FILE]
+
+Needs root and Linux: every run is a process of its own in a memory cgroup (version 1 or 2) of `--limit` GB, page cache
+included, cold (the file's pages dropped before) and again warm (as the run before has left them). Variants: our pool
+of slots with each policy (`--memory` of the same bound), our mapped file with requests (policy system), and
+llama.cpp's mmap of a GGUF file. Greedy tokens are compared with those of an unlimited run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+PROMPT = 32
+VARIANTS = ("lrfu", "lru", "lfu", "system", "lrfu-unhinted", "system-unhinted")
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def limited(limit: float) -> Path:
+    """A memory cgroup of so many GB."""
+    if (GROUPS / "cgroup.controllers").exists():
+        group, name = GROUPS / "lapinfer", "memory.max"
+    else:
+        group, name = GROUPS / "memory" / "lapinfer", "memory.limit_in_bytes"
+    group.mkdir(exist_ok=True)
+    (group / name).write_text(str(int(limit * 1e9)))
+    return group
+
+
+def drop_cache(path: Path) -> None:
+    """The file's pages out of the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def usage() -> dict[str, float]:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    io = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return {"major_faults": used.ru_majflt, "peak_rss_mb": used.ru_maxrss / 1e3, "disk_mb": int(io["read_bytes"]) / 1e6}
+
+
+def child(args: argparse.Namespace) -> None:
+    """Runs inside the cgroup; prints one line of JSON."""
+    import numpy as np
+
+    prompt = [int(i) for i in np.random.default_rng(0).integers(5, 40000, PROMPT)]
+    result: dict[str, Any] = {"variant": args.child}
+    if args.child == "llama.cpp":
+        import ctypes
+
+        import llama_cpp as ll
+
+        log = ll.llama_log_callback(lambda level, text, data: None)
+        ll.llama_log_set(log, ctypes.c_void_p(0))
+        ll.llama_backend_init()
+        began = time.perf_counter()
+        model = ll.llama_model_load_from_file(str(args.gguf).encode(), ll.llama_model_default_params())
+        params = ll.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_threads = PROMPT + args.tokens, PROMPT, args.threads
+        params.n_threads_batch = args.threads
+        context = ll.llama_init_from_model(model, params)
+        vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
+
+        def run(ids: list[int]) -> int:
+            tokens = (ll.llama_token * len(ids))(*ids)
+            assert ll.llama_decode(context, ll.llama_batch_get_one(tokens, len(ids))) == 0
+            logits = ll.llama_get_logits_ith(context, -1)
+            return int(np.ctypeslib.as_array(logits, (vocab,)).argmax())
+    else:
+        from lapinfer.loading import load_model
+        from lapinfer.runtime.pool import ExpertPool
+
+        policy, _, unhinted = args.child.partition("-")
+        ExpertPool.hints = not unhinted
+        began = time.perf_counter()
+        bounded = {} if policy == "unlimited" else {"policy": policy}
+        if policy not in ("unlimited", "system"):
+            bounded["memory"] = args.limit
+        ours = load_model(args.packed, threads=args.threads, ctx=PROMPT + args.tokens, activations="q8", **bounded)  # type: ignore[arg-type]
+        at = 0
+
+        def run(ids: list[int]) -> int:
+            nonlocal at
+            logits = ours.prefill(ids, 0, at)
+            at += len(ids)
+            return int(logits.values[-1].argmax())
+
+    result["load_s"] = time.perf_counter() - began
+    began = time.perf_counter()
+    token = run(prompt)
+    result["prefill_s"] = time.perf_counter() - began
+    before = usage()
+    pool = None if args.child == "llama.cpp" else ours.pool
+    if pool is not None:
+        pool.reset()
+    tokens, began = [token], time.perf_counter()
+    for _ in range(args.tokens - 1):
+        token = run([token])
+        tokens.append(token)
+    spent = time.perf_counter() - began
+    after = usage()
+    steps = args.tokens - 1
+    result |= {
+        "decode_tok_s": steps / spent, "tokens": tokens, "peak_rss_mb": after["peak_rss_mb"],
+        "major_faults_a_token": (after["major_faults"] - before["major_faults"]) / steps,
+        "disk_mb_a_token": (after["disk_mb"] - before["disk_mb"]) / steps,
+    }  # fmt: skip
+    if pool is not None:
+        n = result["pool"] = pool.stats()
+        result["hit_rate"] = n["hits"] / max(n["hits"] + n["misses"], 1) if pool.pooled else None
+        result["read_mb_a_token"] = n["bytes_read"] / steps / 1e6
+    print(json.dumps(result), flush=True)
+
+
+def run_child(args: argparse.Namespace, variant: str, group: Path | None) -> dict[str, Any]:
+    python = args.peer if variant == "llama.cpp" else sys.executable
+    command = [python, __file__, str(args.packed), "--child", variant, "--limit", str(args.limit), "-n",
+               str(args.tokens), "-t", str(args.threads), "--gguf", str(args.gguf)]  # fmt: skip
+
+    def enter() -> None:
+        if group is not None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"])[-1]
+        return {"variant": variant, "failed": last}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packed", type=Path)
+    parser.add_argument("--limit", type=float, default=2.0, help="GB")
+    parser.add_argument("--peer", help="Python interpreter with llama-cpp-python")
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("-n", "--tokens", type=int, default=64)
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("-r", "--repetitions", type=int, default=1)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--child")
+    args = parser.parse_args()
+    if args.child:
+        return child(args)
+    file = args.packed / "model.safetensors"
+    result: dict[str, Any] = {"file_mb": file.stat().st_size / 1e6, "limit_gb": args.limit, "rows": []}
+    expected = run_child(args, "unlimited", None)
+    result["unlimited"] = expected
+    print(f"unlimited: {expected['decode_tok_s']:.1f} tok/s, {result['file_mb']:.0f} MB file", flush=True)
+    group = limited(args.limit)
+    variants = [*args.variants.split(","), *(["llama.cpp"] if args.peer else [])]
+    for _ in range(args.repetitions):
+        for variant in variants:
+            for start in ("cold", "warm"):
+                if start == "cold":
+                    drop_cache(args.gguf if variant == "llama.cpp" else file)
+                row = run_child(args, variant, group) | {"start": start}
+                if "failed" not in row and variant != "llama.cpp":
+                    row["same_text"] = row["tokens"] == expected["tokens"]
+                result["rows"].append(row)
+                print(
+                    {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if k != "tokens"}, flush=True
+                )
+    if args.output:
+        for row in [result["unlimited"], *result["rows"]]:
+            row.pop("tokens", None)
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
