@@ -163,7 +163,7 @@ def _run(
                 add(name, inputs, experts)
 
     def after(op: Op) -> None:
-        weights = op.operands.get("weights")
+        weights = op.notes.get("bank", op.operands.get("weights"))
         if isinstance(weights, np.ndarray):  # the model may be larger than what packing should take
             let_go(weights)
 

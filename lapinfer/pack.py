@@ -49,7 +49,7 @@ SMALL = 400_000_000
 
 FOUR_BITS = ("q4", "q4_1")
 
-Q4_HEAD: FormatName = "q8"
+Q4_HEAD: FormatName = "q6"
 """What embed and head of a q4 (or q4_1) model are: a tenth of the bytes, and every logit depends on them."""
 
 FEEDBACK_COLUMNS = 4096
@@ -89,7 +89,7 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
         if quant == "auto" and stored == {"mxfp4"}:
             asked = "mxfp4"
         if asked in FOUR_BITS and name in ("embed", "head"):
-            asked = Q4_HEAD
+            asked = "q8" if stored == {"q8"} else Q4_HEAD
         elif asked == "q4" and "q4_1" in stored:
             asked = "q4_1"
         formats[name] = asked  # type: ignore[assignment]
@@ -310,7 +310,7 @@ def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
 
 def cached_folder(checkpoint: Checkpoint, quant: str, home: Path) -> Path:
     """Where the packed copy of a checkpoint belongs: it changes with the source files and the quant asked for."""
-    digest = hashlib.sha256(f"{checkpoint.fingerprint} {quant} 3".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{checkpoint.fingerprint} {quant} 4".encode()).hexdigest()[:12]
     stem = checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name
     return home / f"{stem}-{quant}-{digest}"
 

@@ -20,7 +20,16 @@ from lapinfer.model import Model
 from lapinfer.quant import FORMATS
 from lapinfer.runtime.build import Limits
 from lapinfer.runtime.kv import DTYPES
-from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
+from lapinfer.spec import (
+    AttentionSpec,
+    FeedForwardSpec,
+    LatentSpec,
+    LayerSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+    RouterSpec,
+)
 
 PATIENCE = 120
 """Seconds after which a hang is a failure."""
@@ -47,8 +56,30 @@ def decoder(window: int | None = 150) -> ModelSpec:
     return ModelSpec("llama", 531, 72, layers, norm, CTX, tied=False)
 
 
-def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, **limits: Any) -> Model:
-    spec = decoder()
+def routed_decoder(latent: bool = False) -> ModelSpec:
+    """A dense layer, one whose experts are stored and normed, one whose experts are added; some are shared, and gated.
+
+    `latent`: the last layer has latent attention.
+    """
+    dense = decoder()
+    first, norm = dense.layers[0], dense.norm
+    router = RouterSpec(5, 2, normalise=True, bias=True, selection_bias=True)
+    experts = FeedForwardSpec(40, "silu", bias=True, router=router, shared=2, shared_gate=True, shared_width=70)
+    plain = FeedForwardSpec(72, "gelu_tanh", gated=False, router=RouterSpec(7, 3, "sigmoid", groups=1, scale=1.5))
+    last = first.attention
+    if latent:
+        rope = RopeSpec(8, tuple(1000.0 ** (-i / 4) for i in range(4)), interleaved=True)
+        last = AttentionSpec(5, 1, 64 + 8, 64, 0.2, rope, latent=LatentSpec(64, 12, 32, norm, q_rank=40))
+    layers = (
+        first,
+        dataclasses.replace(dense.layers[1], feed_forward=experts, ff_post_norm=norm),
+        LayerSpec(last, plain, norm, norm, residual_scale=0.7),
+    )
+    return dataclasses.replace(dense, layers=layers)
+
+
+def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, spec: ModelSpec | None = None, **limits: Any) -> Model:
+    spec = spec or decoder()
     return Model(spec, RandomWeights(spec, fmt, seed), Limits(**{"ctx": CTX, "kv": kv} | limits))  # type: ignore[arg-type]
 
 
@@ -78,12 +109,28 @@ def test_threads_and_chunks_change_no_bit(fmt: str, kv: str, activations: str) -
         np.testing.assert_array_equal(got, expected, err_msg=f"chunks of {step}, {threads} threads")
 
 
+@pytest.mark.parametrize(
+    ("fmt", "activations"),
+    [("q4", "q8"), ("q8", "q8"), ("mxfp4", "q8"), ("bf16", "q8"), ("q4", "q16"), ("mxfp4", "q16")],
+)
+@pytest.mark.parametrize("latent", [False, True], ids=["heads", "latent"])
+def test_experts_change_no_bit_either(fmt: str, activations: str, latent: bool) -> None:
+    """Whichever tokens share an expert with a token, and whoever sorts them."""
+    ids, spec = prompt(150), routed_decoder(latent)
+    expected = forward(ids, fmt, spec=spec, step=512, threads=1, activations=activations)
+    assert np.isfinite(expected).all()
+    for step, threads in ((512, 2), (512, 4), (1, 1), (1, 4), (7, 2), (8, 4)):
+        got = forward(ids, fmt, spec=spec, step=step, threads=threads, activations=activations)
+        np.testing.assert_array_equal(got, expected, err_msg=f"chunks of {step}, {threads} threads")
+
+
 @pytest.mark.parametrize("kv", DTYPES)
-def test_sequences_side_by_side_are_as_alone(kv: str) -> None:
+@pytest.mark.parametrize("spec", [decoder(), routed_decoder(), routed_decoder(True)], ids=["dense", "routed", "latent"])
+def test_sequences_side_by_side_are_as_alone(kv: str, spec: ModelSpec) -> None:
     """Four sequences at different places, their tokens in one step in any order of slots, prompts beside decoding."""
     prompts = [prompt(n, seed=n) for n in (290, 17, 131, 1)]
-    alone = [forward(ids, kv=kv, step=64) for ids in prompts]
-    model = build(kv=kv, step=64, slots=4, threads=2)
+    alone = [forward(ids, kv=kv, spec=spec, step=64) for ids in prompts]
+    model = build(kv=kv, spec=spec, step=64, slots=4, threads=2)
     rng = np.random.default_rng(0)
     at = [0] * 4
     while any(at[s] < len(ids) for s, ids in enumerate(prompts)):

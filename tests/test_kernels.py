@@ -87,7 +87,8 @@ F32 = np.float32
 LARGEST_CODE = {ACT_Q8: 127, ACT_Q16: 255 * 127 + 127}
 PRODUCTS = {
     "f32": ACT_F32, "f16": ACT_F32, "bf16": ACT_F32, "q8": ACT_Q8, "q4_1": ACT_Q8, "q4": ACT_Q8,
-    "mxfp4": ACT_Q8, "q8_q16": ACT_Q16, "q4_1_q16": ACT_Q16, "q4_q16": ACT_Q16, "mxfp4_q16": ACT_Q16,
+    "mxfp4": ACT_Q8, "q6": ACT_Q8, "q8_q16": ACT_Q16, "q4_1_q16": ACT_Q16, "q4_q16": ACT_Q16, "mxfp4_q16": ACT_Q16,
+    "q6_q16": ACT_Q16,
 }  # fmt: skip
 """What each matmul kernel multiplies with."""
 DOT_ERROR = 2e-6
@@ -190,6 +191,10 @@ def random_weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np
         codes = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
         codes[0] = np.resize([-127, 127], columns)
         made: np.ndarray | Grouped = Grouped("q8", codes, scale)
+    elif fmt == "q6":
+        codes = rng.integers(0, 64, (rows, columns)).astype(np.uint8)
+        whole = rng.integers(0, 256, scale.shape).astype(np.uint8)
+        made = Grouped("q6", codes, whole, unit=rng.uniform(1e-5, 1e-4, rows).astype(F32))
     elif fmt == "mxfp4":
         codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
         exponents = rng.integers(118, 124, scale.shape).astype(np.uint8)
@@ -579,7 +584,7 @@ def test_embed(fmt: str, learned: bool) -> None:
     expected = W[token] * 1.5 + (positions[pos, :D] if learned else 0)
     np.testing.assert_allclose(out[:T, :D], expected, rtol=1e-6, atol=1e-6)
     assert (out[T:] == UNTOUCHED).all()
-    if fmt not in ("q4", "q4_1"):  # a minimum behind the last column is any number; norms and matrices ignore it
+    if fmt not in ("q4", "q4_1", "q6"):  # a minimum behind the last column is any number; norms and matrices ignore it
         assert not out[:T, D:].any()
 
 

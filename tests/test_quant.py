@@ -53,6 +53,10 @@ def loop_unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.n
                 scale = np.frombuffer(block, np.float16)[r].astype(np.float32)
                 code = np.frombuffer(block, np.int8)[32 + 64 * (c // 4) + 4 * r + c % 4]
                 out[R, C] = scale * np.float32(code)
+            elif format == "q6":
+                low, high = block[16 + 64 * (c // 8) + 4 * r + c % 4], block[272 + 64 * (c // 16) + 4 * r + c % 4]
+                code = (low >> 4 if c % 8 >= 4 else low & 15) + 16 * (high >> 2 * (c // 4 % 4) & 3)
+                out[R, C] = np.float32(code - 32) * block[r] * np.frombuffer(head, np.float32)[r]
             elif format == "mxfp4":
                 byte = block[16 + 64 * (c // 8) + 4 * r + c % 4]
                 code = byte >> 4 if c % 8 >= 4 else byte & 15
@@ -86,7 +90,8 @@ def test_round_trip_agrees_with_plain_loops(format, shape, seed):
         np.testing.assert_array_equal(unpack_groups(format, packed, shape).codes, grouped.codes)
         # q8: the search may cut 0.9 % off the range, and a float16 scale another 2^-11; 4 bits: a step.
         # mxfp4: half the largest step, from 4 to 6, or what lies beyond 6 of 8.
-        step = {"q8": 0.0095, "q4_1": 2 / 15, "q4": 2 / 15, "mxfp4": 1 / 4}[format] * np.abs(weights).max()
+        step = {"q8": 0.0095, "q4_1": 2 / 15, "q4": 2 / 15, "mxfp4": 1 / 4, "q6": 1.2 / 31}[format]
+        step *= np.abs(weights).max()
         assert np.abs(values - weights).max() <= step
     else:
         np.testing.assert_allclose(values, weights, rtol={"f32": 0, "f16": 2**-11, "bf16": 2**-8}[format], atol=1e-7)

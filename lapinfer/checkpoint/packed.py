@@ -152,17 +152,13 @@ class PackedFile:
             raise CheckpointError(f"{self.path}: tensor {next(iter(wanted))!r} is missing")
 
     def _whole(self, banks: dict[str, BankEntry]) -> dict[str, BankEntry]:
-        """Banks whose matrices all have as many experts, and lie in the order in which they are read."""
+        """Banks whose matrices are in the order in which they are read, and all have as many experts."""
         for name, bank in banks.items():
-            if (parts := [part.name.rsplit(".", 1)[-1] for part in bank.parts])[1:] != ["down"]:
+            parts = {part.name.rsplit(".", 1)[-1]: part.shape for part in bank.parts}
+            if [*parts][1:] != ["down"] or any(len(s) != 3 or s[0] != bank.parts[0].shape[0] for s in parts.values()):
                 raise CheckpointError(
-                    f"{self.path}: metadata 'tensors' has {', '.join(parts)} in {name!r}, expected gate_up or up, then "
-                    "down; convert the model again"
-                )
-            if any(len(part.shape) != 3 or part.shape[0] != bank.parts[0].shape[0] for part in bank.parts):
-                raise CheckpointError(
-                    f"{self.path}: metadata 'tensors' has {', '.join(str(part.shape) for part in bank.parts)} for the "
-                    f"matrices of {name!r}, expected as many experts in each; convert the model again"
+                    f"{self.path}: metadata 'tensors' has {str(parts)[:200]} for the matrices of {name!r}, expected "
+                    "gate_up or up, then down, with as many experts in each; convert the model again"
                 )
         return banks
 

@@ -23,7 +23,7 @@ from lapinfer.kernels.simd import (
     where_less,
 )
 from lapinfer.kernels.tiles import store_group
-from lapinfer.quant import BAND, FORMATS, MINIMUM_STEP, MXFP4_LEAST
+from lapinfer.quant import BAND, FORMATS, MINIMUM_STEP, MXFP4_LEAST, Q6_ZERO
 
 f32 = np.float32
 
@@ -34,7 +34,7 @@ f32 = np.float32
     E_WEIGHTS, E_FORMAT, E_ROW_BLOCKS, E_GROUPS, E_HEAD_BYTES, E_BLOCK_BYTES, E_TOKEN, E_POS, E_POSITIONS,
     E_SCALE, E_OUT, E_OUT_STRIDE,
 ) = offsets("embed")  # fmt: skip
-IN_F32, IN_F16, IN_BF16, IN_Q8, IN_Q4_1, IN_Q4, IN_MXFP4 = range(len(FORMATS))
+IN_F32, IN_F16, IN_BF16, IN_Q8, IN_Q4_1, IN_Q4, IN_MXFP4, IN_Q6 = range(len(FORMATS))
 
 
 @jit
@@ -59,6 +59,10 @@ def element(kind, head, block, row, column):
         exponent = load_u8(block + row)
         value = f32(twice if code < 8 else -twice) * f32(2.0 ** (exponent - 128))
         return value if exponent >= MXFP4_LEAST else f32(0.0)
+    if kind == IN_Q6:
+        four = load_u8(block + 16 + 256 + 64 * (column // 16) + 4 * row + column % 4)
+        code += (four >> (column // 4 % 4 * 2) & 3) << 4
+        return load_f32(head + 4 * row) * f32(load_u8(block + row) * (code - Q6_ZERO))
     whole = load_u8(block + row) * code - MINIMUM_STEP * load_u8(block + 16 + row)
     return load_f32(head + 4 * row) * f32(whole)
 

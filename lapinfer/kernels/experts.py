@@ -14,8 +14,10 @@ from lapinfer.kernels.matmul import (
     BYTES_MXFP4,
     BYTES_Q4,
     BYTES_Q4_1,
+    BYTES_Q6,
     BYTES_Q8,
     HEAD_Q4,
+    HEAD_Q6,
     NO_HEAD,
 )
 from lapinfer.kernels.multiply import add_bias, multiply, store_activations
@@ -48,6 +50,8 @@ from lapinfer.kernels.products import (
     rows_q4_1,
     rows_q4_1_q16,
     rows_q4_q16,
+    rows_q6,
+    rows_q6_q16,
     rows_q8,
     rows_q8_q16,
     tokens_bf16,
@@ -59,6 +63,8 @@ from lapinfer.kernels.products import (
     tokens_q4_1,
     tokens_q4_1_q16,
     tokens_q4_q16,
+    tokens_q6,
+    tokens_q6_q16,
     tokens_q8,
     tokens_q8_q16,
 )
@@ -167,6 +173,16 @@ def experts_mxfp4(op, step, chunk, thread):
 @kernel
 def experts_mxfp4_q16(op, step, chunk, thread):
     experts(tokens_mxfp4_q16, rows_mxfp4_q16, NO_HEAD, BYTES_MXFP4, Q16_TILE_GROUP, op, step, chunk, thread)
+
+
+@kernel
+def experts_q6(op, step, chunk, thread):
+    experts(tokens_q6, rows_q6, HEAD_Q6, BYTES_Q6, Q8_TILE_GROUP, op, step, chunk, thread)
+
+
+@kernel
+def experts_q6_q16(op, step, chunk, thread):
+    experts(tokens_q6_q16, rows_q6_q16, HEAD_Q6, BYTES_Q6, Q16_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel

@@ -27,6 +27,8 @@ from lapinfer.kernels.products import (
     rows_q4_1,
     rows_q4_1_q16,
     rows_q4_q16,
+    rows_q6,
+    rows_q6_q16,
     rows_q8,
     rows_q8_q16,
     tokens_bf16,
@@ -38,6 +40,8 @@ from lapinfer.kernels.products import (
     tokens_q4_1,
     tokens_q4_1_q16,
     tokens_q4_q16,
+    tokens_q6,
+    tokens_q6_q16,
     tokens_q8,
     tokens_q8_q16,
 )
@@ -50,10 +54,10 @@ from lapinfer.quant import FORMATS
     OUT_GROUPS, OUT_KIND, BLOCK_MAX, SCRATCH, SCRATCH_STRIDE, CHUNKS, WEIGHTS_STEP, X_STEP, OUT_STEP,
 ) = offsets("matmul")  # fmt: skip
 
-BYTES_F32, BYTES_F16, BYTES_BF16, BYTES_Q8, BYTES_Q4_1, BYTES_Q4, BYTES_MXFP4 = (
+BYTES_F32, BYTES_F16, BYTES_BF16, BYTES_Q8, BYTES_Q4_1, BYTES_Q4, BYTES_MXFP4, BYTES_Q6 = (
     f.block_bytes for f in FORMATS.values()
 )
-NO_HEAD, HEAD_Q4 = 0, FORMATS["q4"].head_bytes
+NO_HEAD, HEAD_Q4, HEAD_Q6 = 0, FORMATS["q4"].head_bytes, FORMATS["q6"].head_bytes
 
 
 @jit
@@ -147,6 +151,16 @@ def matmul_mxfp4(op, step, chunk, thread):
 @kernel
 def matmul_mxfp4_q16(op, step, chunk, thread):
     matmul(tokens_mxfp4_q16, rows_mxfp4_q16, NO_HEAD, BYTES_MXFP4, Q16_TILE_GROUP, op, step, chunk, thread)
+
+
+@kernel
+def matmul_q6(op, step, chunk, thread):
+    matmul(tokens_q6, rows_q6, HEAD_Q6, BYTES_Q6, Q8_TILE_GROUP, op, step, chunk, thread)
+
+
+@kernel
+def matmul_q6_q16(op, step, chunk, thread):
+    matmul(tokens_q6_q16, rows_q6_q16, HEAD_Q6, BYTES_Q6, Q16_TILE_GROUP, op, step, chunk, thread)
 
 
 @kernel

@@ -31,7 +31,7 @@ from lapinfer.kernels.simd import (
     multiply_add,
     named,
 )
-from lapinfer.quant import FORMATS, MINIMUM_STEP
+from lapinfer.quant import FORMATS, MINIMUM_STEP, Q6_ZERO
 
 
 def _product(generate):
@@ -92,6 +92,20 @@ def _read_mxfp4(context, b, weights):
     return [fp4_codes(context, b, nibbles) for nibbles in _nibbles(b, weights, 16)], scale, None
 
 
+def _read_q6(context, b, weights):
+    vector, pairs, three = i8x64.llvm, ir.VectorType(I16, 32), const(i8x64.llvm, 3)
+    high = []
+    for k in range(2):
+        four = b.bitcast(load(b, weights, vector, 16 + 256 + 64 * k), pairs)
+        high += [b.and_(b.bitcast(b.lshr(four, const(pairs, 2 * i)), vector), three) for i in range(4)]
+    codes = []
+    for low, upper in zip(_nibbles(b, weights, 16), high, strict=True):
+        shifted = b.bitcast(b.shl(b.bitcast(upper, pairs), const(pairs, 4)), vector)
+        codes.append(b.sub(b.or_(low, shifted), const(vector, Q6_ZERO)))
+    scale = b.uitofp(b.zext(load(b, weights, ir.VectorType(I8, 16)), i32x16.llvm), f32x16.llvm)
+    return codes, scale, None
+
+
 class _Activations:
     """One token's group of 32 activations, of one (q8) or two (q16) int8 a number."""
 
@@ -125,7 +139,7 @@ def _multiply(context, b, total, weights, x: _Activations):
 
 def _integer(format: str, read, planes: int):
     """tokens and rows of a quantized format."""
-    signed, size = format in ("q8", "mxfp4"), FORMATS[format].block_bytes
+    signed, size = format in ("q8", "mxfp4", "q6"), FORMATS[format].block_bytes
 
     def tokens(context, b, totals, weights, x, token):
         block = read(context, b, weights)
@@ -188,6 +202,8 @@ tokens_q4, rows_q4 = _integer("q4", _read_q4, 1)
 tokens_q8_q16, rows_q8_q16 = _integer("q8", _read_q8, 2)
 tokens_q4_1_q16, rows_q4_1_q16 = _integer("q4_1", _read_q4_1, 2)
 tokens_q4_q16, rows_q4_q16 = _integer("q4", _read_q4, 2)
+tokens_q6, rows_q6 = _integer("q6", _read_q6, 1)
+tokens_q6_q16, rows_q6_q16 = _integer("q6", _read_q6, 2)
 tokens_mxfp4, rows_mxfp4 = _integer("mxfp4", _read_mxfp4, 1)
 tokens_mxfp4_q16, rows_mxfp4_q16 = _integer("mxfp4", _read_mxfp4, 2)
 tokens_f32, rows_f32 = _floats("f32", _read_f32)

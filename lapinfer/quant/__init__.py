@@ -14,6 +14,10 @@ columns, one block of each of them. The last band may have fewer. Blocks:
                      float32 unit a row.      weight = unit · (scale · code − MINIMUM_STEP · minimum), code 0 … 15
     mxfp4 (272 bytes) 16 u8 exponents, then 4 lines as in q4_1: OCP's Microscaling FP4, as gpt-oss has its experts.
                                                                    weight = MXFP4_VALUES[code] · 2^(exponent − 127)
+    q6   (400 bytes) 16 u8 scales; 4 lines as in q4_1 with the lower four bits of the codes; 2 lines with the upper two:
+                     line k, byte 4·r + j holds those of row r's columns 16·k + j, 16·k + 4 + j, + 8 + j and + 12 + j,
+                     the first in its lowest bits. The head is q4's.
+                                                                   weight = unit · scale · (code − 32), code 0 … 63
 """
 
 from __future__ import annotations
@@ -39,7 +43,10 @@ MXFP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, 
 MXFP4_LEAST = 2
 """Smaller exponents, of numbers below 2^-124, count as zero: kernels make the scale from its bits alone."""
 
-FormatName = Literal["f32", "f16", "bf16", "q8", "q4_1", "q4", "mxfp4"]
+Q6_ZERO = 32
+"""The code of 0."""
+
+FormatName = Literal["f32", "f16", "bf16", "q8", "q4_1", "q4", "mxfp4", "q6"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ FORMATS: dict[str, Format] = {
         Format("q4_1", 320, "q8"),
         Format("q4", 288, "q8", head_bytes=64),
         Format("mxfp4", 272, "q8"),
+        Format("q6", 400, "q8", head_bytes=64),
     )
 }
 
@@ -87,8 +95,8 @@ FORMATS: dict[str, Format] = {
 class Grouped:
     """Quantized rows in groups of 32 columns, as the format says.
 
-    codes: [R, C] int8 (q8, −127 … 127) or uint8 (others: 0 … 15); scale, minimum: [R, ceil(C/32)] float16, or
-    uint8 (q4; mxfp4's exponent); unit: [R] float32 (q4).
+    codes: [R, C] int8 (q8, −127 … 127) or uint8 (others: 0 … 15, q6 63); scale, minimum: [R, ceil(C/32)] float16, or
+    uint8 (q4, q6; mxfp4's exponent); unit: [R] float32 (q4, q6).
     """
 
     format: FormatName
@@ -107,6 +115,8 @@ class Grouped:
         if self.format == "mxfp4":
             scale = np.ldexp(np.float32(1), self.scale.astype(np.int32) - 127)
             return MXFP4_VALUES[self.codes] * spread(np.where(self.scale < MXFP4_LEAST, 0, scale))
+        if self.format == "q6" and self.unit is not None:
+            return (self.codes.astype(np.float32) - Q6_ZERO) * spread(self.scale) * self.unit[:, None]
         values = self.codes * spread(self.scale)
         if self.unit is not None and self.minimum is not None:
             return (values - MINIMUM_STEP * spread(self.minimum)) * self.unit[:, None]

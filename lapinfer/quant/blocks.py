@@ -13,8 +13,17 @@ from lapinfer.quant.search import check_finite, quantize
 
 Rows = TypeVar("Rows", np.ndarray, Grouped)
 
-SCALARS = {"q8": (np.float16,), "q4_1": (np.float16, np.float16), "q4": (np.uint8, np.uint8), "mxfp4": (np.uint8,)}
+SCALARS = {
+    "q8": (np.float16,),
+    "q4_1": (np.float16, np.float16),
+    "q4": (np.uint8, np.uint8),
+    "mxfp4": (np.uint8,),
+    "q6": (np.uint8,),
+}
 """What a group has ahead of its codes: scale and minimum."""
+
+LOW_BYTES = ROWS * GROUP // 2
+"""The lower four bits of a block's codes."""
 
 LANES = 4
 """Columns of one row that lie side by side: a 32-bit lane of an integer dot product."""
@@ -121,13 +130,18 @@ def unpack_groups(format: str, packed: np.ndarray, shape: tuple[int, int]) -> Gr
         at += size
     lines = blocks[..., at:]
     if format != "q8":
-        lines = lines.reshape(B, G, 4, 1, ROWS, LANES)
-        lines = np.concatenate([lines & 15, lines >> 4], axis=3)
+        low = lines[..., :LOW_BYTES].reshape(B, G, 4, 1, ROWS, LANES)
+        low = np.concatenate([low & 15, low >> 4], axis=3).reshape(B, G, GROUP // LANES, ROWS, LANES)
+        if format == "q6":
+            high = lines[..., LOW_BYTES:].reshape(B, G, 2, 1, ROWS, LANES)
+            high = np.concatenate([high >> 2 * i & 3 for i in range(4)], axis=3)
+            low |= high.reshape(low.shape) << 4
+        lines = low
     lines = lines.reshape(B, G, GROUP // LANES, ROWS, LANES).transpose(0, 3, 1, 2, 4)
     codes = np.ascontiguousarray(lines.reshape(B * ROWS, G * GROUP)[: shape[0], : shape[1]])
     if format == "q8":
         return Grouped("q8", codes.view(np.int8), scalars[0])
-    unit = heads.view(np.float32).reshape(-1)[: shape[0]] if format == "q4" else None
+    unit = heads.view(np.float32).reshape(-1)[: shape[0]] if FORMATS[format].head_bytes else None
     return Grouped(FORMATS[format].name, codes, *scalars, unit=unit)
 
 
@@ -190,7 +204,7 @@ def _group_blocks(grouped: Grouped) -> tuple[np.ndarray, np.ndarray]:
     """Heads [B, head bytes] and blocks [B, G, block bytes]."""
     R, C = grouped.codes.shape
     B, G = -(-R // ROWS), -(-C // GROUP)
-    blocks = np.empty((B, G, FORMATS[grouped.format].block_bytes), np.uint8)
+    whole = blocks = np.empty((B, G, FORMATS[grouped.format].block_bytes), np.uint8)
     at = 0
     for kind, per_group in zip(SCALARS[grouped.format], (grouped.scale, grouped.minimum), strict=False):
         assert per_group is not None
@@ -200,10 +214,16 @@ def _group_blocks(grouped: Grouped) -> tuple[np.ndarray, np.ndarray]:
         at += size
     codes = _padded(grouped.codes.view(np.uint8), B * ROWS, G * GROUP)
     lines = codes.reshape(B, ROWS, G, GROUP // LANES, LANES).transpose(0, 2, 3, 1, 4)
+    if grouped.format == "q6":
+        high = lines >> 4
+        pairs = high[:, :, 0::4] | high[:, :, 1::4] << 2 | high[:, :, 2::4] << 4 | high[:, :, 3::4] << 6
+        blocks[..., at + LOW_BYTES :] = pairs.reshape(B, G, -1)
+        blocks = blocks[..., : at + LOW_BYTES]
+        lines = lines & 15
     if grouped.format != "q8":
         lines = lines[:, :, 0::2] | lines[:, :, 1::2] << 4
     blocks[..., at:] = lines.reshape(B, G, -1)
     heads = np.empty((B, 0), np.uint8)
     if grouped.unit is not None:
         heads = _padded(grouped.unit[None], 1, B * ROWS).reshape(B, ROWS).astype(np.float32).view(np.uint8)
-    return heads, blocks
+    return heads, whole

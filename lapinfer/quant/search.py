@@ -12,13 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import FORMATS, GROUP, MINIMUM_STEP, MXFP4_LEAST, MXFP4_VALUES, FormatName, Grouped
+from lapinfer.quant import FORMATS, GROUP, MINIMUM_STEP, MXFP4_LEAST, MXFP4_VALUES, Q6_ZERO, FormatName, Grouped
 
 SLICE = 4096
 """Groups searched at once: 0.5 MB an array."""
 
 HALF_MAX = float(np.finfo(np.float16).max)
 HALF_TINY = float(np.finfo(np.float16).smallest_subnormal)
+
+Q6_RANGES = (31.0, 31.5, 32.0, 30.5, 30.0)
+"""Steps from 0 to a group's largest value."""
 
 MXFP4_MIDDLES = (MXFP4_VALUES[:7] + MXFP4_VALUES[1:8]) / 2
 """Between neighbouring magnitudes."""
@@ -83,6 +86,10 @@ def quantize(
             codes, scale = search_q8(groups, w)
         elif format == "mxfp4":
             codes, scale = search_mxfp4(groups, w)
+        elif format == "q6":
+            scale = search_q6(groups, w)
+            unit = scale.reshape(n, G).max(axis=1, initial=0) / np.float32(255)
+            codes, scale = q6_codes(groups, scale, np.repeat(unit, G))
         elif format == "q4_1":
             codes, scale, minimum = rounded_to_half(groups, w, *search_q4(groups, w))
         else:
@@ -138,6 +145,27 @@ def _q8_codes(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     codes = x * _inverse(scale.astype(np.float32))
     np.rint(codes, out=codes)
     return np.clip(codes, -127, 127, out=codes)
+
+
+def search_q6(x: np.ndarray, w: np.ndarray | None) -> np.ndarray:
+    """Scales [N], not yet rounded, of groups x [32, N]; codes are −32 … 31."""
+    top = np.abs(x).max(axis=0)
+    best, least = top / np.float32(31), np.full(x.shape[1], np.inf, np.float32)
+    for steps in Q6_RANGES:
+        scale = top / np.float32(steps)
+        codes = np.clip(np.rint(x * _inverse(scale)), -Q6_ZERO, Q6_ZERO - 1)
+        error = x - codes * scale
+        error = _dot(error, error, w)
+        better = error < least
+        best, least = np.where(better, scale, best), np.where(better, error, least)
+    return best
+
+
+def q6_codes(x: np.ndarray, scale: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint8 [32, N] and scales in units [N]; a scale is rounded up, so that no value is cut off by it."""
+    whole = np.clip(np.ceil(scale * _inverse(unit) - np.float32(0.01)), 0, 255)
+    codes = np.clip(np.rint(x * _inverse(whole * unit)), -Q6_ZERO, Q6_ZERO - 1) + Q6_ZERO
+    return codes.astype(np.uint8), whole.astype(np.uint8)
 
 
 def search_mxfp4(x: np.ndarray, w: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

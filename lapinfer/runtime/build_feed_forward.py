@@ -182,7 +182,7 @@ def _experts(
         notes={
             "format": fmt.name, "shape": logical, "experts": ff.active, "routed": routing.position(layer),
             "expert_bytes": blocks * size + (0 if bias is None else 4 * logical[0]),
-            "expert_macs": logical[0] * logical[1],
+            "expert_macs": logical[0] * logical[1], "bank": build.weights.tensor(bank),
         },
     )  # fmt: skip
 
