@@ -25,8 +25,8 @@ from lapinfer.spec import ModelSpec
 Policy = Literal["lru", "lfu", "lrfu"]
 PIECE = 1 << 21
 """Bytes that one read takes: several threads then share a large expert."""
-HALF_LIFE = 256 * 32
-"""Layers run until an earlier use counts half (lrfu): some hundred tokens."""
+HALF_LIFE = 128
+"""Tokens until an earlier use counts half (lrfu); on recorded routing 32 to 1,024 differ by less than a percent."""
 
 
 def _address(name: str) -> int:
@@ -116,7 +116,7 @@ class ExpertPool:
             "experts": self.experts[position], "first": int(self.first[position]), "slot_of": self.slot_of,
             "owner": self.owner, "used": self.used, "rank": self.rank, "uses": self.uses, "slots": self.slots,
             "pool": self.memory, "slot_bytes": self.slot_bytes, "offset": offset, "stride": bank.strides[0],
-            "bytes": size, "piece": PIECE, "policy": POLICIES.index(self.policy), "half_life": float(HALF_LIFE),
+            "bytes": size, "piece": PIECE, "policy": POLICIES.index(self.policy), "half_life": float(HALF_LIFE * len(self.experts)),
             "clock": self.clock, "loads": self.loads, "hinted": self.hinted[position], "counters": self.counters,
         }  # fmt: skip
 
