@@ -143,7 +143,7 @@ def write_gguf(folder: Path, target: Path) -> None:
     writer.add_vocab_size(c["vocab_size"])
     writer.add_tokenizer_model("none")
     if arch != "llama":
-        writer.add_expert_count(c.get("num_local_experts") or c["num_experts"])
+        writer.add_expert_count(c.get("num_local_experts") or (c.get("num_experts") or c["num_local_experts"]))
         writer.add_expert_used_count(c["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(c.get("moe_intermediate_size") or c["intermediate_size"])
     if arch == "granitemoe":
@@ -177,7 +177,7 @@ def write_gguf(folder: Path, target: Path) -> None:
             _, _, expert, which = part.split(".")
             group = experts.setdefault((layer, which), {})
             group[int(expert)] = values.astype(np.float16)
-            if len(group) == c["num_experts"]:
+            if len(group) == (c.get("num_experts") or c["num_local_experts"]):
                 stacked = np.stack([group[e] for e in sorted(group)])
                 add(f"blk.{layer}.ffn_{which.removesuffix('_proj')}_exps.weight", stacked)
                 del experts[layer, which]

@@ -2,9 +2,9 @@
 
     python bench/expert_policies.py MODEL TEXT [--tokens 1024] [--half-lives 32,128,256,1024] [-o FILE]
 
-The text runs through the model once; every token's experts, layer after layer, are then looked up in simulated pools, as
-decoding would: LRU, LFU, LRFU with several half-lives (in tokens), and the best possible choice (Belady's: the expert whose
-next use is farthest away leaves), which no policy can know.
+The text runs through the model once; every token's experts, layer after layer, are then looked up in simulated pools,
+as decoding would: LRU, LFU, LRFU with several half-lives (in tokens), and the best possible choice (Belady's: the expert
+whose next use is farthest away leaves), which no policy can know.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def main() -> None:
         rows.append({"policy": name, "hit_rates": dict(zip(map(str, SHARES), rates, strict=True))})
         print(f"{name:32}" + "  ".join(f"{share:.0%}: {rate:.1%}" for share, rate in zip(SHARES, rates, strict=True)))
     loads = np.bincount(np.concatenate([np.array(e) for e in trace]), minlength=experts)
-    print(f"{experts} experts, {layers} layers, {args.tokens} tokens; largest load {loads.max() / loads.mean():.2f} × mean")
+    print(
+        f"{experts} experts, {layers} layers, {args.tokens} tokens; largest load {loads.max() / loads.mean():.2f} × mean"
+    )
     if args.output:
         told = {"model": Path(args.model).name, "tokens": args.tokens, "experts": experts, "rows": rows}
         args.output.write_text(json.dumps(told, indent=1) + "\n")

@@ -4,8 +4,9 @@
 
 The neurons of each feed-forward are grouped into experts of equal size by when they are active on the text; a router is
 the least-squares map from a layer's input to how much each expert contributes (after CMoE, arXiv 2502.04416, which also
-trains). With top-k = experts the function is that of the dense model. OUT is a Hugging Face folder of family mixtral, whose
-softmax weights are made nearly equal and whose down projections are multiplied by top-k: a chosen expert counts fully.
+trains). With top-k = experts the function is that of the dense model. OUT is a Hugging Face folder of family mixtral,
+whose softmax weights are made nearly equal and whose down projections are multiplied by top-k: a chosen expert counts
+fully.
 """
 
 from __future__ import annotations

@@ -91,14 +91,14 @@ def bounded_model(
     bound = int(memory * 1e9)
     banks = {i: weights.tensor(f"layers.{i}.experts") for i, _ in enumerate_routed(spec)}
     shared = sum(ff.shared * banks[i].shape[1] for i, ff in enumerate_routed(spec))
+    least = max(ff.router.top_k for ff in routed if ff.router is not None)
     # Slots are address space at first; how many may be used is known when all else is there.
     stride = max(bank.shape[1] for bank in banks.values())
-    limits = replace(limits, experts="pool", slots_of_pool=max(bound // stride, 1), policy=policy)  # type: ignore[arg-type]
+    limits = replace(limits, experts="pool", slots_of_pool=max(bound // stride, least), policy=policy)  # type: ignore[arg-type]
     model = Model(spec, Kept(weights), limits, **options)
     assert model.pool is not None
     fixed = resident_bytes() + model.buffer_bytes() + shared + MARGIN
     slots = (bound - fixed) // model.pool.slot_bytes
-    least = max(ff.router.top_k for ff in routed if ff.router is not None)
     if slots < least:
         model.close()
         needed = fixed + least * model.pool.slot_bytes
@@ -107,10 +107,7 @@ def bounded_model(
             f"{least} of {model.pool.slot_bytes / 1e6:.1f} MB for a token), --memory is {memory:g}; try a smaller "
             "--ctx-size or --kv q8"
         )
-    model.pool.shrink(int(slots))
-    most = max(ff.router.n_experts for ff in routed if ff.router is not None)
-    if slots < most:  # a prompt's chunk may choose so many experts only
-        model.max_step = min(model.max_step, max(int(slots) // least, 1))
+    model.shrink_pool(int(slots))
     return model
 
 

@@ -78,6 +78,8 @@ class Model:
         self._step, self._routed = built.step, built.routing
         self.routing: Routing | None = None
         self.pool = built.pool
+        if self.pool is not None:
+            self.max_step = self.pool.most_tokens(limits.step)
         self.caches = built.caches
         began = time.perf_counter()
         kernels = library.load(
@@ -162,6 +164,12 @@ class Model:
             f"{self.name}: the router of layer {layer} gave logits that are not finite numbers: its weights, or "
             f"those of the layers before it, are damaged; download or convert the model again"
         )
+
+    def shrink_pool(self, slots: int) -> None:
+        """Keep at most so many experts; before the first step. Prompts run in shorter pieces if need be."""
+        assert self.pool is not None
+        self.pool.shrink(slots)
+        self.max_step = self.pool.most_tokens(self.limits.step)
 
     def buffer_bytes(self) -> int:
         """Bytes of everything that steps write: KV cache, activations, logits, tables; whether touched yet or not."""

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import lapinfer
 from lapinfer.checkpoint.packed import PackedFile
+from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.cli import app
 from lapinfer.errors import CheckpointError, InputError, LapinferError
 from lapinfer.families import spec_from_config
@@ -406,7 +407,7 @@ def test_packed_files_beside_another_config(packed, config):
 
 def test_a_packed_file_of_nan_ends_with_one_error(packed):
     path = packed / "model.safetensors"
-    file = lapinfer.load(packed).model.weights._file.tensors["layers.1.down"]
+    file = SafetensorsFile(path).tensors["layers.1.down"]
     data = bytearray(path.read_bytes())
     data[file.start : file.stop] = b"\xff\x7e" * ((file.stop - file.start) // 2)
     path.unlink()

@@ -345,11 +345,14 @@ class Builder:
         weights, banks = self.weights, []
         for i in self.routing.layers:
             name, ff = f"layers.{i}.experts", self.spec.layers[i].feed_forward
-            first = f"{name}.{'gate_up' if ff.gated else 'up'}"
-            down = packed_blocks("down", self.spec.hidden) * FORMATS[self.format(f"{name}.down")].row_block_bytes(
-                ff.width
-            )
-            size = max(weights.offset(first), weights.offset(f"{name}.down")) + down
+            first = "gate_up" if ff.gated else "up"
+            parts = ((first, (1 + ff.gated) * ff.width, self.spec.hidden), ("down", self.spec.hidden, ff.width))
+            size = max(self._end(f"{name}.{part}", part, rows, columns) for part, rows, columns in parts)
             banks.append((weights.tensor(name), weights.file_offset(name), size))
         slots = self.limits.slots_of_pool if self.limits.experts == "pool" else None
         return ExpertPool(self.spec, weights.path, banks, slots, self.limits.policy)
+
+    def _end(self, name: str, part: str, rows: int, columns: int) -> int:
+        """Where a matrix of a bank ends in each expert."""
+        size = packed_blocks(part, rows) * FORMATS[self.format(name)].row_block_bytes(columns)
+        return self.weights.offset(name) + size

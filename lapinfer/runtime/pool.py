@@ -58,7 +58,8 @@ class ExpertPool:
         total, most = int(self.first[-1]), max(self.experts)
         self.counters = np.zeros(len(POOL_COUNTERS), np.int64)
         self.hinted = np.zeros((len(routers), most), np.int64)
-        self.spare = np.zeros(2 * max(router.top_k for router in routers), np.int64)
+        self.top_k = max(router.top_k for router in routers)
+        self.spare = np.zeros(2 * self.top_k, np.int64)
         self.advise = _address("madvise")
         self.slots = np.zeros(1, np.int64)
         self.slot_bytes = max(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for _, _, size in banks)
@@ -89,6 +90,15 @@ class ExpertPool:
         """Use only so many slots; before the first step."""
         self.slots[0] = min(int(self.slots[0]), slots)
 
+    def most_tokens(self, step: int) -> int:
+        """Tokens of a step, at most `step`, whose experts of one layer surely fit the slots all at once."""
+        slots = int(self.slots[0])
+        if not self.pooled or slots >= max(self.experts):
+            return step
+        if slots < self.top_k:
+            raise ValueError(f"{slots} slots cannot hold the {self.top_k} experts of a token")
+        return min(step, slots // self.top_k)
+
     def forget(self) -> None:
         """Empty all slots, after a read that failed."""
         if self.pooled:
@@ -116,8 +126,9 @@ class ExpertPool:
             "experts": self.experts[position], "first": int(self.first[position]), "slot_of": self.slot_of,
             "owner": self.owner, "used": self.used, "rank": self.rank, "uses": self.uses, "slots": self.slots,
             "pool": self.memory, "slot_bytes": self.slot_bytes, "offset": offset, "stride": bank.strides[0],
-            "bytes": size, "piece": PIECE, "policy": POLICIES.index(self.policy), "half_life": float(HALF_LIFE * len(self.experts)),
-            "clock": self.clock, "loads": self.loads, "hinted": self.hinted[position], "counters": self.counters,
+            "bytes": size, "piece": PIECE, "policy": POLICIES.index(self.policy), "clock": self.clock,
+            "half_life": float(HALF_LIFE * len(self.experts)), "loads": self.loads, "hinted": self.hinted[position],
+            "counters": self.counters,
         }  # fmt: skip
 
     def load_operands(self) -> dict[str, Operand]:
