@@ -45,6 +45,7 @@ from lapinfer.kernels.simd import (
     tile_of_8,
     tile_of_16,
     tile_store,
+    tile_store_by_2,
     tile_store_by_4,
     where_less,
 )
@@ -77,15 +78,26 @@ def fold(into, m, l, values, v_lanes):  # noqa: E741
 
 
 @jit
-def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last, scores, ahead):
+def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last, scores, ahead, few):
     """q · k of a register tile of rows against keys first … last (multiples of KEY_LANES) of a block, into scores.
 
     ahead: ask memory for the next keys and the block's values meanwhile (the first rows that need them do).
+    few: at most two of the rows are used, as when a token's heads share little.
     """
     k_dim, softcap = load_i64(op + K_DIM), load_f32(op + SOFTCAP)
     size = KEY_LANES * k_dim * key_bytes
     for key in range(first, last, KEY_LANES):
         k = keys + key // KEY_LANES * size
+        if few:
+            half = tile_of_4()
+            for d in range(k_dim):
+                if ahead:
+                    prefetch(k + size)
+                    prefetch(values + (k - keys))
+                half = tile_fma(half, (load_kv(k), load_kv(k + 16 * key_bytes)), q + 4 * ROWS * d, 4)
+                k += KEY_LANES * key_bytes
+            tile_store_by_2(half, scores + 4 * key, 4 * KEY_BLOCK)
+            continue
         pair = tile_of_8()
         for d in range(k_dim):
             if ahead:
@@ -96,7 +108,7 @@ def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last
         tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
     for key in range(first, last, 16):
         if key_bytes == 1 or softcap != f32(0.0):
-            for r in range(ROWS):
+            for r in range(2 if few else ROWS):
                 at = scores + 4 * (r * KEY_BLOCK + key)
                 value = load_f32x16(at)
                 if key_bytes == 1:
@@ -131,12 +143,25 @@ def softmax_of_row(scores, first_key, first, last, lowest, highest, key_bytes, s
 
 
 @jit
-def values_of_block(load_kv, value_bytes, scores, values, v_lanes, first, last, out):
+def values_of_block(load_kv, value_bytes, scores, values, v_lanes, first, last, out, few):
     """Σ p · v of a register tile of rows over keys first … last of a block -> out [ROWS, v_lanes]."""
     whole = v_lanes // 64 * 64
     for i in range(0, whole, 64):  # four vectors of values share the broadcast weights
-        acc = tile_of_16()
         v = values + (first * v_lanes + i) * value_bytes
+        if few:
+            half = tile_of_8()
+            for key in range(first, last):
+                four = (
+                    load_kv(v),
+                    load_kv(v + 16 * value_bytes),
+                    load_kv(v + 32 * value_bytes),
+                    load_kv(v + 48 * value_bytes),
+                )
+                half = tile_fma(half, four, scores + 4 * key, 4 * KEY_BLOCK)
+                v += v_lanes * value_bytes
+            tile_store_by_2(half, out + 4 * i, 4 * v_lanes)
+            continue
+        acc = tile_of_16()
         for key in range(first, last):
             four = (
                 load_kv(v),
@@ -207,7 +232,18 @@ def attend(load_kv, kv_bytes, op, step, chunk, thread):
             last = (behind + KEY_LANES - 1) // KEY_LANES * KEY_LANES
             if first < last:
                 scores_of_block(
-                    op, load_kv, kv_bytes, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores, row == 0
+                    op,
+                    load_kv,
+                    kv_bytes,
+                    q + 4 * row * k_dim,
+                    keys,
+                    values,
+                    k_scales,
+                    first,
+                    last,
+                    scores,
+                    row == 0,
+                    rows - row <= 2,
                 )
             for r in range(row, min(row + ROWS, rows)):
                 highest = load_i64(pos + 8 * (first_token + r // group))
@@ -217,7 +253,7 @@ def attend(load_kv, kv_bytes, op, step, chunk, thread):
                 )  # fmt: skip
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)), m)
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1), total)
-            values_of_block(load_kv, kv_bytes, scores, values, v_lanes, first, behind, weighted)
+            values_of_block(load_kv, kv_bytes, scores, values, v_lanes, first, behind, weighted, rows - row <= 2)
             for r in range(row, min(row + ROWS, rows)):
                 m = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)))
                 total = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1))

@@ -663,18 +663,22 @@ def tile_store(typingctx, tile, address, stride):
     return types.void(tile, types.int64, types.int64), generate
 
 
-@intrinsic
-def tile_store_by_4(typingctx, tile, address, stride):
-    """Store tile[4·v + i] at address + i·stride + 64·v: four rows of neighbouring vectors."""
+def _tile_store_by(rows: int):
+    def typer(typingctx, tile, address, stride):
+        def generate(context, b, sig, args):
+            tile, address, stride = args
+            for k, row in enumerate(cgutils.unpack_tuple(b, tile)):
+                where = b.add(address, b.mul(stride, I64(k % rows)))
+                b.store(row, at(b, where, f32x16.llvm, 64 * (k // rows)), align=1)
+            return context.get_dummy_value()
 
-    def generate(context, b, sig, args):
-        tile, address, stride = args
-        for k, row in enumerate(cgutils.unpack_tuple(b, tile)):
-            where = b.add(address, b.mul(stride, I64(k % 4)))
-            b.store(row, at(b, where, f32x16.llvm, 64 * (k // 4)), align=1)
-        return context.get_dummy_value()
+        return types.void(tile, types.int64, types.int64), generate
 
-    return types.void(tile, types.int64, types.int64), generate
+    return typer
+
+
+# Store tile[n·v + i] at address + i·stride + 64·v: n rows of neighbouring vectors.
+tile_store_by_2, tile_store_by_4 = (named(f"tile_store_by_{n}", _tile_store_by(n)) for n in (2, 4))
 
 
 # ---- threads and time ----
