@@ -3,8 +3,8 @@
     python bench/expert_policies.py MODEL TEXT [--tokens 1024] [--half-lives 32,128,256,1024] [-o FILE]
 
 The text runs through the model once; every token's experts, layer after layer, are then looked up in simulated pools,
-as decoding would: LRU, LFU, LRFU with several half-lives (in tokens), and the best possible choice (Belady's: the expert
-whose next use is farthest away leaves), which no policy can know.
+as decoding would: LRU, LFU, LRFU with several half-lives (in tokens), and the best possible choice (Belady's: the
+expert whose next use is farthest away leaves), which no policy can know.
 """
 
 from __future__ import annotations

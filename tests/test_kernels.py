@@ -559,6 +559,26 @@ def test_matmul_with_activation(name: str, activation: str, mode: int) -> None:
         assert_tiles(outputs["out"], out_kind, y, error=1e-5)
 
 
+@pytest.mark.parametrize("fmt", ["f32", "f16", "bf16"])
+def test_router(fmt: str) -> None:
+    for tokens, rows, columns in ((1, 16, 70), (7, 40, 32), (8, 130, 96), (19, 300, 40)):
+        packed, W = random_weights(fmt, padded(rows, ROWS), columns)
+        rng = np.random.default_rng(tokens)
+        x, out = np.zeros((tokens, padded(columns, GROUP)), F32), np.full((tokens + 1, 320), UNTOUCHED)
+        x[:, :columns] = rng.standard_normal((tokens, columns))
+        bias = rng.standard_normal(len(W)).astype(F32)
+        operands: dict[str, Operand] = {
+            "weights": packed, "row_blocks": len(packed), "groups": x.shape[1] // GROUP, "x": x,
+            "x_stride": x.strides[0], "out": out, "out_stride": out.strides[0], "bias": bias,
+        }  # fmt: skip
+        run(f"router_{fmt}", operands, len(packed), tokens)
+        expected = x[:, :columns].astype(np.float64) @ W.T + bias
+        size = np.abs(x[:, :columns]) @ np.abs(W).T + 4
+        assert (np.abs(out[:tokens, : len(W)] - expected) <= DOT_ERROR * size).all()
+        assert (out[tokens:] == UNTOUCHED).all()
+        assert (out[:tokens, len(W) :] == UNTOUCHED).all()
+
+
 # ---- embedding and norms ----
 
 
@@ -620,10 +640,12 @@ def test_norm(width: int, kind: int, out_kind: int) -> None:
     groups = x.shape[1] // GROUP
     shared = operands | {"x": x, "x_stride": x.strides[0], "groups": groups, "out_kind": out_kind}
     out = empty_tiles(T, groups, out_kind)
-    exact = empty_tiles(T, groups, ACT_F32)
+    exact = np.full((T + 1, GROUP * groups), UNTOUCHED)
     run("norm", shared | {"rows": 0, "tokens": TOKENS, "out": out, "exact": exact}, 2, T)
     assert_tiles(out, out_kind, oracle(x))
-    assert_tiles(exact, ACT_F32, oracle(x))
+    np.testing.assert_allclose(exact[:T, :width], oracle(x), rtol=1e-5, atol=1e-5)
+    assert (exact[T:] == UNTOUCHED).all()
+    assert not exact[:T, width:].any() or kind == NONE
     rows = np.array([12, 3, 7])
     out = empty_tiles(3, groups, out_kind)
     run("norm", shared | {"rows": rows, "tokens": WANT, "out": out, "exact": 0}, 1, T, want=3)

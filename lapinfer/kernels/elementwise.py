@@ -3,7 +3,7 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import ACT_F32, KEY_LANES, KV_F16, KV_F32, LAYER, NONE, TILE, TOKENS, offsets
+from lapinfer.kernels.operands import KEY_LANES, KV_F16, KV_F32, LAYER, NONE, TILE, TOKENS, offsets
 from lapinfer.kernels.simd import (
     fma,
     iota,
@@ -147,7 +147,9 @@ def norm(op, step, chunk, thread):
             high = normed(kind, x + at + 64, mean, factor, weight + at + 64, bias if bias == 0 else bias + at + 64)
             store_group(load_i64(op + N_OUT), load_i64(op + N_OUT_KIND), groups, g, t, low, high)
             if load_i64(op + N_EXACT) != 0:
-                store_group(load_i64(op + N_EXACT), ACT_F32, groups, g, t, low, high)
+                exact = load_i64(op + N_EXACT) + 128 * (t * groups + g)
+                store_f32x16(exact, low)
+                store_f32x16(exact + 64, high)
 
 
 (A_Y, A_Y_STRIDE, A_WIDTH, A_WEIGHT, A_BIAS, A_EPS, A_NORM, A_X, A_X_STRIDE, A_SCALE) = offsets("add_norm")

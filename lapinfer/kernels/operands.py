@@ -68,12 +68,14 @@ OPERANDS: dict[str, tuple[str, ...]] = {
         "weights", "format", "row_blocks", "groups", "head_bytes", "block_bytes", "token", "pos", "positions",
         "scale", "out", "out_stride",
     ),
-    # activation tiles of norm(x[rows[t]]); rows 0: x[t]. tokens: the step field that counts them. exact: the same in
-    # float32 as well (0: not)
+    # activation tiles of norm(x[rows[t]]); rows 0: x[t]. tokens: the step field that counts them. exact: float32
+    # [T, 32 · groups] as well (0: not)
     "norm": (
         "x", "x_stride", "width", "weight", "bias", "eps", "norm", "rows", "tokens", "out", "groups", "out_kind",
         "exact",
     ),
+    # out[t] = W · x[t] + bias, of float weights and plain float32 rows: the logits of a router
+    "router": ("weights", "row_blocks", "groups", "x", "x_stride", "out", "out_stride", "bias"),
     # x[t] += scale · norm(y[t])
     "add_norm": ("y", "y_stride", "width", "weight", "bias", "eps", "norm", "x", "x_stride", "scale"),
     # `unit` row blocks of W · x, finished as the mode says; of several matrices, which have `chunks` chunks each, the

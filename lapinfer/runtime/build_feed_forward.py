@@ -25,7 +25,13 @@ from lapinfer.quant import FORMATS, GROUP
 from lapinfer.quant.blocks import interleaved_rows
 from lapinfer.runtime.plan import Operand
 from lapinfer.runtime.pool import ExpertPool
-from lapinfer.runtime.sizes import blocks_in_a_chunk, packed_blocks, padded, padded_vector, rows_of_all_experts
+from lapinfer.runtime.sizes import (
+    blocks_of_all_experts,
+    blocks_of_an_expert,
+    packed_blocks,
+    padded,
+    padded_vector,
+)
 from lapinfer.spec import FeedForwardSpec, LayerSpec
 
 if TYPE_CHECKING:
@@ -121,10 +127,14 @@ def _logits(build: Builder, index: int, part: str, exact: np.ndarray, out: np.nd
     ff, p = build.spec.layers[index].feed_forward, f"layers.{index}."
     assert ff.router is not None
     bias = build.vector(p + "router.bias", ff.router.n_experts) if ff.router.bias else None
-    rows = ff.router.n_experts + int(ff.shared_gate)
-    build.matmul(
-        p + "router", index, part, exact, STORE, out=out, bias=bias, logical=(rows, build.spec.hidden), label=label
-    )
+    weights, fmt = build.weights.tensor(p + "router"), build.format(p + "router")
+    rows, columns = ff.router.n_experts + int(ff.shared_gate), build.spec.hidden
+    build.add(
+        f"router_{fmt}", label, part, index, ONE, len(weights), weights=weights, row_blocks=len(weights),
+        groups=padded(columns) // GROUP, x=exact, x_stride=exact.strides[0], out=out, out_stride=out.strides[0],
+        bias=0 if bias is None else bias,
+        weight_bytes=weights.nbytes + (0 if bias is None else 4 * ff.router.n_experts), macs=rows * columns, notes={"format": fmt, "shape": (rows, columns)},
+    )  # fmt: skip
 
 
 def _fetch(build: Builder, pool: ExpertPool, index: int, addresses: np.ndarray) -> None:
@@ -143,7 +153,16 @@ def _fetch(build: Builder, pool: ExpertPool, index: int, addresses: np.ndarray) 
         following = routing.layers[position + 1]
         norm, name = build.spec.layers[following].ff_norm, f"layers.{following}.ff_norm"
         build.norm_of(
-            build.x, name, norm, build.spec.hidden, index, "hint", ACT_F32, out=routing.hint_exact, label="hint norm"
+            build.x,
+            name,
+            norm,
+            build.spec.hidden,
+            index,
+            "hint",
+            ACT_F32,
+            out=routing.hint_tiles,
+            exact=routing.hint_exact,
+            label="hint norm",
         )
         _logits(build, following, "hint", routing.hint_exact, routing.hint_logits, "hint router")
         build.add(
@@ -167,7 +186,10 @@ def _experts(
     tiled = mode in (GATED, PLAIN)
     least = {GATED: 4, PLAIN: 2}.get(mode, 1)
     # What returns to the tokens passes over all experts in one chunk, so its chunks are large enough sooner.
-    unit = blocks_in_a_chunk(blocks, size, least) if tiled else rows_of_all_experts(blocks)
+    if tiled:
+        unit = blocks_of_an_expert(blocks, ff.active, least)
+    else:
+        unit = blocks_of_all_experts(blocks, build.limits.threads)
     chunks = -(-blocks // unit)
     build.add(
         build.kernel("experts", name), f"experts.{part}", "experts", layer, EXPERTS if tiled else ONE, chunks,

@@ -54,7 +54,7 @@ def encode_operand(value: Operand) -> int:
 
 def encode(op: Op, address: int) -> np.ndarray:
     """The op's row."""
-    by_format = op.kernel.startswith(("matmul_", "attention_", "experts_"))
+    by_format = op.kernel.startswith(("matmul_", "attention_", "experts_", "router_"))
     names = OPERANDS[op.kernel.split("_")[0] if by_format else op.kernel]
     if unknown := set(op.operands) ^ set(names):
         raise ValueError(f"op {op.name}: operands {sorted(unknown)} missing or unknown")

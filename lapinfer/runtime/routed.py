@@ -34,6 +34,7 @@ class RoutingBuffers:
     layers: tuple[int, ...]
     exact: np.ndarray
     logits: np.ndarray
+    hint_tiles: np.ndarray
     hint_exact: np.ndarray
     hint_logits: np.ndarray
     chosen: np.ndarray
@@ -61,9 +62,10 @@ class RoutingBuffers:
 
         return cls(
             layers=tuple(routed),
-            exact=tile_bytes(step // TILE if routed else 0, spec.hidden),
+            exact=np.zeros((step if routed else 0, -(-spec.hidden // GROUP) * GROUP), np.float32),
             logits=np.zeros((step if routed else 0, -(-(experts + 1) // GROUP) * GROUP), np.float32),
-            hint_exact=tile_bytes(step // TILE if routed else 0, spec.hidden),
+            hint_tiles=tile_bytes(step // TILE if routed else 0, spec.hidden),
+            hint_exact=np.zeros((step if routed else 0, -(-spec.hidden // GROUP) * GROUP), np.float32),
             hint_logits=np.zeros((step if routed else 0, -(-(experts + 1) // GROUP) * GROUP), np.float32),
             chosen=np.full((len(routed), step, chosen), -1, np.int64),
             weight=np.zeros((len(routed), step, chosen), np.float32),

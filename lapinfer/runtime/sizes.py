@@ -8,6 +8,7 @@ from lapinfer.quant import BAND, GROUP, ROWS
 from lapinfer.spec import RopeSpec
 
 MANY_CHUNKS, FEW_CHUNKS = 24, 4
+CHUNKS_A_THREAD = 2
 MAX_CHUNK_BYTES = 400_000
 
 
@@ -26,11 +27,20 @@ def blocks_in_a_chunk(blocks: int, row_block_bytes: int, least: int) -> int:
     return BAND if blocks >= BAND * FEW_CHUNKS else least
 
 
-def rows_of_all_experts(blocks: int) -> int:
-    """Row blocks that a chunk takes of every expert that a token gets: a band, unless threads would have nothing to do.
+def blocks_of_an_expert(blocks: int, active: int, least: int) -> int:
+    """Row blocks that a chunk of one expert takes, of so many experts that a token gets: two bands or one."""
+    if active * blocks >= 2 * BAND * MANY_CHUNKS:
+        return 2 * BAND
+    return BAND if active * blocks >= BAND * FEW_CHUNKS else least
 
-    A band is read as one, at twice the speed of halves (bench/LOG.md), and with all experts it is work enough.
+
+def blocks_of_all_experts(blocks: int, threads: int) -> int:
+    """Row blocks that a chunk takes of every expert that a token gets: two bands if threads still have enough to do.
+
+    A band is read as one, at twice the speed of halves (bench/LOG.md). The choice changes no result.
     """
+    if blocks >= 2 * BAND * CHUNKS_A_THREAD * threads:
+        return 2 * BAND
     return BAND if blocks >= BAND * FEW_CHUNKS else max(blocks // FEW_CHUNKS, 1)
 
 

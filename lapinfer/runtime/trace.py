@@ -27,6 +27,7 @@ from lapinfer.kernels.operands import (
     TILE,
     TILE_EXPERT,
     TILE_TOKENS,
+    TOKENS,
 )
 from lapinfer.quant import FORMATS, GROUP
 from lapinfer.runtime import team
@@ -98,6 +99,10 @@ class Tracer:
                     x, tokens, groups = (op.operands[key] for key in ("x", "tokens", "groups"))
                     assert isinstance(x, np.ndarray)
                     self._before(op, decode(x, activation_kind(op), int(groups), int(step[int(tokens)])), None)
+                if chunks and op.kernel.startswith("router_"):
+                    x = op.operands["x"]
+                    assert isinstance(x, np.ndarray)
+                    self._before(op, x[: int(step[TOKENS])].copy(), None)
                 if chunks and op.kernel.startswith("experts_") and op.operands["tile_bytes"]:
                     self._before(op, *routed_inputs(op, int(step[EXPERT_TILES])))
                 kernel = team.KERNEL(int(row[KERNEL]))
