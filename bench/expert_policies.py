@@ -97,9 +97,8 @@ def main() -> None:
         rows.append({"policy": name, "hit_rates": dict(zip(map(str, SHARES), rates, strict=True))})
         print(f"{name:32}" + "  ".join(f"{share:.0%}: {rate:.1%}" for share, rate in zip(SHARES, rates, strict=True)))
     loads = np.bincount(np.concatenate([np.array(e) for e in trace]), minlength=experts)
-    print(
-        f"{experts} experts, {layers} layers, {args.tokens} tokens; largest load {loads.max() / loads.mean():.2f} × mean"
-    )
+    most = loads.max() / loads.mean()
+    print(f"{experts} experts, {layers} layers, {args.tokens} tokens; largest load {most:.2f} × mean")
     if args.output:
         told = {"model": Path(args.model).name, "tokens": args.tokens, "experts": experts, "rows": rows}
         args.output.write_text(json.dumps(told, indent=1) + "\n")

@@ -19,6 +19,7 @@ from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model, default_threads
 from lapinfer.pack import QUANTS, SMALL, pack_checkpoint, packed_copy, packed_rows
+from lapinfer.quant import FORMATS
 from lapinfer.runtime.build import Limits, context_bytes
 from lapinfer.runtime.kv import DTYPES, cache_bytes
 from lapinfer.spec import FeedForwardSpec, ModelSpec, is_matrix, tensors
@@ -117,6 +118,8 @@ def check_packed(weights: PackedFile, spec: ModelSpec) -> None:
                 f"{weights.path}: tensor {name!r} has {entry.format or 'f32'} {entry.shape}, "
                 f"config.json says {expected}"
             )
+        if name.endswith(".router") and entry.format is not None and FORMATS[entry.format].grouped:
+            raise CheckpointError(f"{weights.path}: tensor {name!r} is {entry.format}, expected f32, f16 or bf16")
 
 
 def with_experts(spec: ModelSpec, top_k: int) -> ModelSpec:

@@ -41,6 +41,7 @@ def model_of(name: str, fmt: str, kv: Any) -> tuple[Model, dict[str, str]]:
     matrices = [n for n in tensors(spec) if is_matrix(n)]
     rng = np.random.default_rng(len(name))
     mixed = dict(zip(matrices, rng.choice(sorted(FORMATS), len(matrices)).tolist(), strict=True))
+    mixed |= {n: "bf16" for n in matrices if n.endswith(".router")}
     weights = RandomWeights(spec, fmt, formats=mixed) if fmt == "mixed" else RandomWeights(spec, fmt)
     model = Model(spec, weights, Limits(CTX, SLOTS, STEP, threads=1, kv=kv))  # type: ignore[arg-type]
     return model, {n: str(weights.format(n)) for n in matrices}

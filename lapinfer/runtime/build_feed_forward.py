@@ -133,7 +133,8 @@ def _logits(build: Builder, index: int, part: str, exact: np.ndarray, out: np.nd
         f"router_{fmt}", label, part, index, ONE, len(weights), weights=weights, row_blocks=len(weights),
         groups=padded(columns) // GROUP, x=exact, x_stride=exact.strides[0], out=out, out_stride=out.strides[0],
         bias=0 if bias is None else bias,
-        weight_bytes=weights.nbytes + (0 if bias is None else 4 * ff.router.n_experts), macs=rows * columns, notes={"format": fmt, "shape": (rows, columns)},
+        weight_bytes=weights.nbytes + (0 if bias is None else 4 * ff.router.n_experts), macs=rows * columns,
+        notes={"format": fmt, "shape": (rows, columns)},
     )  # fmt: skip
 
 
