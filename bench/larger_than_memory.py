@@ -5,7 +5,9 @@
 Needs root and Linux: every run is a process of its own in a memory cgroup (version 1 or 2) of `--limit` GB, page cache
 included, cold (the file's pages dropped before) and again warm (as the run before has left them). Variants: our pool
 of slots with each policy (`--memory` of the same bound), our mapped file with requests (policy system), and
-llama.cpp's mmap of a GGUF file. Greedy tokens are compared with those of an unlimited run.
+llama.cpp's mmap of a GGUF file (without repacking, which would copy it into memory). The tokens are given, random ones,
+since a model of random weights would repeat itself, and with it its experts; the likeliest next token of every step is
+compared with that of an unlimited run.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PROMPT = 32
-VARIANTS = ("lrfu", "lru", "lfu", "system", "lrfu-unhinted", "system-unhinted")
+VARIANTS = ("lrfu", "lru", "lfu", "system", "lrfu-hinted", "system-hinted")
 GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -55,7 +57,8 @@ def child(args: argparse.Namespace) -> None:
     """Runs inside the cgroup; prints one line of JSON."""
     import numpy as np
 
-    prompt = [int(i) for i in np.random.default_rng(0).integers(5, 40000, PROMPT)]
+    given = [int(i) for i in np.random.default_rng(0).integers(5, 40000, PROMPT + args.tokens)]
+    prompt = given[:PROMPT]
     result: dict[str, Any] = {"variant": args.child}
     if args.child == "llama.cpp":
         import ctypes
@@ -66,7 +69,9 @@ def child(args: argparse.Namespace) -> None:
         ll.llama_log_set(log, ctypes.c_void_p(0))
         ll.llama_backend_init()
         began = time.perf_counter()
-        model = ll.llama_model_load_from_file(str(args.gguf).encode(), ll.llama_model_default_params())
+        loading = ll.llama_model_default_params()
+        loading.use_mmap, loading.use_extra_bufts = True, False
+        model = ll.llama_model_load_from_file(str(args.gguf).encode(), loading)
         params = ll.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_threads = PROMPT + args.tokens, PROMPT, args.threads
         params.n_threads_batch = args.threads
@@ -80,12 +85,10 @@ def child(args: argparse.Namespace) -> None:
             return int(np.ctypeslib.as_array(logits, (vocab,)).argmax())
     else:
         from lapinfer.loading import load_model
-        from lapinfer.runtime.pool import ExpertPool
 
-        policy, _, unhinted = args.child.partition("-")
-        ExpertPool.hints = not unhinted
+        policy, _, hinted = args.child.partition("-")
         began = time.perf_counter()
-        bounded = {} if policy == "unlimited" else {"policy": policy}
+        bounded = {} if policy == "unlimited" else {"policy": policy, "hints": bool(hinted)}
         if policy not in ("unlimited", "system"):
             bounded["memory"] = args.limit
         ours = load_model(args.packed, threads=args.threads, ctx=PROMPT + args.tokens, activations="q8", **bounded)  # type: ignore[arg-type]
@@ -106,9 +109,8 @@ def child(args: argparse.Namespace) -> None:
     if pool is not None:
         pool.reset()
     tokens, began = [token], time.perf_counter()
-    for _ in range(args.tokens - 1):
-        token = run([token])
-        tokens.append(token)
+    for i in range(PROMPT, PROMPT + args.tokens - 1):
+        tokens.append(run([given[i]]))
     spent = time.perf_counter() - began
     after = usage()
     steps = args.tokens - 1
@@ -133,7 +135,10 @@ def run_child(args: argparse.Namespace, variant: str, group: Path | None) -> dic
         if group is not None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
-    done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True, timeout=args.patience)
+    except subprocess.TimeoutExpired:
+        return {"variant": variant, "failed": f"not done after {args.patience} s"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"])[-1]
         return {"variant": variant, "failed": last}
@@ -151,6 +156,7 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--patience", type=int, default=90, help="seconds for one run")
     parser.add_argument("--child")
     args = parser.parse_args()
     if args.child:

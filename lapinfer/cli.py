@@ -135,6 +135,10 @@ Memory = Annotated[
 Policy = Annotated[
     str, typer.Option("--policy", help="Which experts stay in memory: lru, lfu, lrfu (both), or as the system likes.")
 ]
+Hints = Annotated[
+    bool,
+    typer.Option("--hints", help="With --memory: foretell each layer's experts, and have them read one layer early."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", callback=_remember_verbose, help="Say more; show tracebacks.")
@@ -214,6 +218,7 @@ def run(
     experts: Experts = None,
     memory: Memory = None,
     policy: Policy = "lrfu",
+    hints: Hints = False,
     experts_report: Annotated[
         Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
     ] = None,
@@ -251,7 +256,7 @@ def run(
     name = _default_model() if model is None else model
     shape = {"quant": quant, "kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
     with (
-        _load(name, verbose, experts=experts, memory=memory, policy=policy, **shape) as loaded,
+        _load(name, verbose, experts=experts, memory=memory, policy=policy, hints=hints, **shape) as loaded,
         nullcontext() if experts_report is None else _experts_written(loaded, experts_report),
     ):
         if not raw and loaded.template is None:
@@ -449,6 +454,7 @@ def bench(
     experts: Experts = None,
     memory: Memory = None,
     policy: Policy = "lrfu",
+    hints: Hints = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure prompt processing and generation as llama-bench does; comma lists make a grid."""
@@ -476,6 +482,7 @@ def bench(
             experts=experts,
             memory=memory,
             policy=policy,
+            hints=hints,
             progress=progress,
         ):
             rows.append(row)

@@ -93,7 +93,7 @@ def test_the_same_bits_as_with_all_in_memory(name: str, policy: Any, folder: Pat
         expected = decoded(model, ids)
     for slots in (k, E - 1, E, total):
         step = STEP if slots >= E else max(slots // k, 1)
-        with model_of(name, folder, experts="pool", slots_of_pool=slots, policy=policy, step=step) as model:
+        with model_of(name, folder, hints=True, experts="pool", slots_of_pool=slots, policy=policy, step=step) as model:
             for _ in range(2):  # with empty slots, and with those of the first time
                 np.testing.assert_array_equal(decoded(model, ids), expected, f"{slots} slots")
             if slots == total:
@@ -110,7 +110,7 @@ def test_large_experts_are_read_in_pieces(folder: Path, monkeypatch: pytest.Monk
         expected = decoded(model, ids)
     monkeypatch.setattr(pools, "PIECE", 1000)
     for threads in (1, 4):
-        with model_of("mixtral-plain", folder, experts="pool", slots_of_pool=5, threads=threads) as model:
+        with model_of("mixtral-plain", folder, hints=True, experts="pool", slots_of_pool=5, threads=threads) as model:
             np.testing.assert_array_equal(decoded(model, ids), expected)
 
 
@@ -160,7 +160,7 @@ def test_who_leaves_and_what_is_counted(
     spec, rng = spec_of(name), np.random.default_rng(0)
     k = sizes(spec)[1]
     plain = Simulated(policy, slots, 20 * sum(layer.feed_forward.router is not None for layer in spec.layers))
-    with model_of(name, folder, experts="pool", slots_of_pool=slots, policy=policy, step=slots // k) as model:
+    with model_of(name, folder, hints=True, experts="pool", slots_of_pool=slots, policy=policy, step=slots // k) as model:
         pool = model.pool
         assert pool is not None
         shared = sum(layer.feed_forward.shared for layer in spec.layers)
@@ -194,7 +194,7 @@ def test_what_is_hinted(experts: Any, folder: Path) -> None:
     """Of one token as many as it gets in every routed layer but the first; of a long prompt nothing is foretold."""
     spec = spec_of("deepseek_v3-groups")
     routers = [layer.feed_forward.router for layer in spec.layers if layer.feed_forward.router]
-    with model_of("deepseek_v3-groups", folder, experts=experts, slots_of_pool=18) as model:
+    with model_of("deepseek_v3-groups", folder, experts=experts, slots_of_pool=18, hints=True) as model:
         pool = model.pool
         assert pool is not None
         model.prefill(tiny.prompt(101))
@@ -290,7 +290,7 @@ def test_a_read_that_fails_leaves_nothing_wrong_behind(folder: Path, tmp_path: P
     for name, slots in (("mixtral-plain", 10), ("qwen2_moe-dense_layer", 6), ("deepseek_v3-groups", 9)):
         with model_of(name, folder) as model:
             expected = decoded(model, ids)
-        with model_of(name, folder, experts="pool", slots_of_pool=slots) as model:
+        with model_of(name, folder, hints=True, experts="pool", slots_of_pool=slots) as model:
             pool = model.pool
             assert pool is not None
             first = next(iter(model.chosen_experts))

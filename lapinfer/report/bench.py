@@ -90,6 +90,7 @@ def bench(
     experts: int | None = None,
     memory: float | None = None,
     policy: str = "lrfu",
+    hints: bool = False,
     progress: Callable[..., Any] | None = None,
 ) -> Iterator[Row]:
     """A row for each combination, as soon as it is measured; a length of 0 leaves its test out."""
@@ -112,6 +113,7 @@ def bench(
             experts=experts,
             memory=memory,
             policy=policy,
+            hints=hints,
             progress=progress,
         )
         try:

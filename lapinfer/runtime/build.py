@@ -74,8 +74,8 @@ class Limits:
     """What buffers are allocated for: positions a slot, slots, tokens a step, threads, and the KV cache's numbers.
 
     `activations`: what q8 and q4 weights are multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model
-    that is larger than memory, in the `mapped` file, or in a `pool` of so many slots, which they leave by a policy
-    (runtime/pool.py).
+    that is larger than memory, in the `mapped` file, or in a `pool` of so many slots, which they leave by a policy;
+    `hints`: ask the system for what the next layer will likely choose (runtime/pool.py).
     """
 
     ctx: int
@@ -87,6 +87,7 @@ class Limits:
     experts: Literal["resident", "mapped", "pool"] = "resident"
     slots_of_pool: int = 0
     policy: Policy = "lrfu"
+    hints: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +351,7 @@ class Builder:
             size = max(self._end(f"{name}.{part}", part, rows, columns) for part, rows, columns in parts)
             banks.append((weights.tensor(name), weights.file_offset(name), size))
         slots = self.limits.slots_of_pool if self.limits.experts == "pool" else None
-        return ExpertPool(self.spec, weights.path, banks, slots, self.limits.policy)
+        return ExpertPool(self.spec, weights.path, banks, slots, self.limits.policy, self.limits.hints)
 
     def _end(self, name: str, part: str, rows: int, columns: int) -> int:
         """Where a matrix of a bank ends in each expert."""

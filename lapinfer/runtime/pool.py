@@ -2,7 +2,7 @@
 
 `pool`: a fixed number of slots of equal size in memory of this process, filled by positioned reads: an exact bound.
 `mapped`: experts stay in the mapped file, and the system decides which pages it keeps; it is asked for those that were
-chosen. Both ask for what the next layer's router would choose, one layer ahead.
+chosen. With `hints` both ask for what the next layer's router would choose, one layer ahead.
 """
 
 from __future__ import annotations
@@ -46,11 +46,9 @@ class ExpertPool:
     that are read). slots is None for experts in the mapped file.
     """
 
-    hints = True
-    """Whether the next layer's router is asked; measured without in bench/larger_than_memory.py."""
-
     def __init__(self, spec: ModelSpec, file: Path, banks: Sequence[tuple[np.ndarray, int, int]], slots: int | None,
-                 policy: Policy = "lrfu"):  # fmt: skip
+                 policy: Policy = "lrfu", hints: bool = False):  # fmt: skip
+        self.hints = hints
         self.file, self.policy, self.banks = file, policy, list(banks)
         routers = [layer.feed_forward.router for layer in spec.layers if layer.feed_forward.router is not None]
         self.experts = [router.n_experts for router in routers]
