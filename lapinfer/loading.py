@@ -59,7 +59,8 @@ def load_model(
     included, for a mixture of experts that is larger: some experts are kept, the others read when they are chosen;
     policy says which are kept: lru, lfu, lrfu (both), or system, which leaves that to the system's page cache and
     bounds nothing. hints: run the next layer's router one layer early, and ask the system for its choice.
-    InputError for options out of range, CheckpointError for bad files, DoesNotFitError when memory or disk is too small.
+    InputError for options out of range, CheckpointError for bad files, DoesNotFitError when memory or disk is too
+    small.
     """
     say = progress or (lambda *args: None)
     threads = default_threads() if threads is None else threads

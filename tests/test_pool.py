@@ -160,7 +160,8 @@ def test_who_leaves_and_what_is_counted(
     spec, rng = spec_of(name), np.random.default_rng(0)
     k = sizes(spec)[1]
     plain = Simulated(policy, slots, 20 * sum(layer.feed_forward.router is not None for layer in spec.layers))
-    with model_of(name, folder, hints=True, experts="pool", slots_of_pool=slots, policy=policy, step=slots // k) as model:
+    options = {"experts": "pool", "slots_of_pool": slots, "policy": policy, "step": slots // k, "hints": True}
+    with model_of(name, folder, **options) as model:
         pool = model.pool
         assert pool is not None
         shared = sum(layer.feed_forward.shared for layer in spec.layers)

@@ -1,0 +1,157 @@
+"""A mixture of experts beside dense models of equal total and of equal active size: bytes touched a token, and speed.
+
+    python bench/moe_against_dense.py [--quant q4] [-t 2] [-r 5] [-o FILE]
+
+The shape is Granite 3's 1B-A400M (24 layers, width 1024, 32 experts of 512, 8 a token); the dense models have the same
+attention and a feed-forward of 16,384 (equal total) or 4,096 (equal active). Weights are random, made in memory:
+quality is not measured. The three take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lapinfer.checkpoint.packed import BankEntry, PackedEntry
+from lapinfer.model import Model
+from lapinfer.pack import packed_rows
+from lapinfer.quant import BAND, ROWS
+from lapinfer.quant.blocks import pack
+from lapinfer.report.bandwidth import read_bandwidth
+from lapinfer.runtime.build import Limits
+from lapinfer.spec import (
+    AttentionSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+    RouterSpec,
+    active_parameters,
+    bank_of,
+    is_matrix,
+    tensors,
+)
+
+D, LAYERS, PROMPT, ANSWER = 1024, 24, 512, 64
+
+
+class RepeatedWeights:
+    """Packed weights that repeat one random band; every copy has memory of its own."""
+
+    path = Path("random weights")
+
+    def __init__(self, spec: ModelSpec, quant: str):
+        rng = np.random.default_rng(0)
+        self._formats: dict[str, str] = {}
+        self._tensors: dict[str, np.ndarray] = {}
+        self._banks: dict[str, BankEntry] = {}
+        for name, shape in tensors(spec).items():
+            if not is_matrix(name):
+                self._tensors[name] = np.ones(shape, np.float32)
+                continue
+            fmt = self._formats[name] = "f32" if name.endswith(".router") else "q6" if name == "embed" else quant
+            *several, rows, columns = shape
+            count = len(packed_rows(name, rows)) // ROWS
+            band = pack(fmt, rng.standard_normal((BAND * ROWS, columns), np.float32) / np.float32(columns**0.5))
+            matrix = np.tile(band, (-(-count // BAND), 1))[:count]
+            if (bank := bank_of(name)) is None:
+                self._tensors[name] = matrix
+                continue
+            entry = PackedEntry(name, fmt, (*several, count * ROWS, columns))
+            parts = (*(self._banks[bank].parts if bank in self._banks else ()), entry)
+            self._banks[bank] = BankEntry(bank, parts)
+            self._tensors[f"{bank}.{len(parts)}"] = matrix.reshape(-1)
+            if len(parts) == 2:
+                expert = np.concatenate([self._tensors.pop(f"{bank}.{i}") for i in (1, 2)])
+                stored = np.zeros((several[0], self._banks[bank].stride), np.uint8)
+                stored[:, : len(expert)] = expert
+                self._tensors[bank] = stored
+
+    def tensor(self, name: str) -> np.ndarray:
+        return self._tensors[name]
+
+    def format(self, name: str) -> str | None:
+        return self._formats.get(name)
+
+    def offset(self, name: str) -> int:
+        bank = self._banks[str(bank_of(name))]
+        return bank.offsets[[part.name for part in bank.parts].index(name)]
+
+    def file_offset(self, bank: str) -> int:
+        return 0
+
+
+def specs() -> dict[str, ModelSpec]:
+    norm = NormSpec("rms", 1e-6)
+    rope = RopeSpec(64, tuple(float(10_000 ** (-i / 32)) for i in range(32)))
+    attention = AttentionSpec(16, 8, 64, 64, 0.125, rope)
+    experts = FeedForwardSpec(512, "silu", router=RouterSpec(32, 8, "logits"))
+    layer = LayerSpec(attention, experts, norm, norm, residual_scale=0.2)
+
+    def model(feed_forward: FeedForwardSpec) -> ModelSpec:
+        layers = (replace(layer, feed_forward=feed_forward),) * LAYERS
+        return ModelSpec("granitemoe", 49152, D, layers, norm, 4096)
+
+    return {
+        "mixture: 8 of 32 experts of 512": model(experts),
+        "dense of equal total size: 16384": model(FeedForwardSpec(32 * 512, "silu")),
+        "dense of equal active size: 4096": model(FeedForwardSpec(8 * 512, "silu")),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quant", default="q4")
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("-r", "--repetitions", type=int, default=5)
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    limits = Limits(PROMPT + ANSWER, step=PROMPT, threads=args.threads)
+    models = {name: Model(spec, RepeatedWeights(spec, args.quant), limits, name=name) for name, spec in specs().items()}
+    ids = np.random.default_rng(0).integers(0, 49152, PROMPT + ANSWER)
+    rows: dict[str, dict[str, Any]] = {name: {"prefill": [], "decode": []} for name in models}
+    bandwidths = []
+    for repetition in range(args.repetitions + 1):
+        bandwidths.append(read_bandwidth(args.threads) / 1e9)
+        for name, model in models.items():
+            began = time.perf_counter()
+            model.prefill(ids[:PROMPT])
+            prefill = time.perf_counter() - began
+            model.usage.reset()
+            began = time.perf_counter()
+            for i in range(PROMPT, PROMPT + ANSWER):
+                model.step(ids[i : i + 1], [0], [i], [True])
+            decode = time.perf_counter() - began
+            rows[name]["touched_mb"] = model.usage.totals()["bytes"] / ANSWER / 1e6
+            if repetition:  # the first one warmed up
+                rows[name]["prefill"].append(PROMPT / prefill)
+                rows[name]["decode"].append(ANSWER / decode)
+    for name, model in models.items():
+        row = rows[name]
+        row["total_m"] = sum(map(prod, tensors(model.spec).values())) / 1e6
+        row["active_m"] = active_parameters(model.spec) / 1e6
+        prefill, decode = (statistics.median(row[test]) for test in ("prefill", "decode"))
+        print(
+            f"{name:34} {row['total_m']:6.0f} M, {row['active_m']:6.0f} M active, {row['touched_mb']:6.1f} MB a token, "
+            f"prefill {prefill:6.1f} tok/s, decode {decode:6.1f} tok/s"
+        )
+    print(f"reads {statistics.median(bandwidths):.1f} GB/s")
+    if args.output:
+        told = {"quant": args.quant, "threads": args.threads, "read_gb_s": bandwidths, "rows": rows}
+        args.output.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
