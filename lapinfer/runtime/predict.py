@@ -12,6 +12,7 @@ import numpy as np
 
 from lapinfer.quant import FORMATS, GROUP, ROWS
 from lapinfer.runtime.kv import KVName, bytes_per_key
+from lapinfer.runtime.routing import expected_distinct
 from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, is_matrix, layer_tensors, tensors
 
 OF_ATTENTION = (
@@ -83,16 +84,11 @@ def packed_bytes(spec: ModelSpec, formats: Mapping[str, str]) -> dict[str, int]:
     return sizes
 
 
-def expected_distinct(experts: int, top_k: int, tokens: float) -> float:
-    """How many of E experts `tokens` tokens are expected to touch when each picks A of them by chance."""
-    return experts * (1 - (1 - top_k / experts) ** tokens)
-
-
 def expected_experts(layer: LayerSpec, tokens: int) -> int:
     """Experts that a routed layer is expected to read in a step, shared ones included; of one token that is sure."""
     ff = layer.feed_forward
     assert ff.router is not None
-    return ff.shared + round(expected_distinct(ff.router.n_experts, ff.router.top_k, tokens))
+    return ff.shared + round(float(expected_distinct(ff.router.n_experts, ff.router.top_k, tokens)))
 
 
 def expected_counts(spec: ModelSpec, tokens: int) -> np.ndarray:
