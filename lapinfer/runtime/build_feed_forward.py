@@ -82,7 +82,7 @@ def routed_feed_forward(build: Builder, index: int, layer: LayerSpec) -> None:
         rows=routing.rows, row_weights=routing.row_weights, x=build.tiles, tile_bytes=tile_bytes,
         gathered=routing.gathered, weight_bytes=4 * router.n_experts if router.selection_bias else 0,
     )  # fmt: skip
-    addresses = routing.addresses(build.weights.tensor(bank), index)
+    addresses = routing.addresses(build.weights.tensor(bank))
     if build.pool is not None:
         _fetch(build, build.pool, index, addresses)
     build.add(

@@ -83,6 +83,7 @@ class RoutingBuffers:
         """A layer's place among the routed ones."""
         return self.layers.index(layer)
 
-    def addresses(self, bank: np.ndarray, layer: int) -> np.ndarray:
+    @staticmethod
+    def addresses(bank: np.ndarray) -> np.ndarray:
         """Where each expert of a bank [E, bytes] lies."""
         return bank.ctypes.data + bank.strides[0] * np.arange(len(bank), dtype=np.int64)
