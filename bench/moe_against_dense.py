@@ -29,20 +29,9 @@ from lapinfer.pack import packed_rows
 from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack
 from lapinfer.report.bandwidth import read_bandwidth
-from lapinfer.runtime.build import Limits
-from lapinfer.spec import (
-    AttentionSpec,
-    FeedForwardSpec,
-    LayerSpec,
-    ModelSpec,
-    NormSpec,
-    RopeSpec,
-    RouterSpec,
-    active_parameters,
-    bank_of,
-    is_matrix,
-    tensors,
-)
+from lapinfer.runtime.ops import Limits
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
+from lapinfer.tensors import active_parameters, bank_of, is_matrix, tensors
 
 D, LAYERS, PROMPT, ANSWER = 1024, 24, 512, 64
 

@@ -15,7 +15,7 @@ from lapinfer.families import Source
 from lapinfer.quant import FormatName, Grouped
 from lapinfer.quant.blocks import take_rows
 from lapinfer.quant.search import joined, quantize
-from lapinfer.spec import is_matrix
+from lapinfer.tensors import is_matrix
 
 STORED_FORMATS: dict[str, FormatName] = {
     "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4_1", "Q4_1": "q4_1", "MXFP4": "mxfp4",

@@ -15,7 +15,7 @@ from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.kernels.operands import POLICIES
 from lapinfer.model import Model
-from lapinfer.runtime.build import Limits
+from lapinfer.runtime.ops import Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec
 
 SYSTEM = "system"
@@ -26,6 +26,8 @@ MARGIN = 24_000_000
 
 
 NO_EXPERTS = "memory: this model has no experts to leave on disk; without the option it is checked to fit"
+
+NARROW = "memory: leaves of a few neurons are read by the hundred and stay in memory; run without the option"
 
 
 class Kept:
@@ -86,6 +88,8 @@ def bounded_model(
         raise InputError(f"policy {policy!r} is not known, expected one of {', '.join((*POLICIES, SYSTEM))}")
     if not routed:
         raise InputError(NO_EXPERTS)
+    if any(ff.narrow for ff in routed):
+        raise InputError(NARROW)
     if not 0 < memory < 1e6:
         raise InputError(f"memory: expected a number of GB above 0, got {memory:g}")
     bound = int(memory * 1e9)
@@ -115,6 +119,8 @@ def mapped_model(spec: ModelSpec, weights: PackedFile, limits: Limits, **options
     """A model whose experts stay in the mapped file; what is chosen is asked for. InputError without experts."""
     if not enumerate_routed(spec):
         raise InputError(NO_EXPERTS)
+    if any(ff.narrow for _, ff in enumerate_routed(spec)):
+        raise InputError(NARROW)
     return Model(spec, weights, replace(limits, experts="mapped"), **options)
 
 

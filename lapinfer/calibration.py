@@ -152,8 +152,8 @@ def _run(
 
     def before(op: Op, inputs: np.ndarray, experts: np.ndarray | None) -> None:
         own = tensor_name(op, model.spec)
-        bank = own.removesuffix(".router") + ".experts"
-        for name in (own,) if op.label != "router" else (f"{bank}.gate_up", f"{bank}.up"):
+        bank = f"layers.{op.layer}.experts"
+        for name in (own,) if op.label not in ("router", "descend") else (f"{bank}.gate_up", f"{bank}.up"):
             if name in sums:
                 inputs = inputs[:, : sums[name].shape[-1]]
                 if not np.isfinite(inputs).all():

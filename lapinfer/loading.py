@@ -20,9 +20,11 @@ from lapinfer.families import spec_from_config
 from lapinfer.model import Model, default_threads
 from lapinfer.pack import QUANTS, SMALL, pack_checkpoint, packed_copy, packed_rows
 from lapinfer.quant import FORMATS
-from lapinfer.runtime.build import Limits, context_bytes
+from lapinfer.runtime.build import context_bytes
 from lapinfer.runtime.kv import DTYPES, cache_bytes
-from lapinfer.spec import FeedForwardSpec, ModelSpec, is_matrix, tensors
+from lapinfer.runtime.ops import Limits
+from lapinfer.spec import FeedForwardSpec, ModelSpec, RouterSpec
+from lapinfer.tensors import is_matrix, is_router, tensors
 
 Progress = Callable[..., Any]
 """progress(what, done, total) for long work; progress(line) for a notice."""
@@ -120,15 +122,15 @@ def check_packed(weights: PackedFile, spec: ModelSpec) -> None:
                 f"{weights.path}: tensor {name!r} has {entry.format or 'f32'} {entry.shape}, "
                 f"config.json says {expected}"
             )
-        if name.endswith(".router") and entry.format is not None and FORMATS[entry.format].grouped:
+        if is_router(name) and entry.format is not None and FORMATS[entry.format].grouped:
             raise CheckpointError(f"{weights.path}: tensor {name!r} is {entry.format}, expected f32, f16 or bf16")
 
 
 def with_experts(spec: ModelSpec, top_k: int) -> ModelSpec:
     """The same model with another number of routed experts a token; InputError where there are not so many."""
-    routers = [layer.feed_forward.router for layer in spec.layers if layer.feed_forward.router is not None]
+    routers = [r for layer in spec.layers if isinstance(r := layer.feed_forward.router, RouterSpec)]
     if not routers:
-        raise InputError("experts: this model has no routed layers")
+        raise InputError("experts: this model has no layers with a router (a tree has one leaf a token)")
     most = min(router.n_experts // router.groups * router.top_groups for router in routers)
     if any(router.score == "sparsemixer" for router in routers):
         raise InputError("experts: this model's router (sparsemixer) chooses two, and knows no other number")
@@ -136,7 +138,7 @@ def with_experts(spec: ModelSpec, top_k: int) -> ModelSpec:
         raise InputError(f"experts: expected a number from 1 to {most}, got {top_k}")
 
     def with_fewer(ff: FeedForwardSpec) -> FeedForwardSpec:
-        return ff if ff.router is None else replace(ff, router=replace(ff.router, top_k=top_k))
+        return replace(ff, router=replace(ff.router, top_k=top_k)) if isinstance(ff.router, RouterSpec) else ff
 
     return replace(
         spec, layers=tuple(replace(layer, feed_forward=with_fewer(layer.feed_forward)) for layer in spec.layers)

@@ -19,7 +19,10 @@ import numpy as np
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.kernels.operands import (
     ANY_WANT,
+    CROWD,
+    CROWD_TILES,
     ITEMS,
+    LONE,
     NOT_READ,
     ONE,
     PROBLEM,
@@ -30,9 +33,10 @@ from lapinfer.kernels.operands import (
     WANT,
     WANT_TILES,
 )
-from lapinfer.runtime.build import Builder, Limits, Weights
+from lapinfer.runtime.build import Builder
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
+from lapinfer.runtime.ops import Limits, Weights, begin_step
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.team import Team
 from lapinfer.spec import ModelSpec
@@ -91,7 +95,6 @@ class Model:
         self.team = Team(limits.threads, kernels)
         self.usage = Meter(self.plan, limits.kv, self.team.ns_per_tick)
         self._header = self._step.header.data
-        self._header[ONE] = 1
 
     def step(
         self, token: Sequence[int] | np.ndarray, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray,
@@ -114,7 +117,7 @@ class Model:
                     buffers.want[wanted] = t
                     wanted += 1
             header = self._header
-            header[TOKENS], header[TILES] = n, -(-n // TILE)
+            begin_step(header, n)
             header[WANT], header[WANT_TILES], header[ANY_WANT] = wanted, -(-wanted // TILE), int(wanted > 0)
             header[ITEMS] = attention_items(
                 buffers.slot[:n], buffers.pos[:n], buffers.items, buffers.part, buffers.partials, SPLIT_BELOW
@@ -122,10 +125,11 @@ class Model:
             elapsed = self.team.run(self.plan, buffers.header, self.usage.counters)
             if header[PROBLEM]:
                 self._raise_problem()
-            self.usage.record(buffers.slot[:n], buffers.pos[:n], wanted, elapsed, self._routed.counts)
+            routed = self._routed
+            self.usage.record(buffers.slot[:n], buffers.pos[:n], wanted, elapsed, routed.distinct, routed.nodes)
             if self.routing is not None:
                 self.routing.record(
-                    buffers.slot[:n], buffers.pos[:n], self._routed.chosen[:, :n], self._routed.weight[:, :n]
+                    buffers.slot[:n], buffers.pos[:n], routed.chosen[:, :n], routed.weight[:, :n], routed.path[:, :n]
                 )
             return Logits(buffers.logits[:wanted, : self.spec.vocab], buffers.block_max[:wanted])
 
@@ -188,8 +192,12 @@ class Model:
     @property
     def distinct_experts(self) -> dict[int, int]:
         """By layer: how many experts the last step has read, shared ones included."""
-        counts = np.count_nonzero(self._routed.counts, axis=1)
-        return {layer: int(count) for layer, count in zip(self._routed.layers, counts, strict=True)}
+        return dict(zip(self._routed.layers, self._routed.distinct.tolist(), strict=True))
+
+    @property
+    def distinct_nodes(self) -> dict[int, int]:
+        """By layer: how many nodes of its trees the last step has read, each once."""
+        return dict(zip(self._routed.layers, self._routed.nodes.tolist(), strict=True))
 
     def prefill(self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0) -> Logits:
         """Run a prompt from position `start` on, in chunks of max_step; the logits of its last token."""

@@ -38,9 +38,11 @@ from lapinfer.model import Model, default_threads
 from lapinfer.quant import BAND, FORMATS, ROWS, FormatName
 from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
 from lapinfer.quant.calibrate import quantize_with_feedback
+from lapinfer.quant.rows import NEAREST, pack_rows
 from lapinfer.quant.search import joined
-from lapinfer.runtime.build import Limits
-from lapinfer.spec import ModelSpec, bank_of, is_matrix, tensors
+from lapinfer.runtime.ops import Limits
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import bank_of, is_matrix, is_router, is_row_by_row, tensors
 
 QUANTS = ("auto", *FORMATS)
 SLICE = 1 << 23
@@ -55,6 +57,8 @@ SMALL_HEAD, LARGE_HEAD = "q8", "q6"
 """What embed and head of a small and of a large q4 (or q4_1) model are: a tenth of the bytes, or in small models a
 third, and every logit depends on them. q6 costs SmolLM2 1.2 % of perplexity."""
 
+UNKNOWN_INPUTS = (".k_up", ".v_up", ".inward", ".outward")
+
 FEEDBACK_COLUMNS = 4096
 """Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and a gigabyte."""
 
@@ -66,6 +70,8 @@ def packed_rows(name: str, rows: int) -> np.ndarray:
     """Which logical row each packed row of a matrix holds; −1: none, zeros."""
     if name.endswith(".gate_up"):
         return interleaved_rows(rows // 2)
+    if is_row_by_row(name):
+        return np.arange(rows)
     multiple = 2 * ROWS if name.endswith(".up") else ROWS  # rows of `up` become groups of 32 activations
     order = np.arange(-(-rows // multiple) * multiple)
     return np.where(order < rows, order, -1)
@@ -84,7 +90,7 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
     for name in names:
         asked = quant if quant != "auto" else "q8" if weights < SMALL else "q4"
         stored = assembler.formats_of(name)
-        if name.endswith(".router"):  # a wrong choice costs more than its few bytes
+        if is_router(name):  # a wrong choice costs more than its few bytes
             formats[name] = stored.pop() if len(stored) == 1 and stored <= {"f16", "bf16"} else "f32"  # type: ignore[assignment]
             continue
         if quant == "auto" and stored <= {"q8", "q4_1"}:
@@ -95,7 +101,7 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
             asked = SMALL_HEAD if weights < SMALL or stored == {"q8"} else LARGE_HEAD
         elif asked == "q4" and "q4_1" in stored:
             asked = "q4_1"
-        formats[name] = asked  # type: ignore[assignment]
+        formats[name] = NEAREST.get(asked, asked) if is_row_by_row(name) else asked  # type: ignore[assignment]
     return formats
 
 
@@ -103,6 +109,7 @@ def _packed_slices(
     assembler: Assembler, name: str, order: np.ndarray, columns: int, format: FormatName, known: np.ndarray | None
 ) -> Iterator[np.ndarray]:
     """Slices of bands of one packed matrix. known: importance [C] of its columns, or covariance [C, C]."""
+    packed = pack_rows if is_row_by_row(name) else pack
     whole = None
     if known is not None and known.ndim == 2:
         with assembler.naming(f"{name}, all rows"):
@@ -111,7 +118,7 @@ def _packed_slices(
     for at in range(0, len(order), step):
         rows = order[at : at + step]
         if whole is not None:
-            yield pack(format, take_rows(whole, rows))
+            yield packed(format, take_rows(whole, rows))
             continue
         wanted = np.unique(rows[rows >= 0])
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
@@ -120,10 +127,10 @@ def _packed_slices(
         if FORMATS[format].activation == "f32":
             values = take_rows(np.concatenate([assembler.read(name, *span, columns) for span in spans]), place)
             with assembler.naming(f"{name} from row {spans[0][0]}"):
-                yield pack(format, values)
+                yield packed(format, values)
         else:
             grouped = joined([assembler.read_grouped(name, *span, columns, format, known) for span in spans])
-            yield pack(format, take_rows(grouped, place))
+            yield packed(format, take_rows(grouped, place))
 
 
 Known = Mapping[str, np.ndarray]
@@ -191,12 +198,13 @@ class _Packing:
 def inexact(formats: Mapping[str, FormatName], assembler: Assembler) -> list[str]:
     """The matrices that become 4 or 6 bits with a loss, not being stored in such groups, and whose inputs are known.
 
-    A head's own matrices of latent attention are not weighed: they are small, and packed along the other axis.
+    A head's own matrices of latent attention and the rows that leaves give back are not weighed: they are packed along
+    the other axis.
     """
     return [
         name
         for name, format in formats.items()
-        if format in WEIGHED and assembler.formats_of(name) != {format} and not name.endswith((".k_up", ".v_up"))
+        if format in WEIGHED and assembler.formats_of(name) != {format} and not name.endswith(UNKNOWN_INPUTS)
     ]
 
 

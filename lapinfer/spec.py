@@ -4,33 +4,12 @@ Letters used for shapes everywhere: T tokens, D hidden width, H query heads, K k
 F feed-forward width, E experts, A experts a token gets, V vocabulary, L layers.
 
 A family turns a config.json into a `ModelSpec`; the plan builder turns a `ModelSpec` and packed weights
-into ops. `tensors(spec)` names every weight that a model of this spec has, and its shape:
-
-    embed [V, D]   positions [P, D]   norm.weight [D]   norm.bias [D]   head [V, D]   head.bias [V]
-    layers.N.attn_norm, .attn_post_norm, .ff_norm, .ff_post_norm: .weight [D] and .bias [D]
-    layers.N.qkv [H·k + K·k + K·v, D], query rows first, then key, then value   layers.N.qkv.bias
-    layers.N.q_norm.weight, .k_norm.weight   [k] (one head) or [H·k], [K·k] (the full width)
-    layers.N.o [D, H·v]   layers.N.o.bias
-    layers.N.sinks [H]
-    layers.N.gate_up [2F, D], gate rows first (gated), or layers.N.up [F, D]   with .bias
-    layers.N.down [D, F]   layers.N.down.bias
-
-With latent attention (r = rank, n = nope, p = rotated width), instead of the usual qkv and its norms:
-
-    layers.N.qkv [Q + r + p, D], where Q is q_rank, or H·(n + p) when there is none   layers.N.qkv.bias
-    layers.N.q_a_norm.weight [q_rank]   layers.N.q_b [H·(n + p), q_rank]   layers.N.kv_norm.weight [r]
-    layers.N.k_up [H, r, n]   layers.N.v_up [H, v, r]   layers.N.o [D, H·v]
-
-With a router, E counting the shared experts, which come last:
-
-    layers.N.router [E routed (+ 1: the shared experts' gate), D]   layers.N.router.bias, .router.selection_bias
-    layers.N.experts.gate_up [E, 2F, D] or .experts.up [E, F, D]   layers.N.experts.down [E, D, F]   with .bias [E, …]
+into ops. lapinfer.tensors names the weights that a model of a spec has.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"]
@@ -161,6 +140,51 @@ class RouterSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TreeSpec:
+    """Binary trees that each choose one leaf (fast feedforward networks, arXiv 2308.14711); leaves are experts.
+
+    A node's logit is w · x (+ b), or v · act(W · x + b) + c when its `node_width` is more than 1; below zero a token
+    goes to the left child. Nodes are numbered level by level, children of i are 2i + 1 and 2i + 2; tree by tree, and
+    so are the leaves. The outputs of all `trees` are summed. `mix`: leaves weigh σ(k), and shared experts (the master
+    leaf of arXiv 2405.16836) 1 − σ(k), k learned. `neurons` (UltraFastBERT, arXiv 2311.10770): the nodes themselves,
+    depth + 1 levels of them, are experts of width 1; a token gets those on its path, and goes right above zero.
+    """
+
+    depth: int
+    trees: int = 1
+    node_width: int = 1
+    node_bias: bool = False
+    node_activation: Activation = "relu"
+    neurons: bool = False
+    mix: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """Of one tree, without its leaves."""
+        return (2 << self.depth if self.neurons else 1 << self.depth) - 1
+
+    @property
+    def n_experts(self) -> int:
+        """Leaves of all trees, or neurons."""
+        return self.trees * (self.nodes if self.neurons else 1 << self.depth)
+
+    @property
+    def top_k(self) -> int:
+        """Leaves, or neurons, that a token gets."""
+        return self.trees * (self.depth + 1 if self.neurons else 1)
+
+    @property
+    def path(self) -> int:
+        """Nodes whose logits a token needs, beside its experts'."""
+        return 0 if self.neurons else self.trees * self.depth
+
+
+NARROW = 32
+"""Leaves that are less wide are kept neuron by neuron: in blocks of 16 rows and 32 columns most of them would be
+padding."""
+
+
+@dataclass(frozen=True, slots=True)
 class FeedForwardSpec:
     """down(act(gate(x)) · up(x)) when gated, else down(act(up(x))).
 
@@ -174,7 +198,7 @@ class FeedForwardSpec:
     activation: Activation
     gated: bool = True
     bias: bool = False
-    router: RouterSpec | None = None
+    router: RouterSpec | TreeSpec | None = None
     shared: int = 0
     shared_gate: bool = False
     shared_width: int = 0
@@ -188,6 +212,11 @@ class FeedForwardSpec:
     def active(self) -> int:
         """Experts that a token gets."""
         return 1 if self.router is None else self.router.top_k + self.shared
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its experts are leaves that are kept neuron by neuron."""
+        return isinstance(self.router, TreeSpec) and self.width < NARROW
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,98 +251,3 @@ class ModelSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
-
-
-def _norm_tensors(name: str, norm: NormSpec | None, width: int) -> dict[str, tuple[int, ...]]:
-    if norm is None:
-        return {}
-    named = {f"{name}.weight": (width,)}
-    return named | {f"{name}.bias": (width,)} if norm.bias else named
-
-
-def layer_tensors(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of one layer."""
-    layer, D = spec.layers[index], spec.hidden
-    attention, ff = layer.attention, layer.feed_forward
-    p = f"layers.{index}."
-    shapes = _norm_tensors(p + "attn_norm", layer.attn_norm, D)
-    shapes[p + "qkv"] = (attention.qkv_rows, D)
-    if attention.qkv_bias:
-        shapes[p + "qkv.bias"] = (attention.qkv_rows,)
-    if (latent := attention.latent) is not None:
-        if latent.q_rank:
-            shapes[p + "q_a_norm.weight"] = (latent.q_rank,)
-            shapes[p + "q_b"] = (attention.q_rows, latent.q_rank)
-        shapes[p + "kv_norm.weight"] = (latent.rank,)
-        shapes[p + "k_up"] = (attention.n_heads, latent.rank, latent.nope)
-        shapes[p + "v_up"] = (attention.n_heads, latent.v_dim, latent.rank)
-    if attention.sinks:
-        shapes[p + "sinks"] = (attention.n_heads,)
-    if attention.qk_norm is not None:
-        heads = (attention.n_heads, attention.n_kv_heads) if attention.qk_norm_full else (1, 1)
-        for which, n in zip("qk", heads, strict=True):
-            shapes |= _norm_tensors(f"{p}{which}_norm", attention.qk_norm, n * attention.k_dim)
-    shapes[p + "o"] = (D, attention.out_width)
-    if attention.o_bias:
-        shapes[p + "o.bias"] = (D,)
-    shapes |= _norm_tensors(p + "attn_post_norm", layer.attn_post_norm, D)
-    shapes |= _norm_tensors(p + "ff_norm", layer.ff_norm, D)
-    bank: tuple[int, ...] = ()
-    ff_p = p
-    if (router := ff.router) is not None:
-        shapes[p + "router"] = (router.n_experts + int(ff.shared_gate), D)
-        if router.bias:
-            shapes[p + "router.bias"] = (router.n_experts,)
-        if router.selection_bias:
-            shapes[p + "router.selection_bias"] = (router.n_experts,)
-        bank, ff_p = (ff.experts,), p + "experts."
-    up, rows = (ff_p + "gate_up", 2 * ff.width) if ff.gated else (ff_p + "up", ff.width)
-    shapes[up] = (*bank, rows, D)
-    shapes[ff_p + "down"] = (*bank, D, ff.width)
-    if ff.bias:
-        shapes[up + ".bias"] = (*bank, rows)
-        shapes[ff_p + "down.bias"] = (*bank, D)
-    return shapes | _norm_tensors(p + "ff_post_norm", layer.ff_post_norm, D)
-
-
-def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Name and logical shape of every weight, in the order in which a step reads them."""
-    shapes: dict[str, tuple[int, ...]] = {"embed": (spec.vocab, spec.hidden)}
-    if spec.positions:
-        shapes["positions"] = (spec.positions, spec.hidden)
-    for i in range(len(spec.layers)):
-        shapes |= layer_tensors(spec, i)
-    shapes |= _norm_tensors("norm", spec.norm, spec.hidden)
-    if not spec.tied:
-        shapes["head"] = (spec.vocab, spec.hidden)
-    if spec.head_bias:
-        shapes["head.bias"] = (spec.vocab,)
-    return shapes
-
-
-MATRICES = {"embed", "qkv", "q_b", "k_up", "v_up", "o", "router", "gate_up", "up", "down", "head"}
-
-
-def is_matrix(name: str) -> bool:
-    """Whether a tensor of `tensors(spec)` is multiplied with activations, and so is packed and quantized."""
-    return name.rsplit(".", 1)[-1] in MATRICES
-
-
-def bank_of(name: str) -> str | None:
-    """The bank whose experts have a matrix of this name (layers.N.experts of layers.N.experts.down), or None."""
-    bank = name.rsplit(".", 1)[0]
-    return bank if bank.endswith(".experts") and is_matrix(name) else None
-
-
-def active_parameters(spec: ModelSpec) -> int:
-    """Parameters that a token's logits depend on: of banks, those of its experts; of an untied embedding, its row."""
-    total = 0
-    for name, shape in tensors(spec).items():
-        count = prod(shape)
-        if ".experts." in name:
-            ff = spec.layers[int(name.split(".")[1])].feed_forward
-            count = count // ff.experts * ff.active
-        elif name == "embed" and not spec.tied:
-            count = spec.hidden
-        total += count
-    return total

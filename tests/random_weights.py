@@ -10,7 +10,8 @@ import tiny
 from lapinfer.checkpoint.packed import BankEntry, PackedEntry
 from lapinfer.pack import packed_rows
 from lapinfer.quant.blocks import pack, take_rows
-from lapinfer.spec import ModelSpec, bank_of, is_matrix, tensors
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import bank_of, is_matrix, tensors
 
 
 class RandomWeights:

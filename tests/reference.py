@@ -15,16 +15,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from lapinfer.families import Source, sources_for
-from lapinfer.spec import (
-    AttentionSpec,
-    FeedForwardSpec,
-    ModelSpec,
-    NormSpec,
-    RopeSpec,
-    RouterSpec,
-    is_matrix,
-    tensors,
-)
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
+from lapinfer.tensors import is_matrix, tensors
 
 Weights = Mapping[str, np.ndarray]
 

@@ -879,7 +879,7 @@ from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import CheckpointError
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model
-from lapinfer.runtime.build import Limits
+from lapinfer.runtime.ops import Limits
 
 sys.path.insert(0, sys.argv[2])
 from test_bad_input import MOE

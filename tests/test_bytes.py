@@ -20,10 +20,11 @@ from random_weights import RandomWeights
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model
 from lapinfer.quant import FORMATS
-from lapinfer.runtime.build import Limits
 from lapinfer.runtime.kv import DTYPES
+from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import predict_bytes
-from lapinfer.spec import ModelSpec, is_matrix, tensors
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import is_matrix, tensors
 
 CASES = [str(case) for case in tiny.CASES if case.routed]
 SLOTS, CTX, STEP = 3, 48, 24
@@ -95,7 +96,7 @@ sys.path.insert(0, sys.argv[1])
 from random_weights import RandomWeights
 from test_determinism import routed_decoder
 from lapinfer.model import Model
-from lapinfer.runtime.build import Limits
+from lapinfer.runtime.ops import Limits
 
 class OwnPages(RandomWeights):
     "Every expert begins at a page of its own."

@@ -18,8 +18,8 @@ from random_weights import RandomWeights
 
 from lapinfer.model import Model
 from lapinfer.quant import FORMATS
-from lapinfer.runtime.build import Limits
 from lapinfer.runtime.kv import DTYPES
+from lapinfer.runtime.ops import Limits
 from lapinfer.spec import (
     AttentionSpec,
     FeedForwardSpec,

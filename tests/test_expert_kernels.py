@@ -123,7 +123,8 @@ class Routed:
         self.tiles_there = most_tiles(ff, padded(T, TILE))
         self.chosen = self.buffers.array((padded(T, TILE), k + 1), np.int64, -1)
         self.weight = self.buffers.array((padded(T, TILE), k + 1), F32, -1)
-        self.counts = self.buffers.array(ff.experts, np.int64, -1)
+        self.counts = self.buffers.array(ff.experts, np.int64)
+        self.distinct = self.buffers.array(1, np.int64, -1)
         self.active = self.buffers.array((ff.experts, len(ACTIVE_EXPERT)), np.int64, -1)
         self.tiles = self.buffers.array((self.tiles_there, len(EXPERT_TILE)), np.int64, -1)
         self.rows = self.buffers.array(self.tiles_there * TILE, np.int64, -1)
@@ -138,11 +139,13 @@ class Routed:
             "score": SCORES.index(router.score), "normalise": int(router.normalise), "eps": router.eps,
             "scale": router.scale, "selection_bias": 0 if bias is None else wide_bias, "groups": router.groups,
             "top_groups": router.top_groups, "group_best": router.group_best, "jitter": router.jitter,
-            "shared": ff.shared, "shared_gate": int(ff.shared_gate), "chosen": self.chosen, "chosen_stride": k + 1,
+            "routed": E, "choices": k, "shared": ff.shared, "shared_weight": 1.0,
+            "shared_gate": self.logits[:, E:].ctypes.data if ff.shared_gate else 0,
+            "gate_stride": self.logits.strides[0], "chosen": self.chosen, "chosen_stride": k + 1,
             "weight": self.weight, "scratch": self.scratch, "scratch_stride": self.scratch.strides[0],
             "position": self.POSITION, "finished": self.finished, "counts": self.counts, "active": self.active,
             "tiles": self.tiles, "rows": self.rows, "row_weights": self.row_weights, "x": self.x,
-            "tile_bytes": self.tile_bytes, "gathered": self.gathered,
+            "tile_bytes": self.tile_bytes, "gathered": self.gathered, "distinct": self.distinct,
         }  # fmt: skip
         chunks = np.arange(-(-T // TILE))
         run("route", operands, self.header, chunks if order is None else order.permutation(chunks))
@@ -172,7 +175,6 @@ class Routed:
                 share = np.ones(T, F32)
                 if self.ff.shared_gate:
                     share = 1 / (1 + np.exp(-self.logits[:T, E].astype(np.float64)))
-            assert self.counts[e] == len(token)
             if not len(token):
                 continue
             first = len(tiles)
@@ -189,7 +191,8 @@ class Routed:
                 row_weights.append(share[at : at + n])
             routed_tiles = len(tiles) if e < E else routed_tiles
             active.append((e, first, len(tiles)))
-        assert self.header[EXPERTS] == len(active)
+        assert self.header[EXPERTS] == len(active) == self.distinct[0]
+        assert not self.counts.any()  # as they were
         assert self.header[EXPERT_TILES] == len(tiles) <= self.tiles_there
         assert self.header[GATHERED_TILES] == (routed_tiles if T > 1 else 0)
         np.testing.assert_array_equal(self.active[: len(active)], active)
@@ -327,7 +330,6 @@ def test_logits_that_are_no_numbers_are_noted_and_leave_tables_in_range(score: s
     n_active, n_tiles = got.header[EXPERTS], got.header[EXPERT_TILES]
     assert 0 < n_active <= ff.experts
     assert 0 < n_tiles <= got.tiles_there
-    assert got.counts.sum() == T * (router.top_k + ff.shared)
     active, tiles = got.active[:n_active], got.tiles[:n_tiles]
     assert (np.diff(active[:, 0]) > 0).all()
     assert active[0, 1] == 0

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from lapinfer.errors import CheckpointError, LapinferError, UnsupportedError
 from lapinfer.families import FAMILIES, Source, sources_for, spec_from_config
 from lapinfer.families.experts import LAYOUTS, Layout
-from lapinfer.spec import ModelSpec, tensors
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import tensors
 
 BOUND = 5e-5
 """max|Δ logit| / max|logit| in float32: sums in another order give 1e-6, at most 1e-5; a wrong formula 1e-4 or more."""

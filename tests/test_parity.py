@@ -18,7 +18,7 @@ from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.model import Model
 from lapinfer.pack import pack_checkpoint
-from lapinfer.runtime.build import Limits
+from lapinfer.runtime.ops import Limits
 
 BOUND = 1e-4
 """max|Δ logit| / max|logit| in float32: sums in another order give 1e-6; a wrong formula 1e-3 or more."""

@@ -29,8 +29,9 @@ from lapinfer.loading import load_model
 from lapinfer.model import Model
 from lapinfer.pack import pack_checkpoint, packed_rows
 from lapinfer.runtime import pool as pools
-from lapinfer.runtime.build import Limits
-from lapinfer.spec import ModelSpec, bank_of, is_matrix, tensors
+from lapinfer.runtime.ops import Limits
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import bank_of, is_matrix, tensors
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs pread and madvise")
 

@@ -24,11 +24,13 @@ from lapinfer.pack import pack_checkpoint
 from lapinfer.quant import FORMATS
 from lapinfer.report import bandwidth, doctor
 from lapinfer.report.explain import explain
-from lapinfer.runtime.build import Builder, Limits
+from lapinfer.runtime.build import Builder
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.meter import Meter
-from lapinfer.runtime.predict import expected_counts, predict_bytes
-from lapinfer.spec import ModelSpec, is_matrix, tensors
+from lapinfer.runtime.ops import Limits
+from lapinfer.runtime.predict import expected_reads, predict_bytes
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import is_matrix, tensors
 
 LIMITS = Limits(ctx=32, slots=3, step=16)
 
@@ -96,7 +98,7 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
     meter = Meter(SimpleNamespace(ops=built.ops), kv, lambda: 1.0)  # type: ignore[arg-type]
     slot, pos = step
     wanted = data.draw(st.integers(0, len(pos)))
-    meter.record(np.array(slot), np.array(pos), wanted, 0, expected_counts(spec, len(pos)))
+    meter.record(np.array(slot), np.array(pos), wanted, 0, *expected_reads(spec, len(pos)))
     metered = {key.removeprefix("bytes_"): n for key, n in meter.totals().items() if key.startswith("bytes_")}
     assert predict_bytes(spec, formats, kv, slot, pos, wanted) == metered
     assert sum(metered.values()) == meter.totals()["bytes"]

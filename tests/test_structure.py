@@ -21,6 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LAYERS = [
     ("errors",),
     ("spec",),
+    ("tensors",),
     ("quant",),
     ("checkpoint", "families", "kernels"),
     ("runtime",),

@@ -1,8 +1,9 @@
 """The packed form: one safetensors file in the memory image that the kernels read, so that loading is mmap.
 
-Matrices are U8 [ceil(R/16), bytes of a row block] in the bands of `lapinfer.quant`, several of one shape U8 [n, …] the
-same way, everything else is F32. A bank of experts is one tensor U8 [E, bytes of an expert]: an expert's matrices lie
-one behind the other, so that reading a cold expert is one read, and every large one begins at a page of its own.
+Matrices are U8 [ceil(R/16), bytes of a row block] in the bands of `lapinfer.quant`, those that are read row by row U8
+[R, bytes of a row] (lapinfer.quant.rows), several of one shape U8 [n, …] the same way, everything else is F32. A bank
+of experts is one tensor U8 [E, bytes of an expert]: an expert's matrices lie one behind the other, so that reading a
+cold expert is one read, and every large one begins at a page of its own.
 Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
 "version", "quant", "source" (fingerprint) and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}, where the
 matrices of a bank layers.N.experts have names below it and shape [E, R, C].
@@ -27,7 +28,8 @@ import numpy as np
 from lapinfer.checkpoint.safetensors import SafetensorsFile, layout, read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.quant import FORMATS, ROWS
-from lapinfer.spec import bank_of
+from lapinfer.quant.rows import ROW_FORMATS, row_bytes
+from lapinfer.tensors import bank_of, is_row_by_row
 
 try:
     import fcntl
@@ -55,6 +57,8 @@ class PackedEntry:
         if self.format is None:
             return "F32", self.shape
         *several, rows, columns = self.shape
+        if is_row_by_row(self.name):
+            return "U8", (*several, rows, row_bytes(self.format, columns))
         return "U8", (*several, -(-rows // ROWS), FORMATS[self.format].row_block_bytes(columns))
 
 
@@ -155,10 +159,13 @@ class PackedFile:
         """Banks whose matrices are in the order in which they are read, and all have as many experts."""
         for name, bank in banks.items():
             parts = {part.name.rsplit(".", 1)[-1]: part.shape for part in bank.parts}
-            if [*parts][1:] != ["down"] or any(len(s) != 3 or s[0] != bank.parts[0].shape[0] for s in parts.values()):
+            if [*parts][1:] not in (["down"], ["outward"]) or any(
+                len(s) != 3 or s[0] != bank.parts[0].shape[0] for s in parts.values()
+            ):
                 raise CheckpointError(
                     f"{self.path}: metadata 'tensors' has {str(parts)[:200]} for the matrices of {name!r}, expected "
-                    "gate_up or up, then down, with as many experts in each; convert the model again"
+                    "gate_up or up, then down (inward, then outward), with as many experts in each; convert the model "
+                    "again"
                 )
         return banks
 
@@ -176,7 +183,7 @@ class PackedFile:
         for name, value in formats.items():
             match value:
                 case {"format": str(format), "shape": [*sizes]} if (
-                    format in FORMATS
+                    format in (ROW_FORMATS if is_row_by_row(name) else FORMATS)
                     and len(sizes) in (2, 3)
                     and all(type(size) is int and 0 < size < 1 << 40 for size in sizes)
                 ):

@@ -10,7 +10,8 @@ import numpy as np
 from lapinfer.families import Source
 from lapinfer.families.config import MOST_LAYERS, Config
 from lapinfer.families.rope import rope_section, rope_spec
-from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, is_matrix, tensors
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
+from lapinfer.tensors import is_matrix, tensors
 
 MODULES: Mapping[str, tuple[str, ...]] = {
     "embed": ("embed_tokens",),

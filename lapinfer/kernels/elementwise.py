@@ -145,7 +145,8 @@ def norm(op, step, chunk, thread):
             at = 128 * g
             low = normed(kind, x + at, mean, factor, weight + at, bias if bias == 0 else bias + at)
             high = normed(kind, x + at + 64, mean, factor, weight + at + 64, bias if bias == 0 else bias + at + 64)
-            store_group(load_i64(op + N_OUT), load_i64(op + N_OUT_KIND), groups, g, t, low, high)
+            if load_i64(op + N_OUT) != 0:
+                store_group(load_i64(op + N_OUT), load_i64(op + N_OUT_KIND), groups, g, t, low, high)
             if load_i64(op + N_EXACT) != 0:
                 exact = load_i64(op + N_EXACT) + 128 * (t * groups + g)
                 store_f32x16(exact, low)

@@ -6,9 +6,26 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
-from lapinfer.kernels import attention, cache, elementwise, experts, matmul, place, probe, route, router, team
+from lapinfer.kernels import (
+    attention,
+    cache,
+    elementwise,
+    experts,
+    leaves,
+    matmul,
+    place,
+    probe,
+    route,
+    router,
+    sort,
+    team,
+    tree,
+)
 
-__all__ = ["attention", "elementwise", "experts", "load", "matmul", "place", "probe", "route", "router", "team"]
+__all__ = [
+    "attention", "elementwise", "experts", "leaves", "load", "matmul", "place", "probe", "route", "router", "sort",
+    "team", "tree",
+]  # fmt: skip
 
 
 def load(names: Iterable[str], notice: Callable[[str], None] | None = None, apart: bool = False) -> dict[str, int]:

@@ -8,19 +8,21 @@ half of their int64.
 
 from __future__ import annotations
 
-ROW = 40
+ROW = 64
 KERNEL, COUNT, TIMES, KIND, FIRST = range(5)
 
-# The step header: what ops count their work by. ONE is 1, ANY_WANT 0 or 1; the tiles are of TILE tokens.
-# The last ones are written by the kernels `route`, `place` and `load`: counts for the ops of their own layer, and what
-# went wrong in a layer: PROBLEMS · its place among the routed ones + one of the problems below, or 0.
+# The step header: what ops count their work by. ONE is 1, ANY_WANT 0 or 1; the tiles are of TILE tokens. LONE is 1
+# when there is one token, CROWD (and CROWD_TILES, the tiles) when there are more. The last ones are written by whoever
+# chooses experts: counts for the ops of their own layer, and what went wrong in a layer: PROBLEMS · its place among the
+# routed ones + one of the problems below, or 0.
 STEP = (
-    "one", "tokens", "tiles", "want", "want_tiles", "any_want", "items", "experts", "expert_tiles", "gathered_tiles",
-    "loads", "problem",
+    "one", "tokens", "tiles", "want", "want_tiles", "any_want", "items", "lone", "crowd", "crowd_tiles", "experts",
+    "expert_tiles", "gathered_tiles", "loads", "problem",
 )  # fmt: skip
-ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, EXPERTS, EXPERT_TILES, GATHERED_TILES, LOADS, PROBLEM = range(
-    len(STEP)
-)
+(
+    ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, LONE, CROWD, CROWD_TILES, EXPERTS, EXPERT_TILES,
+    GATHERED_TILES, LOADS, PROBLEM,
+) = range(len(STEP))  # fmt: skip
 
 TILE = 8
 """Tokens whose activations lie together, so that one register tile reads them from neighbouring addresses."""
@@ -62,14 +64,36 @@ ROUTER = (
 )  # fmt: skip
 """Operands of a choice of experts (spec.RouterSpec), the first of every op that makes one."""
 
+SORT = (
+    "routed", "choices", "shared", "shared_weight", "shared_gate", "gate_stride", "chosen", "chosen_stride", "weight",
+    "position", "finished", "counts", "active", "tiles", "rows", "row_weights", "x", "tile_bytes", "gathered",
+    "distinct",
+)  # fmt: skip
+"""Operands of whoever sorts tokens by expert (kernels/sort.py), side by side. shared_gate: address of the first
+token's logit, or 0; distinct: int64, experts that have tokens."""
+
+TREE = (
+    "nodes", "node_format", "node_stride", "node_bias", "node_out", "node_out_bias", "node_width", "node_activation",
+    "depth", "trees", "columns", "column_stride", "column_groups", "path", "path_stride", "distinct_nodes",
+)  # fmt: skip
+"""Operands of a descent (spec.TreeSpec), side by side behind SORT. columns: float32 x; path: float32 logits of the
+nodes that each token has met; distinct_nodes: int64, nodes that the step has read."""
+
+LEAVES = (
+    "leaves", "leaf_stride", "outward", "width", "gated", "activation", "inward_groups", "outward_groups", "bias",
+    "bias_stride", "outward_bias", "outward_bias_stride", "leaf_weight", "scale", "mode", "out", "out_stride",
+    "out_width", "scratch", "scratch_stride",
+)  # fmt: skip
+"""Operands of leaves, side by side. outward: where the matrix back begins in a leaf."""
+
 OPERANDS: dict[str, tuple[str, ...]] = {
     # out[t] = embed[token[t]] · scale (+ positions[pos[t]])
     "embed": (
         "weights", "format", "row_blocks", "groups", "head_bytes", "block_bytes", "token", "pos", "positions",
         "scale", "out", "out_stride",
     ),
-    # activation tiles of norm(x[rows[t]]); rows 0: x[t]. tokens: the step field that counts them. exact: float32
-    # [T, 32 · groups] as well (0: not)
+    # activation tiles of norm(x[rows[t]]) (out 0: not); rows 0: x[t]. tokens: the step field that counts them. exact:
+    # float32 [T, 32 · groups] as well (0: not)
     "norm": (
         "x", "x_stride", "width", "weight", "bias", "eps", "norm", "rows", "tokens", "out", "groups", "out_kind",
         "exact",
@@ -86,11 +110,9 @@ OPERANDS: dict[str, tuple[str, ...]] = {
         "weights_step", "x_step", "out_step",
     ),
     # experts of a tile of tokens and their weights; the last tile's chunk sorts the step's tokens by expert
-    "route": (
-        *ROUTER, "shared", "shared_gate", "chosen", "chosen_stride", "weight",
-        "scratch", "scratch_stride", "position", "finished", "counts", "active", "tiles", "rows", "row_weights", "x",
-        "tile_bytes", "gathered",
-    ),
+    "route": (*ROUTER, *SORT, "scratch", "scratch_stride"),
+    # the leaf that each tree chooses for a token; sorted in the same way
+    "descend": (*SORT, *TREE, "leaf_weight"),
     # what the next routed layer would choose for this residual; asks the system for the experts that are not there
     "hint": (
         *ROUTER, "spare", "scratch", "scratch_stride", "hinted", "counters", "slot_of", "first", "bank", "stride",
@@ -106,6 +128,14 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     ),
     # one piece of an expert from the file into its slot
     "load": ("loads", "read", "file", "position"),
+    # descent and leaves of a step's only token
+    "tree": (*SORT, *TREE, *LEAVES),
+    # the neurons on each token's path; a step's only token has them added up as well
+    "neurons": (*SORT, *TREE, *LEAVES),
+    # an active leaf's first neurons, for its tokens -> hidden [tile, token, hidden_stride]
+    "inward": ("active", "tiles", "rows", "columns", "column_stride", "hidden", "hidden_stride", *LEAVES),
+    # columns of what all active leaves give back, to their tokens
+    "outward": ("unit", "tiles", "rows", "row_weights", "hidden", "hidden_stride", *LEAVES),
     # the activations of a routed tile's tokens, from where the norm left them
     "gather": ("x", "groups", "kind", "tiles", "rows", "gathered", "tile_bytes"),
     # like matmul, each expert with its own tokens; `weights` [E] are addresses, at `offset` from which its matrix lies

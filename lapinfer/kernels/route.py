@@ -1,48 +1,28 @@
-"""Routing: which experts a token gets, the tokens of each expert as tiles, and their activations side by side.
+"""Routing: which experts a token gets.
 
 Every token's choice is its own (spec.RouterSpec says how); of equal scores the expert with the lower number wins.
-The chunk that finishes a step's last tile of tokens then sorts all (token, expert) pairs by expert, so that an
-expert's weights are read once for all of its tokens, however many these are: nothing is padded to a capacity,
-nothing dropped.
+The chunk that finishes a step's last tile of tokens then sorts them all by expert (kernels/sort.py).
 """
 
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.operands import (
-    ACT_F32,
-    ACT_Q8,
-    ACTIVE_EXPERT,
-    EXPERT,
-    EXPERT_TILE,
-    EXPERT_TILES,
-    EXPERTS,
-    F32_TILE_GROUP,
-    FIRST_TILE,
-    GATHERED_TILES,
     LOGITS,
     NOT_A_NUMBER,
     NOT_READ,
     PROBLEM,
     PROBLEMS,
-    Q8_TILE_GROUP,
-    Q16_TILE_GROUP,
+    ROUTER,
     SOFTMAX,
+    SORT,
     SPARSEMIXER,
-    STOP_TILE,
     TILE,
-    TILE_EXPERT,
-    TILE_TOKENS,
-    TILE_X,
-    TILES,
     TOKENS,
     offsets,
 )
 from lapinfer.kernels.simd import (
-    atomic_add,
-    atomic_store,
     iota,
-    lane,
     load_f32,
     load_f32x16,
     load_i64,
@@ -55,13 +35,14 @@ from lapinfer.kernels.simd import (
     store_i64,
     where_less,
 )
+from lapinfer.kernels.sort import CHOSEN, CHOSEN_STRIDE, POSITION, WEIGHT, exp_of, last_of_step, sort_by_expert
 from lapinfer.kernels.vecmath import exp
 
 (
     R_LOGITS, LOGITS_STRIDE, N_EXPERTS, TOP_K, SCORE, NORMALISE, EPS, SCALE, SELECTION_BIAS, GROUPS, TOP_GROUPS,
-    GROUP_BEST, JITTER, SHARED, SHARED_GATE, CHOSEN, CHOSEN_STRIDE, WEIGHT, SCRATCH, SCRATCH_STRIDE, POSITION, FINISHED,
-    COUNTS, ACTIVE, R_TILES, ROWS, ROW_WEIGHTS, X, TILE_BYTES, GATHERED,
-) = offsets("route")  # fmt: skip
+    GROUP_BEST, JITTER,
+) = offsets("route")[: len(ROUTER)]  # fmt: skip
+SORTED, SCRATCH, SCRATCH_STRIDE = (offsets("route")[len(ROUTER) + i] for i in (0, len(SORT), len(SORT) + 1))
 
 f32 = np.float32
 NEVER = f32(-np.inf)
@@ -86,12 +67,6 @@ def exponentials(logits, experts, largest, out):
         store_f32x16(out + 4 * e, value)
         total = total + value
     return reduce_sum(total)
-
-
-@jit
-def exp_of(x):
-    """e^x of one number."""
-    return lane(exp(splat_f32(x)), 0)
 
 
 @jit
@@ -211,137 +186,16 @@ def choose(op, logits, scratch, chosen, weight):
     return reduce_sum(check) == f32(0.0)
 
 
-@jit
-def add_tiles(op, expert, tokens, tile):
-    """Enter an expert and its tiles into the tables; returns the next free tile."""
-    table = load_i64(op + R_TILES)
-    for first in range(0, tokens, TILE):
-        entry = table + 8 * len(EXPERT_TILE) * tile
-        store_i64(entry + 8 * TILE_EXPERT, expert)
-        store_i64(entry + 8 * TILE_TOKENS, min(TILE, tokens - first))
-        tile += 1
-    return tile
-
-
-@jit
-def sort_by_expert(op, step):
-    """The step's tokens as tiles of one expert each, in the order of the experts; shared experts take all tokens.
-
-    Routed tiles find their activations in `gathered`, tile by tile; a lone token's, and those of shared experts, are
-    where the norm has left them.
-    """
-    tokens, top_k, experts = load_i64(step + 8 * TOKENS), load_i64(op + TOP_K), load_i64(op + N_EXPERTS)
-    counts, active, tiles = load_i64(op + COUNTS), load_i64(op + ACTIVE), load_i64(op + R_TILES)
-    rows, row_weights, chosen = load_i64(op + ROWS), load_i64(op + ROW_WEIGHTS), load_i64(op + CHOSEN)
-    tile_bytes, shared = load_i64(op + TILE_BYTES), load_i64(op + SHARED)
-    for e in range(experts + shared):
-        store_i64(counts + 8 * e, 0 if e < experts else tokens)
-    stride = load_i64(op + CHOSEN_STRIDE)
-    for t in range(tokens):
-        for i in range(top_k):
-            at = counts + 8 * load_i64(chosen + 8 * (t * stride + i))
-            store_i64(at, load_i64(at) + 1)
-    tile, n_active, routed_tiles = 0, 0, 0
-    for e in range(experts + shared):
-        count = load_i64(counts + 8 * e)
-        if count == 0:
-            continue
-        entry = active + 8 * len(ACTIVE_EXPERT) * n_active
-        store_i64(entry + 8 * EXPERT, e)
-        store_i64(entry + 8 * FIRST_TILE, tile)
-        first = tile
-        tile = add_tiles(op, e, count, tile)
-        store_i64(entry + 8 * STOP_TILE, tile)
-        if e < experts:
-            routed_tiles = tile
-            store_i64(counts + 8 * e, TILE * first)  # for now: where its next token goes
-        n_active += 1
-        for at in range(first, tile):
-            x = load_i64(op + GATHERED) + at * tile_bytes
-            if e >= experts or tokens == 1:
-                x = load_i64(op + X) + (at - first) * tile_bytes if tokens > 1 else load_i64(op + X)
-            store_i64(tiles + 8 * (len(EXPERT_TILE) * at + TILE_X), x)
-        if e >= experts:
-            gate = load_i64(op + SHARED_GATE)
-            for t in range(tokens):
-                weight = f32(1.0)
-                if gate != 0:
-                    logit = load_f32(load_i64(op + R_LOGITS) + t * load_i64(op + LOGITS_STRIDE) + 4 * experts)
-                    weight = f32(1.0) / (f32(1.0) + exp_of(-logit))
-                store_i64(rows + 8 * (TILE * first + t), t)
-                store_f32(row_weights + 4 * (TILE * first + t), weight)
-    for t in range(tokens):
-        for i in range(top_k):
-            at = counts + 8 * load_i64(chosen + 8 * (t * stride + i))
-            place = load_i64(at)
-            store_i64(at, place + 1)
-            store_i64(rows + 8 * place, t)
-            store_f32(row_weights + 4 * place, load_f32(load_i64(op + WEIGHT) + 4 * (t * stride + i)))
-    for i in range(n_active):  # places become counts again
-        entry = active + 8 * len(ACTIVE_EXPERT) * i
-        e = load_i64(entry + 8 * EXPERT)
-        if e < experts:
-            store_i64(counts + 8 * e, load_i64(counts + 8 * e) - TILE * load_i64(entry + 8 * FIRST_TILE))
-    store_i64(step + 8 * EXPERTS, n_active)
-    store_i64(step + 8 * EXPERT_TILES, tile)
-    store_i64(step + 8 * GATHERED_TILES, routed_tiles if tokens > 1 else 0)
-
-
 @kernel
 def route(op, step, chunk, thread):
     """Choose the experts of a tile of tokens; the last one to finish sorts them all."""
     scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
-    stride = load_i64(op + CHOSEN_STRIDE)
+    sort = op + SORTED
+    stride = load_i64(sort + CHOSEN_STRIDE)
     for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
         logits = load_i64(op + R_LOGITS) + t * load_i64(op + LOGITS_STRIDE)
-        chosen, weight = load_i64(op + CHOSEN) + 8 * t * stride, load_i64(op + WEIGHT) + 4 * t * stride
+        chosen, weight = load_i64(sort + CHOSEN) + 8 * t * stride, load_i64(sort + WEIGHT) + 4 * t * stride
         if not choose(op, logits, scratch, chosen, weight):
-            note_problem(step, load_i64(op + POSITION), NOT_A_NUMBER)
-    finished = load_i64(op + FINISHED)
-    if atomic_add(finished, 1) + 1 == load_i64(step + 8 * TILES):
-        atomic_store(finished, 0)
-        sort_by_expert(op, step)
-
-
-(G_X, G_GROUPS, G_KIND, G_TILES, G_ROWS, G_GATHERED, G_TILE_BYTES) = offsets("gather")
-
-
-@jit
-def copy_words(source, target, words):
-    """int64 after int64."""
-    for i in range(0, 8 * words, 8):
-        store_i64(target + i, load_i64(source + i))
-
-
-@jit
-def copy_scalars(source, target, count):
-    """One token's scalars, which lie TILE float32 apart."""
-    for i in range(0, 4 * TILE * count, 4 * TILE):
-        store_f32(target + i, load_f32(source + i))
-
-
-@kernel
-def gather(op, step, tile, thread):
-    """The activations of one routed tile's tokens, side by side (layouts: operands.py)."""
-    groups, kind, tile_bytes = load_i64(op + G_GROUPS), load_i64(op + G_KIND), load_i64(op + G_TILE_BYTES)
-    out = load_i64(op + G_GATHERED) + tile * tile_bytes
-    tokens = load_i64(load_i64(op + G_TILES) + 8 * (len(EXPERT_TILE) * tile + TILE_TOKENS))
-    for i in range(tokens):
-        token = load_i64(load_i64(op + G_ROWS) + 8 * (TILE * tile + i))
-        x, lane_in = load_i64(op + G_X) + token // TILE * tile_bytes, token % TILE
-        for g in range(groups):
-            if kind == ACT_F32:
-                at = g * F32_TILE_GROUP
-                copy_scalars(x + at + 4 * lane_in, out + at + 4 * i, 32)
-            elif kind == ACT_Q8:
-                at = g * Q8_TILE_GROUP
-                copy_words(x + at + 32 * lane_in, out + at + 32 * i, 4)
-                at += 32 * TILE
-                copy_scalars(x + at + 4 * lane_in, out + at + 4 * i, 3)
-            else:
-                at = g * Q16_TILE_GROUP
-                copy_words(x + at + 32 * lane_in, out + at + 32 * i, 4)
-                at += 32 * TILE
-                copy_words(x + at + 32 * lane_in, out + at + 32 * i, 4)
-                at += 32 * TILE
-                copy_scalars(x + at + 4 * lane_in, out + at + 4 * i, 4)
+            note_problem(step, load_i64(sort + POSITION), NOT_A_NUMBER)
+    if last_of_step(sort, step):
+        sort_by_expert(sort, step)

@@ -619,7 +619,9 @@ def _zero_tile(count: int):
     return typer
 
 
-tile_of_1, tile_of_4, tile_of_8, tile_of_16 = (named(f"tile_of_{n}", _zero_tile(n)) for n in (1, 4, 8, 16))
+tile_of_1, tile_of_2, tile_of_4, tile_of_8, tile_of_16 = (
+    named(f"tile_of_{n}", _zero_tile(n)) for n in (1, 2, 4, 8, 16)
+)
 
 
 @intrinsic

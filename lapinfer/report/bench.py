@@ -30,7 +30,7 @@ import numpy as np
 from lapinfer import __version__
 from lapinfer.errors import InputError
 from lapinfer.runtime.predict import packed_bytes
-from lapinfer.spec import is_matrix, tensors
+from lapinfer.tensors import is_matrix, tensors
 from lapinfer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

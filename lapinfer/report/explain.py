@@ -12,8 +12,8 @@ import numpy as np
 
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
-from lapinfer.runtime.predict import expected_counts, packed_bytes, parts_of, predict_bytes
-from lapinfer.spec import is_matrix, tensors
+from lapinfer.runtime.predict import expected_reads, packed_bytes, parts_of, predict_bytes
+from lapinfer.tensors import is_matrix, tensors
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -107,7 +107,7 @@ def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: flo
     if analyze:
         walls = _run(model, step, meter)
     else:
-        meter.record(step.slot, step.pos, int(step.want.sum()), 0, expected_counts(model.spec, len(step.pos)))
+        meter.record(step.slot, step.pos, int(step.want.sum()), 0, *expected_reads(model.spec, len(step.pos)))
     lines = [_line(op, row, step.pos, meter.steps) for op, row in zip(model.plan.ops, meter.by_op(), strict=True)]
     total = Line("step")
     by_part = {part: Line(part) for part in parts_of(model.spec)}
@@ -181,7 +181,7 @@ def _formats(model: Model) -> dict[str, str]:
 def _predicted(model: Model, step: Step, total: Line, ran: bool) -> str:
     parts = predict_bytes(
         model.spec, _formats(model), model.limits.kv, step.slot, step.pos, int(step.want.sum()),
-        model.distinct_experts if ran else None,
+        model.distinct_experts if ran else None, model.distinct_nodes if ran else None,
     )  # fmt: skip
     predicted = sum(parts.values())
     return f"predicted from the spec {predicted:,} bytes, metered {total.bytes:,} bytes"

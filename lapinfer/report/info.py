@@ -13,7 +13,8 @@ from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.families import spec_from_config
 from lapinfer.runtime.predict import expected_experts, matrices_bytes, packed_bytes, predict_bytes
-from lapinfer.spec import LayerSpec, ModelSpec, active_parameters, is_matrix, tensors
+from lapinfer.spec import LayerSpec, ModelSpec, TreeSpec
+from lapinfer.tensors import active_parameters, bank_of, is_matrix, tensors
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
 
@@ -81,6 +82,13 @@ def _feed_forward(layer: LayerSpec) -> str:
     if ff.router is None:
         return kind
     shared = f" + {ff.shared} shared" if ff.shared else ""
+    if isinstance(ff.router, TreeSpec):
+        tree = ff.router
+        trees = f"{tree.trees} trees" if tree.trees > 1 else "a tree"
+        if tree.neurons:
+            return f"{trees} of {tree.nodes} neurons {ff.activation}, {tree.depth + 1} a token"
+        a_token = "one" if tree.trees == 1 else "one each"
+        return f"{trees} of depth {tree.depth} with leaves of {kind}, {a_token} a token{shared}"
     return f"{ff.router.n_experts} experts of {kind}, {ff.router.top_k} a token{shared}"
 
 
@@ -93,8 +101,7 @@ def _placement(spec: ModelSpec, formats: dict[str, str]) -> dict[str, Any]:
         placed["packed_bytes"] = sum(packed_bytes(spec, formats).values())
         placed["touched_bytes_a_token"] = sum(touched.values())
         if routed:
-            name = next(n for n in tensors(spec) if ".experts." in n and is_matrix(n))
-            bank = name.rsplit(".", 1)[0]
+            bank = next(bank for n in tensors(spec) if (bank := bank_of(n)) is not None)
             placed["expert_bytes"] = sum(
                 matrices_bytes(n, s, formats[n]) // s[0]
                 for n, s in tensors(spec).items()

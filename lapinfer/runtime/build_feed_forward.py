@@ -23,6 +23,8 @@ from lapinfer.kernels.operands import (
 )
 from lapinfer.quant import FORMATS, GROUP
 from lapinfer.quant.blocks import interleaved_rows
+from lapinfer.runtime.build_trees import Target, descend, narrow_leaves, sort_operands
+from lapinfer.runtime.ops import Ops
 from lapinfer.runtime.plan import Operand
 from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.sizes import (
@@ -32,16 +34,36 @@ from lapinfer.runtime.sizes import (
     padded,
     padded_vector,
 )
-from lapinfer.spec import FeedForwardSpec, LayerSpec
+from lapinfer.spec import FeedForwardSpec, LayerSpec, NormSpec, RouterSpec, TreeSpec
 
 if TYPE_CHECKING:
     from lapinfer.runtime.build import Builder
 
 
-def feed_forward(build: Builder, index: int, layer: LayerSpec) -> None:
-    p, ff, D = f"layers.{index}.", layer.feed_forward, build.spec.hidden
+def feed_forward_of_layer(build: Builder, index: int, layer: LayerSpec) -> None:
+    """Norm, feed-forward, and what returns to the residual stream."""
+    p, post, D = f"layers.{index}.", layer.ff_post_norm, build.hidden
+    target = Target(build.x, ADD, D, layer.residual_scale) if post is None else Target(build.y, STORE, D)
+    feed_forward(build, index, layer.ff_norm, target)
+    if post is not None:
+        build.add_norm(p + "ff_post_norm", post, index, "feed-forward", layer.residual_scale)
+
+
+def feed_forward(build: Ops, index: int, norm: NormSpec | None, target: Target) -> None:
+    """The ops of build.feed_forwards[index] on the normed residual stream."""
+    ff = build.feed_forwards[index]
+    if ff.router is None:
+        _dense(build, index, ff, norm, target)
+    elif ff.narrow:
+        narrow_leaves(build, index, ff, ff.router, norm, target)
+    else:
+        _routed(build, index, ff, norm, target)
+
+
+def _dense(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, target: Target) -> None:
+    p, D = f"layers.{index}.", build.hidden
     name, rows = ("gate_up", 2 * ff.width) if ff.gated else ("up", ff.width)
-    build.norm(p + "ff_norm", layer.ff_norm, index, "feed-forward", build.wants(p + name))
+    build.norm(p + "ff_norm", norm, index, "feed-forward", build.wants(p + name))
     bias = None
     if ff.bias:
         stored = build.weights.tensor(f"{p}{name}.bias")
@@ -55,33 +77,25 @@ def feed_forward(build: Builder, index: int, layer: LayerSpec) -> None:
         p + name, index, "feed-forward", build.tiles, GATED if ff.gated else PLAIN, bias=bias,
         activation=ACTIVATIONS.index(ff.activation), out_kind=kind, logical=(rows, D),
     )  # fmt: skip
-    bias = build.vector(p + "down.bias", D) if ff.bias else None
-    build.sublayer_end(
-        p + "down", p + "ff_post_norm", layer.ff_post_norm, index, "feed-forward", build.hidden_tiles, bias,
-        (D, ff.width),
+    bias = build.vector(p + "down.bias", target.width) if ff.bias else None
+    build.matmul(
+        p + "down", index, "feed-forward", build.hidden_tiles, target.mode, out=target.out, bias=bias,
+        scale=target.scale, logical=(target.width, ff.width),
     )  # fmt: skip
 
 
-def routed_feed_forward(build: Builder, index: int, layer: LayerSpec) -> None:
+def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, target: Target) -> None:
     """Router, choice, and the two matrices of the chosen experts; shared experts are chosen by every token."""
-    p, ff, D, routing = f"layers.{index}.", layer.feed_forward, build.spec.hidden, build.routing
-    router, bank = ff.router, f"layers.{index}.experts"
-    assert router is not None
+    p, D, routing = f"layers.{index}.", build.hidden, build.routing
+    bank = f"layers.{index}.experts"
     first = "gate_up" if ff.gated else "up"
     kind = build.wants(f"{bank}.{first}")
     tile_bytes = padded(D) // GROUP * TILE_GROUP_BYTES[kind]
-    build.norm(p + "ff_norm", layer.ff_norm, index, "router", kind, exact=routing.exact)
-    _logits(build, index, "router", routing.exact, routing.logits)
-    position = routing.position(index)
-    build.add(
-        "route", "route", "router", index, TILES, 1, **_router_operands(build, index, routing.logits),
-        shared=ff.shared, shared_gate=int(ff.shared_gate), chosen=routing.chosen[position],
-        chosen_stride=routing.chosen.shape[2], weight=routing.weight[position], scratch=build.scratch,
-        scratch_stride=build.scratch.strides[0], position=position,
-        finished=routing.finished, counts=routing.counts[position], active=routing.active, tiles=routing.tiles,
-        rows=routing.rows, row_weights=routing.row_weights, x=build.tiles, tile_bytes=tile_bytes,
-        gathered=routing.gathered, weight_bytes=4 * router.n_experts if router.selection_bias else 0,
-    )  # fmt: skip
+    build.norm(p + "ff_norm", norm, index, "router", kind, exact=routing.exact)
+    if isinstance(ff.router, TreeSpec):
+        descend(build, index, ff, ff.router, routing.exact, tile_bytes)
+    else:
+        _route(build, index, ff, tile_bytes)
     addresses = routing.addresses(build.weights.tensor(bank))
     if build.pool is not None:
         _fetch(build, build.pool, index, addresses)
@@ -97,20 +111,35 @@ def routed_feed_forward(build: Builder, index: int, layer: LayerSpec) -> None:
     )  # fmt: skip
     bias = None
     if ff.bias:
-        bias = np.stack([padded_vector(values, D) for values in build.weights.tensor(f"{bank}.down.bias")])
-    post = layer.ff_post_norm
+        bias = np.stack([padded_vector(values, target.width) for values in build.weights.tensor(f"{bank}.down.bias")])
     _experts(
-        build, bank, addresses, "down", index, STORE if post else ADD, bias=bias, out=build.y if post else build.x,
-        scale=1.0 if post else layer.residual_scale, logical=(D, ff.width),
+        build, bank, addresses, "down", index, target.mode, bias=bias, out=target.out, scale=target.scale,
+        logical=(target.width, ff.width),
     )  # fmt: skip
-    if post is not None:
-        build.add_norm(p + "ff_post_norm", post, index, "feed-forward", layer.residual_scale)
 
 
-def _router_operands(build: Builder, index: int, logits: np.ndarray) -> dict[str, Operand]:
+def _route(build: Ops, index: int, ff: FeedForwardSpec, tile_bytes: int) -> None:
+    """The router's logits, and the experts that it chooses by them."""
+    routing, router = build.routing, _router(build, index)
+    _logits(build, index, "router", routing.exact, routing.logits)
+    gate = routing.logits[:, router.n_experts :] if ff.shared_gate else None
+    build.add(
+        "route", "route", "router", index, TILES, 1, **_router_operands(build, index, routing.logits),
+        **sort_operands(build, index, ff, tile_bytes, build.tiles, gate=0 if gate is None else gate.ctypes.data),
+        scratch=build.scratch, scratch_stride=build.scratch.strides[0],
+        weight_bytes=4 * router.n_experts if router.selection_bias else 0,
+    )  # fmt: skip
+
+
+def _router(build: Ops, index: int) -> RouterSpec:
+    router = build.feed_forwards[index].router
+    assert isinstance(router, RouterSpec)
+    return router
+
+
+def _router_operands(build: Ops, index: int, logits: np.ndarray) -> dict[str, Operand]:
     """How a layer chooses experts by its logits."""
-    router = build.spec.layers[index].feed_forward.router
-    assert router is not None
+    router = _router(build, index)
     selection = 0
     if router.selection_bias:
         selection = build.vector(f"layers.{index}.router.selection_bias", router.n_experts)
@@ -122,23 +151,22 @@ def _router_operands(build: Builder, index: int, logits: np.ndarray) -> dict[str
     }  # fmt: skip
 
 
-def _logits(build: Builder, index: int, part: str, exact: np.ndarray, out: np.ndarray, label: str = "router") -> None:
+def _logits(build: Ops, index: int, part: str, exact: np.ndarray, out: np.ndarray, label: str = "router") -> None:
     """A router's logits of normed tokens."""
-    ff, p = build.spec.layers[index].feed_forward, f"layers.{index}."
-    assert ff.router is not None
-    bias = build.vector(p + "router.bias", ff.router.n_experts) if ff.router.bias else None
+    router, p = _router(build, index), f"layers.{index}."
+    bias = build.vector(p + "router.bias", router.n_experts) if router.bias else None
     weights, fmt = build.weights.tensor(p + "router"), build.format(p + "router")
-    rows, columns = ff.router.n_experts + int(ff.shared_gate), build.spec.hidden
+    rows, columns = router.n_experts + int(build.feed_forwards[index].shared_gate), build.hidden
     build.add(
         f"router_{fmt}", label, part, index, ONE, len(weights), weights=weights, row_blocks=len(weights),
         groups=padded(columns) // GROUP, x=exact, x_stride=exact.strides[0], out=out, out_stride=out.strides[0],
         bias=0 if bias is None else bias,
-        weight_bytes=weights.nbytes + (0 if bias is None else 4 * ff.router.n_experts), macs=rows * columns,
+        weight_bytes=weights.nbytes + (0 if bias is None else 4 * router.n_experts), macs=rows * columns,
         notes={"format": fmt, "shape": (rows, columns)},
     )  # fmt: skip
 
 
-def _fetch(build: Builder, pool: ExpertPool, index: int, addresses: np.ndarray) -> None:
+def _fetch(build: Ops, pool: ExpertPool, index: int, addresses: np.ndarray) -> None:
     """See that the chosen experts are in memory; before that, ask for what the next routed layer will likely choose."""
     routing, position = build.routing, build.routing.position(index)
     if pool.pooled:
@@ -150,14 +178,14 @@ def _fetch(build: Builder, pool: ExpertPool, index: int, addresses: np.ndarray) 
         build.add(
             "request", "request", "router", index, ONE, 1, active=routing.active, **pool.request_operands(position)
         )
-    if pool.hints and position + 1 < len(routing.layers):
-        following = routing.layers[position + 1]
-        norm, name = build.spec.layers[following].ff_norm, f"layers.{following}.ff_norm"
+    following = routing.layers[position + 1] if position + 1 < len(routing.layers) else index
+    if pool.hints and following != index and isinstance(build.feed_forwards[following].router, RouterSpec):
+        norm, name = build.ff_norms[following], f"layers.{following}.ff_norm"
         build.norm_of(
             build.x,
             name,
             norm,
-            build.spec.hidden,
+            build.hidden,
             index,
             "hint",
             ACT_F32,
@@ -175,13 +203,13 @@ def _fetch(build: Builder, pool: ExpertPool, index: int, addresses: np.ndarray) 
 
 
 def _experts(
-    build: Builder, bank: str, addresses: np.ndarray, part: str, layer: int, mode: int, *,
+    build: Ops, bank: str, addresses: np.ndarray, part: str, layer: int, mode: int, *,
     logical: tuple[int, int], out: np.ndarray, bias: np.ndarray | None, scale: float = 1.0, activation: int = 0,
     out_kind: int = 0,
 ) -> None:  # fmt: skip
     """One matrix of a bank's experts × the tokens that are routed to them."""
     name, routing = f"{bank}.{part}", build.routing
-    ff, fmt = build.spec.layers[layer].feed_forward, FORMATS[build.format(name)]
+    ff, fmt = build.feed_forwards[layer], FORMATS[build.format(name)]
     blocks, groups = packed_blocks(part, logical[0]), padded(logical[1]) // GROUP
     size = fmt.row_block_bytes(logical[1])
     tiled = mode in (GATED, PLAIN)
@@ -210,7 +238,7 @@ def _experts(
     )  # fmt: skip
 
 
-def _bank_bias(build: Builder, name: str, ff: FeedForwardSpec) -> np.ndarray:
+def _bank_bias(build: Ops, name: str, ff: FeedForwardSpec) -> np.ndarray:
     """Biases [E, …] of experts' first matrices, in the order of their packed rows."""
     stored = build.weights.tensor(name)
     if not ff.gated:

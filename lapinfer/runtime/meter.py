@@ -14,7 +14,7 @@ import numpy as np
 from lapinfer.kernels.control import CALLS, COUNTER, NS
 from lapinfer.kernels.operands import ANY_WANT, WANT_TILES
 from lapinfer.runtime.kv import KVName, bytes_per_key
-from lapinfer.runtime.plan import Plan
+from lapinfer.runtime.plan import Op, Plan
 
 NOTED_STEPS = 64
 """Steps that are added up together."""
@@ -28,6 +28,32 @@ def keys_seen(window: int | None, slot: np.ndarray, pos: np.ndarray) -> int:
         first = 0 if window is None else max(int(seen.min()) - window + 1, 0)
         keys += int(seen.max()) + 1 - first
     return keys
+
+
+class _Chosen:
+    """Ops whose bytes depend on how many experts, or nodes, a step has read.
+
+    Their notes say how many bytes each has (`expert_bytes`), multiply-adds a token (`expert_macs`, of so many
+    `experts`), and, where an op is not part of every step, whether it is for a `lone` token or for several.
+    """
+
+    def __init__(self, ops: list[Op], kind: str):
+        found = [(i, op.notes) for i, op in enumerate(ops) if f"{kind}_bytes" in op.notes]
+        self.ops = np.array([i for i, _ in found], np.int64)
+        self.positions = np.array([notes["routed"] for _, notes in found], np.int64)
+        self.bytes = np.array([notes[f"{kind}_bytes"] for _, notes in found], np.int64)
+        self.macs = np.array([notes[f"{kind}_macs"] * notes.get(f"{kind}s", 1) for _, notes in found], np.int64)
+        self.steps = np.array([{None: 0, True: 1, False: 2}[notes.get("lone")] for _, notes in found], np.int64)
+
+    def add(self, bytes: np.ndarray, macs: np.ndarray, tokens: np.ndarray, read: np.ndarray) -> None:
+        """tokens [steps], read [steps, routed layers]."""
+        if not len(self.ops):
+            return
+        lone = tokens == 1
+        of_steps = np.stack([read.sum(axis=0), read[lone].sum(axis=0), read[~lone].sum(axis=0)])
+        of_tokens = np.array([tokens.sum(), tokens[lone].sum(), tokens[~lone].sum()])
+        bytes[self.ops] += self.bytes * of_steps[self.steps, self.positions]
+        macs[self.ops] += self.macs * of_tokens[self.steps]
 
 
 class Meter:
@@ -46,11 +72,8 @@ class Meter:
         self._weight_bytes = np.array([op.weight_bytes for op in ops], np.int64)
         self._row_bytes = np.array([op.notes.get("row_bytes", 0) for op in ops], np.int64)
         self._op_macs = np.array([op.macs for op in ops], np.int64)
-        routed = [(i, op.notes) for i, op in enumerate(ops) if "routed" in op.notes]
-        self._expert_ops = np.array([i for i, _ in routed], np.int64)
-        self._positions = np.array([notes["routed"] for _, notes in routed], np.int64)
-        self._expert_bytes = np.array([notes["expert_bytes"] for _, notes in routed], np.int64)
-        self._expert_macs = np.array([notes["expert_macs"] for _, notes in routed], np.int64)
+        self._experts_of = _Chosen(ops, "expert")
+        self._nodes_of = _Chosen(ops, "node")
         self._attention = [
             (i, op.notes["attention"].window, bytes_per_key(op.notes["attention"], kv))
             for i, op in enumerate(ops)
@@ -65,14 +88,16 @@ class Meter:
         self.counters = np.zeros((n, COUNTER), np.int64)
         self._bytes = np.zeros(n, np.int64)
         self._macs = np.zeros(n, np.int64)
-        self._noted: list[tuple[np.ndarray, np.ndarray, int, np.ndarray]] = []
+        self._noted: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 
-    def record(self, slot: np.ndarray, pos: np.ndarray, wanted: int, ns: int, counts: np.ndarray) -> None:
-        """Note one step of len(pos) tokens; counts [routed layers, E]: how many of them each expert got."""
+    def record(
+        self, slot: np.ndarray, pos: np.ndarray, wanted: int, ns: int, distinct: np.ndarray, nodes: np.ndarray
+    ) -> None:
+        """Note one step of len(pos) tokens; distinct, nodes [routed layers]: experts and nodes that it has read."""
         self.steps += 1
         self.tokens += len(pos)
         self.ns += ns
-        self._noted.append((slot.copy(), pos.copy(), wanted, counts.copy()))
+        self._noted.append((slot.copy(), pos.copy(), wanted, distinct.copy(), nodes.copy()))
         if len(self._noted) >= NOTED_STEPS:
             self._add_up()
 
@@ -81,19 +106,19 @@ class Meter:
         if not self._noted:
             return
         noted, self._noted = self._noted, []
-        tokens = np.array([len(pos) for _, pos, _, _ in noted], np.int64)
-        wanted = np.array([wanted for _, _, wanted, _ in noted], np.int64)
+        tokens = np.array([len(pos) for _, pos, _, _, _ in noted], np.int64)
+        wanted = np.array([wanted for _, _, wanted, _, _ in noted], np.int64)
         steps = np.where(self._wanted, np.count_nonzero(wanted), len(noted))
         units = np.where(self._wanted, wanted.sum(), tokens.sum())
         self._bytes += self._weight_bytes * steps + self._row_bytes * units
         self._macs += self._op_macs * units
-        if len(self._expert_ops):
-            counts = np.stack([counts for _, _, _, counts in noted])
-            active, pairs = np.count_nonzero(counts, axis=(0, 2)), counts.sum(axis=(0, 2))
-            self._experts += int(active.sum())
-            self._bytes[self._expert_ops] += self._expert_bytes * active[self._positions]
-            self._macs[self._expert_ops] += self._expert_macs * pairs[self._positions]
-        seen = {window: sum(keys_seen(window, slot, pos) for slot, pos, _, _ in noted) for window in self._windows}
+        for chosen, read in (
+            (self._experts_of, np.stack([distinct for _, _, _, distinct, _ in noted])),
+            (self._nodes_of, np.stack([nodes for _, _, _, _, nodes in noted])),
+        ):
+            chosen.add(self._bytes, self._macs, tokens, read)
+        self._experts += sum(int(distinct.sum()) for _, _, _, distinct, _ in noted)
+        seen = {window: sum(keys_seen(window, slot, pos) for slot, pos, *_ in noted) for window in self._windows}
         for i, window, key_bytes in self._attention:
             self._bytes[i] += seen[window] * key_bytes
 

@@ -16,6 +16,9 @@ from lapinfer.kernels.operands import COUNT, FIRST, KERNEL, KIND, OPERANDS, ROW,
 
 Operand = np.ndarray | int | float
 
+BY_FORMAT = ("matmul", "attention", "experts", "router", "tree", "neurons", "inward", "outward")
+"""Kernels that there are for every format of weights, or of keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class Op:
@@ -54,7 +57,7 @@ def encode_operand(value: Operand) -> int:
 
 def encode(op: Op, address: int) -> np.ndarray:
     """The op's row."""
-    by_format = op.kernel.startswith(("matmul_", "attention_", "experts_", "router_"))
+    by_format = op.kernel.split("_")[0] in BY_FORMAT
     names = OPERANDS[op.kernel.split("_")[0] if by_format else op.kernel]
     if unknown := set(op.operands) ^ set(names):
         raise ValueError(f"op {op.name}: operands {sorted(unknown)} missing or unknown")

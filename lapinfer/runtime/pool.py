@@ -20,7 +20,7 @@ import numpy as np
 from lapinfer.errors import CheckpointError, DoesNotFitError, UnsupportedError
 from lapinfer.kernels.operands import LOAD, POLICIES, POOL_COUNTERS
 from lapinfer.runtime.plan import Operand
-from lapinfer.spec import ModelSpec
+from lapinfer.spec import FeedForwardSpec
 
 Policy = Literal["lru", "lfu", "lrfu"]
 PIECE = 1 << 21
@@ -46,11 +46,13 @@ class ExpertPool:
     that are read). slots is None for experts in the mapped file.
     """
 
-    def __init__(self, spec: ModelSpec, file: Path, banks: Sequence[tuple[np.ndarray, int, int]], slots: int | None,
-                 policy: Policy = "lrfu", hints: bool = False):  # fmt: skip
+    def __init__(
+        self, feed_forwards: Sequence[FeedForwardSpec], file: Path, banks: Sequence[tuple[np.ndarray, int, int]],
+        slots: int | None, policy: Policy = "lrfu", hints: bool = False,
+    ):  # fmt: skip
         self.hints = hints
         self.file, self.policy, self.banks = file, policy, list(banks)
-        routers = [layer.feed_forward.router for layer in spec.layers if layer.feed_forward.router is not None]
+        routers = [ff.router for ff in feed_forwards if ff.router is not None]
         self.experts = [router.n_experts for router in routers]
         self.first = np.concatenate([[0], np.cumsum(self.experts)]).astype(np.int64)
         total, most = int(self.first[-1]), max(self.experts)

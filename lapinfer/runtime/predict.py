@@ -11,9 +11,11 @@ from math import prod
 import numpy as np
 
 from lapinfer.quant import FORMATS, GROUP, ROWS
+from lapinfer.quant.rows import row_bytes
 from lapinfer.runtime.kv import KVName, bytes_per_key
 from lapinfer.runtime.routing import expected_distinct
-from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, is_matrix, layer_tensors, tensors
+from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, TreeSpec
+from lapinfer.tensors import is_matrix, is_row_by_row, layer_tensors, tensors
 
 OF_ATTENTION = (
     "attn_norm", "qkv", "q_norm", "k_norm", "q_a_norm", "q_b", "kv_norm", "k_up", "v_up", "sinks", "o",
@@ -25,11 +27,13 @@ PARTS: tuple[str, ...] = ("embedding", "attention", "kv", "router", "experts", "
 def predict_bytes(
     spec: ModelSpec, formats: Mapping[str, str], kv: KVName, slot: Sequence[int] | np.ndarray,
     pos: Sequence[int] | np.ndarray, wanted: int, distinct: Mapping[int, int] | None = None,
+    nodes: Mapping[int, int] | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes touched by each part in one step: tokens at (slot[i], pos[i]), of which `wanted` get logits.
 
     formats: the format of each matrix by our tensor names. distinct: how many experts of a layer are read, by layer,
-    shared ones included; those of one token are known, those of several are else what is expected of chance.
+    shared ones included; nodes: how many nodes of its trees. Those of one token are known, those of several are else
+    what is expected of chance.
     """
     parts = dict.fromkeys(parts_of(spec), 0)
     row = matrix_bytes("embed", ROWS, spec.hidden, formats["embed"]) // ROWS
@@ -40,11 +44,20 @@ def predict_bytes(
             size = matrices_bytes(name, shape, formats[name]) if is_matrix(name) else 4 * prod(shape)
             if part == "experts":
                 size = size // shape[0] * (distinct or {}).get(i, expected_experts(layer, len(pos)))
+            elif (tree := layer.feed_forward.router) is not None and isinstance(tree, TreeSpec) and _of_nodes(name):
+                size = size // (tree.trees * tree.nodes) * (nodes or {}).get(i, expected_nodes(layer, len(pos)))
+            elif name.endswith(".mix"):
+                size = 0  # read when the model is loaded
             parts[part] += size
         parts["kv"] += keys_read(layer, slot, pos) * bytes_per_key(layer.attention, kv)
     if wanted:
         parts["head"] = _head_bytes(spec, formats)
     return parts
+
+
+def _of_nodes(name: str) -> bool:
+    """Whether a tensor of a layer has a part for each node of its trees."""
+    return name.split(".")[2] in ("nodes", "node_out")
 
 
 def matrix_bytes(name: str, rows: int, columns: int, format: str) -> int:
@@ -71,6 +84,8 @@ def keys_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequence[
 
 def matrices_bytes(name: str, shape: tuple[int, ...], format: str) -> int:
     """Bytes of a packed matrix [R, C], or of several [n, R, C]."""
+    if is_row_by_row(name):
+        return prod(shape[:-1]) * row_bytes(format, shape[-1])
     return prod(shape[:-2]) * matrix_bytes(name, shape[-2], shape[-1], format)
 
 
@@ -88,20 +103,27 @@ def expected_experts(layer: LayerSpec, tokens: int) -> int:
     """Experts that a routed layer is expected to read in a step, shared ones included; of one token that is sure."""
     ff = layer.feed_forward
     assert ff.router is not None
+    if isinstance(ff.router, TreeSpec) and ff.router.neurons:
+        return round(ff.router.trees * _visited(ff.router.depth + 1, tokens))
     return ff.shared + round(float(expected_distinct(ff.router.n_experts, ff.router.top_k, tokens)))
 
 
-def expected_counts(spec: ModelSpec, tokens: int) -> np.ndarray:
-    """Tokens of each expert [routed layers, E] that a step is expected to have, before it has run."""
+def expected_nodes(layer: LayerSpec, tokens: int) -> int:
+    """Nodes of a layer's trees that a step is expected to read; of one token that is sure."""
+    tree = layer.feed_forward.router
+    return round(tree.trees * _visited(tree.depth, tokens)) if isinstance(tree, TreeSpec) and tree.path else 0
+
+
+def _visited(levels: int, tokens: int) -> float:
+    """Different nodes in so many levels of a tree that tokens meet which go either way with equal chance."""
+    return sum(float(expected_distinct(1 << level, 1, tokens)) for level in range(levels))
+
+
+def expected_reads(spec: ModelSpec, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Experts and nodes [routed layers] that a step is expected to read, before it has run."""
     routed = [layer for layer in spec.layers if layer.feed_forward.router is not None]
-    counts = np.zeros((len(routed), max((layer.feed_forward.experts for layer in routed), default=0)), np.int64)
-    for row, layer in zip(counts, routed, strict=True):
-        ff = layer.feed_forward
-        assert ff.router is not None
-        active = expected_experts(layer, tokens) - ff.shared
-        row[:active] = np.diff(np.arange(active + 1) * tokens * ff.router.top_k // active)
-        row[ff.router.n_experts : ff.experts] = tokens
-    return counts
+    experts = [expected_experts(layer, tokens) for layer in routed]
+    return np.array(experts, np.int64), np.array([expected_nodes(layer, tokens) for layer in routed], np.int64)
 
 
 def parts_of(spec: ModelSpec) -> list[str]:
@@ -117,8 +139,10 @@ def _part(name: str, layer: LayerSpec) -> str:
     part = name.split(".")[2]
     if part in OF_ATTENTION:
         return "attention"
-    if part in ("router", "experts"):
-        return part
+    if part in ("experts", "leaves"):
+        return "experts"
+    if part in ("router", "nodes", "node_out", "mix"):
+        return "router"
     return "router" if layer.feed_forward.router is not None and part == "ff_norm" else "feed-forward"
 
 

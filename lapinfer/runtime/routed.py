@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lapinfer.kernels.operands import ACTIVE_EXPERT, EXPERT_TILE, F32_TILE_GROUP, TILE
 from lapinfer.quant import GROUP
-from lapinfer.spec import FeedForwardSpec, ModelSpec
-
-if TYPE_CHECKING:
-    from lapinfer.runtime.build import Limits
+from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 
 
 def most_tiles(ff: FeedForwardSpec, tokens: int) -> int:
@@ -28,7 +25,9 @@ class RoutingBuffers:
     """Buffers of all routed layers, and what each of them chose in the last step.
 
     layers: their indexes. chosen int64, weight float32 [routed layers, T, A]: experts in order of rank, −1 where a
-    layer has fewer; counts int64 [routed layers, E]: tokens of each expert, shared ones last.
+    layer has fewer; path float32 [routed layers, T, nodes]: logits of the nodes that each token met, tree by tree, NaN
+    where a layer has fewer. distinct, nodes int64 [routed layers]: how many experts, shared ones included, and how many
+    nodes the step has read.
     """
 
     layers: tuple[int, ...]
@@ -39,6 +38,9 @@ class RoutingBuffers:
     hint_logits: np.ndarray
     chosen: np.ndarray
     weight: np.ndarray
+    path: np.ndarray
+    distinct: np.ndarray
+    nodes: np.ndarray
     counts: np.ndarray
     finished: np.ndarray
     active: np.ndarray
@@ -47,36 +49,49 @@ class RoutingBuffers:
     row_weights: np.ndarray
     gathered: np.ndarray
     hidden: np.ndarray
+    leaf_hidden: np.ndarray
 
     @classmethod
-    def for_spec(cls, spec: ModelSpec, limits: Limits) -> RoutingBuffers:
-        routed = {i: layer.feed_forward for i, layer in enumerate(spec.layers) if layer.feed_forward.router is not None}
-        step = -(-limits.step // TILE) * TILE
+    def for_layers(cls, hidden: int, feed_forwards: Mapping[int, FeedForwardSpec], step: int) -> RoutingBuffers:
+        """For steps of at most `step` tokens, whole tiles of them."""
+        routed = {i: ff for i, ff in feed_forwards.items() if ff.router is not None}
+        routers = [ff.router for ff in routed.values() if ff.router is not None]
         tiles = max((most_tiles(ff, step) for ff in routed.values()), default=0)
         experts = max((ff.experts for ff in routed.values()), default=0)
-        chosen = max((ff.router.top_k for ff in routed.values() if ff.router), default=0)
-        width = max((ff.width for ff in routed.values()), default=0)
+        scored = max((r.n_experts + 1 for r in routers if isinstance(r, RouterSpec)), default=0)
+        chosen = max((router.top_k for router in routers), default=0)
+        width = max((ff.width for ff in routed.values() if not ff.narrow), default=0)
+        leaf = max((ff.width * (1 + ff.gated) for ff in routed.values() if ff.narrow), default=0)
+        path = max((max(r.path, r.top_k * r.neurons) for r in routers if isinstance(r, TreeSpec)), default=0)
+        T, L = (step, len(routed)) if routed else (0, 0)
+
+        def floats(count: int, columns: int) -> np.ndarray:
+            return np.zeros((count, -(-columns // GROUP) * GROUP), np.float32)
 
         def tile_bytes(count: int, columns: int) -> np.ndarray:
             return np.zeros((count, -(-columns // (2 * GROUP)) * 2, F32_TILE_GROUP), np.uint8)
 
         return cls(
             layers=tuple(routed),
-            exact=np.zeros((step if routed else 0, -(-spec.hidden // GROUP) * GROUP), np.float32),
-            logits=np.zeros((step if routed else 0, -(-(experts + 1) // GROUP) * GROUP), np.float32),
-            hint_tiles=tile_bytes(step // TILE if routed else 0, spec.hidden),
-            hint_exact=np.zeros((step if routed else 0, -(-spec.hidden // GROUP) * GROUP), np.float32),
-            hint_logits=np.zeros((step if routed else 0, -(-(experts + 1) // GROUP) * GROUP), np.float32),
-            chosen=np.full((len(routed), step, chosen), -1, np.int64),
-            weight=np.zeros((len(routed), step, chosen), np.float32),
-            counts=np.zeros((len(routed), experts), np.int64),
+            exact=floats(T, hidden),
+            logits=floats(T, scored),
+            hint_tiles=tile_bytes(T // TILE, hidden),
+            hint_exact=floats(T, hidden),
+            hint_logits=floats(T, scored),
+            chosen=np.full((L, step, chosen), -1, np.int64),
+            weight=np.zeros((L, step, chosen), np.float32),
+            path=np.full((L, step, path), np.nan, np.float32),
+            distinct=np.zeros(L, np.int64),
+            nodes=np.zeros(L, np.int64),
+            counts=np.zeros(experts, np.int64),
             finished=np.zeros(1, np.int64),
-            active=np.zeros((experts, len(ACTIVE_EXPERT)), np.int64),
+            active=np.zeros((min(experts, tiles), len(ACTIVE_EXPERT)), np.int64),
             tiles=np.zeros((tiles, len(EXPERT_TILE)), np.int64),
             rows=np.zeros(tiles * TILE, np.int64),
             row_weights=np.zeros(tiles * TILE, np.float32),
-            gathered=tile_bytes(tiles, spec.hidden),
+            gathered=tile_bytes(tiles, hidden if width else 0),
             hidden=tile_bytes(tiles, width),
+            leaf_hidden=floats(tiles * TILE if leaf else 0, leaf + GROUP),
         )
 
     def position(self, layer: int) -> int:

@@ -1,4 +1,5 @@
-"""Which experts tokens were routed to, over many steps: load, weight, pairs, reuse, distinct experts a step.
+"""Which experts tokens were routed to, over many steps: load, weight, pairs, reuse, distinct experts a step; of trees,
+whose leaves are experts, how sure their decisions were.
 
 L are here the routed layers alone; those that have fewer experts than the largest are padded with zeros. Shared
 experts, which every token gets, are not counted. Counting is put off until some tokens have come together: it costs
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from lapinfer.errors import InputError
-from lapinfer.spec import ModelSpec
+from lapinfer.spec import ModelSpec, TreeSpec
 
+MOST_PAIRED = 1024
+"""Experts of a layer for which it is counted which two are chosen together: that takes their square in numbers."""
 TOGETHER = 64
 """Tokens that are counted at once."""
 BINS = 24
@@ -44,6 +47,18 @@ def magnitude(values: np.ndarray) -> np.ndarray:
     return np.minimum(np.frexp(values)[1] - 1, BINS - 1)
 
 
+def decisions(path: np.ndarray, tree: TreeSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Of each token, with logits [T, ≥ nodes met] of nodes tree by tree: mean entropy of its decisions, in nats, and
+    the weight that its leaf has in the soft mixture (mean of all trees)."""
+    met = tree.depth + tree.neurons  # a neuron below which there is none decides nothing
+    z = np.abs(path[:, : tree.trees * met].reshape(-1, tree.trees, met)[..., : tree.depth].astype(np.float64))
+    if tree.depth == 0:
+        return np.zeros(len(path)), np.ones(len(path))
+    softplus = np.log1p(np.exp(-z))  # −log of the more likely side
+    entropy = softplus + z * np.exp(-z - softplus)
+    return entropy.mean(axis=(1, 2)), np.exp(-softplus.sum(axis=2)).mean(axis=1)
+
+
 class Routing:
     """Accumulates what each step's tokens were routed to; `arrays()` and `summary()` read it.
 
@@ -60,13 +75,16 @@ class Routing:
         self.experts = np.array([router.n_experts for router in routers.values()], np.int64)
         self.top_k = np.array([router.top_k for router in routers.values()], np.int64)
         self._lock = threading.Lock()
-        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._pending: list[tuple[np.ndarray, ...]] = []
         self._waiting = 0
         L, E, A = len(routers), int(self.experts.max()), int(self.top_k.max())
         self._tokens = 0
         self._routed = np.zeros((L, E), np.int64)
         self._mass = np.zeros((L, E))
-        self._pairs = np.zeros((L, E, E), np.uint32)  # [l, e, f]: e ranked before f
+        paired = E if A > 1 and E <= MOST_PAIRED else 0
+        self._pairs = np.zeros((L, paired, paired), np.uint32)  # [l, e, f]: e ranked before f
+        self._trees = [router if isinstance(router, TreeSpec) else None for router in routers.values()]
+        self._node_entropy, self._leaf_mass = np.zeros(L), np.zeros(L)
         self._reuse = np.zeros((L, BINS), np.int64)
         self._first = np.zeros(L, np.int64)
         self._repeated = np.zeros(L, np.int64)
@@ -80,14 +98,19 @@ class Routing:
         self._before = np.zeros((L, 0, A), np.int64)
         self._used = np.zeros((0, L, E), np.int64)
 
-    def record(self, slot: np.ndarray, pos: np.ndarray, chosen: np.ndarray, weight: np.ndarray) -> None:
+    def record(
+        self, slot: np.ndarray, pos: np.ndarray, chosen: np.ndarray, weight: np.ndarray,
+        path: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         """Add one step of T tokens: slot, pos int64 [T], chosen int64 and weight float32 [L, T, A].
 
         chosen: for each routed layer in order, the different experts of each token in order of rank, −1 where a layer
-        has fewer than A = max(top_k). The arrays are copied.
+        has fewer than A = max(top_k). path: logits of the nodes that tokens met, float32 [L, T, nodes], tree by tree.
+        The arrays are copied.
         """
         with self._lock:
-            self._pending.append((slot.copy(), pos.copy(), chosen.copy(), weight.copy()))
+            path = np.zeros((*chosen.shape[:2], 0), np.float32) if path is None else path.copy()
+            self._pending.append((slot.copy(), pos.copy(), chosen.copy(), weight.copy(), path))
             self._waiting += len(slot)
             if self._waiting >= TOGETHER:
                 self._count_pending()
@@ -104,7 +127,10 @@ class Routing:
         tokens []                       tokens run
         tokens_routed [L, E]            tokens that got each expert
         weight_mass [L, E]              sums of the weights that tokens gave it
-        together [L, E, E]              tokens that got both experts; the diagonal is 0
+        together [L, E, E]              tokens that got both experts; the diagonal is 0 (not counted, [L, 0, 0], where
+                                        a token gets one expert alone, or a layer has more than 1,024)
+        node_entropy [L]                mean entropy of a decision σ(logit) of the nodes met, in nats; 0 without trees
+        leaf_mass [L]                   mean weight that the chosen leaf has in the soft mixture; 1 without trees
         reuse [L, 24]                   uses of an expert by the number of tokens of the same slot since its last use
                                         there (1: the token before): 1, 2–3, 4–7, …
         first_use [L]                   uses of an expert that its slot had not used before
@@ -137,6 +163,11 @@ class Routing:
                 "step_tokens": self._step_tokens.copy(),
                 "distinct": self._distinct.copy(),
             }
+            tokens = max(self._tokens, 1)
+            sure = {
+                "node_entropy": self._node_entropy / tokens,
+                "leaf_mass": np.where([tree is not None for tree in self._trees], self._leaf_mass / tokens, 1.0),
+            }
         total = np.maximum(routed.sum(axis=1), 1)
         share = routed / total[:, None]
         entropy = -(share * np.log2(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1) + 0.0
@@ -146,6 +177,7 @@ class Routing:
             "experts": self.experts.copy(),
             "top_k": self.top_k.copy(),
             **counted,
+            **sure,
             "entropy": entropy,
             "entropy_share": np.divide(entropy, most, where=most > 0, out=np.ones_like(entropy)),
             "max_over_mean": routed.max(axis=1) * self.experts / total,
@@ -166,7 +198,7 @@ class Routing:
         a = self.arrays()
         names = (
             "experts", "top_k", "entropy", "entropy_share", "max_over_mean", "unused", "distinct_per_step",
-            "first_use", "repeat_share", "repeat_chance",
+            "first_use", "repeat_share", "repeat_chance", "node_entropy", "leaf_mass",
         )  # fmt: skip
         layers = [
             {"layer": int(layer), **{name: a[name][i].item() for name in names}, "reuse_median": _median(a["reuse"][i])}
@@ -182,7 +214,7 @@ class Routing:
     def _count_pending(self) -> None:
         if not self._pending:
             return
-        slots, positions, choices, weights = zip(*self._pending, strict=True)
+        slots, positions, choices, weights, paths = zip(*self._pending, strict=True)
         sizes = np.array([len(slot) for slot in slots])
         self._pending, self._waiting = [], 0
         slot, pos = np.concatenate(slots).astype(np.int64), np.concatenate(positions).astype(np.int64)
@@ -192,7 +224,9 @@ class Routing:
         there = chosen >= 0
         expert = np.arange(len(chosen))[:, None, None] * self._routed.shape[1] + chosen  # place in [L, E]
         self._count_load(expert[there], weight[there])
-        self._count_pairs(expert, chosen, there)
+        if self._pairs.size:
+            self._count_pairs(expert, chosen, there)
+        self._count_decisions(np.concatenate(paths, axis=1))
         self._count_distinct(sizes, expert, there)
         index = self._count_repeats(slot, pos, chosen)
         self._count_reuse(slot, index, expert, there)
@@ -216,6 +250,16 @@ class Routing:
         both = there[:, :, first] & there[:, :, second]
         pair = expert[:, :, first] * self._routed.shape[1] + chosen[:, :, second]
         np.add.at(self._pairs.reshape(-1), pair[both], np.uint32(1))
+
+    def _count_decisions(self, path: np.ndarray) -> None:
+        """Entropy and weight of the paths [L, T, nodes] through each layer's trees."""
+        for i, tree in enumerate(self._trees):
+            if tree is None or path.shape[2] == 0:
+                self._leaf_mass[i] += path.shape[1]
+                continue
+            entropy, mass = decisions(path[i], tree)
+            self._node_entropy[i] += entropy.sum()
+            self._leaf_mass[i] += mass.sum()
 
     def _count_distinct(self, sizes: np.ndarray, expert: np.ndarray, there: np.ndarray) -> None:
         seen = np.zeros((len(sizes), *self._routed.shape), bool)

@@ -103,6 +103,10 @@ class Tracer:
                     x = op.operands["x"]
                     assert isinstance(x, np.ndarray)
                     self._before(op, x[: int(step[TOKENS])].copy(), None)
+                if chunks and op.kernel == "descend":
+                    x = op.operands["columns"]
+                    assert isinstance(x, np.ndarray)
+                    self._before(op, x[: int(step[TOKENS])].copy(), None)
                 if chunks and op.kernel.startswith("experts_") and op.operands["tile_bytes"]:
                     self._before(op, *routed_inputs(op, int(step[EXPERT_TILES])))
                 kernel = team.KERNEL(int(row[KERNEL]))

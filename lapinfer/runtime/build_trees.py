@@ -1,0 +1,201 @@
+"""The ops of fast feedforward layers: the descent, and leaves that are kept neuron by neuron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lapinfer.kernels.operands import ACT_F32, ACTIVATIONS, CROWD, CROWD_TILES, EXPERTS, LONE, TILES
+from lapinfer.quant import GROUP
+from lapinfer.quant.rows import row_bytes
+from lapinfer.runtime.ops import Ops
+from lapinfer.runtime.plan import Operand
+from lapinfer.runtime.sizes import padded, padded_vector
+from lapinfer.spec import FeedForwardSpec, NormSpec, RouterSpec, TreeSpec
+
+NODE_FORMATS = ("f32", "f16", "bf16")
+"""In the order of kernels/tree.py."""
+OUTWARD_CHUNKS = 8
+"""Pieces that the columns of several tokens' results are cut into, where they have so many groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a feed-forward's result goes: out (+)= scale · result, float32 [T, ≥ width]."""
+
+    out: np.ndarray
+    mode: int
+    width: int
+    scale: float = 1.0
+
+
+def sort_operands(
+    build: Ops, index: int, ff: FeedForwardSpec, tile_bytes: int, x: np.ndarray | int, gate: int = 0,
+    shared_weight: float = 1.0,
+) -> dict[str, Operand]:  # fmt: skip
+    """What tokens are sorted by expert with. gate: address of the first token's logit for the shared experts."""
+    routing, router = build.routing, ff.router
+    assert router is not None
+    position = routing.position(index)
+    return {
+        "routed": router.n_experts, "choices": router.top_k, "shared": ff.shared, "shared_weight": shared_weight,
+        "shared_gate": gate, "gate_stride": routing.logits.strides[0], "chosen": routing.chosen[position],
+        "chosen_stride": routing.chosen.shape[2], "weight": routing.weight[position], "position": position,
+        "finished": routing.finished, "counts": routing.counts, "active": routing.active, "tiles": routing.tiles,
+        "rows": routing.rows, "row_weights": routing.row_weights, "x": x, "tile_bytes": tile_bytes,
+        "gathered": routing.gathered, "distinct": routing.distinct[position : position + 1],
+    }  # fmt: skip
+
+
+def mixed(build: Ops, index: int, tree: TreeSpec) -> tuple[float, float]:
+    """The weights of leaves and of shared experts."""
+    if not tree.mix:
+        return 1.0, 1.0
+    k = float(build.weights.tensor(f"layers.{index}.mix")[0])
+    leaf = 1.0 / (1.0 + np.exp(-k))
+    return leaf, 1.0 - leaf
+
+
+def _tree_operands(build: Ops, index: int, tree: TreeSpec, columns: np.ndarray) -> dict[str, Operand]:
+    routing, p = build.routing, f"layers.{index}."
+    position, N = routing.position(index), tree.trees * tree.nodes
+    nodes: np.ndarray | int = 0
+    fmt, stride, bias, out, out_bias = 0, 0, 0, 0, 0
+    if tree.path:
+        nodes = build.weights.tensor(p + "nodes")
+        fmt, stride = NODE_FORMATS.index(build.format(p + "nodes")), nodes.strides[0]
+        bias = padded_vector(build.weights.tensor(p + "nodes.bias"), N * tree.node_width) if tree.node_bias else 0
+        if tree.node_width > 1:
+            out = np.ascontiguousarray(build.weights.tensor(p + "node_out"))
+            out_bias = padded_vector(build.weights.tensor(p + "node_out.bias"), N)
+    return {
+        "nodes": nodes, "node_format": fmt, "node_stride": stride, "node_bias": bias, "node_out": out,
+        "node_out_bias": out_bias, "node_width": tree.node_width,
+        "node_activation": ACTIVATIONS.index(tree.node_activation), "depth": tree.depth, "trees": tree.trees,
+        "columns": columns, "column_stride": columns.strides[0], "column_groups": padded(build.hidden) // GROUP,
+        "path": routing.path[position],
+        "path_stride": routing.path.strides[1], "distinct_nodes": routing.nodes[position : position + 1],
+    }  # fmt: skip
+
+
+def node_bytes(build: Ops, index: int, tree: TreeSpec) -> int:
+    """Bytes that one node's decision reads."""
+    n = tree.node_width
+    scalars = 4 * n * tree.node_bias + (4 * n + 4 if n > 1 else 0)
+    return n * row_bytes(build.format(f"layers.{index}.nodes"), build.hidden) + scalars
+
+
+def _notes(build: Ops, index: int, tree: TreeSpec) -> dict[str, Any]:
+    """What the meter counts of a descent."""
+    if not tree.path:
+        return {}
+    n = tree.node_width
+    return {
+        "routed": build.routing.position(index), "node_bytes": node_bytes(build, index, tree),
+        "node_macs": tree.path * n * (build.hidden + (n > 1)), "format": build.format(f"layers.{index}.nodes"),
+        "shape": (tree.trees * tree.nodes * n, build.hidden),
+    }  # fmt: skip
+
+
+def descend(
+    build: Ops, index: int, ff: FeedForwardSpec, tree: TreeSpec, columns: np.ndarray, tile_bytes: int = 0,
+    crowd: bool = False,
+) -> None:  # fmt: skip
+    """The leaf of each tree for every token, and the tokens sorted by leaf; crowd: only where there are several.
+
+    columns: float32 [T, ≥ D] to decide by; tile_bytes: of the tiles that the leaves multiply, if they do.
+    """
+    leaf, shared = mixed(build, index, tree)
+    build.add(
+        "descend", "descend", "router", index, CROWD_TILES if crowd else TILES, 1,
+        **sort_operands(build, index, ff, tile_bytes, build.tiles, shared_weight=shared),
+        **_tree_operands(build, index, tree, columns),
+        leaf_weight=leaf, notes=_notes(build, index, tree) | ({"lone": False} if crowd else {}),
+    )  # fmt: skip
+
+
+def narrow_leaves(
+    build: Ops, index: int, ff: FeedForwardSpec, router: RouterSpec | TreeSpec, norm: NormSpec | None, target: Target
+) -> None:
+    """Descent and leaves: one op for a lone token; for several, descent, first neurons, and what they give back."""
+    assert isinstance(router, TreeSpec)
+    tree, routing, p = router, build.routing, f"layers.{index}."
+    fmt, groups = build.format(p + "leaves.inward"), padded(target.width) // GROUP
+    columns = build.x
+    if norm is not None or target.out is build.x:  # leaves must not read what others have added already
+        columns = routing.exact
+        build.norm_of(build.x, p + "ff_norm", norm, build.hidden, index, "router", ACT_F32, exact=columns, out=0)
+    leaf_weight, shared_weight = mixed(build, index, tree)
+    leaves = _leaf_operands(build, index, ff, target, leaf_weight)
+    sort = sort_operands(build, index, ff, 0, 0, shared_weight=shared_weight)
+    descent: dict[str, Operand] = {**sort, **_tree_operands(build, index, tree, columns)}
+    there, back = _leaf_notes(build, index, ff, target)
+    both = there | {key: there[key] + back[key] for key in ("expert_bytes", "expert_macs")} | {"lone": True}
+    if tree.neurons:
+        build.add(f"neurons_{fmt}", "neurons", "experts", index, TILES, 1, **descent, **leaves, notes=both)
+    else:
+        notes = _notes(build, index, tree) | both
+        build.add(f"tree_{fmt}", "tree", "experts", index, LONE, 1, **descent, **leaves, notes=notes)
+        descend(build, index, ff, tree, columns, crowd=True)
+    hidden: dict[str, Operand] = {
+        "tiles": routing.tiles, "rows": routing.rows, "hidden": routing.leaf_hidden,
+        "hidden_stride": routing.leaf_hidden.strides[0],
+    }  # fmt: skip
+    build.add(
+        f"inward_{fmt}", "leaves.inward", "experts", index, EXPERTS, 1, active=routing.active, columns=columns,
+        column_stride=columns.strides[0], **hidden, **leaves, notes=there | {"lone": False},
+    )  # fmt: skip
+    unit = max(groups // OUTWARD_CHUNKS, 1)
+    build.add(
+        f"outward_{fmt}", "leaves.outward", "experts", index, CROWD, -(-groups // unit), unit=unit,
+        row_weights=routing.row_weights, **hidden, **leaves, notes=back | {"lone": False},
+    )  # fmt: skip
+
+
+def _leaf_notes(build: Ops, index: int, ff: FeedForwardSpec, target: Target) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the meter counts of a leaf's first neurons, and of what they give back."""
+    bank, rows = f"layers.{index}.leaves", (1 + ff.gated) * ff.width
+    fmt, D = build.format(bank + ".inward"), build.hidden
+    common = {
+        "format": fmt, "experts": ff.active, "routed": build.routing.position(index),
+        "bank": build.weights.tensor(bank),
+    }  # fmt: skip
+    there = rows * row_bytes(fmt, D) + (4 * rows if ff.bias else 0)
+    back = ff.width * row_bytes(fmt, target.width) + (4 * target.width if ff.bias and not _neurons(ff) else 0)
+    return (
+        common | {"expert_bytes": there, "expert_macs": rows * D, "shape": (rows, D)},
+        common | {"expert_bytes": back, "expert_macs": ff.width * target.width, "shape": (target.width, ff.width)},
+    )
+
+
+def _neurons(ff: FeedForwardSpec) -> bool:
+    return isinstance(ff.router, TreeSpec) and ff.router.neurons
+
+
+def _leaf_operands(
+    build: Ops, index: int, ff: FeedForwardSpec, target: Target, leaf_weight: float
+) -> dict[str, Operand]:
+    bank = f"layers.{index}.leaves"
+    leaves = build.weights.tensor(bank)
+    inward, outward = (0, 0), (0, 0)
+    if ff.bias:
+        inward = _biases(build.weights.tensor(bank + ".inward.bias"))
+    if ff.bias and not _neurons(ff):
+        outward = _biases(build.weights.tensor(bank + ".outward.bias"))
+    return {
+        "leaves": leaves, "leaf_stride": leaves.strides[0], "outward": build.weights.offset(bank + ".outward"),
+        "width": ff.width, "gated": int(ff.gated), "activation": ACTIVATIONS.index(ff.activation),
+        "inward_groups": padded(build.hidden) // GROUP, "outward_groups": padded(target.width) // GROUP,
+        "bias": inward[0], "bias_stride": inward[1], "outward_bias": outward[0], "outward_bias_stride": outward[1],
+        "leaf_weight": leaf_weight, "scale": target.scale, "mode": target.mode, "out": target.out,
+        "out_stride": target.out.strides[0], "out_width": target.width, "scratch": build.scratch,
+        "scratch_stride": build.scratch.strides[0],
+    }  # fmt: skip
+
+
+def _biases(stored: np.ndarray) -> tuple[np.ndarray, int]:
+    """Biases [E, n], padded to whole groups, and the bytes from one leaf's to the next."""
+    values = np.stack([padded_vector(row, stored.shape[1]) for row in stored])
+    return values, values.strides[0]

@@ -1,0 +1,222 @@
+"""What every plan is put together with: buffers that ops share, and the ops that all kinds of layers are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from lapinfer.kernels.operands import (
+    ACT_F32,
+    ACT_Q16,
+    ACTIVATION_KINDS,
+    ANY_WANT,
+    CROWD,
+    CROWD_TILES,
+    F32_TILE_GROUP,
+    GATED,
+    LAYER,
+    LONE,
+    NONE,
+    ONE,
+    PLAIN,
+    RMS,
+    TILE,
+    TILE_GROUP_BYTES,
+    TILES,
+    TOKENS,
+    WANT,
+    WANT_TILES,
+)
+from lapinfer.quant import BAND, FORMATS, GROUP, ROWS
+from lapinfer.runtime.kv import KVName
+from lapinfer.runtime.plan import Op
+from lapinfer.runtime.pool import ExpertPool, Policy
+from lapinfer.runtime.routed import RoutingBuffers
+from lapinfer.runtime.sizes import blocks_in_a_chunk, padded, padded_vector
+from lapinfer.spec import FeedForwardSpec, NormSpec
+
+
+def begin_step(header: memoryview | np.ndarray, tokens: int) -> None:
+    """Enter a step's number of tokens into its header (operands.STEP)."""
+    tiles = -(-tokens // TILE)
+    header[ONE], header[TOKENS], header[TILES] = 1, tokens, tiles
+    header[LONE], header[CROWD], header[CROWD_TILES] = int(tokens == 1), int(tokens > 1), tiles if tokens > 1 else 0
+
+
+class Weights(Protocol):
+    """Packed weights by our tensor names."""
+
+    def tensor(self, name: str) -> np.ndarray: ...
+
+    def format(self, name: str) -> str | None: ...
+
+    def offset(self, name: str) -> int:
+        """Where a matrix of a bank begins in each of its experts."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    def file_offset(self, bank: str) -> int:
+        """Where a bank begins in the file."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What buffers are allocated for: positions a slot, slots, tokens a step, threads, and the KV cache's numbers.
+
+    `activations`: what q8 and q4 weights are multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model
+    that is larger than memory, in the `mapped` file, or in a `pool` of so many slots, which they leave by a policy;
+    `hints`: ask the system for what the next layer will likely choose (runtime/pool.py).
+    """
+
+    ctx: int
+    slots: int = 1
+    step: int = 512
+    threads: int = 1
+    kv: KVName = "f16"
+    activations: Literal["q8", "q16"] = "q8"
+    experts: Literal["resident", "mapped", "pool"] = "resident"
+    slots_of_pool: int = 0
+    policy: Policy = "lrfu"
+    hints: bool = False
+
+
+class Ops:
+    """Collects ops over buffers that all layers share; what the model at hand does not need is left out.
+
+    x: the residual stream, float32 [T, hidden]; y: what a norm or the caller takes next; tiles, hidden_tiles:
+    activations.
+    """
+
+    def __init__(
+        self, hidden: int, feed_forwards: Mapping[int, FeedForwardSpec], weights: Weights, limits: Limits, *,
+        out: int = 0, widths: Iterable[int] = (), scratch: int = 0,
+    ):  # fmt: skip
+        """out: numbers that are given back, if not `hidden`; widths: of other inputs of matrices; scratch: floats
+        that a thread needs for other ops."""
+        self.hidden, self.weights, self.limits = hidden, weights, limits
+        self.feed_forwards = dict(feed_forwards)
+        self.ff_norms: dict[int, NormSpec | None] = {}
+        self.ops: list[Op] = []
+        self.pool: ExpertPool | None = None
+        T, D = padded(limits.step, TILE), padded(max(hidden, out))
+        self.x = np.zeros((T, D), np.float32)
+        self.y = np.zeros((T, D), np.float32)
+        inputs = max([hidden, *widths, *(ff.width for ff in self.feed_forwards.values())])
+        self.tiles = np.zeros((T // TILE, padded(inputs, 2 * GROUP) // GROUP, F32_TILE_GROUP), np.uint8)
+        self.hidden_tiles = np.zeros_like(self.tiles)
+        self.routing = RoutingBuffers.for_layers(hidden, self.feed_forwards, T)
+        leaves = max((TILE * D + padded(2 * ff.width) + GROUP for ff in self.feed_forwards.values() if ff.narrow),
+                     default=0)  # fmt: skip
+        route = 3 * padded(max((ff.experts for ff in self.feed_forwards.values()), default=0))
+        needed = max(TILE * 2 * BAND * ROWS, leaves, route, scratch)
+        self.scratch = np.zeros((limits.threads, padded(needed, GROUP)), np.float32)
+
+    def vector(self, name: str, width: int, offset: float = 0.0) -> np.ndarray:
+        """A float32 vector, padded with zeros to whole groups."""
+        return padded_vector(self.weights.tensor(name) + np.float32(offset), width)
+
+    def add(self, kernel: str, label: str, part: str, layer: int, count: int, times: int, **operands) -> Op:
+        extra = {key: operands.pop(key) for key in ("weight_bytes", "macs", "notes") if key in operands}
+        op = Op(kernel, label, part, layer, count, times, operands, **extra)
+        self.ops.append(op)
+        return op
+
+    # ---- the ops ----
+
+    def _norm_operands(self, name: str, norm: NormSpec | None, width: int) -> dict:
+        if norm is None:
+            return {"weight": 0, "bias": 0, "eps": 0.0, "norm": NONE, "width": width, "weight_bytes": 0}
+        return {
+            "weight": self.vector(f"{name}.weight", width, norm.offset),
+            "bias": self.vector(f"{name}.bias", width) if norm.bias else 0,
+            "eps": norm.eps,
+            "norm": RMS if norm.kind == "rms" else LAYER,
+            "width": width,
+            "weight_bytes": 4 * width * (2 if norm.bias else 1),
+        }
+
+    def norm(
+        self, name: str, norm: NormSpec | None, layer: int, part: str, kind: int, wanted: np.ndarray | None = None,
+        exact: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Norm of the residual stream into `tiles`, in float32 into `exact`; only of the rows that are wanted."""
+        self.norm_of(self.x, name, norm, self.hidden, layer, part, kind, wanted, exact)
+
+    def norm_of(
+        self, x: np.ndarray, name: str, norm: NormSpec | None, width: int, layer: int, part: str, kind: int,
+        wanted: np.ndarray | None = None, exact: np.ndarray | None = None, out: np.ndarray | Literal[0] | None = None,
+        label: str = "",
+    ) -> None:  # fmt: skip
+        """The same of the first columns of any float32 [T, ≥ width], and to other tiles (0: to none)."""
+        self.add(
+            "norm", label or name.rsplit(".", 1)[-1], part, layer, TILES if wanted is None else WANT_TILES, 1,
+            x=x, x_stride=x.strides[0], rows=0 if wanted is None else wanted,
+            tokens=TOKENS if wanted is None else WANT,
+            out=self.tiles if out is None else out, groups=padded(width) // GROUP, out_kind=kind,
+            exact=0 if exact is None else exact, **self._norm_operands(name, norm, width),
+        )  # fmt: skip
+
+    def add_norm(self, name: str, norm: NormSpec, layer: int, part: str, scale: float) -> None:
+        self.add(
+            "add_norm", name.rsplit(".", 1)[-1], part, layer, TILES, 1,
+            y=self.y, y_stride=self.y.strides[0], x=self.x, x_stride=self.x.strides[0], scale=scale,
+            **self._norm_operands(name, norm, self.hidden),
+        )  # fmt: skip
+
+    def matmul(
+        self, name: str, layer: int, part: str, x: np.ndarray, mode: int, *, logical: tuple[int, int],
+        label: str = "", out: np.ndarray | None = None, bias: np.ndarray | None = None, scale: float = 1.0,
+        softcap: float = 0.0, activation: int = 0, out_kind: int = 0, wanted: bool = False,
+        block_max: np.ndarray | None = None, out_step: int = 0,
+    ) -> None:  # fmt: skip
+        """A matrix, or several of one shape [n, …], each for its own columns of x and of out (out_step apart)."""
+        weights, fmt = self.weights.tensor(name), self.format(name)
+        *several, blocks, row_block_bytes = weights.shape
+        copies = several[0] if several else 1
+        groups = padded(logical[1]) // GROUP
+        least = {GATED: 4, PLAIN: 2}.get(mode, 1)
+        unit = blocks_in_a_chunk(blocks, row_block_bytes, least)
+        tiled = mode in (GATED, PLAIN)
+        target = self.hidden_tiles if tiled else out
+        assert target is not None
+        chunks, group_bytes = -(-blocks // unit), TILE_GROUP_BYTES[self.wants(name)]
+        self.add(
+            self.kernel("matmul", name), label or name.rsplit(".", 1)[-1], part, layer,
+            ANY_WANT if wanted else ONE, copies * chunks,
+            weights=weights, row_blocks=blocks, groups=groups, unit=unit, x=x,
+            tile_bytes=copies * groups * group_bytes, chunks=chunks, weights_step=blocks * row_block_bytes,
+            x_step=groups * group_bytes, out_step=out_step,
+            tokens=WANT if wanted else TOKENS, mode=mode, out=target, out_stride=0 if tiled else target.strides[0],
+            bias=0 if bias is None else bias, scale=scale, softcap=softcap, activation=activation,
+            out_groups=copies * blocks // least if tiled else 0, out_kind=out_kind,
+            block_max=0 if block_max is None else block_max, scratch=self.scratch,
+            scratch_stride=self.scratch.strides[0],
+            weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]),
+            macs=copies * logical[0] * logical[1],
+            notes={"format": fmt, "shape": (copies * logical[0], logical[1])},
+        )  # fmt: skip
+
+    def kernel(self, kind: str, name: str) -> str:
+        """The kernel that multiplies a matrix."""
+        return f"{kind}_{self.format(name)}{'_q16' if self.wants(name) == ACT_Q16 else ''}"
+
+    def format(self, name: str) -> str:
+        """The weight format of a matrix."""
+        fmt = self.weights.format(name)
+        assert fmt is not None, name
+        return fmt
+
+    def wants(self, name: str) -> int:
+        """The kind of activations that a matrix multiplies."""
+        if FORMATS[self.format(name)].activation == "f32":
+            return ACT_F32
+        return ACTIVATION_KINDS.index(self.limits.activations)
