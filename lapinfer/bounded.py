@@ -74,6 +74,17 @@ def resident_bytes() -> int:
         return usage if sys.platform == "darwin" else 1024 * usage
 
 
+def check_policy(policy: str, memory: float | None) -> None:
+    """InputError for an unknown policy, and for a bound together with the policy that bounds nothing."""
+    if policy not in (*POLICIES, SYSTEM):
+        raise InputError(f"policy {policy!r} is not known, expected one of {', '.join((*POLICIES, SYSTEM))}")
+    if policy == SYSTEM and memory is not None:
+        raise InputError(
+            f"policy {SYSTEM} bounds nothing, which contradicts --memory: leave out --memory, or choose the policy "
+            f"{', '.join(POLICIES[:-1])} or {POLICIES[-1]}"
+        )
+
+
 def bounded_model(
     spec: ModelSpec, weights: PackedFile, limits: Limits, memory: float, policy: str, **options: Any
 ) -> Model:
@@ -82,8 +93,6 @@ def bounded_model(
     InputError for a model without experts, DoesNotFitError when not even one token's experts would fit.
     """
     routed = [ff for _, ff in enumerate_routed(spec)]
-    if policy not in POLICIES:
-        raise InputError(f"policy {policy!r} is not known, expected one of {', '.join((*POLICIES, SYSTEM))}")
     if not routed:
         raise InputError(NO_EXPERTS)
     if not 0 < memory < 1e6:
