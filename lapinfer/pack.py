@@ -30,8 +30,9 @@ from lapinfer.calibration import (
     text_tokens,
 )
 from lapinfer.checkpoint import Checkpoint
+from lapinfer.checkpoint.entries import BankEntry, PackedEntry, with_banks
 from lapinfer.checkpoint.home import home
-from lapinfer.checkpoint.packed import FILE_NAME, BankEntry, PackedEntry, PackedFile, PackedWriter, is_packed
+from lapinfer.checkpoint.packed import FILE_NAME, PackedFile, PackedWriter, is_packed
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.model import Model, default_threads
@@ -126,6 +127,16 @@ def _packed_slices(
             yield pack(format, take_rows(grouped, place))
 
 
+def packed_entries(shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, str]) -> list[PackedEntry | BankEntry]:
+    """What the file holds of tensors of such shapes, in the order in which a step reads it; `formats` of matrices."""
+    entries = []
+    for name, shape in shapes.items():
+        if name in formats:
+            shape = (*shape[:-2], len(packed_rows(name, shape[-2])), shape[-1])
+        entries.append(PackedEntry(name, formats.get(name), shape))
+    return with_banks(entries)
+
+
 Known = Mapping[str, np.ndarray]
 """What is known of the inputs of matrices: importance [C] or [E, C], or covariance [C, C]."""
 
@@ -138,22 +149,6 @@ class _Packing:
     shapes: Mapping[str, tuple[int, ...]]
     formats: Mapping[str, FormatName]
 
-    def entries(self) -> list[PackedEntry | BankEntry]:
-        """What the file holds, in the order in which a step reads it."""
-        found: dict[str, PackedEntry | BankEntry] = {}
-        for name, shape in self.shapes.items():
-            if name not in self.formats:
-                found[name] = PackedEntry(name, None, shape)
-                continue
-            *bank, rows, columns = shape
-            entry = PackedEntry(name, self.formats[name], (*bank, len(packed_rows(name, rows)), columns))
-            if (group := bank_of(name)) is None:
-                found[name] = entry
-            else:
-                parts = found[group].parts if group in found else ()  # type: ignore[union-attr]
-                found[group] = BankEntry(group, (*parts, entry))
-        return list(found.values())
-
     def matrices(self, entry: PackedEntry | BankEntry) -> list[str]:
         """Our names of what an entry holds."""
         return [part.name for part in entry.parts] if isinstance(entry, BankEntry) else [entry.name]
@@ -162,11 +157,8 @@ class _Packing:
         """An entry's numbers, piece by piece."""
         if isinstance(entry, BankEntry):
             for e in range(entry.experts):
-                expert = np.zeros((1, entry.stride), np.uint8)
-                for part, at in zip(entry.parts, entry.offsets, strict=True):
-                    whole = np.concatenate(list(self._matrix(part.name, e, known)))
-                    expert[0, at : at + whole.nbytes] = whole.reshape(-1)
-                yield expert
+                matrices = (np.concatenate(list(self._matrix(part.name, e, known))) for part in entry.parts)
+                yield entry.experts_of([matrix[None] for matrix in matrices])
         elif entry.format is None:
             shape = self.shapes[entry.name]
             columns = shape[-1] if entry.name == "positions" else 1
@@ -225,7 +217,7 @@ def pack_checkpoint(
     if calibrate is not None and not lossy:
         raise InputError(f"{checkpoint.path}: nothing becomes q4 with a loss, so a calibration text has no use")
     calibration = text_tokens(spec, checkpoint.folder, calibrate) if calibrate is not None else random_tokens(spec)
-    entries = {entry.name: entry for entry in packing.entries()}
+    entries = {entry.name: entry for entry in packed_entries(shapes, packing.formats)}
     # In the header, so that a packing goes on only with weights that were made in the same way.
     metadata = {"quant": quant, "source": checkpoint.fingerprint, "calibration": calibration.label if lossy else "none"}
     sizes = {name: sum(prod(shapes[n]) for n in packing.matrices(entry)) for name, entry in entries.items()}

@@ -20,17 +20,18 @@ import tiny
 from random_weights import RandomWeights
 from safetensors.numpy import save_file
 
+from lapinfer.checkpoint.entries import BankEntry
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import FILE_NAME, BankEntry, PackedEntry, PackedFile, PackedWriter
+from lapinfer.checkpoint.packed import FILE_NAME, PackedFile, PackedWriter
 from lapinfer.errors import CheckpointError
 from lapinfer.families import spec_from_config
 from lapinfer.kernels.operands import POLICIES
 from lapinfer.loading import load_model
 from lapinfer.model import Model
-from lapinfer.pack import pack_checkpoint, packed_rows
+from lapinfer.pack import pack_checkpoint, packed_entries
 from lapinfer.runtime import pool as pools
 from lapinfer.runtime.build import Limits
-from lapinfer.spec import ModelSpec, bank_of, is_matrix, tensors
+from lapinfer.spec import ModelSpec, is_matrix, tensors
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs pread and madvise")
 
@@ -324,24 +325,15 @@ def write_large(folder: Path) -> int:
     """A packed folder whose experts repeat, so that it is quickly made; returns the bytes of all experts."""
     spec = spec_from_config(LARGE, "large")
     few = RandomWeights(spec_from_config(LARGE | {"num_local_experts": FEW, "num_experts_per_tok": FEW}, "few"), "q8")
-    entries: dict[str, PackedEntry | BankEntry] = {}
-    for name, shape in tensors(spec).items():
-        if not is_matrix(name):
-            entries[name] = PackedEntry(name, None, shape)
-            continue
-        rows = len(packed_rows(name, shape[-2]))
-        entry = PackedEntry(name, few.format(name), (*shape[:-2], rows, shape[-1]))
-        if (bank := bank_of(name)) is None:
-            entries[name] = entry
-        else:
-            before = entries.get(bank)
-            entries[bank] = BankEntry(bank, (*(before.parts if isinstance(before, BankEntry) else ()), entry))
+    formats = {name: str(few.format(name)) for name in tensors(spec) if is_matrix(name)}
+    entries = packed_entries(tensors(spec), formats)
     rng = np.random.default_rng(0)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LARGE))
     total = 0
-    with PackedWriter(folder / FILE_NAME, list(entries.values()), {"quant": "q8", "source": "a test"}) as writer:
-        for name, entry in entries.items():
+    with PackedWriter(folder / FILE_NAME, entries, {"quant": "q8", "source": "a test"}) as writer:
+        for entry in entries:
+            name = entry.name
             if name.endswith(".router"):
                 dtype, shape = entry.stored
                 assert dtype == "U8"
