@@ -24,6 +24,8 @@ SYSTEM = "system"
 MARGIN = 24_000_000
 """Bytes left for what Python allocates while it runs: tokenizer state, texts, reports."""
 
+WANTED = 64
+"""Tokens of a step whose logits may be wanted: room for those of 512 tokens would be kept from experts in vain."""
 
 NO_EXPERTS = "memory: this model has no experts to leave on disk; without the option it is checked to fit"
 
@@ -103,7 +105,8 @@ def bounded_model(
     least = max(ff.router.top_k for ff in routed if ff.router is not None)
     # Slots are address space at first; how many may be used is known when all else is there.
     stride = max(bank.shape[1] for bank in banks.values())
-    limits = replace(limits, experts="pool", slots_of_pool=max(bound // stride, least), policy=policy)  # type: ignore[arg-type]
+    most, wanted = max(bound // stride, least), max(WANTED, limits.slots)
+    limits = replace(limits, experts="pool", slots_of_pool=most, policy=policy, wanted=wanted)  # type: ignore[arg-type]
     model = Model(spec, Kept(weights), limits, **options)
     assert model.pool is not None
     fixed = resident_bytes() + model.buffer_bytes() + shared + MARGIN

@@ -73,9 +73,10 @@ class Weights(Protocol):
 class Limits:
     """What buffers are allocated for: positions a slot, slots, tokens a step, threads, and the KV cache's numbers.
 
-    `activations`: what q8 and q4 weights are multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model
-    that is larger than memory, in the `mapped` file, or in a `pool` of so many slots, which they leave by a policy;
-    `hints`: ask the system for what the next layer will likely choose (runtime/pool.py).
+    `wanted`: tokens of a step whose logits may be wanted, all when 0. `activations`: what q8 and q4 weights are
+    multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model that is larger than memory, in the
+    `mapped` file, or in a `pool` of so many slots, which they leave by a policy; `hints`: ask the system for what the
+    next layer will likely choose (runtime/pool.py).
     """
 
     ctx: int
@@ -88,6 +89,11 @@ class Limits:
     slots_of_pool: int = 0
     policy: Policy = "lrfu"
     hints: bool = False
+    wanted: int = 0
+
+    @property
+    def most_wanted(self) -> int:
+        return min(self.wanted or self.step, self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +163,7 @@ class Builder:
         heads, width = max(a.n_heads for a in attentions), max(lanes(a.v_dim) for a in attentions)
         count = partials(limits)
         self.partial = np.zeros((count, heads, width + PARTIAL_EXTRA), np.float32)
-        V = padded(spec.vocab, ROWS)
+        W, V = padded(limits.most_wanted, TILE), padded(spec.vocab, ROWS)
         self.step = StepBuffers(
             header=np.zeros(len(STEP), np.int64),
             token=np.zeros(T, np.int64),
@@ -167,8 +173,8 @@ class Builder:
             items=np.zeros((count, len(ITEM)), np.int64),
             part=np.zeros((T, 2), np.int64),
             partials=count,
-            logits=np.empty((T, V), np.float32),
-            block_max=np.empty((T, V // ROWS), np.float32),
+            logits=np.empty((W, V), np.float32),
+            block_max=np.empty((W, V // ROWS), np.float32),
         )
         self.ropes: dict[RopeSpec, np.ndarray] = {}
         self.caches: list[LayerCache] = []
