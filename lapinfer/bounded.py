@@ -26,6 +26,8 @@ MARGIN = 24_000_000
 
 WANTED = 64
 """Tokens of a step whose logits may be wanted: room for those of 512 tokens would be kept from experts in vain."""
+SHORT_STEP = 32
+"""Tokens of a step whose buffers are too small to be worth more slots."""
 
 NO_EXPERTS = "memory: this model has no experts to leave on disk; without the option it is checked to fit"
 
@@ -107,10 +109,18 @@ def bounded_model(
     stride = max(bank.shape[1] for bank in banks.values())
     most, wanted = max(bound // stride, least), max(WANTED, limits.slots)
     limits = replace(limits, experts="pool", slots_of_pool=most, policy=policy, wanted=wanted)  # type: ignore[arg-type]
-    model = Model(spec, Kept(weights), limits, **options)
-    assert model.pool is not None
-    fixed = resident_bytes() + model.buffer_bytes() + shared + MARGIN
-    slots = (bound - fixed) // model.pool.slot_bytes
+    kept, compile_s = Kept(weights), 0.0
+    while True:
+        model = Model(spec, kept, limits, **options)
+        assert model.pool is not None
+        model.compile_s = compile_s = compile_s + model.compile_s
+        fixed = resident_bytes() + model.buffer_bytes() + shared + MARGIN
+        slots = (bound - fixed) // model.pool.slot_bytes
+        if limits.step <= SHORT_STEP or slots >= max(model.pool.experts):
+            break
+        # Without slots for all experts of a layer steps are short anyway: what buffers took becomes slots.
+        model.close()
+        limits = replace(limits, step=max(limits.step // 4, SHORT_STEP))
     if slots < least:
         model.close()
         needed = fixed + least * model.pool.slot_bytes
