@@ -23,9 +23,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lapinfer.checkpoint.packed import BankEntry, PackedEntry
+from lapinfer.checkpoint.entries import BankEntry, PackedEntry
 from lapinfer.model import Model
-from lapinfer.pack import packed_rows
+from lapinfer.pack import packed_entries
 from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack
 from lapinfer.report.bandwidth import read_bandwidth
@@ -36,6 +36,14 @@ from lapinfer.tensors import active_parameters, bank_of, is_matrix, tensors
 D, LAYERS, PROMPT, ANSWER = 1024, 24, 512, 64
 
 
+def _repeated(entry: PackedEntry, rng: np.random.Generator) -> np.ndarray:
+    """One random band as often as it takes for a packed matrix, or several that share their memory."""
+    shape, columns = entry.stored[1], entry.shape[-1]
+    band = pack(str(entry.format), rng.standard_normal((BAND * ROWS, columns), np.float32) / np.float32(columns**0.5))
+    blocks = shape[-2]
+    return np.broadcast_to(np.tile(band, (-(-blocks // BAND), 1))[:blocks], shape)
+
+
 class RepeatedWeights:
     """Packed weights that repeat one random band; every copy has memory of its own."""
 
@@ -43,30 +51,21 @@ class RepeatedWeights:
 
     def __init__(self, spec: ModelSpec, quant: str):
         rng = np.random.default_rng(0)
-        self._formats: dict[str, str] = {}
+        self._formats = {
+            name: "f32" if name.endswith(".router") else "q6" if name == "embed" else quant
+            for name in tensors(spec)
+            if is_matrix(name)
+        }
         self._tensors: dict[str, np.ndarray] = {}
         self._banks: dict[str, BankEntry] = {}
-        for name, shape in tensors(spec).items():
-            if not is_matrix(name):
-                self._tensors[name] = np.ones(shape, np.float32)
-                continue
-            fmt = self._formats[name] = "f32" if name.endswith(".router") else "q6" if name == "embed" else quant
-            *several, rows, columns = shape
-            count = len(packed_rows(name, rows)) // ROWS
-            band = pack(fmt, rng.standard_normal((BAND * ROWS, columns), np.float32) / np.float32(columns**0.5))
-            matrix = np.tile(band, (-(-count // BAND), 1))[:count]
-            if (bank := bank_of(name)) is None:
-                self._tensors[name] = matrix
-                continue
-            entry = PackedEntry(name, fmt, (*several, count * ROWS, columns))
-            parts = (*(self._banks[bank].parts if bank in self._banks else ()), entry)
-            self._banks[bank] = BankEntry(bank, parts)
-            self._tensors[f"{bank}.{len(parts)}"] = matrix.reshape(-1)
-            if len(parts) == 2:
-                expert = np.concatenate([self._tensors.pop(f"{bank}.{i}") for i in (1, 2)])
-                stored = np.zeros((several[0], self._banks[bank].stride), np.uint8)
-                stored[:, : len(expert)] = expert
-                self._tensors[bank] = stored
+        for entry in packed_entries(tensors(spec), self._formats):
+            if isinstance(entry, BankEntry):
+                self._banks[entry.name] = entry
+                self._tensors[entry.name] = entry.experts_of([_repeated(part, rng) for part in entry.parts])
+            elif entry.format is None:
+                self._tensors[entry.name] = np.ones(entry.shape, np.float32)
+            else:
+                self._tensors[entry.name] = _repeated(entry, rng).copy()
 
     def tensor(self, name: str) -> np.ndarray:
         return self._tensors[name]
@@ -75,8 +74,7 @@ class RepeatedWeights:
         return self._formats.get(name)
 
     def offset(self, name: str) -> int:
-        bank = self._banks[str(bank_of(name))]
-        return bank.offsets[[part.name for part in bank.parts].index(name)]
+        return self._banks[str(bank_of(name))].offset(name)
 
     def file_offset(self, bank: str) -> int:
         return 0

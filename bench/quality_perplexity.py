@@ -133,7 +133,9 @@ def quantize_layer(arrays, config, options, moments) -> dict[str, np.ndarray]:
         if importance is not None and (options.power != 1.0 or (options.random and name in ("o", "down"))):
             importance = importance ** (options.power if options.power != 1.0 else 0.5)
         if options.feedback and name in moments and options.quant == "q4":
-            result[name] = calibrate.quantize_with_feedback(arrays[name], moments[name]).weights()
+            result[name] = calibrate.quantize_with_feedback(
+                arrays[name], calibrate.feedback_factors(moments[name])
+            ).weights()
         else:
             result[name] = quantize(options.quant, arrays[name], importance).weights()
     return result

@@ -24,6 +24,10 @@ SYSTEM = "system"
 MARGIN = 24_000_000
 """Bytes left for what Python allocates while it runs: tokenizer state, texts, reports."""
 
+WANTED = 64
+"""Tokens of a step whose logits may be wanted: room for those of 512 tokens would be kept from experts in vain."""
+SHORT_STEP = 32
+"""Tokens of a step whose buffers are too small to be worth more slots."""
 
 NO_EXPERTS = "memory: this model has no experts to leave on disk; without the option it is checked to fit"
 
@@ -76,6 +80,17 @@ def resident_bytes() -> int:
         return usage if sys.platform == "darwin" else 1024 * usage
 
 
+def check_policy(policy: str, memory: float | None) -> None:
+    """InputError for an unknown policy, and for a bound together with the policy that bounds nothing."""
+    if policy not in (*POLICIES, SYSTEM):
+        raise InputError(f"policy {policy!r} is not known, expected one of {', '.join((*POLICIES, SYSTEM))}")
+    if policy == SYSTEM and memory is not None:
+        raise InputError(
+            f"policy {SYSTEM} bounds nothing, which contradicts --memory: leave out --memory, or choose the policy "
+            f"{', '.join(POLICIES[:-1])} or {POLICIES[-1]}"
+        )
+
+
 def bounded_model(
     spec: ModelSpec, weights: PackedFile, limits: Limits, memory: float, policy: str, **options: Any
 ) -> Model:
@@ -84,8 +99,6 @@ def bounded_model(
     InputError for a model without experts, DoesNotFitError when not even one token's experts would fit.
     """
     routed = [ff for _, ff in enumerate_routed(spec)]
-    if policy not in POLICIES:
-        raise InputError(f"policy {policy!r} is not known, expected one of {', '.join((*POLICIES, SYSTEM))}")
     if not routed:
         raise InputError(NO_EXPERTS)
     if any(ff.narrow for ff in routed):
@@ -98,11 +111,20 @@ def bounded_model(
     least = max(ff.router.top_k for ff in routed if ff.router is not None)
     # Slots are address space at first; how many may be used is known when all else is there.
     stride = max(bank.shape[1] for bank in banks.values())
-    limits = replace(limits, experts="pool", slots_of_pool=max(bound // stride, least), policy=policy)  # type: ignore[arg-type]
-    model = Model(spec, Kept(weights), limits, **options)
-    assert model.pool is not None
-    fixed = resident_bytes() + model.buffer_bytes() + shared + MARGIN
-    slots = (bound - fixed) // model.pool.slot_bytes
+    most, wanted = max(bound // stride, least), max(WANTED, limits.slots)
+    limits = replace(limits, experts="pool", slots_of_pool=most, policy=policy, wanted=wanted)  # type: ignore[arg-type]
+    kept, compile_s = Kept(weights), 0.0
+    while True:
+        model = Model(spec, kept, limits, **options)
+        assert model.pool is not None
+        model.compile_s = compile_s = compile_s + model.compile_s
+        fixed = resident_bytes() + model.buffer_bytes() + shared + MARGIN
+        slots = (bound - fixed) // model.pool.slot_bytes
+        if limits.step <= SHORT_STEP or slots >= max(model.pool.experts):
+            break
+        # Without slots for all experts of a layer steps are short anyway: what buffers took becomes slots.
+        model.close()
+        limits = replace(limits, step=max(limits.step // 4, SHORT_STEP))
     if slots < least:
         model.close()
         needed = fixed + least * model.pool.slot_bytes

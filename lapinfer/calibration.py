@@ -87,56 +87,59 @@ def tensor_name(op: Op, spec: ModelSpec) -> str:
 def second_moments(
     model: Model, chunks: np.ndarray, shapes: Mapping[str, tuple[int, ...]], progress: Progress
 ) -> dict[str, np.ndarray]:
-    """Mean square of each input column of the named matrices; `shapes` are [C], or [E, C] for one of each expert.
+    """Mean square of each input column of the named matrices; `shapes` are [C], or [E, C] for one of each expert."""
+    sums = {name: np.zeros(shape) for name, shape in shapes.items()}
+    means = _means(model, chunks, sums, 1, lambda x: np.einsum("tc,tc->c", x, x), progress)
+    return {name: mean.astype(np.float32) for name, mean in means.items()}
+
+
+def covariances(
+    model: Model, chunks: np.ndarray, shapes: Mapping[str, tuple[int, ...]], progress: Progress
+) -> dict[str, np.ndarray]:
+    """Mean products [C, C] of the input columns of the named matrices, whose `shapes` are [C]; of [E, C] [E, C, C]."""
+    sums = {name: np.zeros((*shape, shape[-1]), np.float32) for name, shape in shapes.items()}
+    return _means(model, chunks, sums, 2, lambda x: x.T @ x, progress)
+
+
+def _means(
+    model: Model, chunks: np.ndarray, sums: dict[str, np.ndarray], dimensions: int,
+    product: Callable[[np.ndarray], np.ndarray], progress: Progress,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Means over tokens of a product of so many dimensions of their inputs [T, C], made in `sums`, which are zeros.
 
     An expert that few tokens chose is taken to be like the others of its layer, the more so the fewer it had.
     """
-    sums = {name: np.zeros(shape) for name, shape in shapes.items()}
-    tokens = {name: np.zeros(shape[:-1]) for name, shape in shapes.items()}
+    tokens = {name: np.zeros(total.shape[:-dimensions]) for name, total in sums.items()}
 
     def add(name: str, inputs: np.ndarray, experts: np.ndarray | None) -> None:
-        if sums[name].ndim == 1:
-            sums[name] += np.einsum("tc,tc->c", inputs, inputs)
+        if not tokens[name].ndim:
+            sums[name] += product(inputs)
             tokens[name] += len(inputs)
             return
         assert experts is not None
         for expert in np.unique(experts):
             its = inputs[experts == expert]
-            sums[name][expert] += np.einsum("tc,tc->c", its, its)
+            sums[name][expert] += product(its)
             tokens[name][expert] += len(its)
 
     _run(model, chunks, sums, add, progress)
-    found = {}
     for name, total in sums.items():
         count = tokens[name]
-        if total.ndim == 2:  # as if it had seen FEW_TOKENS more, of the layer's mean
-            total = total + FEW_TOKENS * total.sum(axis=0) / max(count.sum(), 1)
-            count = (count + FEW_TOKENS)[:, None]
-        found[name] = (total / np.maximum(count, 1)).astype(np.float32)
-    return found
-
-
-def covariances(model: Model, chunks: np.ndarray, widths: Mapping[str, int], progress: Progress) -> dict:
-    """Mean products [C, C] of the input columns of the named matrices; `widths` are their C."""
-    sums = {name: np.zeros((width, width), np.float32) for name, width in widths.items()}
-
-    def add(name: str, inputs: np.ndarray, experts: np.ndarray | None) -> None:
-        sums[name] += inputs.T @ inputs
-
-    _run(model, chunks, sums, add, progress)
-    for total in sums.values():
-        total /= chunks.size
+        if count.ndim:  # as if it had seen FEW_TOKENS more, of the layer's mean
+            total += FEW_TOKENS * total.sum(axis=0) / max(float(count.sum()), 1)
+            count = (count + FEW_TOKENS).reshape(-1, *[1] * dimensions)
+        total /= np.maximum(count, 1)
     return sums
 
 
-def groups_within(widths: Mapping[str, int], limit: int = COVARIANCE_BYTES) -> Iterator[dict[str, int]]:
-    """The matrices in groups whose covariances take at most `limit` bytes together (a single one may take more)."""
-    group: dict[str, int] = {}
-    for name, width in widths.items():
-        if group and 4 * sum(w * w for w in [*group.values(), width]) > limit:
+def groups_within(sizes: Mapping[str, int], limit: int = COVARIANCE_BYTES) -> Iterator[list[str]]:
+    """Names in groups whose sizes are at most `limit` together (a single one may be larger)."""
+    group: list[str] = []
+    for name, size in sizes.items():
+        if group and sum(sizes[other] for other in group) + size > limit:
             yield group
-            group = {}
-        group[name] = width
+            group = []
+        group.append(name)
     if group:
         yield group
 

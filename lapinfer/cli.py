@@ -133,7 +133,11 @@ Memory = Annotated[
     ),
 ]
 Policy = Annotated[
-    str, typer.Option("--policy", help="Which experts stay in memory: lru, lfu, lrfu (both), or as the system likes.")
+    str,
+    typer.Option(
+        "--policy",
+        help="Which experts stay in memory: lru, lfu, lrfu (both); or, without --memory, as the system likes: system.",
+    ),
 ]
 Hints = Annotated[
     bool,

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from lapinfer.checkpoint.packed import PackedEntry, packed_bank
+from lapinfer.checkpoint.entries import BankEntry
 from lapinfer.errors import InputError
 from lapinfer.kernels.operands import PROBLEM, STEP, STORE
 from lapinfer.model import default_threads
+from lapinfer.pack import packed_entries, packed_rows
 from lapinfer.quant import FORMATS
-from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
-from lapinfer.quant.rows import NEAREST, pack_rows
+from lapinfer.quant.blocks import pack, take_rows
+from lapinfer.quant.rows import NEAREST, pack_rows, unpack_rows
 from lapinfer.quant.search import quantize
 from lapinfer.runtime.build_feed_forward import feed_forward
 from lapinfer.runtime.build_trees import Target
@@ -35,7 +37,6 @@ from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.routing import decisions
-from lapinfer.runtime.sizes import padded
 from lapinfer.runtime.team import Team
 from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.state_dicts import fff_arrays
@@ -51,24 +52,20 @@ NODE_FORMATS = ("f32", "f16", "bf16")
 class ArrayWeights:
     """Arrays by our tensor names, packed in memory as a packed file has them."""
 
-    path = None
+    path = Path()
 
     def __init__(self, arrays: Mapping[str, Array], formats: Mapping[str, str]):
         self._formats = formats
         self._tensors: dict[str, Array] = {}
-        self._offsets: dict[str, int] = {}
-        banks: dict[str, list[str]] = {}
-        for name, values in arrays.items():
-            if (bank := bank_of(name)) is not None:
-                banks.setdefault(bank, []).append(name)
-            elif name in formats:
-                self._tensors[name] = _packed(name, values, formats[name])
+        self._banks: dict[str, BankEntry] = {}
+        for entry in packed_entries({name: values.shape for name, values in arrays.items()}, formats):
+            if isinstance(entry, BankEntry):
+                parts = [np.stack([_packed(p.name, w, formats[p.name]) for w in arrays[p.name]]) for p in entry.parts]
+                self._tensors[entry.name], self._banks[entry.name] = entry.experts_of(parts), entry
+            elif entry.format is None:
+                self._tensors[entry.name] = np.ascontiguousarray(arrays[entry.name], np.float32)
             else:
-                self._tensors[name] = np.ascontiguousarray(values, np.float32)
-        for bank, names in banks.items():
-            parts = [np.stack([_packed(name, one, formats[name]) for one in arrays[name]]) for name in names]
-            self._tensors[bank], offsets = packed_bank(parts)
-            self._offsets |= dict(zip(names, offsets, strict=True))
+                self._tensors[entry.name] = _packed(entry.name, arrays[entry.name], entry.format)
 
     def tensor(self, name: str) -> Array:
         return self._tensors[name]
@@ -77,7 +74,7 @@ class ArrayWeights:
         return self._formats.get(name)
 
     def offset(self, name: str) -> int:
-        return self._offsets[name]
+        return self._banks[str(bank_of(name))].offset(name)
 
     def file_offset(self, bank: str) -> int:
         raise NotImplementedError(bank)
@@ -197,7 +194,9 @@ class Layer:
 
     def _title(self) -> str:
         gated = " gated" if self.ff.gated else ""
-        return f"{self.width} to {self.out}, {self.ff.experts} × {self.ff.width} {self.ff.activation}{gated}, {self.quant}"
+        return (
+            f"{self.width} to {self.out}, {self.ff.experts} × {self.ff.width} {self.ff.activation}{gated}, {self.quant}"
+        )
 
     def _inputs(self, x: Array) -> Array:
         x = np.asarray(x, np.float32)
@@ -482,11 +481,7 @@ def _packed(name: str, values: Array, format: str) -> Array:
     """A matrix [R, C] as the kernels read it."""
     if is_row_by_row(name):
         return pack_rows(format, values)
-    if name.endswith("gate_up"):
-        return pack(format, take_rows(values, interleaved_rows(len(values) // 2)))
-    if name.endswith(".up"):
-        return pack(format, np.pad(values, ((0, padded(len(values)) - len(values)), (0, 0))))
-    return pack(format, values)
+    return pack(format, take_rows(values, packed_rows(name, len(values))))
 
 
 def _rounded(values: Array, format: str) -> Array:
@@ -496,9 +491,4 @@ def _rounded(values: Array, format: str) -> Array:
         return quantize(FORMATS[format].name, flat).weights().reshape(values.shape)
     if format == "f32":
         return values
-    from lapinfer.quant.rows import unpack_rows
-
     return unpack_rows(format, pack_rows(format, flat), flat.shape[1]).reshape(values.shape)
-
-
-__all__ = ["FFF", "Dense", "MoE", "PackedEntry"]

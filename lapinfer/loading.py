@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lapinfer.bounded import bounded_model, mapped_model
+from lapinfer.bounded import SYSTEM, bounded_model, check_policy, mapped_model
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_models
 from lapinfer.checkpoint.hub import resolve
@@ -59,10 +59,10 @@ def load_model(
     twice as long); auto is q16 for small models, which are quick anyway and lose most. experts: how many a token gets,
     instead of the number that the model was trained with. memory: GB (10^9 bytes) that this process may take, all
     included, for a mixture of experts that is larger: some experts are kept, the others read when they are chosen;
-    policy says which are kept: lru, lfu, lrfu (both), or system, which leaves that to the system's page cache and
-    bounds nothing. hints: run the next layer's router one layer early, and ask the system for its choice.
-    InputError for options out of range, CheckpointError for bad files, DoesNotFitError when memory or disk is too
-    small.
+    policy says which are kept: lru, lfu or lrfu (both); without memory also system, which leaves that to the system's
+    page cache and bounds nothing. hints: run the next layer's router one layer early, and ask the system for what it
+    chooses. InputError for options out of range, CheckpointError for bad files, DoesNotFitError when memory or disk is
+    too small.
     """
     say = progress or (lambda *args: None)
     threads = default_threads() if threads is None else threads
@@ -77,6 +77,7 @@ def load_model(
         raise InputError(f"activations {activations!r} is not known, expected auto, q8 or q16")
     if quant not in QUANTS:
         raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
+    check_policy(policy, memory)
     began = time.perf_counter()
     found = resolve(path_or_name)
     folder = found if isinstance(found, Path) else packed_copy(found, quant, packed_models(), _packing(say))
@@ -100,7 +101,7 @@ def load_model(
     # A chunk longer than the context would never be filled.
     limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv, activations, hints=hints)  # type: ignore[arg-type]
     options = {"name": str(path_or_name), "folder": folder, "notice": say}
-    if policy == "system":
+    if policy == SYSTEM:
         model = mapped_model(spec, weights, limits, **options)
     elif memory is not None:
         model = bounded_model(spec, weights, limits, memory, policy, **options)

@@ -19,16 +19,11 @@ import numpy as np
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.kernels.operands import (
     ANY_WANT,
-    CROWD,
-    CROWD_TILES,
     ITEMS,
-    LONE,
     NOT_READ,
-    ONE,
     PROBLEM,
     PROBLEMS,
     TILE,
-    TILES,
     TOKENS,
     WANT,
     WANT_TILES,
@@ -76,7 +71,8 @@ class Model:
 
         self.spec, self.weights, self.limits = spec, weights, limits
         self.name, self.folder = name, folder
-        self.ctx, self.slots, self.threads, self.max_step = limits.ctx, limits.slots, limits.threads, limits.step
+        self.ctx, self.slots, self.threads = limits.ctx, limits.slots, limits.threads
+        self.max_step, self.max_wanted = limits.step, limits.most_wanted
         self.lock = threading.RLock()
         built = Builder(spec, weights, limits).build()
         self._step, self._routed = built.step, built.routing
@@ -100,7 +96,7 @@ class Model:
         self, token: Sequence[int] | np.ndarray, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray,
         want: Sequence[bool] | np.ndarray,
     ) -> Logits:  # fmt: skip
-        """Run T ≤ max_step tokens; returns the logits of those that are wanted.
+        """Run T ≤ max_step tokens; returns the logits of those that are wanted, at most max_wanted.
 
         Tokens of one slot come in the order of their positions, each one behind what the slot already holds.
         """
@@ -116,6 +112,8 @@ class Model:
                 if want[t]:
                     buffers.want[wanted] = t
                     wanted += 1
+            if wanted > self.max_wanted:
+                raise InputError(f"a step gives the logits of at most {self.max_wanted} tokens, {wanted} were wanted")
             header = self._header
             begin_step(header, n)
             header[WANT], header[WANT_TILES], header[ANY_WANT] = wanted, -(-wanted // TILE), int(wanted > 0)
@@ -221,8 +219,9 @@ class Model:
             raise InputError(f"{len(ids)} tokens do not fit the context of {self.ctx}: load with a larger ctx")
         out = np.empty((len(ids), self.spec.vocab), np.float32)
         with self.lock:
-            for at in range(0, len(ids), self.max_step):
-                piece = ids[at : at + self.max_step]
+            size = min(self.max_step, self.max_wanted)
+            for at in range(0, len(ids), size):
+                piece = ids[at : at + size]
                 positions = np.arange(at, at + len(piece))
                 logits = self.step(piece, np.zeros(len(piece), np.int64), positions, np.ones(len(piece), bool))
                 out[at : at + len(piece)] = logits.values

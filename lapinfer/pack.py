@@ -30,14 +30,15 @@ from lapinfer.calibration import (
     text_tokens,
 )
 from lapinfer.checkpoint import Checkpoint
+from lapinfer.checkpoint.entries import BankEntry, PackedEntry, with_banks
 from lapinfer.checkpoint.home import home
-from lapinfer.checkpoint.packed import FILE_NAME, BankEntry, PackedEntry, PackedFile, PackedWriter, is_packed
+from lapinfer.checkpoint.packed import FILE_NAME, PackedFile, PackedWriter, is_packed
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.model import Model, default_threads
 from lapinfer.quant import BAND, FORMATS, ROWS, FormatName
 from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
-from lapinfer.quant.calibrate import quantize_with_feedback
+from lapinfer.quant.calibrate import feedback_factors, quantize_with_feedback
 from lapinfer.quant.rows import NEAREST, pack_rows
 from lapinfer.quant.search import joined
 from lapinfer.runtime.ops import Limits
@@ -61,6 +62,8 @@ UNKNOWN_INPUTS = (".k_up", ".v_up", ".inward", ".outward")
 
 FEEDBACK_COLUMNS = 4096
 """Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and a gigabyte."""
+FEEDBACK_BANK = 1 << 29
+"""Nor are matrices of experts whose covariances take more bytes in one layer."""
 
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
           "chat_template.jinja")  # fmt: skip
@@ -108,17 +111,17 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
 def _packed_slices(
     assembler: Assembler, name: str, order: np.ndarray, columns: int, format: FormatName, known: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """Slices of bands of one packed matrix. known: importance [C] of its columns, or covariance [C, C]."""
+    """Slices of bands of one packed matrix. known: importance [C] of its columns, or factors [C, C] of feedback."""
     packed = pack_rows if is_row_by_row(name) else pack
-    whole = None
+    whole, first = None, int(order[order >= 0].min())
     if known is not None and known.ndim == 2:
         with assembler.naming(f"{name}, all rows"):
-            whole = quantize_with_feedback(assembler.read(name, 0, int(order.max()) + 1, columns), known)
+            whole = quantize_with_feedback(assembler.read(name, first, int(order.max()) + 1, columns), known)
     step = max(SLICE // max(columns, 1) // (BAND * ROWS), 1) * BAND * ROWS
     for at in range(0, len(order), step):
         rows = order[at : at + step]
         if whole is not None:
-            yield packed(format, take_rows(whole, rows))
+            yield packed(format, take_rows(whole, np.where(rows < 0, -1, rows - first)))
             continue
         wanted = np.unique(rows[rows >= 0])
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
@@ -133,8 +136,19 @@ def _packed_slices(
             yield packed(format, take_rows(grouped, place))
 
 
+def packed_entries(shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, str]) -> list[PackedEntry | BankEntry]:
+    """What the file holds of tensors of such shapes, in the order in which a step reads it; `formats` of matrices."""
+    entries = []
+    for name, shape in shapes.items():
+        if name in formats:
+            shape = (*shape[:-2], len(packed_rows(name, shape[-2])), shape[-1])
+        entries.append(PackedEntry(name, formats.get(name), shape))
+    return with_banks(entries)
+
+
 Known = Mapping[str, np.ndarray]
-"""What is known of the inputs of matrices: importance [C] or [E, C], or covariance [C, C]."""
+"""What is known of the inputs of matrices: importance [C], or factors [C, C] of error feedback; of each expert's in a
+bank [E, …]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +159,6 @@ class _Packing:
     shapes: Mapping[str, tuple[int, ...]]
     formats: Mapping[str, FormatName]
 
-    def entries(self) -> list[PackedEntry | BankEntry]:
-        """What the file holds, in the order in which a step reads it."""
-        found: dict[str, PackedEntry | BankEntry] = {}
-        for name, shape in self.shapes.items():
-            if name not in self.formats:
-                found[name] = PackedEntry(name, None, shape)
-                continue
-            *bank, rows, columns = shape
-            entry = PackedEntry(name, self.formats[name], (*bank, len(packed_rows(name, rows)), columns))
-            if (group := bank_of(name)) is None:
-                found[name] = entry
-            else:
-                parts = found[group].parts if group in found else ()  # type: ignore[union-attr]
-                found[group] = BankEntry(group, (*parts, entry))
-        return list(found.values())
-
     def matrices(self, entry: PackedEntry | BankEntry) -> list[str]:
         """Our names of what an entry holds."""
         return [part.name for part in entry.parts] if isinstance(entry, BankEntry) else [entry.name]
@@ -169,11 +167,8 @@ class _Packing:
         """An entry's numbers, piece by piece."""
         if isinstance(entry, BankEntry):
             for e in range(entry.experts):
-                expert = np.zeros((1, entry.stride), np.uint8)
-                for part, at in zip(entry.parts, entry.offsets, strict=True):
-                    whole = np.concatenate(list(self._matrix(part.name, e, known)))
-                    expert[0, at : at + whole.nbytes] = whole.reshape(-1)
-                yield expert
+                matrices = (np.concatenate(list(self._matrix(part.name, e, known))) for part in entry.parts)
+                yield entry.experts_of([matrix[None] for matrix in matrices])
         elif entry.format is None:
             shape = self.shapes[entry.name]
             columns = shape[-1] if entry.name == "positions" else 1
@@ -189,7 +184,7 @@ class _Packing:
         rows, columns = self.shapes[name][-2:]
         order = packed_rows(name, rows)
         weigh = known.get(name)
-        if weigh is not None and len(self.shapes[name]) > 2 and weigh.ndim == 2:
+        if weigh is not None and len(self.shapes[name]) > 2:
             weigh = weigh[copy]
         rows_of = np.where(order < 0, -1, order + copy * rows)
         return _packed_slices(self.assembler, name, rows_of, columns, self.formats[name], weigh)
@@ -220,8 +215,8 @@ def pack_checkpoint(
 
     The weights are renamed to their final name last, so a folder that is_packed is whole. An interrupted packing
     goes on where it was. What becomes q4 with a loss is weighed by the inputs that random tokens give, or, with the
-    text `calibrate`, quantized with error feedback (matrices of at most FEEDBACK_COLUMNS columns, none of whose
-    sources is q4_1 already; the others are weighed by the text).
+    text `calibrate`, quantized with error feedback (matrices of at most FEEDBACK_COLUMNS columns, experts of at most
+    FEEDBACK_BANK, none of whose sources is q4_1 already; the others are weighed by the text).
     """
     spec = spec_from_config(checkpoint.config, str(checkpoint.path))
     assembler = Assembler(checkpoint, sources_for(spec, set(checkpoint.names())))
@@ -233,7 +228,7 @@ def pack_checkpoint(
     if calibrate is not None and not lossy:
         raise InputError(f"{checkpoint.path}: nothing becomes q4 with a loss, so a calibration text has no use")
     calibration = text_tokens(spec, checkpoint.folder, calibrate) if calibrate is not None else random_tokens(spec)
-    entries = {entry.name: entry for entry in packing.entries()}
+    entries = {entry.name: entry for entry in packed_entries(shapes, packing.formats)}
     # In the header, so that a packing goes on only with weights that were made in the same way.
     metadata = {"quant": quant, "source": checkpoint.fingerprint, "calibration": calibration.label if lossy else "none"}
     sizes = {name: sum(prod(shapes[n]) for n in packing.matrices(entry)) for name, entry in entries.items()}
@@ -252,6 +247,7 @@ def pack_checkpoint(
                     writer.write(name, data)
                     progress("packing", min(done + (at + 1) * SLICE, done + sizes[name]), total)
                 done += sizes[name]
+                del known  # large, and what comes next is so, too
         progress("packing", total, total)
         writer.finish()
     return folder
@@ -261,32 +257,51 @@ def _known_inputs(
     checkpoint: Checkpoint, assembler: Assembler, spec: ModelSpec, folder: Path, calibration: Calibration,
     shapes: Mapping[str, tuple[int, ...]], progress: Progress,
 ) -> Generator[tuple[str, Known], None, None]:  # fmt: skip
-    """The matrices with what is known of their inputs; those of a bank together, under the bank's name."""
+    """The file's tensors with what is known of the inputs of their matrices."""
     if not shapes:
         return
+    # The experts' first matrices have the same inputs, as far as a few thousand tokens can tell.
+    inputs = {name: shape[:-2] * name.endswith(".down") + shape[-1:] for name, shape in shapes.items()}
+    sizes = {name: 4 * prod(shape) * shape[-1] for name, shape in inputs.items()}
 
     def feedback(name: str) -> bool:
-        fits = len(shapes[name]) == 2 and shapes[name][1] <= FEEDBACK_COLUMNS and name not in ("embed", "head")
-        return fits and not calibration.random and "q4_1" not in assembler.formats_of(name)
+        if calibration.random or name in ("embed", "head") or "q4_1" in assembler.formats_of(name):
+            return False
+        return inputs[name][-1] <= FEEDBACK_COLUMNS and (len(inputs[name]) == 1 or sizes[name] <= FEEDBACK_BANK)
+
+    found: dict[str, dict[str, np.ndarray]] = {}
+
+    def note(name: str, known: np.ndarray) -> None:
+        if len(inputs[name]) < len(shapes[name]) - 1:
+            known = np.broadcast_to(known, (*shapes[name][:-2], *known.shape))
+        found.setdefault(bank_of(name) or name, {})[name] = known
 
     with _calibration_model(checkpoint, spec, folder, calibration, progress) as model:
-        # The experts' first matrices have the same inputs, as far as a few thousand tokens can tell.
-        plain = {
-            name: shape[:-2] * name.endswith(".down") + shape[-1:]
-            for name, shape in shapes.items()
-            if not feedback(name)
-        }
-        if plain:
-            groups: dict[str, dict[str, np.ndarray]] = {}
-            for name, moment in second_moments(model, calibration.chunks, plain, progress).items():
-                # Found by experiment: inputs of these two differ most between random tokens and text.
-                differs = calibration.random and name.endswith((".o", ".down"))
-                groups.setdefault(bank_of(name) or name, {})[name] = np.sqrt(moment) if differs else moment
-            yield from groups.items()
-        for group in groups_within({name: shape[1] for name, shape in shapes.items() if feedback(name)}):
-            found = covariances(model, calibration.chunks, group, progress)
+        fed: dict[str, list[str]] = {}
+        for name in filter(feedback, shapes):
+            fed.setdefault(bank_of(name) or name, []).append(name)
+        plain = {name: shape for name, shape in inputs.items() if not feedback(name)}
+        for name, moment in (second_moments(model, calibration.chunks, plain, progress) if plain else {}).items():
+            # Found by experiment: inputs of these two differ most between random tokens and text.
+            differs = calibration.random and name.endswith((".o", ".down"))
+            note(name, np.sqrt(moment) if differs else moment)
+        for name in [name for name in found if name not in fed]:
+            yield name, found.pop(name)
+        for group in groups_within({name: sum(sizes[part] for part in parts) for name, parts in fed.items()}):
+            wanted = {part: inputs[part] for name in group for part in fed[name]}
+            products = covariances(model, calibration.chunks, wanted, progress)
             for name in group:
-                yield name, {name: found.pop(name)}
+                for part in fed[name]:
+                    with assembler.naming(part):
+                        note(part, _factors(products.pop(part)))
+                yield name, found.pop(name)
+
+
+def _factors(covariance: np.ndarray) -> np.ndarray:
+    """Factors of error feedback in place of the covariances [C, C] or [E, C, C]."""
+    for one in covariance if covariance.ndim > 2 else covariance[None]:
+        one[:] = feedback_factors(one)
+    return covariance
 
 
 @contextmanager

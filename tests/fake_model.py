@@ -44,7 +44,8 @@ class FakeModel:
         routers = (None, RouterSpec(experts, top_k), RouterSpec(experts // 2, 1)) if experts else (None,)
         self.spec, self.folder, self.ctx, self.slots = spec(vocab, window, routers), folder, ctx, slots
         self.routing = None
-        self.threads, self.max_step, self.lock = threads, 16, threading.RLock()
+        self.threads, self.lock = threads, threading.RLock()
+        self.max_step = self.max_wanted = 16
         self.cache = np.full((slots, ctx), -1)
         self.script = script  # ids to say after a prompt, whatever it was: {position after the prompt: id}
         self.steps = []

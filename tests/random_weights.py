@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import tiny
 
-from lapinfer.checkpoint.packed import BankEntry, PackedEntry
-from lapinfer.pack import packed_rows
+from lapinfer.checkpoint.entries import BankEntry
+from lapinfer.pack import packed_entries, packed_rows
 from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import bank_of, is_matrix, tensors
@@ -26,25 +26,23 @@ class RandomWeights:
             if is_matrix(name)
         }
         self._tensors: dict[str, np.ndarray] = {}
-        self._banks: dict[str, list[PackedEntry]] = {}
-        for name, values in self.values.items():
-            if not is_matrix(name):
-                self._tensors[name] = values
-                continue
-            *several, rows, columns = values.shape
-            order = packed_rows(name, rows)
-            packed = [pack(self._formats[name], take_rows(m, order)) for m in values.reshape(-1, rows, columns)]
-            self._tensors[name] = np.stack(packed) if several else packed[0]
-            if (bank := bank_of(name)) is not None:
-                entry = PackedEntry(name, self._formats[name], (*several, len(order), columns))
-                self._banks.setdefault(bank, []).append(entry)
-        for bank, parts in self._banks.items():
-            whole = BankEntry(bank, tuple(parts))
-            stored = np.zeros((whole.experts, whole.stride), np.uint8)
-            for part, at in zip(parts, whole.offsets, strict=True):
-                matrices = self._tensors.pop(part.name).reshape(whole.experts, -1)
-                stored[:, at : at + matrices.shape[1]] = matrices
-            self._tensors[bank] = stored
+        self._banks: dict[str, BankEntry] = {}
+        for entry in packed_entries(tensors(spec), self._formats):
+            if isinstance(entry, BankEntry):
+                self._banks[entry.name] = entry
+                self._tensors[entry.name] = entry.experts_of([self._packed(part.name) for part in entry.parts])
+            else:
+                self._tensors[entry.name] = self._packed(entry.name)
+
+    def _packed(self, name: str) -> np.ndarray:
+        """A tensor as a file stores it, or a matrix of a bank [E, row blocks, bytes]."""
+        values = self.values[name]
+        if name not in self._formats:
+            return values
+        *several, rows, columns = values.shape
+        order = packed_rows(name, rows)
+        packed = [pack(self._formats[name], take_rows(m, order)) for m in values.reshape(-1, rows, columns)]
+        return np.stack(packed) if several else packed[0]
 
     def tensor(self, name: str) -> np.ndarray:
         return self._tensors[name]
@@ -53,5 +51,4 @@ class RandomWeights:
         return self._formats.get(name)
 
     def offset(self, name: str) -> int:
-        parts = self._banks[str(bank_of(name))]
-        return BankEntry("", tuple(parts)).offsets[[part.name for part in parts].index(name)]
+        return self._banks[str(bank_of(name))].offset(name)

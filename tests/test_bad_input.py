@@ -870,6 +870,15 @@ def test_memory_that_is_no_amount(moe, memory):
 
 def test_an_unknown_policy(moe):
     refused(run(moe, "--memory", 4, "--policy", "random"), "policy", "lru")
+    refused(run(moe, "--policy", "random"), "policy", "lru")
+
+
+def test_a_bound_with_the_policy_that_bounds_nothing(moe):
+    both = ("--memory", 4, "--policy", "system")
+    for result in (run(moe, *both), invoke("bench", "-m", moe, *both)):
+        refused(result, "system bounds nothing", "leave out --memory", "lrfu")
+    with pytest.raises(InputError, match="bounds nothing"):
+        lapinfer.load(moe, memory=4, policy="system")
 
 
 CUT_WHILE_IT_RUNS = """

@@ -18,6 +18,7 @@ from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert, load_model
 from lapinfer.model import Model
 from lapinfer.pack import pack_checkpoint
+from lapinfer.quant import FORMATS, ROWS
 from lapinfer.quant.blocks import unpack
 from lapinfer.runtime.trace import traced
 
@@ -82,18 +83,16 @@ def test_inputs_are_what_matrices_multiply(tmp_path, format, activations, tolera
 
 def test_moments_are_the_diagonal_of_covariances(tmp_path):
     model = packed(write(tmp_path / "model"), "q8")
-    widths = {"layers.0.qkv": 48, "layers.1.down": 88, "head": 48}
+    shapes = {"layers.0.qkv": (48,), "layers.1.down": (88,), "head": (48,)}
     chunks = random_tokens(model.spec).chunks[:2]
     assert chunks.shape == (2, 64)  # the context of the model
     assert chunks.max() > 90
     told = []
-    moments = second_moments(
-        model, chunks, {name: (width,) for name, width in widths.items()}, lambda *args: told.append(args)
-    )
+    moments = second_moments(model, chunks, shapes, lambda *args: told.append(args))
     assert told[0] == ("calibrating", 0, 128)
     assert told[-1] == ("calibrating", 128, 128)
-    for name, covariance in covariances(model, chunks, widths, lambda *args: None).items():
-        assert covariance.shape == (widths[name],) * 2
+    for name, covariance in covariances(model, chunks, shapes, lambda *args: None).items():
+        assert covariance.shape == shapes[name] * 2
         np.testing.assert_allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(np.diag(covariance), moments[name], rtol=1e-4)
         assert moments[name].min() > 0
@@ -101,8 +100,8 @@ def test_moments_are_the_diagonal_of_covariances(tmp_path):
 
 
 def test_groups_take_no_more_than_the_limit():
-    widths = {"a": 8, "b": 8, "c": 16, "d": 4, "e": 100}
-    assert list(groups_within(widths, 4 * 130)) == [{"a": 8, "b": 8}, {"c": 16}, {"d": 4}, {"e": 100}]
+    sizes = {"a": 64, "b": 64, "c": 130, "d": 4, "e": 1000}
+    assert list(groups_within(sizes, 130)) == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 def output_error(folder: Path, target: Path, inputs: dict[str, np.ndarray]) -> dict[str, float]:
@@ -120,24 +119,24 @@ def test_calibration_lessens_the_error_of_outputs(tmp_path, monkeypatch):
     folder = write(tmp_path / "model")
     model = packed(folder, "q8")
     spec = model.spec
-    widths = {f"layers.{i}.{name}": 88 if name == "down" else 48 for i in range(2) for name in LAYER}
+    shapes = {f"layers.{i}.{name}": (88 if name == "down" else 48,) for i in range(2) for name in LAYER}
     text = text_tokens(spec, folder, folder / "text.txt")
     assert text.label.startswith("text:")
-    inputs = covariances(model, text.chunks, widths, lambda *args: None)
+    inputs = covariances(model, text.chunks, shapes, lambda *args: None)
     model.close()
     random = convert(folder, tmp_path / "random", "q4")
     calibrated = convert(folder, tmp_path / "calibrated", "q4", calibrate=folder / "text.txt")
     assert PackedFile(random).metadata["calibration"] == "random"
     assert PackedFile(calibrated).metadata["calibration"] == text.label
-    monkeypatch.setattr("lapinfer.pack.second_moments", lambda model, chunks, widths, progress: {
-        name: np.ones(width, np.float32) for name, width in widths.items()
+    monkeypatch.setattr("lapinfer.pack.second_moments", lambda model, chunks, shapes, progress: {
+        name: np.ones(shape, np.float32) for name, shape in shapes.items()
     })  # fmt: skip
     plain = convert(folder, tmp_path / "plain", "q4")
     errors = [output_error(folder, target, inputs) for target in (plain, random, calibrated)]
     means = [np.mean(list(e.values())) for e in errors]
     assert means[2] < 0.8 * means[0]
     assert means[1] < means[0]
-    assert all(errors[2][name] < errors[0][name] for name in widths)
+    assert all(errors[2][name] < errors[0][name] for name in shapes)
 
 
 def test_wide_matrices_are_weighed_by_the_text(tmp_path, monkeypatch):
@@ -146,7 +145,7 @@ def test_wide_matrices_are_weighed_by_the_text(tmp_path, monkeypatch):
     seen = []
     real = covariances
     monkeypatch.setattr(
-        "lapinfer.pack.covariances", lambda m, c, widths, p: seen.extend(widths) or real(m, c, widths, p)
+        "lapinfer.pack.covariances", lambda m, c, shapes, p: seen.extend(shapes) or real(m, c, shapes, p)
     )
     target = convert(folder, tmp_path / "packed", "q4", calibrate=folder / "text.txt")
     assert sorted(seen) == sorted(f"layers.{i}.{name}" for i in range(2) for name in LAYER if name != "down")
@@ -187,6 +186,51 @@ def test_texts_that_do_not_serve(tmp_path):
         assert not (tmp_path / "packed").exists()
     with pytest.raises(InputError, match="is for q4; quant is q8"):
         convert(folder, tmp_path / "packed", "q8", calibrate=folder / "text.txt")
+
+
+def expert_matrices(folder: Path, name: str) -> np.ndarray:
+    """A matrix of each expert, [E, R, C] as packed."""
+    file = PackedFile(folder)
+    bank, (experts, rows, columns) = file.tensor(name.rsplit(".", 1)[0]), file.shape(name)
+    at, format = file.offset(name), str(file.format(name))
+    size = -(-rows // ROWS) * FORMATS[format].row_block_bytes(columns)
+    stored = bank[:, at : at + size].reshape(experts, -1, FORMATS[format].row_block_bytes(columns))
+    return np.stack([unpack(format, matrix, (rows, columns)) for matrix in stored])
+
+
+@pytest.mark.parametrize("case", ["mixtral-plain", "granitemoeshared-plain"])
+def test_experts_are_calibrated_by_their_own_tokens(tmp_path, case, monkeypatch):
+    folder = write(tmp_path / "model", case)
+    model = packed(folder, "q8")
+    layers = [f"layers.{i}.experts" for i, layer in enumerate(model.spec.layers) if layer.feed_forward.router]
+    ff, hidden = model.spec.layers[-1].feed_forward, model.spec.hidden
+    shapes = {f"{bank}.down": (ff.experts, ff.width) for bank in layers}
+    shapes |= {f"{bank}.gate_up": (hidden,) for bank in layers}
+    chunks = text_tokens(model.spec, folder, folder / "text.txt").chunks
+    inputs = covariances(model, chunks, shapes, lambda *args: None)
+    moments = second_moments(model, chunks, shapes, lambda *args: None)
+    model.close()
+    for name, covariance in inputs.items():
+        assert covariance.shape == (*shapes[name], shapes[name][-1])
+        np.testing.assert_allclose(np.diagonal(covariance, axis1=-2, axis2=-1), moments[name], rtol=1e-4)
+    fed = convert(folder, tmp_path / "fed", "q4", calibrate=folder / "text.txt")
+    monkeypatch.setattr("lapinfer.pack.FEEDBACK_BANK", 0)
+    half = convert(folder, tmp_path / "half", "q4", calibrate=folder / "text.txt")
+    monkeypatch.setattr("lapinfer.pack.FEEDBACK_COLUMNS", 0)
+    weighed = convert(folder, tmp_path / "weighed", "q4", calibrate=folder / "text.txt")
+    exact = pack_checkpoint(FolderCheckpoint(folder), tmp_path / "exact", "f32")
+    ratios = []
+    for name, covariance in inputs.items():
+        whole = expert_matrices(exact, name)
+        errors = []
+        for target in (weighed, half, fed):
+            difference = expert_matrices(target, name) - whole
+            errors.append(float(np.sum(difference @ covariance * difference)))
+        assert errors[2] < errors[0], name
+        ratios.append(errors[2] / errors[0])
+        # Too large a bank: its second matrices are weighed, its first ones, which share one covariance, still fed back.
+        assert errors[1] == errors[0 if name.endswith(".down") else 2]
+    assert np.mean(ratios) < 0.9
 
 
 @pytest.mark.parametrize("case", ["gpt2-plain", "gemma3_text-options", "qwen3-plain", "phi3-plain"])

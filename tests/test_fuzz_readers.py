@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lapinfer.checkpoint.packed import PackedEntry, PackedFile, PackedWriter
+from lapinfer.checkpoint.entries import PackedEntry
+from lapinfer.checkpoint.packed import PackedFile, PackedWriter
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import LapinferError
 

@@ -9,8 +9,9 @@ import pytest
 import safetensors.numpy
 
 from lapinfer.checkpoint import hub, smollm2
+from lapinfer.checkpoint.entries import PackedEntry
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import PackedEntry, PackedWriter
+from lapinfer.checkpoint.packed import PackedWriter
 from lapinfer.errors import CheckpointError
 
 

@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 
 from lapinfer.checkpoint import packed
-from lapinfer.checkpoint.packed import ALIGN, PackedEntry, PackedFile, PackedWriter, is_packed
+from lapinfer.checkpoint.entries import ALIGN, LINE, BankEntry, PackedEntry, with_banks
+from lapinfer.checkpoint.packed import PackedFile, PackedWriter, is_packed
 from lapinfer.errors import CheckpointError, DoesNotFitError
 
 ENTRIES = [
@@ -245,3 +246,31 @@ def test_other_files_are_not_packed(path):
     assert not is_packed(path)
     safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, path)
     assert not is_packed(path.parent)
+
+
+@pytest.mark.parametrize(("columns", "align"), [(96, LINE), (6144, ALIGN)])
+def test_experts_lie_one_behind_the_other(path, columns, align):
+    """gate_up, right behind it down, then zeros up to the next cache line or page; written one by one or together."""
+    shapes = {"gate_up": (3, 64, columns), "down": (3, columns, 32)}
+    parts = [PackedEntry(f"layers.0.experts.{name}", "q4", shape) for name, shape in shapes.items()]
+    entries = with_banks([ENTRIES[0], parts[0], parts[1], ENTRIES[2]])
+    assert [entry.name for entry in entries] == ["embed", "layers.0.experts", "norm.weight"]
+    bank = entries[1]
+    assert isinstance(bank, BankEntry)
+    matrices = list(arrays(parts).values())
+    sizes = [matrix[0].nbytes for matrix in matrices]
+    assert bank.stride % align == 0
+    assert 0 <= bank.stride - sum(sizes) < align
+    with PackedWriter(path, entries, METADATA) as writer:
+        writer.write("embed", arrays()["embed"])
+        writer.write(bank.name, bank.experts_of([matrix[:1] for matrix in matrices]))
+        writer.write(bank.name, bank.experts_of([matrix[1:] for matrix in matrices]))
+        writer.write("norm.weight", arrays()["norm.weight"])
+        writer.finish()
+    file = PackedFile(path)
+    stored = file.tensor(bank.name)
+    assert stored.shape == (3, bank.stride)
+    for part, matrix, size, at in zip(parts, matrices, sizes, (0, sizes[0]), strict=True):
+        assert file.offset(part.name) == bank.offset(part.name) == at
+        np.testing.assert_array_equal(stored[:, at : at + size], matrix.reshape(3, -1))
+    assert not stored[:, sum(sizes) :].any()

@@ -18,17 +18,17 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
+from lapinfer.checkpoint.entries import ALIGN, BankEntry, PackedEntry, with_banks
 from lapinfer.checkpoint.safetensors import SafetensorsFile, layout, read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError
-from lapinfer.quant import FORMATS, ROWS
-from lapinfer.quant.rows import ROW_FORMATS, row_bytes
+from lapinfer.quant import FORMATS
+from lapinfer.quant.rows import ROW_FORMATS
 from lapinfer.tensors import bank_of, is_row_by_row
 
 try:
@@ -36,67 +36,8 @@ try:
 except ImportError:  # Windows: two processes that pack the same model do the work twice
     fcntl = None
 
-ALIGN = 16384
 FILE_NAME = "model.safetensors"
 VERSION = "2"
-LARGE_EXPERT = 16 * ALIGN
-LINE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class PackedEntry:
-    """A tensor to pack: `format` of matrices [R, C] or [n, R, C], or None for float32 of any shape."""
-
-    name: str
-    format: str | None
-    shape: tuple[int, ...]
-
-    @property
-    def stored(self) -> tuple[str, tuple[int, ...]]:
-        """dtype and shape in the file."""
-        if self.format is None:
-            return "F32", self.shape
-        *several, rows, columns = self.shape
-        if is_row_by_row(self.name):
-            return "U8", (*several, rows, row_bytes(self.format, columns))
-        return "U8", (*several, -(-rows // ROWS), FORMATS[self.format].row_block_bytes(columns))
-
-
-@dataclass(frozen=True, slots=True)
-class BankEntry:
-    """Experts to pack: `parts` are their matrices, each of shape [E, R, C]."""
-
-    name: str
-    parts: tuple[PackedEntry, ...]
-
-    @property
-    def experts(self) -> int:
-        return self.parts[0].shape[0]
-
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        """Where each part begins in an expert."""
-        return self._ends[:-1]
-
-    @property
-    def stride(self) -> int:
-        """Bytes from an expert to the next: whole pages for large ones, cache lines for small ones."""
-        size = self._ends[-1]
-        align = ALIGN if size >= LARGE_EXPERT else LINE
-        return -(-size // align) * align
-
-    @property
-    def _ends(self) -> tuple[int, ...]:
-        ends = [0]
-        for part in self.parts:
-            blocks, size = part.stored[1][1:]
-            ends.append(ends[-1] + blocks * size)
-        return tuple(ends)
-
-    @property
-    def stored(self) -> tuple[str, tuple[int, ...]]:
-        """dtype and shape in the file."""
-        return "U8", (self.experts, self.stride)
 
 
 def packed_path(path: str | Path) -> Path:
@@ -127,15 +68,9 @@ class PackedFile:
                 raise CheckpointError(
                     f"{self.path}: metadata has {key} {got!r}, expected {expected!r}; convert the model again"
                 )
-        formats = self._formats()
-        banks: dict[str, BankEntry] = {}
-        for name, entry in formats.items():
-            if (bank := bank_of(name)) is not None:
-                banks[bank] = BankEntry(bank, (*(banks[bank].parts if bank in banks else ()), entry))
-        self._entries: dict[str, PackedEntry] = dict(formats)
-        self._banks = banks
-        wanted: dict[str, PackedEntry | BankEntry] = {n: e for n, e in formats.items() if bank_of(n) is None}
-        wanted |= self._whole(banks)
+        self._entries = self._formats()
+        wanted = {entry.name: entry for entry in with_banks(self._entries.values())}
+        self._banks = {name: self._whole(entry) for name, entry in wanted.items() if isinstance(entry, BankEntry)}
         for name, tensor in self._file.tensors.items():
             if name.startswith(".pad."):
                 continue
@@ -155,19 +90,16 @@ class PackedFile:
         if wanted:
             raise CheckpointError(f"{self.path}: tensor {next(iter(wanted))!r} is missing")
 
-    def _whole(self, banks: dict[str, BankEntry]) -> dict[str, BankEntry]:
-        """Banks whose matrices are in the order in which they are read, and all have as many experts."""
-        for name, bank in banks.items():
-            parts = {part.name.rsplit(".", 1)[-1]: part.shape for part in bank.parts}
-            if [*parts][1:] not in (["down"], ["outward"]) or any(
-                len(s) != 3 or s[0] != bank.parts[0].shape[0] for s in parts.values()
-            ):
-                raise CheckpointError(
-                    f"{self.path}: metadata 'tensors' has {str(parts)[:200]} for the matrices of {name!r}, expected "
-                    "gate_up or up, then down (inward, then outward), with as many experts in each; convert the model "
-                    "again"
-                )
-        return banks
+    def _whole(self, bank: BankEntry) -> BankEntry:
+        """A bank, checked: its matrices are in the order in which they are read, and all have as many experts."""
+        parts = {part.name.rsplit(".", 1)[-1]: part.shape for part in bank.parts}
+        ordered = [*parts][1:] in (["down"], ["outward"])
+        if not ordered or any(len(s) != 3 or s[0] != bank.parts[0].shape[0] for s in parts.values()):
+            raise CheckpointError(
+                f"{self.path}: metadata 'tensors' has {str(parts)[:200]} for the matrices of {bank.name!r}, expected "
+                "gate_up or up, then down (inward, then outward), with as many experts in each; convert the model again"
+            )
+        return bank
 
     def _formats(self) -> dict[str, PackedEntry]:
         def wrong(what: str) -> CheckpointError:
@@ -228,8 +160,7 @@ class PackedFile:
 
     def offset(self, name: str) -> int:
         """Where a matrix of a bank begins in each expert."""
-        bank = self._banks[str(bank_of(name))]
-        return bank.offsets[[part.name for part in bank.parts].index(name)]
+        return self._banks[str(bank_of(name))].offset(name)
 
 
 class PackedWriter:

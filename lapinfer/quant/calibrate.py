@@ -28,20 +28,17 @@ def guess_importance(
     return {"qkv": attn_norm * attn_norm, "o": np.repeat(strength, n_heads // n_kv_heads, axis=0).reshape(-1)}
 
 
-def quantize_with_feedback(
-    weights: np.ndarray, covariance: np.ndarray, damping: float = 0.01, threads: int = 2
-) -> Grouped:
+def quantize_with_feedback(weights: np.ndarray, upper: np.ndarray, threads: int = 2) -> Grouped:
     """q4 groups of float32 [R, C] that keep the outputs: each column's error is made good by the columns after it.
 
-    covariance: X^T X [C, C] of the matrix's inputs, in any unit. Source: GPTQ (Frantar et al. 2022), with scale
-    and minimum of a group searched when its turn comes, in a unit that fits the row's weights as they came.
-    Extra memory is about 16 C² bytes + 20 MB a thread.
+    upper: feedback_factors [C, C] of the matrix's inputs. Source: GPTQ (Frantar et al. 2022), with scale and minimum
+    of a group searched when its turn comes, in a unit that fits the row's weights as they came. Extra memory is about
+    20 MB a thread.
     """
     check_finite(weights)
     R, C = weights.shape
-    if covariance.shape != (C, C):
-        raise ValueError(f"covariance is {covariance.shape}, expected {(C, C)}")
-    upper = _feedback_factors(covariance, damping)
+    if upper.shape != (C, C):
+        raise ValueError(f"factors are {upper.shape}, expected {(C, C)}")
     G = -(-C // GROUP)
     codes = np.empty((R, C), np.uint8)
     scale, minimum, unit = np.empty((R, G), np.uint8), np.empty((R, G), np.uint8), np.empty(R, np.float32)
@@ -78,8 +75,11 @@ def _units(weights: np.ndarray) -> np.ndarray:
     return row_units((groups.max(axis=2) - low) / np.float32(15), low)
 
 
-def _feedback_factors(covariance: np.ndarray, damping: float) -> np.ndarray:
-    """Upper Cholesky factor of the inverse of the damped covariance, scaled to a mean diagonal of 1."""
+def feedback_factors(covariance: np.ndarray, damping: float = 0.01) -> np.ndarray:
+    """Upper Cholesky factor of the inverse of the damped covariance, scaled to a mean diagonal of 1; float32 [C, C].
+
+    covariance: X^T X [C, C] of a matrix's inputs, in any unit. Extra memory is about 16 C² bytes.
+    """
     hessian = covariance.astype(np.float64)
     diagonal = np.diag(hessian).copy()
     mean = diagonal.mean()

@@ -148,7 +148,7 @@ def _log_probs(model: LanguageModel, ids: np.ndarray, first: int) -> Iterator[tu
     with engine.lock:
         model.forget()
         engine.prefill(ids[:first], 0, 0)
-        size = min(PIECE, engine.max_step)
+        size = min(PIECE, engine.max_step, engine.max_wanted)
         for start in range(first, len(ids) - 1, size):
             stop = min(start + size, len(ids) - 1)
             n = stop - start

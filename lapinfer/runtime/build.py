@@ -95,7 +95,7 @@ class Builder(Ops):
         heads, width = max(a.n_heads for a in attentions), max(lanes(a.v_dim) for a in attentions)
         count = partials(limits)
         self.partial = np.zeros((count, heads, width + PARTIAL_EXTRA), np.float32)
-        V = padded(spec.vocab, ROWS)
+        W, V = padded(limits.most_wanted, TILE), padded(spec.vocab, ROWS)
         self.step = StepBuffers(
             header=np.zeros(len(STEP), np.int64),
             token=np.zeros(T, np.int64),
@@ -105,8 +105,8 @@ class Builder(Ops):
             items=np.zeros((count, len(ITEM)), np.int64),
             part=np.zeros((T, 2), np.int64),
             partials=count,
-            logits=np.empty((T, V), np.float32),
-            block_max=np.empty((T, V // ROWS), np.float32),
+            logits=np.empty((W, V), np.float32),
+            block_max=np.empty((W, V // ROWS), np.float32),
         )
         self.ropes: dict[RopeSpec, np.ndarray] = {}
         self.caches: list[LayerCache] = []

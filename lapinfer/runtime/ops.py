@@ -72,9 +72,10 @@ class Weights(Protocol):
 class Limits:
     """What buffers are allocated for: positions a slot, slots, tokens a step, threads, and the KV cache's numbers.
 
-    `activations`: what q8 and q4 weights are multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model
-    that is larger than memory, in the `mapped` file, or in a `pool` of so many slots, which they leave by a policy;
-    `hints`: ask the system for what the next layer will likely choose (runtime/pool.py).
+    `wanted`: tokens of a step whose logits may be wanted, all when 0. `activations`: what q8 and q4 weights are
+    multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model that is larger than memory, in the
+    `mapped` file, or in a `pool` of so many slots, which they leave by a policy; `hints`: ask the system for what the
+    next layer will likely choose (runtime/pool.py).
     """
 
     ctx: int
@@ -87,6 +88,11 @@ class Limits:
     slots_of_pool: int = 0
     policy: Policy = "lrfu"
     hints: bool = False
+    wanted: int = 0
+
+    @property
+    def most_wanted(self) -> int:
+        return min(self.wanted or self.step, self.step)
 
 
 class Ops:

@@ -194,8 +194,9 @@ def load(
     kept at once; kv: format of the KV cache; activations: what q8 and 4-bit weights are multiplied with, "q8" or
     "q16" (more exact, slower prompts), "auto" is q16 for small models; experts: how many routed experts a token gets,
     instead of the number that the model was trained with; memory: GB that the whole process may take, for a mixture
-    of experts that is larger (some are kept in memory by `policy`: "lru", "lfu", "lrfu", or "system", the others are
-    read when they are chosen; `model.pool.stats()` counts). Errors are `LapinferError`s.
+    of experts that is larger (some are kept in memory by `policy`: "lru", "lfu" or "lrfu", the others are read when
+    they are chosen; `model.pool.stats()` counts); policy "system" bounds nothing, so it contradicts memory. Errors are
+    `LapinferError`s.
     """
     from lapinfer.loading import load_model
 

@@ -1,0 +1,93 @@
+"""What a packed file holds: matrices in a format, float32 tensors, and banks of experts; and how a bank is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from lapinfer.quant import FORMATS, ROWS
+from lapinfer.quant.rows import row_bytes
+from lapinfer.tensors import bank_of, is_row_by_row
+
+ALIGN = 16384
+"""Tensors and large experts start at multiples of this: the largest page in use, Apple's."""
+LARGE_EXPERT = 16 * ALIGN
+LINE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PackedEntry:
+    """A tensor to pack: `format` of matrices [R, C] or [n, R, C], or None for float32 of any shape."""
+
+    name: str
+    format: str | None
+    shape: tuple[int, ...]
+
+    @property
+    def stored(self) -> tuple[str, tuple[int, ...]]:
+        """dtype and shape in the file."""
+        if self.format is None:
+            return "F32", self.shape
+        *several, rows, columns = self.shape
+        if is_row_by_row(self.name):
+            return "U8", (*several, rows, row_bytes(self.format, columns))
+        return "U8", (*several, -(-rows // ROWS), FORMATS[self.format].row_block_bytes(columns))
+
+
+@dataclass(frozen=True, slots=True)
+class BankEntry:
+    """Experts to pack: `parts` are their matrices, each of shape [E, R, C]."""
+
+    name: str
+    parts: tuple[PackedEntry, ...]
+
+    @property
+    def experts(self) -> int:
+        return self.parts[0].shape[0]
+
+    @property
+    def stride(self) -> int:
+        """Bytes from an expert to the next: whole pages for large ones, cache lines for small ones."""
+        size = self._ends[-1]
+        align = ALIGN if size >= LARGE_EXPERT else LINE
+        return -(-size // align) * align
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        ends = [0]
+        for part in self.parts:
+            blocks, size = part.stored[1][1:]
+            ends.append(ends[-1] + blocks * size)
+        return tuple(ends)
+
+    @property
+    def stored(self) -> tuple[str, tuple[int, ...]]:
+        """dtype and shape in the file."""
+        return "U8", (self.experts, self.stride)
+
+    def offset(self, name: str) -> int:
+        """Where a part begins in each expert."""
+        return self._ends[[part.name for part in self.parts].index(name)]
+
+    def experts_of(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """n experts as they are stored, uint8 [n, stride]. parts: their packed matrices [n, row blocks, bytes]."""
+        stored = np.zeros((len(parts[0]), self.stride), np.uint8)
+        for matrices, (start, stop) in zip(parts, pairwise(self._ends), strict=True):
+            stored[:, start:stop] = matrices.reshape(len(matrices), -1)
+        return stored
+
+
+def with_banks(entries: Iterable[PackedEntry]) -> list[PackedEntry | BankEntry]:
+    """The tensors that a file stores: all matrices of a bank become one, which stands where its first one stood."""
+    found: dict[str, PackedEntry | tuple[PackedEntry, ...]] = {}
+    for entry in entries:
+        if (bank := bank_of(entry.name)) is None:
+            found[entry.name] = entry
+        else:
+            before = found.get(bank, ())
+            assert isinstance(before, tuple)
+            found[bank] = (*before, entry)
+    return [BankEntry(name, e) if isinstance(e, tuple) else e for name, e in found.items()]
