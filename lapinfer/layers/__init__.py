@@ -1,0 +1,235 @@
+"""Feed-forward layers on their own, on NumPy arrays: dense, mixtures of experts, and fast feedforward trees.
+
+    import numpy as np
+    from lapinfer.layers import FFF
+
+    layer = FFF.from_state_dict(state, quant="q8")     # of fastfeedforward, UltraFastBERT, or your own trainer
+    y = layer(x)                                       # float32 [T, D] -> [T, out]: d nodes and one leaf a token
+    soft = layer(x, mode="soft")                       # the mixture that it was trained as
+    layer.usage()                                      # leaves and nodes visited, entropy of the decisions
+    print(layer.explain())                             # ops, bytes and multiply-adds of one token
+
+Letters: T tokens, D input width, F width of an expert or leaf, E experts, N nodes of a tree. The kernels, the packed
+formats and the accounting are those of whole models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from lapinfer.errors import InputError
+from lapinfer.layers.layer import Array, Layer, P, rounded
+from lapinfer.layers.state_dicts import fff_arrays
+from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
+
+__all__ = ["FFF", "Dense", "Layer", "MoE"]
+
+
+class Dense(Layer):
+    """down · act(up · x), or down · (act(gate · x) · up · x)."""
+
+    def __init__(
+        self, up: Array, down: Array, gate: Array | None = None, *, up_bias: Array | None = None,
+        down_bias: Array | None = None, gate_bias: Array | None = None, activation: Activation = "silu",
+        **options: Any,
+    ):  # fmt: skip
+        """up, gate [F, D], down [out, F], as torch.nn.Linear has them; biases [F], [F], [out]. options: of Layer."""
+        F, D = _shape("up", up, 2)
+        out = _shape("down", down, 2)[0]
+        ff = FeedForwardSpec(F, activation, gate is not None, down_bias is not None or up_bias is not None)
+        first = P + ("gate_up" if gate is not None else "up")
+        arrays = {first: up if gate is None else np.concatenate([gate, up]), P + "down": down}
+        if ff.bias:
+            sides = [up_bias] if gate is None else [gate_bias, up_bias]
+            arrays[first + ".bias"] = np.concatenate([_or_zeros(side, F) for side in sides])
+            arrays[P + "down.bias"] = _or_zeros(down_bias, out)
+        super().__init__(ff, arrays, D, out, **options)
+
+
+class MoE(Layer):
+    """Σ weight · expert(x) over the `top_k` experts that a router chooses (spec.RouterSpec says how)."""
+
+    def __init__(
+        self, router: Array, up: Array, down: Array, gate: Array | None = None, *, top_k: int = 2,
+        activation: Activation = "silu", router_bias: Array | None = None, score: str = "softmax",
+        normalise: bool = True, up_bias: Array | None = None, down_bias: Array | None = None,
+        gate_bias: Array | None = None, **options: Any,
+    ):  # fmt: skip
+        """router [E, D]; up, gate [E, F, D], down [E, out, F]; biases [E], [E, F], [E, out]. options: of Layer."""
+        E, F, D = _shape("up", up, 3)
+        out = _shape("down", down, 3)[1]
+        if not 1 <= top_k <= E:
+            raise InputError(f"top_k: expected a number from 1 to {E}, got {top_k}")
+        route = RouterSpec(E, top_k, score, normalise, bias=router_bias is not None)  # type: ignore[arg-type]
+        biased = down_bias is not None or up_bias is not None
+        ff = FeedForwardSpec(F, activation, gate is not None, biased, route)
+        arrays = {P + "router": router} | _bank(ff, up, down, gate, up_bias, down_bias, gate_bias)
+        if router_bias is not None:
+            arrays[P + "router.bias"] = router_bias
+        super().__init__(ff, arrays, D, out, **options)
+
+
+class FFF(Layer):
+    """Fast feedforward network (arXiv 2308.14711): a binary tree of nodes, and a leaf, of which one is computed."""
+
+    def __init__(
+        self, nodes: Array | None, up: Array, down: Array, gate: Array | None = None, *,
+        node_bias: Array | None = None, up_bias: Array | None = None, down_bias: Array | None = None,
+        gate_bias: Array | None = None, node_out: Array | None = None, node_out_bias: Array | None = None,
+        node_activation: Activation = "relu", trees: int = 1, activation: Activation = "relu",
+        master: Mapping[str, Array] | None = None, mix: float | None = None, neurons: bool = False, quant: str = "f32",
+        node_format: str = "f32", **options: Any,
+    ):  # fmt: skip
+        """nodes [N · n, D] in level order (None: no nodes, depth 0), with node_out [N, n] where a node has n neurons;
+        up, gate [leaves, F, D], down [leaves, out, F]; biases [N · n], [leaves, F], [leaves, out]. Of several trees,
+        one after the other. master: up, down, gate, biases of a leaf that every token gets with weight 1 − σ(mix).
+        neurons: UltraFastBERT's trees, up [neurons, 1, D] and down [neurons, out, 1], which have no other nodes.
+        """
+        E, F, D = _shape("up", up, 3)
+        out = _shape("down", down, 3)[1]
+        n = 1 if node_out is None else _shape("node_out", node_out, 2)[1]
+        rows = 0 if nodes is None else _shape("nodes", nodes, 2)[0]
+        depth = _depth(E, trees, neurons, rows, n)
+        tree = TreeSpec(depth, trees, n, node_bias is not None, node_activation, neurons, mix is not None)
+        biased = any(bias is not None for bias in (up_bias, down_bias, gate_bias))
+        shared = 0 if master is None else -(-_shape("master up", master["up"], 2)[0] // F)
+        ff = FeedForwardSpec(F, activation, gate is not None, biased, tree, shared)
+        if master is not None:
+            arrays = _bank(ff, *_with_master(ff, master, up, down, gate, up_bias, down_bias, gate_bias))
+        else:
+            arrays = _bank(ff, up, down, gate, up_bias, down_bias, gate_bias)
+        for name, values in (
+            ("nodes", nodes), ("nodes.bias", node_bias), ("node_out", node_out), ("node_out.bias", node_out_bias),
+            ("mix", None if mix is None else np.array([mix])),
+        ):  # fmt: skip
+            if values is not None:
+                arrays[P + name] = np.asarray(values, np.float32)
+        super().__init__(ff, arrays, D, out, quant=quant, nodes=node_format, **options)
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Any], *, prefix: str = "", activation: Activation | None = None,
+        trees: int | None = None, without_output_bias: bool = False, **options: Any,
+    ) -> FFF:  # fmt: skip
+        """A layer of tensors (NumPy's, torch's) by name: those that begin with `prefix`.
+
+        Known are the names of the `fastfeedforward` package (w1s …; relu), of its variant with a master leaf
+        (magic_w1 …), of UltraFastBERT (linear_in …; gelu) and of docs/checkpoint-format.md (nodes.weight, up, …).
+        activation: none of them stores it. trees: of UltraFastBERT, which does not store it either; by default as few
+        as the number of neurons allows. without_output_bias: leaves w2's bias out, as fastfeedforward 0.2.1 does when
+        it evaluates, but not when it trains.
+        """
+        arrays, known = fff_arrays(state, prefix, trees)
+        if without_output_bias:
+            arrays.pop("down_bias", None)
+        return cls(**arrays, activation=activation or known, **options)
+
+    @property
+    def tree(self) -> TreeSpec:
+        assert isinstance(self.ff.router, TreeSpec)
+        return self.ff.router
+
+    def __call__(self, x: Array, mode: Literal["hard", "soft"] = "hard") -> Array:
+        """float32 [T, D] -> [T, out]. soft: all leaves, each with its weight in the mixture that training sees."""
+        if mode == "hard":
+            return super().__call__(x)
+        if mode != "soft":
+            raise InputError(f"mode {mode!r} is not known, expected hard or soft")
+        from lapinfer.layers.soft import soft_forward
+
+        return soft_forward(self.ff, self.tree, self.dequantized(), self._inputs(x), self.out)
+
+    def leaves(self, x: Array) -> Array:
+        """The leaf, or neurons, that each token gets, int64 [T, trees (· (depth + 1))]."""
+        x, found = self._inputs(x), []
+        for at in range(0, len(x), self._options["batch"]):
+            piece = x[at : at + self._options["batch"]]
+            super().__call__(piece)
+            found.append(self._ops.routing.chosen[0, : len(piece)].copy())
+        return np.concatenate(found) if found else np.zeros((0, self.tree.top_k), np.int64)
+
+    def dequantized(self) -> dict[str, Array]:
+        """The arrays as the kernels see them: rounded to their formats."""
+        return {
+            name: rounded(values, self.formats[name]) if name in self.formats else values
+            for name, values in self.arrays.items()
+        }
+
+
+def _shape(name: str, values: Array, dimensions: int) -> tuple[int, ...]:
+    shape = np.shape(values)
+    if len(shape) != dimensions or 0 in shape:
+        raise InputError(f"{name} has shape {shape}, expected {dimensions} dimensions, none of them empty")
+    return shape
+
+
+def _or_zeros(values: Array | None, size: int) -> Array:
+    return np.zeros(size, np.float32) if values is None else np.asarray(values, np.float32)
+
+
+def _depth(experts: int, trees: int, neurons: bool, rows: int, n: int) -> int:
+    """The depth of trees that have so many leaves, or neurons, and so many rows of nodes of n neurons."""
+    each = experts // trees if trees > 0 else 0
+    size = each + 1 if neurons else each
+    depth = size.bit_length() - (2 if neurons else 1)
+    if trees < 1 or experts % trees or size != 1 << size.bit_length() - 1 or depth < 0:
+        kind = "2^(d + 1) − 1 neurons" if neurons else "2^d leaves"
+        raise InputError(f"{trees} trees have {experts} {'neurons' if neurons else 'leaves'}, expected {kind} in each")
+    expected = 0 if neurons else trees * ((1 << depth) - 1) * n
+    if rows != expected:
+        raise InputError(
+            f"nodes has {rows} rows, {trees} trees of depth {depth} (by {experts} leaves) have {expected // max(n, 1)} "
+            f"nodes of {n}: expected {expected}"
+        )
+    return depth
+
+
+def _bank(
+    ff: FeedForwardSpec, up: Any, down: Any, gate: Array | None, up_bias: Array | None, down_bias: Array | None,
+    gate_bias: Array | None,
+) -> dict[str, Array]:  # fmt: skip
+    """Experts' arrays by our names."""
+    E, F = up.shape[:2]
+    first = np.asarray(up, np.float32)
+    if gate is not None:
+        if np.shape(gate) != np.shape(up):
+            raise InputError(f"gate has shape {np.shape(gate)}, up {np.shape(up)}: expected the same")
+        first = np.concatenate([np.asarray(gate, np.float32), first], axis=1)
+    last = np.asarray(down, np.float32)
+    names = (P + "leaves.inward", P + "leaves.outward") if ff.narrow else (
+        P + ("experts.gate_up" if ff.gated else "experts.up"), P + "experts.down"
+    )  # fmt: skip
+    arrays = {names[0]: first, names[1]: last.transpose(0, 2, 1) if ff.narrow else last}
+    if ff.bias:
+        sides = [up_bias] if gate is None else [gate_bias, up_bias]
+        arrays[names[0] + ".bias"] = np.concatenate([_or_zeros(s, E * F).reshape(E, F) for s in sides], axis=1)
+        arrays[names[1] + ".bias"] = _or_zeros(down_bias, E * last.shape[1]).reshape(E, -1)
+    return arrays
+
+
+def _with_master(ff: FeedForwardSpec, master: Mapping[str, Array], *leaves: Array | None) -> list[Array | None]:
+    """The leaves' arrays with the master leaf behind them, as so many leaves side by side."""
+    names = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
+    grown: list[Array | None] = []
+    for name, values in zip(names, leaves, strict=True):
+        there = master.get(name)
+        if values is None:
+            if there is not None and np.any(there):
+                raise InputError(f"the master leaf has {name}, the leaves have none: give them zeros")
+            grown.append(None)
+            continue
+        wide = np.zeros((ff.shared, *np.shape(values)[1:]), np.float32)
+        if there is not None and name == "down":
+            out = len(there)
+            flat = np.zeros((out, ff.shared * ff.width), np.float32)
+            flat[:, : there.shape[1]] = there
+            wide[:] = flat.reshape(out, ff.shared, ff.width).transpose(1, 0, 2)
+        elif there is not None and name == "down_bias":
+            wide[0] = there
+        elif there is not None:
+            wide.reshape(-1, *wide.shape[2:])[: len(there)] = there
+        grown.append(np.concatenate([np.asarray(values, np.float32), wide]))
+    return grown
