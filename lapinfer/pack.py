@@ -40,7 +40,7 @@ from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
 from lapinfer.quant.calibrate import quantize_with_feedback
 from lapinfer.quant.search import joined
 from lapinfer.runtime.build import Limits
-from lapinfer.spec import ModelSpec, bank_of, is_matrix, tensors
+from lapinfer.spec import ModelSpec, bank_of, has_rows, is_matrix, tensors
 
 QUANTS = ("auto", *FORMATS)
 SLICE = 1 << 23
@@ -169,7 +169,7 @@ class _Packing:
                 yield expert
         elif entry.format is None:
             shape = self.shapes[entry.name]
-            columns = shape[-1] if entry.name == "positions" else 1
+            columns = shape[-1] if has_rows(entry.name) else 1
             yield self.assembler.read(entry.name, 0, prod(shape) // columns, columns).reshape(shape)
         else:
             copies = prod(self.shapes[entry.name][:-2])

@@ -15,6 +15,10 @@ into ops. `tensors(spec)` names every weight that a model of this spec has, and 
     layers.N.gate_up [2F, D], gate rows first (gated), or layers.N.up [F, D]   with .bias
     layers.N.down [D, F]   layers.N.down.bias
 
+With a convolution instead of attention:
+
+    layers.N.conv_in [3D, D], rows of B, C, x   layers.N.conv.weight [D, kernel]   layers.N.conv_out [D, D]   with .bias
+
 With latent attention (r = rank, n = nope, p = rotated width), instead of the usual qkv and its norms:
 
     layers.N.qkv [Q + r + p, D], where Q is q_rank, or H·(n + p) when there is none   layers.N.qkv.bias
@@ -131,6 +135,18 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ConvolutionSpec:
+    """A gated short convolution over the positions t of a sequence (LFM2), column by column, in place of attention:
+
+    (B, C, x) = in · norm(x); z = B · x; y[t] = out · (C[t] · Σ_j w[j] · z[t − kernel + 1 + j]), and z is 0 before the
+    first position. `bias`: all three have one.
+    """
+
+    kernel: int
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RouterSpec:
     """Which `top_k` of `n_experts` experts a token gets, and their weights; l = router · x (+ bias).
 
@@ -192,15 +208,31 @@ class FeedForwardSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """x += s · post(attention(norm(x))); x += s · post(feed_forward(norm(x))); a norm may be absent."""
+    """x += s · post(mixer(norm(x))); x += s · post(feed_forward(norm(x))); a norm may be absent.
 
-    attention: AttentionSpec
+    Whatever the mixer, its norms are called attn_norm and attn_post_norm.
+    """
+
+    mixer: AttentionSpec | ConvolutionSpec
     feed_forward: FeedForwardSpec
     attn_norm: NormSpec | None
     ff_norm: NormSpec | None
     attn_post_norm: NormSpec | None = None
     ff_post_norm: NormSpec | None = None
     residual_scale: float = 1.0
+
+    @property
+    def attention(self) -> AttentionSpec | None:
+        return self.mixer if isinstance(self.mixer, AttentionSpec) else None
+
+    @property
+    def convolution(self) -> ConvolutionSpec | None:
+        return self.mixer if isinstance(self.mixer, ConvolutionSpec) else None
+
+    @property
+    def window(self) -> int | None:
+        """Positions that a token sees, its own included; None: all before it."""
+        return self.mixer.kernel if isinstance(self.mixer, ConvolutionSpec) else self.mixer.window
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +255,11 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
 
+    @property
+    def attentions(self) -> list[AttentionSpec]:
+        """Those of the layers that have attention."""
+        return [layer.attention for layer in self.layers if layer.attention is not None]
+
 
 def _norm_tensors(name: str, norm: NormSpec | None, width: int) -> dict[str, tuple[int, ...]]:
     if norm is None:
@@ -231,13 +268,8 @@ def _norm_tensors(name: str, norm: NormSpec | None, width: int) -> dict[str, tup
     return named | {f"{name}.bias": (width,)} if norm.bias else named
 
 
-def layer_tensors(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of one layer."""
-    layer, D = spec.layers[index], spec.hidden
-    attention, ff = layer.attention, layer.feed_forward
-    p = f"layers.{index}."
-    shapes = _norm_tensors(p + "attn_norm", layer.attn_norm, D)
-    shapes[p + "qkv"] = (attention.qkv_rows, D)
+def _attention_tensors(p: str, attention: AttentionSpec, D: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {p + "qkv": (attention.qkv_rows, D)}
     if attention.qkv_bias:
         shapes[p + "qkv.bias"] = (attention.qkv_rows,)
     if (latent := attention.latent) is not None:
@@ -256,6 +288,27 @@ def layer_tensors(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     shapes[p + "o"] = (D, attention.out_width)
     if attention.o_bias:
         shapes[p + "o.bias"] = (D,)
+    return shapes
+
+
+def _convolution_tensors(p: str, convolution: ConvolutionSpec, D: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in (("conv_in", (3 * D, D)), ("conv", (D, convolution.kernel)), ("conv_out", (D, D))):
+        shapes[p + name + (".weight" if name == "conv" else "")] = shape
+        if convolution.bias:
+            shapes[f"{p}{name}.bias"] = shape[:1]
+    return shapes
+
+
+def layer_tensors(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of one layer."""
+    layer, ff, D = spec.layers[index], spec.layers[index].feed_forward, spec.hidden
+    p = f"layers.{index}."
+    shapes = _norm_tensors(p + "attn_norm", layer.attn_norm, D)
+    if isinstance(layer.mixer, ConvolutionSpec):
+        shapes |= _convolution_tensors(p, layer.mixer, D)
+    else:
+        shapes |= _attention_tensors(p, layer.mixer, D)
     shapes |= _norm_tensors(p + "attn_post_norm", layer.attn_post_norm, D)
     shapes |= _norm_tensors(p + "ff_norm", layer.ff_norm, D)
     bank: tuple[int, ...] = ()
@@ -291,12 +344,19 @@ def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-MATRICES = {"embed", "qkv", "q_b", "k_up", "v_up", "o", "router", "gate_up", "up", "down", "head"}
+MATRICES = {
+    "embed", "qkv", "q_b", "k_up", "v_up", "o", "conv_in", "conv_out", "router", "gate_up", "up", "down", "head",
+}  # fmt: skip
 
 
 def is_matrix(name: str) -> bool:
     """Whether a tensor of `tensors(spec)` is multiplied with activations, and so is packed and quantized."""
     return name.rsplit(".", 1)[-1] in MATRICES
+
+
+def has_rows(name: str) -> bool:
+    """Whether a tensor of `tensors(spec)` is read in rows of its last axis; the others are read as one vector."""
+    return is_matrix(name) or name == "positions" or name.endswith(".conv.weight")
 
 
 def bank_of(name: str) -> str | None:

@@ -6,9 +6,33 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
-from lapinfer.kernels import attention, cache, elementwise, experts, matmul, place, probe, route, router, team
+from lapinfer.kernels import (
+    attention,
+    cache,
+    convolution,
+    elementwise,
+    experts,
+    matmul,
+    place,
+    probe,
+    route,
+    router,
+    team,
+)
 
-__all__ = ["attention", "elementwise", "experts", "load", "matmul", "place", "probe", "route", "router", "team"]
+__all__ = [
+    "attention",
+    "convolution",
+    "elementwise",
+    "experts",
+    "load",
+    "matmul",
+    "place",
+    "probe",
+    "route",
+    "router",
+    "team",
+]
 
 
 def load(names: Iterable[str], notice: Callable[[str], None] | None = None, apart: bool = False) -> dict[str, int]:

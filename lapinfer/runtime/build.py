@@ -36,13 +36,14 @@ from lapinfer.kernels.operands import (
 )
 from lapinfer.quant import BAND, FORMATS, GROUP, ROWS
 from lapinfer.runtime.build_attention import attention
+from lapinfer.runtime.build_convolution import convolution, gates_width
 from lapinfer.runtime.build_feed_forward import feed_forward, routed_feed_forward
 from lapinfer.runtime.kv import KVName, LayerCache, lanes
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.pool import ExpertPool, Policy
 from lapinfer.runtime.routed import RoutingBuffers
 from lapinfer.runtime.sizes import blocks_in_a_chunk, packed_blocks, padded, padded_vector
-from lapinfer.spec import ModelSpec, NormSpec, RopeSpec
+from lapinfer.spec import ConvolutionSpec, ModelSpec, NormSpec, RopeSpec
 
 ATTENTION_ROWS = 4
 """Query rows of a register tile in kernels/attention.py."""
@@ -125,10 +126,15 @@ def partials(limits: Limits) -> int:
 
 def context_bytes(spec: ModelSpec, limits: Limits) -> int:
     """Bytes of the buffers, other than the KV cache, that grow with the context: rotary tables and partials."""
-    attentions = [layer.attention for layer in spec.layers]
-    ropes = sum(4 * limits.ctx * rope.dim for rope in {a.rope for a in attentions if a.rope is not None})
-    row = max(a.n_heads for a in attentions) * (max(lanes(a.v_dim) for a in attentions) + PARTIAL_EXTRA)
-    return ropes + 4 * partials(limits) * row
+    ropes = sum(4 * limits.ctx * rope.dim for rope in {a.rope for a in spec.attentions if a.rope is not None})
+    heads, width = partial_row(spec)
+    return ropes + 4 * partials(limits) * heads * width
+
+
+def partial_row(spec: ModelSpec) -> tuple[int, int]:
+    """Heads of an attention partial, and float32 of each, in the buffer that all layers share."""
+    heads = max((a.n_heads for a in spec.attentions), default=0)
+    return heads, max((lanes(a.v_dim) for a in spec.attentions), default=0) + PARTIAL_EXTRA
 
 
 class Builder:
@@ -140,8 +146,10 @@ class Builder:
         T, D = padded(limits.step, TILE), padded(spec.hidden)
         self.x = np.zeros((T, D), np.float32)
         self.y = np.zeros((T, D), np.float32)
-        attentions = [layer.attention for layer in spec.layers]
-        self.qkv = np.zeros((T, max(padded(a.qkv_rows) for a in attentions)), np.float32)
+        attentions = spec.attentions
+        widths = [padded(a.qkv_rows) for a in attentions]
+        widths += [gates_width(spec.hidden) for layer in spec.layers if layer.convolution is not None]
+        self.qkv = np.zeros((T, max(widths)), np.float32)
         latent = [a for a in attentions if a.latent is not None]
         self.q = np.zeros((T, max((padded(a.q_rows) for a in latent), default=0)), np.float32)
         self.query = np.zeros((T, max((padded(a.n_heads * a.k_dim) for a in latent), default=0)), np.float32)
@@ -154,9 +162,8 @@ class Builder:
         self.routing = RoutingBuffers.for_spec(spec, limits)
         self.pool = self._pool()
         self.scratch = np.zeros((limits.threads, self._scratch_floats()), np.float32)
-        heads, width = max(a.n_heads for a in attentions), max(lanes(a.v_dim) for a in attentions)
         count = partials(limits)
-        self.partial = np.zeros((count, heads, width + PARTIAL_EXTRA), np.float32)
+        self.partial = np.zeros((count, *partial_row(spec)), np.float32)
         V = padded(spec.vocab, ROWS)
         self.step = StepBuffers(
             header=np.zeros(len(STEP), np.int64),
@@ -176,15 +183,14 @@ class Builder:
     def _scratch_floats(self) -> int:
         """Floats of scratch that one thread needs for its largest op."""
         matmul = TILE * 2 * BAND * ROWS
-        attention = max(
-            (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
-            + ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2)
-            for a in (layer.attention for layer in self.spec.layers)
-        )
-        merge = max(padded(layer.attention.n_heads * layer.attention.v_dim) + ROWS for layer in self.spec.layers)
-        latent = max(padded(layer.attention.k_dim) + padded(layer.attention.q_rows) for layer in self.spec.layers)
         route = 3 * padded(max(layer.feed_forward.experts for layer in self.spec.layers))
-        return padded(max(matmul, attention, merge, latent, route), 32)
+        most = [matmul, route]
+        for a in self.spec.attentions:
+            queries = (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
+            most.append(queries + ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2))
+            most.append(padded(a.n_heads * a.v_dim) + ROWS)  # merge
+            most.append(padded(a.k_dim) + padded(a.q_rows))  # latents
+        return padded(max(most), 32)
 
     def vector(self, name: str, width: int, offset: float = 0.0) -> np.ndarray:
         """A float32 vector, padded with zeros to whole groups."""
@@ -329,9 +335,10 @@ class Builder:
     def build(self) -> Built:
         self.embed()
         for i, layer in enumerate(self.spec.layers):
-            p = f"layers.{i}."
-            self.norm(p + "attn_norm", layer.attn_norm, i, "attention", self.wants(p + "qkv"))
-            attention(self, i, layer.attention, layer.attn_post_norm)
+            if isinstance(layer.mixer, ConvolutionSpec):
+                convolution(self, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
+            else:
+                attention(self, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
             if layer.feed_forward.router is None:
                 feed_forward(self, i, layer)
             else:

@@ -1,8 +1,8 @@
 """What steps touched: bytes read of weights and of the KV cache, multiply-adds, and time, by part of the model.
 
 Touched means what a step had to read: weights with their scales, the rows of the embedding that were looked up, and
-the keys and values that its tokens see (each once a step and slot). Of experts, those that a token of the step was
-really routed to, once a step. It is not what is resident, nor what was faulted in from disk.
+the keys, values and inputs of convolutions that its tokens see (each once a step and slot). Of experts, those that a
+token of the step was really routed to, once a step. It is not what is resident, nor what was faulted in from disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from lapinfer.kernels.control import CALLS, COUNTER, NS
 from lapinfer.kernels.operands import ANY_WANT, WANT_TILES
-from lapinfer.runtime.kv import KVName, bytes_per_key
 from lapinfer.runtime.plan import Plan
 
 NOTED_STEPS = 64
@@ -38,9 +37,8 @@ class Meter:
     time. `counters` [ops, COUNTER] are added to by the team itself.
     """
 
-    def __init__(self, plan: Plan, kv: KVName, ns_per_tick: Callable[[], float]):
+    def __init__(self, plan: Plan, ns_per_tick: Callable[[], float]):
         self._plan, self._ns_per_tick = plan, ns_per_tick
-        self._kv: KVName = kv
         ops = plan.ops
         self._wanted = np.array([op.count in (ANY_WANT, WANT_TILES) for op in ops])
         self._weight_bytes = np.array([op.weight_bytes for op in ops], np.int64)
@@ -51,12 +49,8 @@ class Meter:
         self._positions = np.array([notes["routed"] for _, notes in routed], np.int64)
         self._expert_bytes = np.array([notes["expert_bytes"] for _, notes in routed], np.int64)
         self._expert_macs = np.array([notes["expert_macs"] for _, notes in routed], np.int64)
-        self._attention = [
-            (i, op.notes["attention"].window, bytes_per_key(op.notes["attention"], kv))
-            for i, op in enumerate(ops)
-            if "attention" in op.notes
-        ]
-        self._windows = {window for _, window, _ in self._attention}
+        self._remembered = [(i, *op.notes["remembered"]) for i, op in enumerate(ops) if "remembered" in op.notes]
+        self._windows = {window for _, window, _ in self._remembered}
         self.reset()
 
     def reset(self) -> None:
@@ -94,8 +88,8 @@ class Meter:
             self._bytes[self._expert_ops] += self._expert_bytes * active[self._positions]
             self._macs[self._expert_ops] += self._expert_macs * pairs[self._positions]
         seen = {window: sum(keys_seen(window, slot, pos) for slot, pos, _, _ in noted) for window in self._windows}
-        for i, window, key_bytes in self._attention:
-            self._bytes[i] += seen[window] * key_bytes
+        for i, window, position_bytes in self._remembered:
+            self._bytes[i] += seen[window] * position_bytes
 
     @property
     def bytes(self) -> np.ndarray:
