@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_determinism import build, forward, hybrid_decoder, prompt
 from test_kernels import assert_tiles, empty_tiles, run
+from test_parity import write_folder
 
+from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.kernels.operands import ACT_F32, ACT_Q8, ACT_Q16
+from lapinfer.loading import load_model
+from lapinfer.pack import pack_checkpoint
+from lapinfer.report.explain import explain
+from lapinfer.report.info import info
 from lapinfer.runtime.build_convolution import gates_width
 from lapinfer.runtime.kv import bytes_per_key, cache_bytes, convolution_state
 from lapinfer.spec import ConvolutionSpec, ModelSpec
@@ -141,3 +149,21 @@ def test_a_layer_has_one_mixer() -> None:
     layer = hybrid_decoder().layers[0]
     assert (layer.attention, layer.convolution, layer.window) == (None, ConvolutionSpec(3), 3)
     assert hybrid_decoder().layers[1].convolution is None
+
+
+def test_info_and_explain_tell_of_convolutions(tmp_path: Path) -> None:
+    config, stored, _, _ = tiny.read_golden(tiny.GOLDEN / "lfm2_moe-plain.npz")
+    folder = write_folder(tmp_path / "folder", config, stored)
+    told = info(str(folder))
+    assert told["convolutions"] == {"of 3 tokens": "in 2 layers"}
+    assert (told["heads"], told["windows"]) == (4, {"none": "in 1 layers"})
+    model = load_model(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "q8"), ctx=40)
+    text = explain(model)
+    model.close()
+    rows = {line.split()[0]: line for line in text.split("\n\n")[1].splitlines()[3:]}
+    assert {"conv_in", "convolve", "conv_out", "convolution", "attention", "kv"} <= rows.keys()
+    assert "48 × 3" in rows["convolve"]
+    for line in text.splitlines():
+        if line.startswith("predicted"):
+            predicted, metered = (word for word in line.split() if word[0].isdigit())
+            assert predicted == metered
