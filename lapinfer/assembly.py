@@ -15,7 +15,7 @@ from lapinfer.families import Source
 from lapinfer.quant import FormatName, Grouped
 from lapinfer.quant.blocks import take_rows
 from lapinfer.quant.search import joined, quantize
-from lapinfer.tensors import is_matrix
+from lapinfer.tensors import has_rows
 
 STORED_FORMATS: dict[str, FormatName] = {
     "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4_1", "Q4_1": "q4_1", "MXFP4": "mxfp4",
@@ -80,7 +80,7 @@ class Assembler:
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Whether the stored tensors have the shape that the config promises."""
-        columns, rows = (shape[-1], prod(shape[:-1])) if is_matrix(name) or name == "positions" else (1, prod(shape))
+        columns, rows = (shape[-1], prod(shape[:-1])) if has_rows(name) else (1, prod(shape))
         pieces = self.pieces(name)
         for piece in pieces:
             source = piece.source

@@ -89,7 +89,7 @@ class Model:
         self.load_s = self.pack_s = 0.0
         self.plan = Plan(built.ops, kernels)
         self.team = Team(limits.threads, kernels)
-        self.usage = Meter(self.plan, limits.kv, self.team.ns_per_tick)
+        self.usage = Meter(self.plan, self.team.ns_per_tick)
         self._header = self._step.header.data
 
     def step(

@@ -43,7 +43,7 @@ from lapinfer.quant.rows import NEAREST, pack_rows
 from lapinfer.quant.search import joined
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import bank_of, is_matrix, is_router, is_row_by_row, tensors
+from lapinfer.tensors import bank_of, has_rows, is_matrix, is_router, is_row_by_row, tensors
 
 QUANTS = ("auto", *FORMATS)
 SLICE = 1 << 23
@@ -171,7 +171,7 @@ class _Packing:
                 yield entry.experts_of([matrix[None] for matrix in matrices])
         elif entry.format is None:
             shape = self.shapes[entry.name]
-            columns = shape[-1] if entry.name == "positions" else 1
+            columns = shape[-1] if has_rows(entry.name) else 1
             yield self.assembler.read(entry.name, 0, prod(shape) // columns, columns).reshape(shape)
         else:
             copies = prod(self.shapes[entry.name][:-2])

@@ -110,6 +110,18 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ConvolutionSpec:
+    """A gated short convolution over the positions t of a sequence (LFM2), column by column, in place of attention:
+
+    (B, C, x) = in · norm(x); z = B · x; y[t] = out · (C[t] · Σ_j w[j] · z[t − kernel + 1 + j]), and z is 0 before the
+    first position. `bias`: all three have one.
+    """
+
+    kernel: int
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RouterSpec:
     """Which `top_k` of `n_experts` experts a token gets, and their weights; l = router · x (+ bias).
 
@@ -221,15 +233,31 @@ class FeedForwardSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """x += s · post(attention(norm(x))); x += s · post(feed_forward(norm(x))); a norm may be absent."""
+    """x += s · post(mixer(norm(x))); x += s · post(feed_forward(norm(x))); a norm may be absent.
 
-    attention: AttentionSpec
+    Whatever the mixer, its norms are called attn_norm and attn_post_norm.
+    """
+
+    mixer: AttentionSpec | ConvolutionSpec
     feed_forward: FeedForwardSpec
     attn_norm: NormSpec | None
     ff_norm: NormSpec | None
     attn_post_norm: NormSpec | None = None
     ff_post_norm: NormSpec | None = None
     residual_scale: float = 1.0
+
+    @property
+    def attention(self) -> AttentionSpec | None:
+        return self.mixer if isinstance(self.mixer, AttentionSpec) else None
+
+    @property
+    def convolution(self) -> ConvolutionSpec | None:
+        return self.mixer if isinstance(self.mixer, ConvolutionSpec) else None
+
+    @property
+    def window(self) -> int | None:
+        """Positions that a token sees, its own included; None: all before it."""
+        return self.mixer.kernel if isinstance(self.mixer, ConvolutionSpec) else self.mixer.window
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,3 +279,8 @@ class ModelSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+
+    @property
+    def attentions(self) -> list[AttentionSpec]:
+        """Those of the layers that have attention."""
+        return [layer.attention for layer in self.layers if layer.attention is not None]

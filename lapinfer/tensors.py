@@ -9,6 +9,10 @@
     layers.N.gate_up [2F, D], gate rows first (gated), or layers.N.up [F, D]   with .bias
     layers.N.down [D, F]   layers.N.down.bias
 
+With a convolution instead of attention:
+
+    layers.N.conv_in [3D, D], rows of B, C, x   layers.N.conv.weight [D, kernel]   layers.N.conv_out [D, D]   with .bias
+
 With latent attention (r = rank, n = nope, p = rotated width), instead of the usual qkv and its norms:
 
     layers.N.qkv [Q + r + p, D], where Q is q_rank, or H·(n + p) when there is none   layers.N.qkv.bias
@@ -30,7 +34,15 @@ from __future__ import annotations
 
 from math import prod
 
-from lapinfer.spec import FeedForwardSpec, ModelSpec, NormSpec, RouterSpec, TreeSpec
+from lapinfer.spec import (
+    AttentionSpec,
+    ConvolutionSpec,
+    FeedForwardSpec,
+    ModelSpec,
+    NormSpec,
+    RouterSpec,
+    TreeSpec,
+)
 
 
 def _norm_tensors(name: str, norm: NormSpec | None, width: int) -> dict[str, tuple[int, ...]]:
@@ -85,13 +97,8 @@ def feed_forward_tensors(p: str, ff: FeedForwardSpec, D: int, out: int) -> dict[
     return shapes
 
 
-def layer_tensors(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of one layer."""
-    layer, D = spec.layers[index], spec.hidden
-    attention, ff = layer.attention, layer.feed_forward
-    p = f"layers.{index}."
-    shapes = _norm_tensors(p + "attn_norm", layer.attn_norm, D)
-    shapes[p + "qkv"] = (attention.qkv_rows, D)
+def _attention_tensors(p: str, attention: AttentionSpec, D: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {p + "qkv": (attention.qkv_rows, D)}
     if attention.qkv_bias:
         shapes[p + "qkv.bias"] = (attention.qkv_rows,)
     if (latent := attention.latent) is not None:
@@ -110,6 +117,27 @@ def layer_tensors(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
     shapes[p + "o"] = (D, attention.out_width)
     if attention.o_bias:
         shapes[p + "o.bias"] = (D,)
+    return shapes
+
+
+def _convolution_tensors(p: str, convolution: ConvolutionSpec, D: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in (("conv_in", (3 * D, D)), ("conv", (D, convolution.kernel)), ("conv_out", (D, D))):
+        shapes[p + name + (".weight" if name == "conv" else "")] = shape
+        if convolution.bias:
+            shapes[f"{p}{name}.bias"] = shape[:1]
+    return shapes
+
+
+def layer_tensors(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of one layer."""
+    layer, ff, D = spec.layers[index], spec.layers[index].feed_forward, spec.hidden
+    p = f"layers.{index}."
+    shapes = _norm_tensors(p + "attn_norm", layer.attn_norm, D)
+    if isinstance(layer.mixer, ConvolutionSpec):
+        shapes |= _convolution_tensors(p, layer.mixer, D)
+    else:
+        shapes |= _attention_tensors(p, layer.mixer, D)
     shapes |= _norm_tensors(p + "attn_post_norm", layer.attn_post_norm, D)
     shapes |= _norm_tensors(p + "ff_norm", layer.ff_norm, D)
     shapes |= router_tensors(p, ff, D) | feed_forward_tensors(p, ff, D, D)
@@ -132,12 +160,20 @@ def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 ROW_BY_ROW = {"nodes", "inward", "outward"}
-MATRICES = {"embed", "qkv", "q_b", "k_up", "v_up", "o", "router", "gate_up", "up", "down", "head", *ROW_BY_ROW}
+MATRICES = {
+    "embed", "qkv", "q_b", "k_up", "v_up", "o", "conv_in", "conv_out", "router", "gate_up", "up", "down", "head",
+    *ROW_BY_ROW,
+}  # fmt: skip
 
 
 def is_matrix(name: str) -> bool:
     """Whether a tensor of `tensors(spec)` is multiplied with activations, and so is packed and quantized."""
     return name.rsplit(".", 1)[-1] in MATRICES
+
+
+def has_rows(name: str) -> bool:
+    """Whether a tensor of `tensors(spec)` is read in rows of its last axis; the others are read as one vector."""
+    return is_matrix(name) or name == "positions" or name.endswith(".conv.weight")
 
 
 def is_row_by_row(name: str) -> bool:

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from lapinfer.families import Source, sources_for
-from lapinfer.spec import AttentionSpec, FeedForwardSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.spec import AttentionSpec, ConvolutionSpec, FeedForwardSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
+from lapinfer.tensors import has_rows, tensors
 
 Weights = Mapping[str, np.ndarray]
 
@@ -41,7 +41,10 @@ def forward(
             w = {name.removeprefix(f"layers.{i}."): value for name, value in weights.items()}
             scale = np.float32(layer.residual_scale)
             y = norm(layer.attn_norm, w, "attn_norm", x)  # [T, D]
-            y = attention(layer.attention, w, y, positions)  # [T, D]
+            if isinstance(layer.mixer, ConvolutionSpec):
+                y = convolution(layer.mixer, w, y)  # [T, D]
+            else:
+                y = attention(layer.mixer, w, y, positions)  # [T, D]
             x = x + scale * norm(layer.attn_post_norm, w, "attn_post_norm", y)  # [T, D]
             y = norm(layer.ff_norm, w, "ff_norm", x)  # [T, D]
             if (router := layer.feed_forward.router) is None:
@@ -85,6 +88,16 @@ def attention(spec: AttentionSpec, w: Weights, x: np.ndarray, positions: np.ndar
     p = softmax(scores)[..., :T]  # [H, T, T]
     out = np.einsum("hqk,khd->qhd", p, v).reshape(T, -1)  # [T, H·v]
     return out @ w["o"].T + w.get("o.bias", np.float32(0))  # [T, D]
+
+
+def convolution(spec: ConvolutionSpec, w: Weights, x: np.ndarray) -> np.ndarray:
+    """[T, D] -> [T, D]."""
+    T = len(x)
+    gate, carry, x = np.split(x @ w["conv_in"].T + w.get("conv_in.bias", np.float32(0)), 3, axis=1)  # [T, D] thrice
+    z = np.pad(gate * x, ((spec.kernel - 1, 0), (0, 0)))  # [kernel − 1 + T, D]
+    y = sum(w["conv.weight"][:, j] * z[j : j + T] for j in range(spec.kernel))  # [T, D]
+    y = carry * (y + w.get("conv.bias", np.float32(0)))  # [T, D]
+    return y @ w["conv_out"].T + w.get("conv_out.bias", np.float32(0))  # [T, D]
 
 
 def heads(
@@ -265,7 +278,7 @@ def load_weights(checkpoint: Path | Weights, spec: ModelSpec) -> dict[str, np.nd
     assert found.keys() == shapes.keys(), "sources() and tensors() disagree"
     weights: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
-        matrix = is_matrix(name) or name == "positions"
+        matrix = has_rows(name)
         rows = np.concatenate([part(stored, s, shape[-1] if matrix else None) for s in found[name]])
         wanted = (prod(shape[:-1]), shape[-1]) if matrix else (prod(shape),)
         assert rows.shape == wanted, f"{name}: sources() and tensors() disagree"

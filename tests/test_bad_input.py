@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 from fake_model import byte_tokenizer_folder
 from typer.testing import CliRunner
 
@@ -1026,3 +1027,78 @@ def test_fp4_blocks_and_scales_that_do_not_fit(tmp_path, home, change):
     change(tensors)
     refused(run(make_checkpoint(tmp_path / "fp4", tensors, **FP4)), DOWN)
     assert not list(home.rglob("model.safetensors"))
+
+
+# Convolutions
+
+
+CONVOLUTION = "model.layers.2.conv.conv.weight"
+
+
+def make_hybrid(folder, change=lambda tensors: None, **config):
+    told, tensors, _, _ = tiny.read_golden(tiny.GOLDEN / "lfm2-plain.npz")
+    change(tensors)
+    return make_checkpoint(folder, tensors, **told | config)
+
+
+def test_layers_of_convolutions_run(tmp_path, home):
+    folder = make_hybrid(tmp_path / "hybrid")
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # more tokens than this tiny model has
+        (folder / name).unlink()
+    with lapinfer.load(folder, quant="f32") as model:
+        assert len(model.generate([1, 2, 3], max_tokens=5, temperature=0).tokens) == 5
+
+
+def _no_kernel(tensors):
+    del tensors[CONVOLUTION]
+
+
+def _longer_kernel(tensors):
+    tensors[CONVOLUTION] = np.ones((48, 1, 4), np.float32)
+
+
+def _full_convolution(tensors):
+    tensors[CONVOLUTION] = np.ones((48, 48, 3), np.float32)
+
+
+def _narrower_kernel(tensors):
+    tensors[CONVOLUTION] = np.ones((47, 1, 3), np.float32)
+
+
+def _flat_kernel(tensors):
+    tensors[CONVOLUTION] = np.ones(144, np.float32)
+
+
+def _kernel_of_nan(tensors):
+    tensors[CONVOLUTION][7, 0, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    "change", [_no_kernel, _longer_kernel, _full_convolution, _narrower_kernel, _flat_kernel, _kernel_of_nan]
+)
+def test_kernels_of_convolutions_that_do_not_fit(tmp_path, home, change):
+    refused(run(make_hybrid(tmp_path / "hybrid", change)), CONVOLUTION)
+    assert not list(home.rglob("model.safetensors"))
+
+
+def _two_gates(tensors):
+    tensors["model.layers.0.conv.in_proj.weight"] = np.ones((96, 48), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"conv_L_cache": 2}, "conv.conv.weight"),
+        ({"conv_L_cache": 1 << 20}, "conv_L_cache"),
+        ({"conv_bias": True}, "conv.in_proj.bias"),
+        ({"layer_types": ["conv", "conv", "conv"]}, "layers.1.conv.in_proj.weight"),
+        ({"layer_types": ["conv", "linear_attention", "conv"]}, "layer_types"),
+        ({"layer_types": ["conv"]}, "layer_types"),
+    ],
+)
+def test_convolutions_beside_another_config(tmp_path, home, config, word):
+    refused(run(make_hybrid(tmp_path / "hybrid", **config)), word)
+
+
+def test_a_convolution_with_too_few_gates(tmp_path, home):
+    refused(run(make_hybrid(tmp_path / "hybrid", _two_gates)), "layers.0.conv.in_proj.weight", "(144, 48)")

@@ -22,6 +22,7 @@ from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import (
     AttentionSpec,
+    ConvolutionSpec,
     FeedForwardSpec,
     LatentSpec,
     LayerSpec,
@@ -66,7 +67,7 @@ def routed_decoder(latent: bool = False) -> ModelSpec:
     router = RouterSpec(5, 2, normalise=True, bias=True, selection_bias=True)
     experts = FeedForwardSpec(40, "silu", bias=True, router=router, shared=2, shared_gate=True, shared_width=70)
     plain = FeedForwardSpec(72, "gelu_tanh", gated=False, router=RouterSpec(7, 3, "sigmoid", groups=1, scale=1.5))
-    last = first.attention
+    last = first.mixer
     if latent:
         rope = RopeSpec(8, tuple(1000.0 ** (-i / 4) for i in range(4)), interleaved=True)
         last = AttentionSpec(5, 1, 64 + 8, 64, 0.2, rope, latent=LatentSpec(64, 12, 32, norm, q_rank=40))
@@ -76,6 +77,19 @@ def routed_decoder(latent: bool = False) -> ModelSpec:
         LayerSpec(last, plain, norm, norm, residual_scale=0.7),
     )
     return dataclasses.replace(dense, layers=layers)
+
+
+def hybrid_decoder() -> ModelSpec:
+    """Convolutions around a layer of attention, the last one with biases, a norm behind it, and experts."""
+    routed, norm = routed_decoder(), decoder().norm
+    first, second, third = routed.layers
+    long = ConvolutionSpec(5, bias=True)
+    layers = (
+        dataclasses.replace(first, mixer=ConvolutionSpec(3)),
+        second,
+        dataclasses.replace(third, mixer=long, attn_post_norm=norm),
+    )
+    return dataclasses.replace(routed, layers=layers)
 
 
 def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, spec: ModelSpec | None = None, **limits: Any) -> Model:
@@ -113,10 +127,12 @@ def test_threads_and_chunks_change_no_bit(fmt: str, kv: str, activations: str) -
     ("fmt", "activations"),
     [("q4", "q8"), ("q8", "q8"), ("mxfp4", "q8"), ("bf16", "q8"), ("q4", "q16"), ("mxfp4", "q16")],
 )
-@pytest.mark.parametrize("latent", [False, True], ids=["heads", "latent"])
-def test_experts_change_no_bit_either(fmt: str, activations: str, latent: bool) -> None:
+@pytest.mark.parametrize(
+    "spec", [routed_decoder(), routed_decoder(True), hybrid_decoder()], ids=["heads", "latent", "convolutions"]
+)
+def test_experts_change_no_bit_either(fmt: str, activations: str, spec: ModelSpec) -> None:
     """Whichever tokens share an expert with a token, and whoever sorts them."""
-    ids, spec = prompt(150), routed_decoder(latent)
+    ids = prompt(150)
     expected = forward(ids, fmt, spec=spec, step=512, threads=1, activations=activations)
     assert np.isfinite(expected).all()
     for step, threads in ((512, 2), (512, 4), (1, 1), (1, 4), (7, 2), (8, 4)):
@@ -125,7 +141,11 @@ def test_experts_change_no_bit_either(fmt: str, activations: str, latent: bool) 
 
 
 @pytest.mark.parametrize("kv", DTYPES)
-@pytest.mark.parametrize("spec", [decoder(), routed_decoder(), routed_decoder(True)], ids=["dense", "routed", "latent"])
+@pytest.mark.parametrize(
+    "spec",
+    [decoder(), routed_decoder(), routed_decoder(True), hybrid_decoder()],
+    ids=["dense", "routed", "latent", "convolutions"],
+)
 def test_sequences_side_by_side_are_as_alone(kv: str, spec: ModelSpec) -> None:
     """Four sequences at different places, their tokens in one step in any order of slots, prompts beside decoding."""
     prompts = [prompt(n, seed=n) for n in (290, 17, 131, 1)]
@@ -150,22 +170,27 @@ def test_sequences_side_by_side_are_as_alone(kv: str, spec: ModelSpec) -> None:
     model.close()
 
 
-def test_a_slot_is_used_again() -> None:
-    """Keys of an earlier, longer sequence are not seen by the next one."""
+@pytest.mark.parametrize("spec", [decoder(), hybrid_decoder()], ids=["dense", "convolutions"])
+def test_a_slot_is_used_again(spec: ModelSpec) -> None:
+    """What an earlier, longer sequence has left is not seen by the next one."""
     first, second = prompt(300, 1), prompt(200, 2)
-    expected = forward(second, step=32)
-    model = build(step=32)
+    expected = forward(second, step=32, spec=spec)
+    model = build(step=32, spec=spec)
     model.forward(first)
     np.testing.assert_array_equal(model.forward(second), expected)
     model.close()
 
 
 @pytest.mark.parametrize("kv", DTYPES)
-def test_a_slot_recovers_from_a_poisoned_cache(kv: str) -> None:
-    """Keys and values that are no numbers, left by an earlier sequence, never reach the next one."""
+@pytest.mark.parametrize("spec", [decoder(), hybrid_decoder()], ids=["dense", "convolutions"])
+def test_a_slot_recovers_from_a_poisoned_cache(kv: str, spec: ModelSpec) -> None:
+    """Keys, values and inputs that are no numbers, left by an earlier sequence, never reach the next one."""
     ids = prompt(40)
-    expected = forward(ids, kv=kv, step=16)
-    model = build(kv=kv, step=16)
+    expected = forward(ids, kv=kv, step=16, spec=spec)
+    model = build(kv=kv, step=16, spec=spec)
+    for op in model.plan.ops:
+        if op.kernel == "convolve":
+            op.operands["state"][:] = np.nan  # type: ignore[index]
     for cache in model.caches:
         for array in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
             if array.dtype.kind == "f":

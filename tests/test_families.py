@@ -45,12 +45,19 @@ LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 32,
 }
+MIXED = ["conv", "full_attention", "conv", "conv", "full_attention"]
 MORE_SIZES: dict[str, dict[str, Any]] = {
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
     "gpt_oss": EXPERTS,
     "granitemoe": EXPERTS,
     "granitemoeshared": EXPERTS,
+    "lfm2_moe": {
+        "num_experts_per_tok": 2,
+        "num_experts": 4,
+        "moe_intermediate_size": 24,
+        "layer_types": MIXED,
+    },
     "mixtral": EXPERTS,
     "olmoe": {"num_experts_per_tok": 2, "num_experts": 4},
     "phimoe": EXPERTS,
@@ -190,7 +197,7 @@ def in_layout(layout: Layout, weights: dict[str, np.ndarray], layer: int) -> dic
 
 
 @pytest.mark.parametrize(
-    "name", ["mixtral-plain", "qwen3_moe-plain", "olmoe-plain", "granitemoe-plain", "phimoe-plain"]
+    "name", ["mixtral-plain", "qwen3_moe-plain", "olmoe-plain", "granitemoe-plain", "phimoe-plain", "lfm2_moe-plain"]
 )
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.down)
 def test_every_layout_of_experts_gives_the_same_weights(name: str, layout: Layout) -> None:
@@ -198,8 +205,9 @@ def test_every_layout_of_experts_gives_the_same_weights(name: str, layout: Layou
     spec = spec_from_config(config, "config.json")
     weights = reference.load_weights(stored, spec)
     other = {name: value for name, value in stored.items() if ".experts." not in name}
-    for i in range(len(spec.layers)):
-        other |= in_layout(layout, weights, i)
+    for i, layer in enumerate(spec.layers):
+        if layer.feed_forward.router is not None:
+            other |= in_layout(layout, weights, i)
     found = reference.load_weights(other, spec)
     assert all(np.array_equal(found[n], weights[n]) for n in tensors(spec))
 
@@ -269,6 +277,7 @@ PREFIXES = [
     ("gpt2-plain", "transformer.", ""),
     ("deepseek_v3-groups", "model.", ""),
     ("gpt_oss-yarn", "model.", ""),
+    ("lfm2_moe-plain", "model.", ""),
     ("gemma3_text-options", "model.", "language_model.model."),
     ("gemma3_text-options", "model.", "model.language_model."),
 ]
@@ -318,6 +327,25 @@ PHI_LONGROPE = {
 }
 
 
+LFM2_12B = {"model_type": "lfm2", "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8}
+
+
+def test_lfm2_in_the_words_of_older_files() -> None:
+    old = {"block_ff_dim": 12288, "full_attn_idxs": [2, 4], "tie_embedding": False, "rope_theta": 1e6}
+    spec = spec_of(**LFM2_12B, **old, block_multiple_of=256, block_ffn_dim_multiplier=1.0, tie_word_embeddings=True)
+    new = {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"], "tie_word_embeddings": False}
+    assert spec == spec_of(**LFM2_12B, **new, intermediate_size=8192, block_auto_adjust_ff_dim=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [({}, 256), ({"block_multiple_of": 48}, 96), ({"block_ffn_dim_multiplier": None}, 66),
+     ({"block_multiple_of": 1, "block_ffn_dim_multiplier": 1.5}, 99), ({"block_auto_adjust_ff_dim": False}, 100)],
+)  # fmt: skip
+def test_width_of_lfm2s_feed_forward(config: dict[str, Any], width: int) -> None:
+    assert spec_of(**LFM2_12B, intermediate_size=100, **config).layers[0].feed_forward.width == width
+
+
 def test_phimoe_has_scales_of_its_own_for_each_context() -> None:
     rope = spec_of(model_type="phimoe", rope_scaling=PHI_LONGROPE).layers[0].attention.rope
     assert rope is not None
@@ -355,6 +383,8 @@ REFUSALS = [
     ("scoring_func", {"model_type": "deepseek_v2", "scoring_func": "sigmoid"}),
     ("moe_layer_freq", {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1, "moe_layer_freq": 2}),
     ("num_key_value_heads", {"model_type": "deepseek_v2", "num_key_value_heads": 2}),
+    ("layer_types", {"model_type": "lfm2", "layer_types": ["conv"] * 4 + ["sliding_attention"]}),
+    ("layer_types", {"model_type": "lfm2_moe", "layer_types": [["conv"]] * 5}),
 ]
 
 
@@ -419,6 +449,15 @@ WRONG = [
     ("q_lora_rank", {"model_type": "deepseek_v3", "q_lora_rank": 0}),
     ("sliding_window", {"model_type": "gpt_oss", "sliding_window": None}),
     ("head_dim", {"model_type": "gpt_oss", "head_dim": 7.5}),
+    ("layer_types", {"model_type": "lfm2", "layer_types": MIXED[:4]}),
+    ("layer_types", {"model_type": "lfm2_moe", "layer_types": None}),
+    ("full_attn_idxs", {"model_type": "lfm2", "full_attn_idxs": [True]}),
+    ("conv_L_cache", {"model_type": "lfm2", "conv_L_cache": 0}),
+    ("conv_bias", {"model_type": "lfm2_moe", "conv_bias": 1}),
+    ("num_dense_layers", {"model_type": "lfm2_moe", "num_dense_layers": -1}),
+    ("intermediate_size", {"model_type": "lfm2", "intermediate_size": 1}),
+    ("block_ff_dim", {"model_type": "lfm2", "block_ff_dim": 1 << 24, "block_ffn_dim_multiplier": 2.0}),
+    ("block_multiple_of", {"model_type": "lfm2", "block_multiple_of": 0}),
 ]
 
 

@@ -27,7 +27,16 @@ LONG = 300
 """Tokens that take three blocks of 128 keys."""
 
 WINDOWS = {"mistral-window": 150, "gemma2-plain": 7, "gemma3_text-plain": 40, "phi3-partial": 129, "qwen3-window": 128}
-LONG_CASES = ["gpt2-plain", "llama-bias_mqa", "llama-odd", "llama-llama3", "olmo2-options", "smollm3-plain", *WINDOWS]
+LONG_CASES = [
+    "gpt2-plain",
+    "llama-bias_mqa",
+    "llama-odd",
+    "llama-llama3",
+    "olmo2-options",
+    "smollm3-plain",
+    "lfm2-options",
+    *WINDOWS,
+]
 
 
 def distance(got: np.ndarray, expected: np.ndarray) -> float:

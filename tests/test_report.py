@@ -95,7 +95,7 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
     # A stored format of "q4" may have been raised for some matrices: what the file says counts.
     formats = {n: str(files[f].format(n)) for n, f in formats.items()}
     built = Builder(spec, Mixed(files, formats), replace(LIMITS, kv=kv)).build()
-    meter = Meter(SimpleNamespace(ops=built.ops), kv, lambda: 1.0)  # type: ignore[arg-type]
+    meter = Meter(SimpleNamespace(ops=built.ops), lambda: 1.0)  # type: ignore[arg-type]
     slot, pos = step
     wanted = data.draw(st.integers(0, len(pos)))
     meter.record(np.array(slot), np.array(pos), wanted, 0, *expected_reads(spec, len(pos)))

@@ -4,7 +4,8 @@
 
 `CASES` switch each option on and off: grouped and single key/value heads, heads narrower or wider than D / H, biases,
 windows shorter than the prompt, tied and untied heads, rope scaling beyond the original context, odd widths;
-one expert a token or all of them, shared experts of any width, dense layers between, groups, weights of every kind.
+one expert a token or all of them, shared experts of any width, dense layers between, groups, weights of every kind;
+layers of convolutions.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ _DEEPSEEK: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 32,
 }
+_LFM2: dict[str, Any] = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
 _MULTIPLIERS: dict[str, Any] = {
     "embedding_multiplier": 12.0,
     "attention_multiplier": 0.15,
@@ -326,6 +328,54 @@ CASES = [
         rope_interleave=False,
         attention_bias=True,
         tie_word_embeddings=True,
+    ),
+    _case("lfm2", "plain", **_LFM2, block_multiple_of=40),
+    _case(
+        "lfm2",
+        "options",
+        hidden_size=40,
+        intermediate_size=50,
+        num_hidden_layers=4,
+        full_attn_idxs=[1],
+        conv_bias=True,
+        conv_L_cache=4,
+        block_auto_adjust_ff_dim=False,
+        tie_word_embeddings=False,
+    ),
+    _case(
+        "lfm2",
+        "multiplier",
+        {"rope_type": "linear", "factor": 2.0},
+        **_LFM2,
+        conv_L_cache=1,
+        block_multiple_of=24,
+        block_ffn_dim_multiplier=1.3,
+        head_dim=16,
+        num_key_value_heads=1,
+    ),
+    _case("lfm2_moe", "plain", **_LFM2, **_QWEN_MOE, num_dense_layers=1),
+    _case(
+        "lfm2_moe",
+        "options",
+        **_LFM2,
+        **_QWEN_MOE | {"num_experts": 5, "num_experts_per_tok": 3},
+        hidden_size=40,
+        num_dense_layers=0,
+        conv_bias=True,
+        conv_L_cache=5,
+        use_expert_bias=False,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        tie_word_embeddings=False,
+    ),
+    _case(
+        "lfm2_moe",
+        "every_expert",
+        **_LFM2 | {"layer_types": ["conv", "conv", "full_attention"]},
+        **_QWEN_MOE | {"num_experts": 4, "num_experts_per_tok": 4},
+        conv_L_cache=2,
+        use_expert_bias=False,
+        routed_scaling_factor=0.5,
     ),
     _experts("gpt_oss", "yarn", _YARN | {"truncate": False}, head_dim=16, sliding_window=5),
     _experts(

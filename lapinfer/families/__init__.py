@@ -54,6 +54,8 @@ FAMILIES: Final = {
     "granite": "granite",
     "granitemoe": "granitemoe",
     "granitemoeshared": "granitemoeshared",
+    "lfm2": "lfm2",
+    "lfm2_moe": "lfm2_moe",
     "llama": "llama",
     "mistral": "mistral",
     "mixtral": "mixtral",

@@ -47,12 +47,19 @@ GRANITE: Final = Layout(
     "block_sparse_moe.output_linear.weight",
     "block_sparse_moe.router.layer.weight",
 )
+LFM2: Final = Layout(
+    ("feed_forward.experts.{}.w1.weight", "feed_forward.experts.{}.w3.weight"),
+    "feed_forward.experts.{}.w2.weight",
+    "feed_forward.gate.weight",
+)
 LAYOUTS: Final = (
     MLP,
     MIXTRAL,
     GRANITE,
     Layout(("mlp.experts.{}.w1.weight", "mlp.experts.{}.w3.weight"), "mlp.experts.{}.w2.weight", "mlp.router.weight"),
+    LFM2,
     Layout(("mlp.experts.gate_up_proj",), "mlp.experts.down_proj"),
+    Layout(("feed_forward.experts.gate_up_proj",), "feed_forward.experts.down_proj"),
     Layout(
         ("block_sparse_moe.experts.gate_up_proj",),
         "block_sparse_moe.experts.down_proj",

@@ -48,6 +48,7 @@ def latent_sources(spec: ModelSpec, names: Collection[str]) -> dict[str, tuple[S
     found: dict[str, tuple[Source, ...]] = {}
     for i, prefix in layer_prefixes(spec, names):
         attention, p, stored = spec.layers[i].attention, f"layers.{i}.", f"{prefix}self_attn."
+        assert attention is not None
         latent = attention.latent
         assert latent is not None
         q = f"{stored}{'q_a_proj' if latent.q_rank else 'q_proj'}"

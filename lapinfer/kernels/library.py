@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from lapinfer.kernels import (
     attention,
     cache,
+    convolution,
     elementwise,
     experts,
     leaves,
@@ -23,8 +24,8 @@ from lapinfer.kernels import (
 )
 
 __all__ = [
-    "attention", "elementwise", "experts", "leaves", "load", "matmul", "place", "probe", "route", "router", "sort",
-    "team", "tree",
+    "attention", "convolution", "elementwise", "experts", "leaves", "load", "matmul", "place", "probe", "route",
+    "router", "sort", "team", "tree",
 ]  # fmt: skip
 
 

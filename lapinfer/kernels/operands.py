@@ -160,6 +160,11 @@ OPERANDS: dict[str, tuple[str, ...]] = {
         "qkv", "qkv_stride", "heads", "kv_heads", "k_dim", "v_dim", "k_cache", "v_cache", "k_scale", "v_scale",
         "capacity", "pos", "items", "window", "scale", "softcap", "partial", "part_table", "scratch", "scratch_stride",
     ),
+    # x[t] = (B, C, x), `width` apart: B · x into the state [slot, taps, 32 · groups]; activation tiles of C · (what
+    # `weight` [taps, 32 · groups] and bias make of the last ones). A chunk is `unit` groups of columns of all tokens
+    "convolve": (
+        "x", "x_stride", "width", "weight", "bias", "taps", "pos", "slot", "state", "out", "groups", "out_kind", "unit",
+    ),
     # activation tiles of the merged, normalised partials
     "merge": (
         "partial", "part_table", "heads", "v_dim", "pos", "window", "sinks", "out", "groups", "out_kind", "scratch",

@@ -120,7 +120,7 @@ class Layer:
 
             kernels = library.load([*{op.kernel for op in self._ops.ops}, "lead", "follow", "read_clock"])
             self._plan, self._team = Plan(self._ops.ops, kernels), Team(self.threads, kernels)
-            self.meter = Meter(self._plan, "f32", self._team.ns_per_tick)
+            self.meter = Meter(self._plan, self._team.ns_per_tick)
         return self._plan
 
     @property
@@ -167,7 +167,7 @@ class Layer:
     def explain(self) -> str:
         """The ops of one token with their bytes and multiply-adds, and the bytes that the layer has in all."""
         with self._lock:
-            meter = Meter(self.plan, "f32", self.team.ns_per_tick)
+            meter = Meter(self.plan, self.team.ns_per_tick)
         nothing, active = np.zeros(1, np.int64), np.array([self.ff.active], np.int64)
         tree = self.ff.router.path if isinstance(self.ff.router, TreeSpec) else 0
         meter.record(nothing, nothing, 0, 0, active, np.array([tree], np.int64))

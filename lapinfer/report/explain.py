@@ -102,7 +102,7 @@ def _title(model: Model) -> str:
 
 def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: float) -> str:
     """One step's table and its summary."""
-    meter = Meter(model.plan, model.limits.kv, model.team.ns_per_tick)
+    meter = Meter(model.plan, model.team.ns_per_tick)
     walls: list[float] = []
     if analyze:
         walls = _run(model, step, meter)
@@ -137,7 +137,7 @@ def _run(model: Model, step: Step, meter: Meter) -> list[float]:
     arguments = (step.token, step.slot, step.pos, step.want)
     usual, walls = model.usage, []
     try:
-        model.usage = Meter(model.plan, model.limits.kv, model.team.ns_per_tick)
+        model.usage = Meter(model.plan, model.team.ns_per_tick)
         model.step(*arguments)
         model.usage = meter
         for _ in range(step.repeats):

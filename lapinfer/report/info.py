@@ -51,15 +51,14 @@ def info(name: str) -> dict[str, Any]:
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
-    attention = spec.layers[0].attention
-    windows = Counter(layer.attention.window for layer in spec.layers)
-    return {
-        "family": spec.family,
-        "layers": len(spec.layers),
-        "hidden": spec.hidden,
-        "heads": attention.n_heads,
-        "kv_heads": attention.n_kv_heads,
-        "head_dim": attention.k_dim,
+    windows = Counter(attention.window for attention in spec.attentions)
+    kernels = Counter(layer.convolution.kernel for layer in spec.layers if layer.convolution is not None)
+    sizes: dict[str, Any] = {"family": spec.family, "layers": len(spec.layers), "hidden": spec.hidden}
+    for attention in spec.attentions[:1]:
+        sizes |= {"heads": attention.n_heads, "kv_heads": attention.n_kv_heads, "head_dim": attention.k_dim}
+    if kernels:
+        sizes["convolutions"] = {f"of {kernel} tokens": f"in {n} layers" for kernel, n in kernels.items()}
+    return sizes | {
         "feed_forward": _feed_forwards(spec),
         "vocab": spec.vocab,
         "tied_head": spec.tied,

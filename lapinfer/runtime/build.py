@@ -9,6 +9,7 @@ import numpy as np
 from lapinfer.kernels.operands import ADD, HEAD, ITEM, KEY_BLOCK, PARTIAL_EXTRA, STEP, STORE, TILE, TILES
 from lapinfer.quant import FORMATS, GROUP, ROWS
 from lapinfer.runtime.build_attention import attention
+from lapinfer.runtime.build_convolution import convolution, gates_width
 from lapinfer.runtime.build_feed_forward import feed_forward_of_layer
 from lapinfer.runtime.kv import LayerCache, lanes
 from lapinfer.runtime.ops import Limits, Ops, Weights
@@ -16,7 +17,7 @@ from lapinfer.runtime.plan import Op
 from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.routed import RoutingBuffers
 from lapinfer.runtime.sizes import packed_blocks, padded
-from lapinfer.spec import AttentionSpec, ModelSpec, NormSpec, RopeSpec
+from lapinfer.spec import AttentionSpec, ConvolutionSpec, ModelSpec, NormSpec, RopeSpec
 
 ATTENTION_ROWS = 4
 """Query rows of a register tile in kernels/attention.py."""
@@ -66,35 +67,45 @@ def _scratch_floats(a: AttentionSpec) -> int:
 
 def context_bytes(spec: ModelSpec, limits: Limits) -> int:
     """Bytes of the buffers, other than the KV cache, that grow with the context: rotary tables and partials."""
-    attentions = [layer.attention for layer in spec.layers]
-    ropes = sum(4 * limits.ctx * rope.dim for rope in {a.rope for a in attentions if a.rope is not None})
-    row = max(a.n_heads for a in attentions) * (max(lanes(a.v_dim) for a in attentions) + PARTIAL_EXTRA)
-    return ropes + 4 * partials(limits) * row
+    ropes = sum(4 * limits.ctx * rope.dim for rope in {a.rope for a in spec.attentions if a.rope is not None})
+    heads, width = partial_row(spec)
+    return ropes + 4 * partials(limits) * heads * width
+
+
+def partial_row(spec: ModelSpec) -> tuple[int, int]:
+    """Heads of an attention partial, and float32 of each, in the buffer that all layers share."""
+    heads = max((a.n_heads for a in spec.attentions), default=0)
+    return heads, max((lanes(a.v_dim) for a in spec.attentions), default=0) + PARTIAL_EXTRA
 
 
 class Builder(Ops):
     """The ops of a whole model."""
 
     def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits):
-        attentions = [layer.attention for layer in spec.layers]
+        attentions = spec.attentions
+        gates = [gates_width(spec.hidden) for layer in spec.layers if layer.convolution is not None]
         latent = [a for a in attentions if a.latent is not None]
         widths = [a.n_heads * a.v_dim for a in attentions]
         widths += [a.n_heads * padded(a.latent.nope) for a in latent if a.latent]
         widths += [a.latent.q_rank for a in latent if a.latent]
         feed_forwards = {i: layer.feed_forward for i, layer in enumerate(spec.layers)}
         super().__init__(
-            spec.hidden, feed_forwards, weights, limits, widths=widths, scratch=max(map(_scratch_floats, attentions))
+            spec.hidden,
+            feed_forwards,
+            weights,
+            limits,
+            widths=widths,
+            scratch=max(map(_scratch_floats, attentions), default=0),
         )
         self.spec = spec
         self.ff_norms = {i: layer.ff_norm for i, layer in enumerate(spec.layers)}
         T = len(self.x)
-        self.qkv = np.zeros((T, max(padded(a.qkv_rows) for a in attentions)), np.float32)
+        self.qkv = np.zeros((T, max([*gates, *(padded(a.qkv_rows) for a in attentions)])), np.float32)
         self.q = np.zeros((T, max((padded(a.q_rows) for a in latent), default=0)), np.float32)
         self.query = np.zeros((T, max((padded(a.n_heads * a.k_dim) for a in latent), default=0)), np.float32)
         self.pool = self._pool()
-        heads, width = max(a.n_heads for a in attentions), max(lanes(a.v_dim) for a in attentions)
         count = partials(limits)
-        self.partial = np.zeros((count, heads, width + PARTIAL_EXTRA), np.float32)
+        self.partial = np.zeros((count, *partial_row(spec)), np.float32)
         W, V = padded(limits.most_wanted, TILE), padded(spec.vocab, ROWS)
         self.step = StepBuffers(
             header=np.zeros(len(STEP), np.int64),
@@ -155,9 +166,10 @@ class Builder(Ops):
     def build(self) -> Built:
         self.embed()
         for i, layer in enumerate(self.spec.layers):
-            p = f"layers.{i}."
-            self.norm(p + "attn_norm", layer.attn_norm, i, "attention", self.wants(p + "qkv"))
-            attention(self, i, layer.attention, layer.attn_post_norm)
+            if isinstance(layer.mixer, ConvolutionSpec):
+                convolution(self, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
+            else:
+                attention(self, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
             feed_forward_of_layer(self, i, layer)
         self.head()
         return Built(self.ops, self.step, self.caches, self.routing, self.pool)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lapinfer.kernels.operands import ITEMS, NO_ACTIVATION, NO_WINDOW, PARTIAL_EXTRA, PLAIN, STORE, TILES
 from lapinfer.quant import GROUP
-from lapinfer.runtime.kv import LayerCache, lanes, layer_cache
+from lapinfer.runtime.kv import LayerCache, bytes_per_key, lanes, layer_cache
 from lapinfer.runtime.sizes import padded, rope_table
 from lapinfer.spec import AttentionSpec, NormSpec
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from lapinfer.runtime.build import Builder
 
 
-def attention(build: Builder, layer: int, spec: AttentionSpec, post: NormSpec | None) -> None:
-    """Queries, keys and values, the cache, attention, and the matrix that returns to the residual stream."""
+def attention(build: Builder, layer: int, spec: AttentionSpec, norm: NormSpec | None, post: NormSpec | None) -> None:
+    """Norm, queries, keys and values, the cache, attention, and the matrix that returns to the residual stream."""
     p, D = f"layers.{layer}.", build.spec.hidden
+    build.norm(p + "attn_norm", norm, layer, "attention", build.wants(p + "qkv"))
     limits = build.limits
     cache = layer_cache(spec, limits.kv, limits.slots, limits.ctx, limits.step)
     build.caches.append(cache)
@@ -82,7 +83,8 @@ def _attend(
         f"attention_{cache.kind}", "attention", "kv", layer, ITEMS, spec.n_kv_heads, qkv=query,
         qkv_stride=query.strides[0], heads=H, kv_heads=spec.n_kv_heads, k_dim=spec.k_dim, v_dim=spec.v_dim,
         **_cache_operands(build, cache), **partial, **scratch, items=build.step.items, window=window, scale=spec.scale,
-        softcap=spec.softcap or 0.0, notes={"attention": spec},
+        softcap=spec.softcap or 0.0,
+        notes={"attention": spec, "remembered": (spec.window, bytes_per_key(spec, cache.kind))},
     )  # fmt: skip
     width = H * spec.v_dim
     sinks = build.vector(f"layers.{layer}.sinks", H) if spec.sinks else 0

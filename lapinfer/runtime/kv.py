@@ -1,4 +1,4 @@
-"""The KV cache: what attention remembers of earlier tokens, for a number of slots (sequences)."""
+"""What layers remember of earlier tokens, for a number of slots (sequences): the KV cache, inputs of convolutions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, KV_KINDS
-from lapinfer.spec import AttentionSpec, ModelSpec
+from lapinfer.runtime.sizes import padded
+from lapinfer.spec import AttentionSpec, ConvolutionSpec, LayerSpec, ModelSpec
 
 KVName = Literal["f32", "f16", "q8"]
 DTYPES = {"f32": np.float32, "f16": np.float16, "q8": np.int8}
@@ -33,6 +34,11 @@ def bytes_per_key(attention: AttentionSpec, kind: KVName) -> int:
     numbers = attention.k_dim + lanes(attention.v_dim)
     scales = 8 if kind == "q8" else 0
     return attention.n_kv_heads * (numbers * np.dtype(DTYPES[kind]).itemsize + scales)
+
+
+def bytes_per_position(layer: LayerSpec, hidden: int, kind: KVName) -> int:
+    """Bytes of what a layer keeps of one position: a key and a value, or a convolution's gated input [D]."""
+    return 4 * hidden if isinstance(layer.mixer, ConvolutionSpec) else bytes_per_key(layer.mixer, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +75,17 @@ def layer_cache(attention: AttentionSpec, kind: KVName, slots: int, ctx: int, ch
     )
 
 
+def convolution_state(convolution: ConvolutionSpec, hidden: int, slots: int) -> np.ndarray:
+    """One layer's gated inputs [slot, kernel, padded D] float32, a ring: position p stands at p % kernel.
+
+    It needs no places more for the chunks of a prompt, since a column's positions are computed in their order
+    (kernels/convolution.py).
+    """
+    return np.zeros((slots, convolution.kernel, padded(hidden)), np.float32)
+
+
 def cache_bytes(spec: ModelSpec, kind: KVName, slots: int, ctx: int, chunk: int) -> int:
     """Memory that a full cache takes."""
-    return sum(
-        slots * capacity(layer.attention, ctx, chunk) * bytes_per_key(layer.attention, kind) for layer in spec.layers
-    )
+    keys = sum(capacity(attention, ctx, chunk) * bytes_per_key(attention, kind) for attention in spec.attentions)
+    kernels = sum(layer.convolution.kernel for layer in spec.layers if layer.convolution is not None)
+    return slots * (keys + 4 * padded(spec.hidden) * kernels)

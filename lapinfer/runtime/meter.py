@@ -1,8 +1,8 @@
 """What steps touched: bytes read of weights and of the KV cache, multiply-adds, and time, by part of the model.
 
 Touched means what a step had to read: weights with their scales, the rows of the embedding that were looked up, and
-the keys and values that its tokens see (each once a step and slot). Of experts, those that a token of the step was
-really routed to, once a step. It is not what is resident, nor what was faulted in from disk.
+the keys, values and inputs of convolutions that its tokens see (each once a step and slot). Of experts, those that a
+token of the step was really routed to, once a step. It is not what is resident, nor what was faulted in from disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from lapinfer.kernels.control import CALLS, COUNTER, NS
 from lapinfer.kernels.operands import ANY_WANT, WANT_TILES
-from lapinfer.runtime.kv import KVName, bytes_per_key
 from lapinfer.runtime.plan import Op, Plan
 
 NOTED_STEPS = 64
@@ -64,9 +63,8 @@ class Meter:
     time. `counters` [ops, COUNTER] are added to by the team itself.
     """
 
-    def __init__(self, plan: Plan, kv: KVName, ns_per_tick: Callable[[], float]):
+    def __init__(self, plan: Plan, ns_per_tick: Callable[[], float]):
         self._plan, self._ns_per_tick = plan, ns_per_tick
-        self._kv: KVName = kv
         ops = plan.ops
         self._wanted = np.array([op.count in (ANY_WANT, WANT_TILES) for op in ops])
         self._weight_bytes = np.array([op.weight_bytes for op in ops], np.int64)
@@ -74,12 +72,8 @@ class Meter:
         self._op_macs = np.array([op.macs for op in ops], np.int64)
         self._experts_of = _Chosen(ops, "expert")
         self._nodes_of = _Chosen(ops, "node")
-        self._attention = [
-            (i, op.notes["attention"].window, bytes_per_key(op.notes["attention"], kv))
-            for i, op in enumerate(ops)
-            if "attention" in op.notes
-        ]
-        self._windows = {window for _, window, _ in self._attention}
+        self._remembered = [(i, *op.notes["remembered"]) for i, op in enumerate(ops) if "remembered" in op.notes]
+        self._windows = {window for _, window, _ in self._remembered}
         self.reset()
 
     def reset(self) -> None:
@@ -119,8 +113,8 @@ class Meter:
             chosen.add(self._bytes, self._macs, tokens, read)
         self._experts += sum(int(distinct.sum()) for _, _, _, distinct, _ in noted)
         seen = {window: sum(keys_seen(window, slot, pos) for slot, pos, *_ in noted) for window in self._windows}
-        for i, window, key_bytes in self._attention:
-            self._bytes[i] += seen[window] * key_bytes
+        for i, window, position_bytes in self._remembered:
+            self._bytes[i] += seen[window] * position_bytes
 
     @property
     def bytes(self) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lapinfer.quant import FORMATS, GROUP, ROWS
 from lapinfer.quant.rows import row_bytes
-from lapinfer.runtime.kv import KVName, bytes_per_key
+from lapinfer.runtime.kv import KVName, bytes_per_position
 from lapinfer.runtime.routing import expected_distinct
 from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, TreeSpec
 from lapinfer.tensors import is_matrix, is_row_by_row, layer_tensors, tensors
@@ -21,7 +21,9 @@ OF_ATTENTION = (
     "attn_norm", "qkv", "q_norm", "k_norm", "q_a_norm", "q_b", "kv_norm", "k_up", "v_up", "sinks", "o",
     "attn_post_norm",
 )  # fmt: skip
-PARTS: tuple[str, ...] = ("embedding", "attention", "kv", "router", "experts", "feed-forward", "head")
+OF_CONVOLUTION = ("attn_norm", "conv_in", "conv_out", "attn_post_norm")
+PARTS: tuple[str, ...] = ("embedding", "attention", "convolution", "kv", "router", "experts", "feed-forward", "head")
+"""`kv` is what goes from position to position: keys and values; a convolution's kernel and the inputs that it sees."""
 
 
 def predict_bytes(
@@ -49,7 +51,7 @@ def predict_bytes(
             elif name.endswith(".mix"):
                 size = 0  # read when the model is loaded
             parts[part] += size
-        parts["kv"] += keys_read(layer, slot, pos) * bytes_per_key(layer.attention, kv)
+        parts["kv"] += positions_read(layer, slot, pos) * bytes_per_position(layer, spec.hidden, kv)
     if wanted:
         parts["head"] = _head_bytes(spec, formats)
     return parts
@@ -72,14 +74,14 @@ def matrix_bytes(name: str, rows: int, columns: int, format: str) -> int:
     return blocks * FORMATS[format].row_block_bytes(columns)
 
 
-def keys_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray) -> int:
-    """Positions that a layer's queries see: each once a slot, from the oldest that its window reaches."""
-    window = layer.attention.window
-    keys = 0
+def positions_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray) -> int:
+    """Positions that a layer's tokens see: each once a slot, from the oldest that its window reaches."""
+    window = layer.window
+    positions = 0
     for s in {int(s) for s in slot}:
         seen = [int(p) for p, of in zip(pos, slot, strict=True) if of == s]
-        keys += max(seen) + 1 - (0 if window is None else max(min(seen) + 1 - window, 0))
-    return keys
+        positions += max(seen) + 1 - (0 if window is None else max(min(seen) + 1 - window, 0))
+    return positions
 
 
 def matrices_bytes(name: str, shape: tuple[int, ...], format: str) -> int:
@@ -130,13 +132,21 @@ def parts_of(spec: ModelSpec) -> list[str]:
     """The parts of PARTS that a model has."""
     routed = [layer.feed_forward.router is not None for layer in spec.layers]
     plain = not all(routed) or any(layer.ff_post_norm is not None for layer in spec.layers)
-    there = {"router": any(routed), "experts": any(routed), "feed-forward": plain}
+    convolutions = [layer.convolution is not None for layer in spec.layers]
+    there = {
+        "attention": not all(convolutions), "convolution": any(convolutions), "router": any(routed),
+        "experts": any(routed), "feed-forward": plain,
+    }  # fmt: skip
     return [part for part in PARTS if there.get(part, True)]
 
 
 def _part(name: str, layer: LayerSpec) -> str:
     """What a tensor of a layer is accounted as."""
     part = name.split(".")[2]
+    if layer.convolution is not None and part in OF_CONVOLUTION:
+        return "convolution"
+    if part == "conv":
+        return "kv"
     if part in OF_ATTENTION:
         return "attention"
     if part in ("experts", "leaves"):

@@ -162,14 +162,14 @@ def _generate(
 
 def _advance(model: Model, slot: int, conversation: Conversation, me: object, ids: list[int]) -> tuple[Logits, int]:
     """Logits after `ids`, and how many of them the slot's KV cache already held."""
-    windows = [layer.attention.window for layer in model.spec.layers if layer.attention.window is not None]
+    windows = [layer.window for layer in model.spec.layers if layer.window is not None]
     known = conversation.ids
     # Its own earlier tokens are a prefix of `ids`: no need to compare.
     kept = len(known) if conversation.writer is me else _reusable(known, ids, min(windows, default=None))
     del known[kept:]
     conversation.writer = me
     if windows:
-        conversation.ids = []  # interrupted half-way, a ring of keys would hold neither the old nor the new ones
+        conversation.ids = []  # interrupted half-way, a ring would hold neither the old positions nor the new ones
     if kept == len(ids) - 1:
         token, slots, pos = (np.array([n], np.int32) for n in (ids[-1], slot, kept))
         logits = model.step(token, slots, pos, np.array([True]))
@@ -185,7 +185,7 @@ def _reusable(cached: list[int], ids: list[int], window: int | None) -> int:
     most = min(len(cached), len(ids) - 1)
     common = next((i for i in range(most) if cached[i] != ids[i]), most)
     if window is not None and len(cached) > window and common < len(cached) - 1:
-        return 0  # a window's ring of keys has overwritten what stepping back would need
+        return 0  # a ring (a window's keys, a convolution's inputs) has overwritten what stepping back would need
     return common
 
 

@@ -1,0 +1,84 @@
+"""LFM2: layers of gated short convolutions between layers of attention (transformers/models/lfm2)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from lapinfer.families import Source
+from lapinfer.families.config import LARGEST, Config
+from lapinfer.families.decoder import MODULES as LLAMA
+from lapinfer.families.decoder import attention_spec, layer_count, model_spec, named_sources, rope_of
+from lapinfer.spec import AttentionSpec, ConvolutionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
+
+MODULES: Mapping[str, tuple[str, ...]] = {
+    **LLAMA,
+    "norm": ("embedding_norm",),
+    "attn_norm": ("operator_norm",),
+    "q_norm": ("self_attn.q_layernorm",),
+    "k_norm": ("self_attn.k_layernorm",),
+    "o": ("self_attn.out_proj",),
+    "conv_in": ("conv.in_proj",),
+    "conv": ("conv.conv",),
+    "conv_out": ("conv.out_proj",),
+    "ff_norm": ("ffn_norm",),
+    "gate_up": ("feed_forward.w1", "feed_forward.w3"),
+    "down": ("feed_forward.w2",),
+}
+CONVOLUTION, ATTENTION = "conv", "full_attention"
+MOST_TAPS = 1024
+
+
+def spec(config: Config) -> ModelSpec:
+    ff = FeedForwardSpec(_width(config), "silu")
+    return hybrid_model(config, "lfm2", [ff] * layer_count(config))
+
+
+def hybrid_model(config: Config, family: str, feed_forwards: list[FeedForwardSpec]) -> ModelSpec:
+    """The model with these feed-forwards, one a layer; `layer_types` say which layers have a convolution."""
+    norm = NormSpec("rms", config.number("norm_eps", 1e-5, least=0.0, most=1.0))
+    kernel = config.integer("conv_L_cache", 3, most=MOST_TAPS)
+    convolution = ConvolutionSpec(kernel, config.flag("conv_bias", False))
+    attention = attention_spec(config, rope_of(config, 1e6), qk_norm=norm)
+    mixers: dict[str, AttentionSpec | ConvolutionSpec] = {CONVOLUTION: convolution, ATTENTION: attention}
+    types = _layer_types(config, family)
+    layers = [LayerSpec(mixers[t], ff, norm, norm) for t, ff in zip(types, feed_forwards, strict=True)]
+    model = model_spec(config, family, layers, norm, tied=True)
+    return replace(model, tied=config.flag("tie_embedding", model.tied))  # where both are there, it wins
+
+
+def _layer_types(config: Config, family: str) -> list[str]:
+    """`layer_types`; older files of dense models name the layers with attention instead (no key: all have it)."""
+    count = layer_count(config)
+    if "layer_types" not in config and family == "lfm2":
+        named = config.values.get("full_attn_idxs")
+        named = list(range(count)) if named is None else named
+        if not isinstance(named, list) or any(type(i) is not int for i in named):
+            raise config.wrong("full_attn_idxs", "a list of layer numbers")
+        return [ATTENTION if i in named else CONVOLUTION for i in range(count)]
+    types = config.values.get("layer_types")
+    if not isinstance(types, list) or len(types) != count:
+        raise config.wrong("layer_types", f"a list of {count} names, one a layer")
+    if any(t not in (ATTENTION, CONVOLUTION) for t in types):
+        raise config.unsupported("layer_types", f"{ATTENTION}, {CONVOLUTION}")
+    return types
+
+
+def _width(config: Config) -> int:
+    """Of the feed-forwards: two thirds of what config.json says, times a factor, to a whole multiple."""
+    key = "block_ff_dim" if "block_ff_dim" in config else "intermediate_size"
+    width = config.integer(key)
+    if not config.flag("block_auto_adjust_ff_dim", True):
+        return width
+    width = int(2 * width / 3)
+    if config.values.get("block_ffn_dim_multiplier", 1.0) is not None:
+        multiple = config.integer("block_multiple_of", 256)
+        width = int(config.number("block_ffn_dim_multiplier", 1.0, least=1e-3, most=1e3) * width)
+        width = -(-width // multiple) * multiple
+    if not 1 <= width <= LARGEST:
+        raise config.wrong(key, f"a size that gives feed-forwards of 1 to {LARGEST} columns, not {width}")
+    return width
+
+
+def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
+    return named_sources(spec, names, MODULES)

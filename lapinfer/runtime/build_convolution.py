@@ -1,0 +1,46 @@
+"""The ops of a gated short convolution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lapinfer.kernels.operands import ONE, STORE
+from lapinfer.quant import GROUP
+from lapinfer.runtime.kv import convolution_state
+from lapinfer.runtime.sizes import padded
+from lapinfer.spec import ConvolutionSpec, NormSpec
+
+if TYPE_CHECKING:
+    from lapinfer.runtime.build import Builder
+
+GROUPS_IN_A_CHUNK = 4
+"""Groups of columns: long enough to read whole lines of each token's row, few enough for all threads to have some."""
+
+
+def gates_width(hidden: int) -> int:
+    """float32 of a token's row (B, C, x), with what is read behind x where the width is no multiple of a group."""
+    return padded(2 * hidden + padded(hidden))
+
+
+def convolution(
+    build: Builder, layer: int, spec: ConvolutionSpec, norm: NormSpec | None, post: NormSpec | None
+) -> None:
+    """Norm, the matrix that gives gates and inputs, the convolution, and the matrix that returns to the residual."""
+    p, D, groups = f"layers.{layer}.", build.spec.hidden, padded(build.spec.hidden) // GROUP
+    build.norm(p + "attn_norm", norm, layer, "convolution", build.wants(p + "conv_in"))
+    bias = build.vector(p + "conv_in.bias", 3 * D) if spec.bias else None
+    build.matmul(p + "conv_in", layer, "convolution", build.tiles, STORE, out=build.qkv, bias=bias, logical=(3 * D, D))
+    weight = np.zeros((spec.kernel, padded(D)), np.float32)
+    weight[:, :D] = build.weights.tensor(p + "conv.weight").T
+    build.add(
+        "convolve", "convolve", "kv", layer, ONE, -(-groups // GROUPS_IN_A_CHUNK), x=build.qkv,
+        x_stride=build.qkv.strides[0], width=D, weight=weight,
+        bias=build.vector(p + "conv.bias", D) if spec.bias else 0, taps=spec.kernel, pos=build.step.pos,
+        slot=build.step.slot, state=convolution_state(spec, D, build.limits.slots), out=build.tiles, groups=groups,
+        out_kind=build.wants(p + "conv_out"), unit=GROUPS_IN_A_CHUNK, weight_bytes=4 * D * (spec.kernel + spec.bias),
+        macs=D * spec.kernel, notes={"remembered": (spec.kernel, 4 * D), "shape": (D, spec.kernel)},
+    )  # fmt: skip
+    bias = build.vector(p + "conv_out.bias", D) if spec.bias else None
+    build.sublayer_end(p + "conv_out", p + "attn_post_norm", post, layer, "convolution", build.tiles, bias, (D, D))
