@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -39,6 +41,7 @@ class Assembler:
         self.checkpoint, self.sources = checkpoint, sources
         self._names = frozenset(checkpoint.names())
         self._pieces: dict[str, list[Piece]] = {}
+        self._ends: dict[str, list[int]] = {}
 
     def _stored(self, source: Source) -> tuple[int, ...]:
         """The shape of the matrix or vector that a source takes its part of."""
@@ -107,14 +110,15 @@ class Assembler:
 
     def _spans(self, name: str, start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
         """The pieces that rows start:stop are made of, and which of each piece's rows."""
-        at = 0
-        for piece in self.pieces(name):
-            low, high = max(start - at, 0), min(stop - at, piece.rows)
-            if low < high:
-                yield piece, low, high
-            at += piece.rows
+        pieces = self.pieces(name)
+        if name not in self._ends:
+            self._ends[name] = list(accumulate(piece.rows for piece in pieces))
+        ends = self._ends[name]
+        for i in range(bisect_right(ends, start), len(pieces)):
+            at = ends[i] - pieces[i].rows
             if at >= stop:
                 return
+            yield pieces[i], max(start - at, 0), min(stop - at, pieces[i].rows)
 
     def read(self, name: str, start: int, stop: int, columns: int) -> np.ndarray:
         """Rows start:stop as float32 [rows, columns], checked to be numbers."""

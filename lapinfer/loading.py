@@ -123,6 +123,8 @@ def check_packed(weights: PackedFile, spec: ModelSpec) -> None:
                 f"{weights.path}: tensor {name!r} has {entry.format or 'f32'} {entry.shape}, "
                 f"config.json says {expected}"
             )
+        if name.endswith(".outward") and entry.format != weights.format(name.removesuffix("outward") + "inward"):
+            raise CheckpointError(f"{weights.path}: tensor {name!r} is {entry.format}, expected the format of 'inward'")
         if is_router(name) and entry.format is not None and FORMATS[entry.format].grouped:
             raise CheckpointError(f"{weights.path}: tensor {name!r} is {entry.format}, expected f32, f16 or bf16")
 
@@ -131,7 +133,7 @@ def with_experts(spec: ModelSpec, top_k: int) -> ModelSpec:
     """The same model with another number of routed experts a token; InputError where there are not so many."""
     routers = [r for layer in spec.layers if isinstance(r := layer.feed_forward.router, RouterSpec)]
     if not routers:
-        raise InputError("experts: this model has no layers with a router (a tree has one leaf a token)")
+        raise InputError("experts: this model has no routed layers (a leaf of a tree is one, and always one)")
     most = min(router.n_experts // router.groups * router.top_groups for router in routers)
     if any(router.score == "sparsemixer" for router in routers):
         raise InputError("experts: this model's router (sparsemixer) chooses two, and knows no other number")

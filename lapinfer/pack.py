@@ -80,6 +80,12 @@ def packed_rows(name: str, rows: int) -> np.ndarray:
     return np.where(order < rows, order, -1)
 
 
+def pack_matrix(name: str, format: str, values: np.ndarray) -> np.ndarray:
+    """A whole matrix [R, C] of this name as it is stored."""
+    ordered = take_rows(values, packed_rows(name, len(values)))
+    return (pack_rows if is_row_by_row(name) else pack)(format, ordered)
+
+
 def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[str, FormatName]:
     """The format of each matrix. auto keeps what is stored in 8 or 4 bits, and else is q8 for small models or q4.
 
@@ -104,6 +110,8 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
             asked = SMALL_HEAD if weights < SMALL or stored == {"q8"} else LARGE_HEAD
         elif asked == "q4" and "q4_1" in stored:
             asked = "q4_1"
+        if name.endswith(".outward"):  # one op reads both of a leaf's matrices
+            asked = formats[name.removesuffix("outward") + "inward"]
         formats[name] = NEAREST.get(asked, asked) if is_row_by_row(name) else asked  # type: ignore[assignment]
     return formats
 

@@ -173,7 +173,7 @@ def is_matrix(name: str) -> bool:
 
 def has_rows(name: str) -> bool:
     """Whether a tensor of `tensors(spec)` is read in rows of its last axis; the others are read as one vector."""
-    return is_matrix(name) or name == "positions" or name.endswith(".conv.weight")
+    return is_matrix(name) or name == "positions" or name.endswith((".conv.weight", ".node_out"))
 
 
 def is_row_by_row(name: str) -> bool:

@@ -8,10 +8,10 @@ import numpy as np
 import tiny
 
 from lapinfer.checkpoint.entries import BankEntry
-from lapinfer.pack import packed_entries, packed_rows
-from lapinfer.quant.blocks import pack, take_rows
+from lapinfer.pack import pack_matrix, packed_entries
+from lapinfer.quant.rows import NEAREST
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import bank_of, is_matrix, tensors
+from lapinfer.tensors import bank_of, is_matrix, is_router, is_row_by_row, tensors
 
 
 class RandomWeights:
@@ -21,10 +21,11 @@ class RandomWeights:
         rng = np.random.default_rng(seed)
         self.values = {name: tiny.random_tensor(name, shape, rng) for name, shape in tensors(spec).items()}
         self._formats = {
-            name: (formats or {}).get(name, "f32" if name.endswith(".router") else fmt)
+            name: (formats or {}).get(name, "f32" if is_router(name) else fmt)
             for name in self.values
             if is_matrix(name)
         }
+        self._formats |= {name: NEAREST.get(f, f) for name, f in self._formats.items() if is_row_by_row(name)}
         self._tensors: dict[str, np.ndarray] = {}
         self._banks: dict[str, BankEntry] = {}
         for entry in packed_entries(tensors(spec), self._formats):
@@ -40,8 +41,7 @@ class RandomWeights:
         if name not in self._formats:
             return values
         *several, rows, columns = values.shape
-        order = packed_rows(name, rows)
-        packed = [pack(self._formats[name], take_rows(m, order)) for m in values.reshape(-1, rows, columns)]
+        packed = [pack_matrix(name, self._formats[name], m) for m in values.reshape(-1, rows, columns)]
         return np.stack(packed) if several else packed[0]
 
     def tensor(self, name: str) -> np.ndarray:

@@ -15,7 +15,16 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from lapinfer.families import Source, sources_for
-from lapinfer.spec import AttentionSpec, ConvolutionSpec, FeedForwardSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
+from lapinfer.spec import (
+    AttentionSpec,
+    ConvolutionSpec,
+    FeedForwardSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+    RouterSpec,
+    TreeSpec,
+)
 from lapinfer.tensors import has_rows, tensors
 
 Weights = Mapping[str, np.ndarray]
@@ -50,7 +59,8 @@ def forward(
             if (router := layer.feed_forward.router) is None:
                 y = feed_forward(layer.feed_forward, w, y)  # [T, D]
             else:
-                chosen, weight = route(router, w, y)  # [T, A] twice
+                decide = descend if isinstance(router, TreeSpec) else route
+                chosen, weight = decide(router, w, y)  # type: ignore[arg-type]  # [T, A] twice
                 y = experts(layer.feed_forward, w, y, chosen, weight)  # [T, D]
                 if routed is not None:
                     routed[i] = chosen
@@ -191,9 +201,44 @@ def experts(spec: FeedForwardSpec, w: Weights, x: np.ndarray, chosen: np.ndarray
             share = np.ones(len(x), np.float32)  # [T]
             if spec.shared_gate:
                 share = sigmoid(x @ w["router"][-1])  # [T]
+            if "mix" in w:
+                share = share * (1 - sigmoid(w["mix"]))  # [T]
         own = {n.removeprefix("experts."): v[e] for n, v in w.items() if n.startswith("experts.")}
+        if "leaves.inward" in w:
+            first = "gate_up" if spec.gated else "up"
+            own = {first: w["leaves.inward"][e], "down": w["leaves.outward"][e].T}
+            for ours, name in ((f"{first}.bias", "inward"), ("down.bias", "outward")):
+                if f"leaves.{name}.bias" in w:
+                    own[ours] = w[f"leaves.{name}.bias"][e]
         out[token] += share[:, None] * feed_forward(spec, own, x[token])  # [tokens, D]
     return out
+
+
+def descend(spec: TreeSpec, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The leaf of each tree, or the neurons on the way, that each token of x [T, D] gets [T, A], and weights [T, A]."""
+    chosen = []
+    weight = sigmoid(w["mix"][0]) if spec.mix else np.float32(1)
+    for row in x:  # [D]
+        for tree in range(spec.trees):
+            node, first = 0, tree * spec.nodes
+            for _ in range(spec.depth + spec.neurons):
+                if spec.neurons:
+                    logit = w["leaves.inward"][first + node, 0] @ row + w["leaves.inward.bias"][first + node, 0]
+                    chosen.append(first + node)
+                    right = logit > 0
+                else:
+                    n = spec.node_width
+                    rows = slice((first + node) * n, (first + node + 1) * n)
+                    z = w["nodes"][rows] @ row + (w["nodes.bias"][rows] if spec.node_bias else 0)  # [n]
+                    if n > 1:
+                        z = activate(spec.node_activation, z) @ w["node_out"][first + node]
+                        z = np.atleast_1d(z + w["node_out.bias"][first + node])
+                    right = z[0] >= 0
+                node = 2 * node + 1 + int(right)
+            if not spec.neurons:
+                chosen.append(tree * 2**spec.depth + node - spec.nodes)
+    found = np.array(chosen).reshape(len(x), -1)
+    return found, np.full(found.shape, weight, np.float32)
 
 
 def route(spec: RouterSpec, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import RandomWeights
+from test_determinism import tree_decoder
 
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model
@@ -24,14 +25,16 @@ from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.tensors import is_matrix, is_router, tensors
 
-CASES = [str(case) for case in tiny.CASES if case.routed]
+CASES = [*(str(case) for case in tiny.CASES if case.routed), "trees"]
 SLOTS, CTX, STEP = 3, 48, 24
 
 
 @cache
 def spec_of(name: str) -> ModelSpec:
+    if name == "trees":
+        return tree_decoder()
     return spec_from_config(tiny.read_golden(tiny.GOLDEN / f"{name}.npz")[0], name)
 
 
@@ -42,7 +45,8 @@ def model_of(name: str, fmt: str, kv: Any) -> tuple[Model, dict[str, str]]:
     matrices = [n for n in tensors(spec) if is_matrix(n)]
     rng = np.random.default_rng(len(name))
     mixed = dict(zip(matrices, rng.choice(sorted(FORMATS), len(matrices)).tolist(), strict=True))
-    mixed |= {n: "bf16" for n in matrices if n.endswith(".router")}
+    mixed |= {n: "bf16" for n in matrices if is_router(n)}
+    mixed |= {n: mixed[n.replace("outward", "inward")] for n in matrices if n.endswith("outward")}
     weights = RandomWeights(spec, fmt, formats=mixed) if fmt == "mixed" else RandomWeights(spec, fmt)
     model = Model(spec, weights, Limits(CTX, SLOTS, STEP, threads=1, kv=kv))  # type: ignore[arg-type]
     return model, {n: str(weights.format(n)) for n in matrices}
@@ -75,7 +79,7 @@ def test_predicted_bytes_are_the_metered_ones(name: str, fmt: str, kv: Any, step
     totals = model.usage.totals()
     metered = {key.removeprefix("bytes_"): n for key, n in totals.items() if key.startswith("bytes_")}
     wanted = int(want.sum())
-    assert predict_bytes(spec, formats, kv, slot, pos, wanted, model.distinct_experts) == metered
+    assert predict_bytes(spec, formats, kv, slot, pos, wanted, model.distinct_experts, model.distinct_nodes) == metered
     assert sum(metered.values()) == totals["bytes"]
     distinct = {}
     for layer, chosen in model.chosen_experts.items():

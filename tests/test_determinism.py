@@ -30,6 +30,7 @@ from lapinfer.spec import (
     NormSpec,
     RopeSpec,
     RouterSpec,
+    TreeSpec,
 )
 
 PATIENCE = 120
@@ -92,6 +93,29 @@ def hybrid_decoder() -> ModelSpec:
     return dataclasses.replace(routed, layers=layers)
 
 
+def tree_decoder() -> ModelSpec:
+    """Trees of all kinds: narrow and wide leaves, several trees, nodes of several neurons, a master leaf, no nodes at
+    all, and neurons that are nodes; stored and added."""
+    dense = decoder()
+    (first, second), norm = dense.layers, dense.norm
+    master = TreeSpec(3, trees=2, node_bias=True, mix=True)
+    kinds = (
+        FeedForwardSpec(5, "silu", bias=True, router=master, shared=2, shared_width=9),
+        FeedForwardSpec(40, "gelu_tanh", gated=False, router=TreeSpec(2, node_width=3, node_bias=True)),
+        FeedForwardSpec(1, "gelu", gated=False, bias=True, router=TreeSpec(3, trees=2, neurons=True)),
+        FeedForwardSpec(24, "relu", router=TreeSpec(0)),
+        FeedForwardSpec(8, "relu", gated=False, bias=True, router=TreeSpec(5)),
+    )
+    layers = [
+        dataclasses.replace(second if i % 2 else first, feed_forward=ff, residual_scale=0.7)
+        for i, ff in enumerate(kinds)
+    ]
+    layers[0] = dataclasses.replace(layers[0], ff_post_norm=norm)
+    layers[1] = dataclasses.replace(layers[1], ff_post_norm=norm)
+    layers[4] = dataclasses.replace(layers[4], ff_norm=None)
+    return dataclasses.replace(dense, layers=tuple(layers))
+
+
 def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, spec: ModelSpec | None = None, **limits: Any) -> Model:
     spec = spec or decoder()
     return Model(spec, RandomWeights(spec, fmt, seed), Limits(**{"ctx": CTX, "kv": kv} | limits))  # type: ignore[arg-type]
@@ -128,7 +152,9 @@ def test_threads_and_chunks_change_no_bit(fmt: str, kv: str, activations: str) -
     [("q4", "q8"), ("q8", "q8"), ("mxfp4", "q8"), ("bf16", "q8"), ("q4", "q16"), ("mxfp4", "q16")],
 )
 @pytest.mark.parametrize(
-    "spec", [routed_decoder(), routed_decoder(True), hybrid_decoder()], ids=["heads", "latent", "convolutions"]
+    "spec",
+    [routed_decoder(), routed_decoder(True), hybrid_decoder(), tree_decoder()],
+    ids=["heads", "latent", "convolutions", "trees"],
 )
 def test_experts_change_no_bit_either(fmt: str, activations: str, spec: ModelSpec) -> None:
     """Whichever tokens share an expert with a token, and whoever sorts them."""
@@ -143,8 +169,8 @@ def test_experts_change_no_bit_either(fmt: str, activations: str, spec: ModelSpe
 @pytest.mark.parametrize("kv", DTYPES)
 @pytest.mark.parametrize(
     "spec",
-    [decoder(), routed_decoder(), routed_decoder(True), hybrid_decoder()],
-    ids=["dense", "routed", "latent", "convolutions"],
+    [decoder(), routed_decoder(), routed_decoder(True), hybrid_decoder(), tree_decoder()],
+    ids=["dense", "routed", "latent", "convolutions", "trees"],
 )
 def test_sequences_side_by_side_are_as_alone(kv: str, spec: ModelSpec) -> None:
     """Four sequences at different places, their tokens in one step in any order of slots, prompts beside decoding."""

@@ -56,6 +56,7 @@ FAMILIES: Final = {
     "granitemoeshared": "granitemoeshared",
     "lfm2": "lfm2",
     "lfm2_moe": "lfm2_moe",
+    "lapinfer": "llama",
     "llama": "llama",
     "mistral": "mistral",
     "mixtral": "mixtral",
@@ -69,7 +70,8 @@ FAMILIES: Final = {
     "qwen3_moe": "qwen3_moe",
     "smollm3": "smollm3",
 }
-"""`model_type` of a config.json -> module in this folder. A module's name is the `family` of its specs."""
+"""`model_type` of a config.json -> module in this folder (lapinfer is what a trainer calls a Llama whose feed-forwards
+no other program would run, see fff.py). A module's name is the `family` of its specs."""
 
 REFUSED: Final = ("add_cross_attention", "is_encoder_decoder", "use_bidirectional_attention")
 """Options that no family here computes."""
@@ -98,9 +100,10 @@ def spec_from_config(config: Any, where: str) -> ModelSpec:
     if method is None or method != QUANTIZED.get(family):
         values.refuse("quantization_config")
     values.refuse(*REFUSED)
-    return _module(family).spec(values)
+    spec = _module(family).spec(values)
+    return _module("fff").with_trees(spec, values.section("fff")) if "fff" in values else spec
 
 
 def sources_for(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
     """Where each tensor of `tensors(spec)` comes from, in a checkpoint that has these `names`."""
-    return _module(spec.family).sources(spec, names)
+    return _module(spec.family).sources(spec, names) | _module("fff").tree_sources(spec, names)

@@ -114,7 +114,7 @@ def expert_sources(
     found = named_sources(spec, names, modules)
     for i, prefix in layer_prefixes(spec, names):
         ff, p = spec.layers[i].feed_forward, f"layers.{i}."
-        if ff.router is None:
+        if not isinstance(ff.router, RouterSpec):
             continue
         routers = (usual.router, *(layout.router for layout in LAYOUTS if layout.router))
         router = next((name for name in routers if prefix + name in names), usual.router)

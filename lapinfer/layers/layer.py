@@ -13,9 +13,8 @@ from lapinfer.checkpoint.entries import BankEntry
 from lapinfer.errors import InputError
 from lapinfer.kernels.operands import PROBLEM, STEP, STORE
 from lapinfer.model import default_threads
-from lapinfer.pack import packed_entries, packed_rows
+from lapinfer.pack import pack_matrix, packed_entries
 from lapinfer.quant import FORMATS
-from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.quant.rows import NEAREST, pack_rows, unpack_rows
 from lapinfer.quant.search import quantize
 from lapinfer.runtime.build_feed_forward import feed_forward
@@ -46,12 +45,14 @@ class ArrayWeights:
         self._banks: dict[str, BankEntry] = {}
         for entry in packed_entries({name: values.shape for name, values in arrays.items()}, formats):
             if isinstance(entry, BankEntry):
-                parts = [np.stack([_packed(p.name, w, formats[p.name]) for w in arrays[p.name]]) for p in entry.parts]
+                parts = [
+                    np.stack([pack_matrix(p.name, formats[p.name], w) for w in arrays[p.name]]) for p in entry.parts
+                ]
                 self._tensors[entry.name], self._banks[entry.name] = entry.experts_of(parts), entry
             elif entry.format is None:
                 self._tensors[entry.name] = np.ascontiguousarray(arrays[entry.name], np.float32)
             else:
-                self._tensors[entry.name] = _packed(entry.name, arrays[entry.name], entry.format)
+                self._tensors[entry.name] = pack_matrix(entry.name, entry.format, arrays[entry.name])
 
     def tensor(self, name: str) -> Array:
         return self._tensors[name]
@@ -254,13 +255,6 @@ def _format(name: str, quant: str, nodes: str) -> str:
     if is_router(name):
         return nodes if name.endswith("nodes") else "f32"
     return NEAREST.get(quant, quant) if is_row_by_row(name) else quant
-
-
-def _packed(name: str, values: Array, format: str) -> Array:
-    """A matrix [R, C] as the kernels read it."""
-    if is_row_by_row(name):
-        return pack_rows(format, values)
-    return pack(format, take_rows(values, packed_rows(name, len(values))))
 
 
 def rounded(values: Array, format: str) -> Array:

@@ -108,11 +108,15 @@ def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: flo
         walls = _run(model, step, meter)
     else:
         meter.record(step.slot, step.pos, int(step.want.sum()), 0, *expected_reads(model.spec, len(step.pos)))
-    lines = [_line(op, row, step.pos, meter.steps) for op, row in zip(model.plan.ops, meter.by_op(), strict=True)]
+    rows = meter.by_op()
+    lines = [_line(op, row, step.pos, meter.steps) for op, row in zip(model.plan.ops, rows, strict=True)]
     total = Line("step")
     by_part = {part: Line(part) for part in parts_of(model.spec)}
-    for op, line in zip(model.plan.ops, lines, strict=True):
+    for op, line, row in zip(model.plan.ops, lines, rows, strict=True):
         by_part[op.part].add(line)
+        if nodes := row["nodes"] // meter.steps:  # of an op that is a descent and its leaf in one
+            by_part[op.part].bytes -= nodes
+            by_part["router"].bytes += nodes
         total.add(line)
     if not layers:
         lines = _summed(model.plan.ops, lines)

@@ -8,6 +8,7 @@ token of the step was really routed to, once a step. It is not what is resident,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class _Chosen:
         self.steps = np.array([{None: 0, True: 1, False: 2}[notes.get("lone")] for _, notes in found], np.int64)
 
     def add(self, bytes: np.ndarray, macs: np.ndarray, tokens: np.ndarray, read: np.ndarray) -> None:
-        """tokens [steps], read [steps, routed layers]."""
+        """To each op's sums; tokens [steps], read [steps, routed layers]."""
         if not len(self.ops):
             return
         lone = tokens == 1
@@ -81,6 +82,7 @@ class Meter:
         self.steps = self.tokens = self.ns = self._experts = 0
         self.counters = np.zeros((n, COUNTER), np.int64)
         self._bytes = np.zeros(n, np.int64)
+        self._node_bytes = np.zeros(n, np.int64)  # beside those, and accounted to the router whatever the op
         self._macs = np.zeros(n, np.int64)
         self._noted: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 
@@ -106,11 +108,8 @@ class Meter:
         units = np.where(self._wanted, wanted.sum(), tokens.sum())
         self._bytes += self._weight_bytes * steps + self._row_bytes * units
         self._macs += self._op_macs * units
-        for chosen, read in (
-            (self._experts_of, np.stack([distinct for _, _, _, distinct, _ in noted])),
-            (self._nodes_of, np.stack([nodes for _, _, _, _, nodes in noted])),
-        ):
-            chosen.add(self._bytes, self._macs, tokens, read)
+        self._experts_of.add(self._bytes, self._macs, tokens, np.stack([distinct for _, _, _, distinct, _ in noted]))
+        self._nodes_of.add(self._node_bytes, self._macs, tokens, np.stack([nodes for _, _, _, _, nodes in noted]))
         self._experts += sum(int(distinct.sum()) for _, _, _, distinct, _ in noted)
         seen = {window: sum(keys_seen(window, slot, pos) for slot, pos, *_ in noted) for window in self._windows}
         for i, window, position_bytes in self._remembered:
@@ -120,7 +119,7 @@ class Meter:
     def bytes(self) -> np.ndarray:
         """Touched by each op."""
         self._add_up()
-        return self._bytes
+        return self._bytes + self._node_bytes
 
     @property
     def macs(self) -> np.ndarray:
@@ -137,8 +136,10 @@ class Meter:
     def totals(self) -> dict[str, float]:
         """Sums over all steps: steps, tokens, seconds, bytes, bytes by part, multiply-adds, experts read."""
         parts: dict[str, int] = {}
-        for op, count in zip(self._plan.ops, self.bytes, strict=True):
-            parts[op.part] = parts.get(op.part, 0) + int(count)
+        for op, count, nodes in zip(self._plan.ops, self.bytes, self._node_bytes, strict=True):
+            parts[op.part] = parts.get(op.part, 0) + int(count - nodes)
+            if nodes:
+                parts["router"] = parts.get("router", 0) + int(nodes)
         return {
             "steps": self.steps,
             "tokens": self.tokens,
@@ -149,9 +150,9 @@ class Meter:
             **{f"bytes_{part}": count for part, count in parts.items()},
         }
 
-    def by_op(self) -> list[dict[str, object]]:
-        """One row an op: name, part, calls, seconds, bytes, multiply-adds."""
-        tick = self._ns_per_tick()
+    def by_op(self) -> list[dict[str, Any]]:
+        """One row an op: name, part, calls, seconds, bytes (`nodes`: of them, those of nodes), multiply-adds."""
+        tick, everything = self._ns_per_tick(), self.bytes
         return [
             {
                 "op": op.name,
@@ -160,7 +161,10 @@ class Meter:
                 "calls": int(count[CALLS]),
                 "seconds": float(count[NS]) * tick / 1e9,
                 "bytes": int(touched),
+                "nodes": int(nodes),
                 "macs": int(macs),
             }
-            for op, count, touched, macs in zip(self._plan.ops, self.counters, self.bytes, self.macs, strict=True)
+            for op, count, touched, nodes, macs in zip(
+                self._plan.ops, self.counters, everything, self._node_bytes, self.macs, strict=True
+            )
         ]
