@@ -51,9 +51,9 @@ def decisions(path: np.ndarray, tree: TreeSpec) -> tuple[np.ndarray, np.ndarray]
     """Of each token, with logits [T, ≥ nodes met] of nodes tree by tree: mean entropy of its decisions, in nats, and
     the weight that its leaf has in the soft mixture (mean of all trees)."""
     met = tree.depth + tree.neurons  # a neuron below which there is none decides nothing
-    z = np.abs(path[:, : tree.trees * met].reshape(-1, tree.trees, met)[..., : tree.depth].astype(np.float64))
     if tree.depth == 0:
         return np.zeros(len(path)), np.ones(len(path))
+    z = np.abs(path[:, : tree.trees * met].reshape(-1, tree.trees, met)[..., : tree.depth].astype(np.float64))
     softplus = np.log1p(np.exp(-z))  # −log of the more likely side
     entropy = softplus + z * np.exp(-z - softplus)
     return entropy.mean(axis=(1, 2)), np.exp(-softplus.sum(axis=2)).mean(axis=1)
