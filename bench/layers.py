@@ -1,0 +1,293 @@
+"""Speed of feed-forward layers on their own: fast feedforward trees against dense layers of the same total and of the
+same active width, with our kernels, NumPy, torch and the package fastfeedforward.
+
+    python bench/layers.py TEXT… [--quick] [--only batch1,formats,batches,table3] [-o FILE]
+
+Inputs are windows of a text (sums of fixed random vectors, one for each character and distance), all different. Trees
+are random and calibrated: a node's bias is the median of the logits that reach it, so that leaves are visited evenly;
+how evenly is printed. Weights are cold (so many copies that they exceed the caches, taken in random order) or warm (one
+copy). Times are those of a plan that holds the layer many times over: what a layer takes inside a model. Those of the
+other libraries have a call from Python each, as their users have. The bound is bytes of the dense layer by those of the
+fast feedforward layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from lapinfer.kernels import library
+from lapinfer.layers import FFF, Dense, Layer, MoE
+from lapinfer.layers.sizes import table_3
+from lapinfer.runtime.ops import begin_step
+from lapinfer.runtime.plan import Plan
+from lapinfer.runtime.team import Team
+
+F32 = np.float32
+COLD_BYTES = 400_000_000
+"""What copies of a layer take together: more than any laptop's caches."""
+ROUNDS = 5
+
+
+def text_inputs(text: str, count: int, D: int, seed: int = 0) -> np.ndarray:
+    """float32 [count, D], rms 1: windows of 12 characters, spread evenly over the text."""
+    rng = np.random.default_rng(seed)
+    codes = np.frombuffer(text.encode("latin-1", "replace"), np.uint8).astype(int)
+    vectors = rng.standard_normal((12, 256, D)).astype(F32)
+    starts = np.linspace(0, len(codes) - 13, count).astype(int)
+    x = sum(F32(0.8**j) * vectors[j, codes[starts + 12 - j]] for j in range(12))
+    return (x / np.sqrt((x**2).mean(axis=1, keepdims=True))).astype(F32)
+
+
+def calibrated_nodes(x: np.ndarray, depth: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random nodes [2^d − 1, D], and biases that halve the inputs which reach each."""
+    rng, D = np.random.default_rng(seed), x.shape[1]
+    nodes, bias = rng.standard_normal(((1 << depth) - 1, D)).astype(F32), np.zeros((1 << depth) - 1, F32)
+    groups = [np.arange(len(x))]
+    for level in range(depth):
+        halves = []
+        for i, group in enumerate(groups):
+            node = (1 << level) - 1 + i
+            logit = x[group] @ nodes[node]
+            bias[node] = -np.median(logit) if len(group) else 0
+            right = logit + bias[node] >= 0
+            halves += [group[~right], group[right]]
+        groups = halves
+    return nodes / F32(D**0.5), bias / F32(D**0.5)
+
+
+class Repeated:
+    """A layer's ops many times over in one plan, each time with other inputs, and with the next of several copies."""
+
+    def __init__(self, layers: list[Layer], x: np.ndarray, batch: int, times: int, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.times, self.batch = times, batch
+        buffers = layers[0]._ops
+        wide = max(buffers.x.shape[1], buffers.y.shape[1])
+        rows = -(-batch // 8) * 8
+        self.x = np.zeros((times, rows, wide), F32)
+        self.y = np.zeros((times, rows, wide), F32)
+        self.x[:, :batch, : x.shape[1]] = x[rng.integers(0, len(x), (times, batch))]
+        order = np.concatenate([rng.permutation(len(layers)) for _ in range(-(-times // len(layers)))])[:times]
+        ops = []
+        for i, which in enumerate(order):
+            own = layers[which]._ops
+            for op in own.ops:
+                operands = {
+                    key: self.x[i] if value is own.x else self.y[i] if value is own.y else value
+                    for key, value in op.operands.items()
+                }
+                ops.append(dataclasses.replace(op, operands=operands))
+        kernels = library.load([*{op.kernel for op in ops}, "lead", "follow", "read_clock"])
+        self.plan, self.team = Plan(ops, kernels), Team(layers[0].threads, kernels)
+        self.header, self.counters = np.zeros_like(layers[0]._header), np.zeros((len(ops), 2), np.int64)
+
+    def seconds(self) -> float:
+        """Of one pass of one layer."""
+        begin_step(self.header, self.batch)
+        return self.team.run(self.plan, self.header, self.counters) / 1e9 / self.times
+
+    def close(self) -> None:
+        self.team.close()
+
+
+def copies_for(nbytes: int, cold: bool) -> int:
+    return min(max(-(-COLD_BYTES // nbytes), 1), 48) if cold else 1
+
+
+def make(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int, cold: bool,
+         gated: bool = False) -> tuple[list[Layer], int]:  # fmt: skip
+    """Copies of a layer, and the bytes that a token touches. Random weights: they cost no less than trained ones."""
+    rng = np.random.default_rng(1)
+
+    def weights(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=F32) * F32(0.05)
+
+    options: dict[str, Any] = {"quant": quant, "threads": threads, "batch": max(batch, 8), "activation": "relu"}
+    if kind == "dense":
+        first: Layer = Dense(weights(width, D), weights(D, width), **options)
+    elif kind == "moe":
+        E = width // leaf
+        first = MoE(weights(E, D), weights(E, leaf, D), weights(E, D, leaf), top_k=1, **options)
+    else:
+        depth = (width // leaf).bit_length() - 1
+        nodes, bias = calibrated_nodes(x, depth)
+        first = FFF(nodes if depth else None, weights(1 << depth, leaf, D), weights(1 << depth, D, leaf),
+                    node_bias=bias if depth else None, **options)  # fmt: skip
+    layers = [first, *(Layer.quantized(first, quant) for _ in range(copies_for(first.weights.nbytes, cold) - 1))]
+    first(x[:1])
+    touched = int(first.meter.bytes.sum())
+    return layers, touched
+
+
+def timed(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int, cold: bool,
+          repeat: int) -> dict[str, Any]:  # fmt: skip
+    layers, touched = make(kind, D, width, leaf, quant, threads, x, batch, cold)
+    plan = Repeated(layers, x, batch, repeat)
+    plan.seconds()
+    spent = [plan.seconds() for _ in range(ROUNDS)]
+    used = None
+    if isinstance(layers[0], FFF):
+        layers[0](x[:4096])
+        counts = layers[0].usage()["leaves"]
+        used = f"{np.count_nonzero(counts)} of {len(counts)}, max/mean {counts.max() / counts.mean():.1f}"
+    plan.close()
+    for layer in layers:
+        layer.close()
+    return {"us": 1e6 * median(spent), "bytes": touched, "copies": len(layers), "leaves": used}
+
+
+def calls(function: Callable[[int], Any], copies: int, times: int) -> float:
+    """Median microseconds of a call from Python, copies in random order."""
+    order = np.random.default_rng(2).integers(0, copies, times)
+    function(0)
+    spent = []
+    for which in order:
+        began = time.perf_counter()
+        function(int(which))
+        spent.append(time.perf_counter() - began)
+    return 1e6 * median(spent)
+
+
+def others(D: int, width: int, leaf: int, threads: int, x: np.ndarray, batch: int, cold: bool) -> dict[str, float]:
+    """Dense layers by NumPy and torch, and the package's tree: float32."""
+    rng = np.random.default_rng(3)
+    copies = copies_for(8 * D * width, cold)
+    ups = [rng.standard_normal((width, D), dtype=F32) for _ in range(copies)]
+    downs = [rng.standard_normal((width, D), dtype=F32) for _ in range(copies)]
+    pieces = [np.ascontiguousarray(x[i * batch : (i + 1) * batch]) for i in range(len(x) // batch)]
+    times = 60 if 8 * D * width * batch < 1e9 else 8
+    state = iter(range(10**9))
+    found: dict[str, float] = {}
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        threadpool_limits = None
+
+    def numpy_dense(i: int) -> np.ndarray:
+        return np.maximum(pieces[next(state) % len(pieces)] @ ups[i].T, 0) @ downs[i]
+
+    if threadpool_limits is not None:
+        with threadpool_limits(threads):
+            found["numpy"] = calls(numpy_dense, copies, times)
+    try:
+        import torch
+    except ImportError:
+        return found
+    torch.set_num_threads(threads)
+    t_ups, t_downs = [torch.from_numpy(u) for u in ups], [torch.from_numpy(d.T.copy()) for d in downs]
+    t_pieces = [torch.from_numpy(p) for p in pieces]
+    linear = torch.nn.functional.linear
+    with torch.inference_mode():
+        found["torch"] = calls(
+            lambda i: linear(torch.relu(linear(t_pieces[next(state) % len(pieces)], t_ups[i])), t_downs[i]), copies,
+            times,
+        )  # fmt: skip
+    try:
+        import fastfeedforward
+    except ImportError:
+        return found
+    depth = (width // leaf).bit_length() - 1
+    if depth:
+        package = fastfeedforward.FFF(D, leaf, D, depth).eval()
+        with torch.inference_mode():
+            found["package"] = calls(lambda i: package(t_pieces[next(state) % len(pieces)]), 1, 5 if batch > 1 else 40)
+    return found
+
+
+def row(text: str, D: int, width: int, leaf: int, quant: str, threads: int, batch: int, cold: bool,
+        peers: bool) -> dict[str, Any]:  # fmt: skip
+    x = text_inputs(text, 20_000, D)
+    repeat = max(min(4096 // batch, 512), 4)
+    few = max(min(int(2e9 // (8 * D * width * batch)), repeat), 3)
+    fff = timed("fff", D, width, leaf, quant, threads, x, batch, cold, repeat)
+    dense = timed("dense", D, width, leaf, quant, threads, x, batch, cold, few)
+    active = timed("dense", D, leaf, leaf, quant, threads, x, batch, cold, repeat)
+    moe = timed("moe", D, width, leaf, quant, threads, x, batch, cold, repeat) if 1 < width // leaf <= 2048 else None
+    found = {
+        "D": D, "width": width, "leaf": leaf, "quant": quant, "threads": threads, "batch": batch, "cold": cold,
+        "fff_us": fff["us"], "dense_us": dense["us"], "active_us": active["us"], "moe_us": moe and moe["us"],
+        "fff_bytes": fff["bytes"], "dense_bytes": dense["bytes"], "speed_up": dense["us"] / fff["us"],
+        "bound": dense["bytes"] / fff["bytes"], "leaves": fff["leaves"],
+        "dense_gb_s": dense["bytes"] / dense["us"] / 1e3, "fff_gb_s": fff["bytes"] / fff["us"] / 1e3,
+    }  # fmt: skip
+    if peers:
+        found |= {f"{name}_us": us for name, us in others(D, width, leaf, threads, x, batch, cold).items()}
+    return found
+
+
+def show(r: dict[str, Any]) -> str:
+    share = r["speed_up"] / r["bound"]
+    peers = " ".join(f"{name[:-3]} {r[name]:.1f}" for name in ("numpy_us", "torch_us", "package_us") if name in r)
+    moe = "" if r["moe_us"] is None else f" moe {r['moe_us']:.1f}"
+    return (
+        f"D {r['D']} width {r['width']} leaf {r['leaf']} {r['quant']} batch {r['batch']} "
+        f"{'cold' if r['cold'] else 'warm'} {r['threads']}t: fff {r['fff_us']:.2f} us ({r['fff_gb_s']:.1f} GB/s), "
+        f"dense {r['dense_us']:.1f} ({r['dense_gb_s']:.1f} GB/s), active {r['active_us']:.2f}{moe} {peers} | "
+        f"{r['speed_up']:.1f}x of {r['bound']:.1f}x: {share:.0%} | leaves {r['leaves']}"
+    )
+
+
+def grid(only: set[str], quick: bool) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+
+    def add(D: int, width: int, leaf: int, quant: str = "f32", threads: int = 1, batch: int = 1, cold: bool = True,
+            peers: bool = False) -> None:  # fmt: skip
+        rows.append({"D": D, "width": width, "leaf": leaf, "quant": quant, "threads": threads, "batch": batch,
+                     "cold": cold, "peers": peers})  # fmt: skip
+
+    if "batch1" in only:
+        for width in (128, 4096) if quick else (128, 1024, 4096, 16384, 65536):
+            for leaf in (1, 8, 32, 128, 512):
+                if leaf < width:
+                    add(768, width, leaf, peers=leaf in (1, 128))
+        for leaf in (1, 8, 32, 128, 512):
+            add(768, 4096, leaf, cold=False)
+    if "formats" in only:
+        for quant in ("f32", "q8", "q4"):
+            for D, width in ((768, 4096), (2048, 8192), (4096, 16384)):
+                for leaf in (8, 32, 256, 1024):
+                    for threads in (1, 2):
+                        add(D, width, leaf, quant, threads)
+    if "batches" in only:
+        for quant in ("f32", "q4"):
+            for batch in (32, 512):
+                for leaf in (1, 8, 32, 128, 512):
+                    add(768, 4096, leaf, quant, 2, batch, peers=quant == "f32" and leaf in (8, 128))
+    if "table3" in only:
+        for sizes in table_3():
+            add(128, 128, sizes.leaf, threads=1, batch=2048, cold=False, peers=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path, nargs="+")
+    parser.add_argument("--only", default="batch1,formats,batches,table3")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("-o", "--output", type=Path)
+    arguments = parser.parse_args()
+    text = "".join(path.read_text(encoding="utf-8") for path in arguments.text)
+    machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            machine["processor"] = line.split(":")[1].strip()
+    results = []
+    for options in grid(set(arguments.only.split(",")), arguments.quick):
+        results.append(row(text, **options))
+        print(show(results[-1]), flush=True)
+        if arguments.output is not None:
+            arguments.output.write_text(json.dumps({"machine": machine, "rows": results}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
