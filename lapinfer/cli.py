@@ -581,6 +581,21 @@ def experts(
             _note(f"wrote {output}")
 
 
+@app.command("fff-sizes")
+def fff_sizes(
+    width: Annotated[int, typer.Option("--width", min=4, help="Neurons of all leaves together, a power of 2.")] = 128,
+    json: Json = False,
+) -> None:
+    """Sizes of fast feedforward layers of one width: neurons in all, and those that a token computes."""
+    from dataclasses import asdict
+
+    from lapinfer.layers.sizes import size_table, table_3
+
+    if width & (width - 1):
+        raise InputError(f"--width: expected a power of 2, got {width}")
+    _print_json([asdict(sizes) for sizes in table_3(width)]) if json else print(size_table(width))
+
+
 @app.command()
 def pull(name: Annotated[str, typer.Argument(help="smollm2, or org/name.")], verbose: Verbose = False) -> None:
     """Download a model."""

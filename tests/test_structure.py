@@ -30,6 +30,7 @@ LAYERS = [
     ("text.tokenizer",),
     ("assembly", "calibration"),
     ("pack",),
+    ("layers",),
     ("loading",),
     ("text",),
     ("report",),

@@ -13,6 +13,7 @@ from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.experts import MOST_EXPERTS, MOST_PARTS, layer_prefixes
 from lapinfer.spec import FeedForwardSpec, ModelSpec, TreeSpec
+from lapinfer.tensors import tensors
 
 KEYS: Final = frozenset((
     "depth", "leaf_width", "trees", "node_width", "node_activation", "node_bias", "activation", "gated", "bias",
@@ -68,7 +69,8 @@ def tree_sources(spec: ModelSpec, names: Collection[str]) -> dict[str, tuple[Sou
         ff = spec.layers[i].feed_forward
         if isinstance(ff.router, TreeSpec):
             found |= _layer(ff, ff.router, spec.hidden, f"layers.{i}.", f"{prefix}mlp.")
-    return found
+    shapes = tensors(spec)
+    return {name: sources for name, sources in found.items() if name in shapes}
 
 
 def _layer(ff: FeedForwardSpec, tree: TreeSpec, D: int, p: str, stored: str) -> dict[str, tuple[Source, ...]]:

@@ -29,3 +29,15 @@ def fff_sizes(depth: int, leaf: int, node_width: int = 1, trees: int = 1) -> Siz
 def table_3(width: int = 128) -> list[Sizes]:
     """The layers of the paper's table 3: leaves of 32, 16, … 1 neurons, of `width` together."""
     return [fff_sizes(depth, width >> depth) for depth in range(2, width.bit_length())]
+
+
+def size_table(width: int = 128) -> str:
+    """The size columns of table 3 for a person; `at most`: a dense layer's neurons by those that are computed."""
+    rows = [("model", "depth", "training size", "inference width", "inference size", "at most")]
+    rows.append((f"FF {width}", "–", str(width), str(width), str(width), "1.0×"))
+    for s in table_3(width):
+        bound = f"{width / s.inference_size:.1f}×"
+        rows.append((f"FFF {s.leaf}", str(s.depth), str(s.training_size), str(s.inference_width), str(s.inference_size),
+                     bound))  # fmt: skip
+    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows)

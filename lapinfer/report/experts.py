@@ -112,7 +112,8 @@ def to_npz(routing: Routing, name: str = "") -> bytes:
 
 def to_html(routing: Routing, name: str = "") -> bytes:
     """One page that needs nothing else."""
-    return page(routing.arrays(), routing.summary(), name, COLUMNS).encode()
+    summary = routing.summary()
+    return page(routing.arrays(), summary, name, columns(summary)).encode()
 
 
 WRITERS: dict[str, Callable[[Routing, str], bytes]] = {".json": to_json, ".npz": to_npz, ".html": to_html}
@@ -131,11 +132,27 @@ COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 """Columns of a layer's row: heading, its meaning, and the cell from a layer of `Routing.summary()`."""
 
+OF_TREES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "nats": (
+        "Mean entropy of a node's decision; sure ones have 0",
+        lambda r: f"{r['node_entropy']:.3f}",
+    ),
+    "mass": ("Weight that the chosen leaf has in the soft mixture", lambda r: f"{100 * r['leaf_mass']:.1f} %"),
+}
+"""Further ones where layers are trees."""
+
+
+def columns(summary: dict[str, Any]) -> dict[str, tuple[str, Callable[[dict[str, Any]], str]]]:
+    """Those that a summary has something to say in."""
+    trees = any(layer["node_entropy"] > 0 or layer["leaf_mass"] < 1 for layer in summary["layers"])
+    return COLUMNS | OF_TREES if trees else COLUMNS
+
 
 def table(routing: Routing) -> str:
     """For the terminal: a row a layer, then a line for each size of step."""
     summary = routing.summary()
-    rows = [list(COLUMNS), *([show(layer) for _, show in COLUMNS.values()] for layer in summary["layers"])]
+    shown = columns(summary)
+    rows = [list(shown), *([show(layer) for _, show in shown.values()] for layer in summary["layers"])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
     lines += ["", f"{summary['tokens']:,} tokens in {summary['steps']:,} steps"]
