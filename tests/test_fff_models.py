@@ -153,7 +153,7 @@ def test_telemetry_knows_leaves_and_decisions(tmp_path: Path) -> None:
     assert (arrays["tokens_routed"].sum(axis=1) == 40).all()
     assert ((arrays["node_entropy"] > 0) & (arrays["node_entropy"] < np.log(2))).all()
     assert ((arrays["leaf_mass"] > 0.125) & (arrays["leaf_mass"] < 1)).all()
-    assert arrays["together"].size == 0
+    assert not arrays["together"].any()
     model.close()
 
 

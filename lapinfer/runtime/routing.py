@@ -81,7 +81,7 @@ class Routing:
         self._tokens = 0
         self._routed = np.zeros((L, E), np.int64)
         self._mass = np.zeros((L, E))
-        paired = E if A > 1 and E <= MOST_PAIRED else 0
+        paired = E if E <= MOST_PAIRED else 0
         self._pairs = np.zeros((L, paired, paired), np.uint32)  # [l, e, f]: e ranked before f
         self._trees = [router if isinstance(router, TreeSpec) else None for router in routers.values()]
         self._node_entropy, self._leaf_mass = np.zeros(L), np.zeros(L)
@@ -127,8 +127,7 @@ class Routing:
         tokens []                       tokens run
         tokens_routed [L, E]            tokens that got each expert
         weight_mass [L, E]              sums of the weights that tokens gave it
-        together [L, E, E]              tokens that got both experts; the diagonal is 0 (not counted, [L, 0, 0], where
-                                        a token gets one expert alone, or a layer has more than 1,024)
+        together [L, E, E]              tokens that got both experts; the diagonal is 0 ([L, 0, 0] with more than 1,024)
         node_entropy [L]                mean entropy of a decision σ(logit) of the nodes met, in nats; 0 without trees
         leaf_mass [L]                   mean weight that the chosen leaf has in the soft mixture; 1 without trees
         reuse [L, 24]                   uses of an expert by the number of tokens of the same slot since its last use
