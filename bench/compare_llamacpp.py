@@ -1,6 +1,7 @@
 """Speed side by side with llama.cpp, in one run: prefill of 512 tokens, and decode of 64 tokens behind them.
 
     python bench/compare_llamacpp.py MODEL --peer PYTHON [--variants q4:Q4_0,q4:Q4_K_M,q8:Q8_0] [-t 2] [-r 5] [-o FILE]
+        [--text FILE --tokenizer FOLDER]
 
 MODEL is a Hugging Face folder (llama, granitemoe, olmoe, qwen3_moe) or a .gguf file; PYTHON is an interpreter with a
 native build of llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python
@@ -238,12 +239,25 @@ def median(rows: list[dict[str, float]], key: str) -> float:
     return statistics.median(row[key] for row in rows)
 
 
+def token_ids(text: Path | None, tokenizer: Path | None) -> np.ndarray:
+    """The first tokens of a text, or random ones."""
+    if text is None:
+        return np.random.default_rng(0).integers(5, 40000, PROMPT + ANSWER)
+    from lapinfer.text.tokenizer import Tokenizer
+
+    found = Tokenizer.from_folder(tokenizer or Path())
+    if found is None:
+        raise SystemExit(f"{tokenizer}: has no tokenizer.json; --tokenizer names a folder that has")
+    return np.array(found.encode(text.read_text(encoding="utf-8")[:20_000])[: PROMPT + ANSWER])
+
+
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
 
-    ids = np.random.default_rng(0).integers(5, 40000, PROMPT + ANSWER)
+    ids = token_ids(args.text, args.tokenizer)
     result: dict[str, Any] = {
-        "model": args.model.name, "threads": args.threads, "repetitions": args.repetitions,
+        "text": args.text.name if args.text else "random ids", "model": args.model.name, "threads": args.threads,
+        "repetitions": args.repetitions,
         "machine": {"processor": cpu_name(), "platform": platform.platform(), "python": platform.python_version()},
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "variants": [],
     }  # fmt: skip
@@ -302,6 +316,8 @@ def main() -> None:
     parser.add_argument("--peer", default=sys.executable, help="Python interpreter with llama-cpp-python")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="folder for the peer's files")
     parser.add_argument("--variants", default="q4:Q4_0,q4:Q4_K_M,q8:Q8_0")
+    parser.add_argument("--text", type=Path, help="its first tokens are run; random ones when not given")
+    parser.add_argument("--tokenizer", type=Path, help="folder with the tokenizer.json for it (of the same vocabulary)")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path)

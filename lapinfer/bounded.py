@@ -16,6 +16,7 @@ from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.kernels.operands import POLICIES
 from lapinfer.model import Model
 from lapinfer.runtime.ops import Limits
+from lapinfer.runtime.sizes import aligned_copy
 from lapinfer.spec import FeedForwardSpec, ModelSpec
 
 SYSTEM = "system"
@@ -53,7 +54,7 @@ class Kept:
             return self._weights.tensor(name)
         if name not in self._copies:
             mapped = self._weights.tensor(name)
-            self._copies[name] = mapped.copy()
+            self._copies[name] = aligned_copy(mapped)
             let_go(mapped)
             self._copies[name].flags.writeable = False
         return self._copies[name]

@@ -23,6 +23,7 @@ from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.routing import decisions
+from lapinfer.runtime.sizes import aligned_copy
 from lapinfer.runtime.team import Team
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import bank_of, feed_forward_tensors, is_matrix, is_router, is_row_by_row, router_tensors
@@ -48,11 +49,12 @@ class ArrayWeights:
                 parts = [
                     np.stack([pack_matrix(p.name, formats[p.name], w) for w in arrays[p.name]]) for p in entry.parts
                 ]
-                self._tensors[entry.name], self._banks[entry.name] = entry.experts_of(parts), entry
+                self._tensors[entry.name], self._banks[entry.name] = aligned_copy(entry.experts_of(parts)), entry
             elif entry.format is None:
-                self._tensors[entry.name] = np.ascontiguousarray(arrays[entry.name], np.float32)
+                self._tensors[entry.name] = aligned_copy(np.asarray(arrays[entry.name], np.float32))
             else:
-                self._tensors[entry.name] = pack_matrix(entry.name, entry.format, arrays[entry.name])
+                packed = pack_matrix(entry.name, entry.format, arrays[entry.name])
+                self._tensors[entry.name] = aligned_copy(packed)
 
     def tensor(self, name: str) -> Array:
         return self._tensors[name]
