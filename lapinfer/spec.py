@@ -204,6 +204,7 @@ class FeedForwardSpec:
     `shared` further experts, which every token gets with weight 1, or σ(their own row of the router · x) when
     `shared_gate`. A shared expert of several times the width is so many experts side by side: the sum is the same.
     `shared_width` is that of all of them together; where it is less than shared · width, the last one ends in zeros.
+    `by_neuron`: keep leaves of any width neuron by neuron.
     """
 
     width: int
@@ -214,6 +215,7 @@ class FeedForwardSpec:
     shared: int = 0
     shared_gate: bool = False
     shared_width: int = 0
+    by_neuron: bool = False
 
     @property
     def experts(self) -> int:
@@ -228,7 +230,7 @@ class FeedForwardSpec:
     @property
     def narrow(self) -> bool:
         """Whether its experts are leaves that are kept neuron by neuron."""
-        return isinstance(self.router, TreeSpec) and self.width < NARROW
+        return isinstance(self.router, TreeSpec) and (self.by_neuron or self.width < NARROW)
 
 
 @dataclass(frozen=True, slots=True)

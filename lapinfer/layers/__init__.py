@@ -16,6 +16,7 @@ formats and the accounting are those of whole models.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,11 @@ from lapinfer.errors import InputError
 from lapinfer.layers.layer import Array, Layer, P, rounded
 from lapinfer.layers.state_dicts import fff_arrays
 from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
+
+FLOATS = ("f32", "f16", "bf16")
+NARROW_OF_FLOATS = 64
+"""Leaves of floats that are less wide are kept neuron by neuron: up to there one op on one thread is faster than three on
+two (bench/LOG.md)."""
 
 __all__ = ["FFF", "Dense", "Layer", "MoE"]
 
@@ -96,7 +102,7 @@ class FFF(Layer):
         tree = TreeSpec(depth, trees, n, node_bias is not None, node_activation, neurons, mix is not None)
         biased = any(bias is not None for bias in (up_bias, down_bias, gate_bias))
         shared = 0 if master is None else -(-_shape("master up", master["up"], 2)[0] // F)
-        ff = FeedForwardSpec(F, activation, gate is not None, biased, tree, shared)
+        ff = FeedForwardSpec(F, activation, gate is not None, biased, tree, shared, by_neuron=_by_neuron(quant, F))
         if master is not None:
             arrays = _bank(ff, *_with_master(ff, master, up, down, gate, up_bias, down_bias, gate_bias))
         else:
@@ -142,6 +148,20 @@ class FFF(Layer):
 
         return soft_forward(self.ff, self.tree, self.dequantized(), self._inputs(x), self.out)
 
+    def _laid_out_for(self, quant: str) -> tuple[FeedForwardSpec, dict[str, Array]]:
+        ff = replace(self.ff, by_neuron=_by_neuron(quant, self.ff.width))
+        if ff.narrow == self.ff.narrow:
+            return ff, self.arrays
+        wide = P + ("experts.gate_up" if ff.gated else "experts.up"), P + "experts.down"
+        narrow = P + "leaves.inward", P + "leaves.outward"
+        names = dict(zip(wide, narrow, strict=True) if ff.narrow else zip(narrow, wide, strict=True))
+        arrays = {}
+        for name, values in self.arrays.items():
+            base = name.removesuffix(".bias")
+            turned = values.transpose(0, 2, 1) if name in (wide[1], narrow[1]) else values
+            arrays[name.replace(base, names.get(base, base))] = turned
+        return ff, arrays
+
     def leaves(self, x: Array) -> Array:
         """The leaf, or neurons, that each token gets, int64 [T, trees (· (depth + 1))]."""
         x, found = self._inputs(x), []
@@ -157,6 +177,10 @@ class FFF(Layer):
             name: rounded(values, self.formats[name]) if name in self.formats else values
             for name, values in self.arrays.items()
         }
+
+
+def _by_neuron(quant: str, width: int) -> bool:
+    return quant in FLOATS and width < NARROW_OF_FLOATS
 
 
 def _shape(name: str, values: Array, dimensions: int) -> tuple[int, ...]:

@@ -159,8 +159,13 @@ class Layer:
     def quantized(self, quant: str, **options: Any) -> Self:
         """The same layer with its weights in another format; options as of the class."""
         copy = object.__new__(type(self))
-        Layer.__init__(copy, self.ff, self.arrays, self.width, self.out, quant=quant, **(self._options | options))
+        ff, arrays = self._laid_out_for(quant)
+        Layer.__init__(copy, ff, arrays, self.width, self.out, quant=quant, **(self._options | options))
         return copy
+
+    def _laid_out_for(self, quant: str) -> tuple[FeedForwardSpec, dict[str, Array]]:
+        """Spec and arrays as a format wants them."""
+        return self.ff, self.arrays
 
     def usage(self) -> dict[str, Any]:
         """Since the layer was made: tokens; for each expert or leaf, and each node of a tree, how many came by."""
