@@ -82,7 +82,7 @@ SHAPES = [
     (2, 5, 96, 17, {"trees": 3, "gated": True}),
     (3, 31, 40, 40, {"node_width": 3}),
     (4, 24, 48, 130, {"gated": True, "trees": 2}),
-    (2, 32, 70, 20, {}),  # wide from here on
+    (2, 32, 70, 20, {}),  # in quantized formats wide from here on, in floats from 64
     (3, 50, 64, 33, {"gated": True}),
     (1, 64, 40, 48, {"trees": 2, "node_width": 2}),
     (0, 96, 33, 70, {"gated": True}),
@@ -141,14 +141,14 @@ def test_neurons_as_nodes(quant: str, depth: int, trees: int, bias: bool) -> Non
     layer.close()
 
 
-@pytest.mark.parametrize("width", [3, 40])
+@pytest.mark.parametrize("width", [3, 80])
 def test_only_what_is_on_the_path_counts(width: int) -> None:
     """Bytes by formula: d nodes and one leaf a token; of several tokens, each node and leaf once."""
     depth, D, out = 4, 64, 32
     layer = tree(3, depth, width, D, out, batch=64)
     x = random(np.random.default_rng(4), 30, D)
-    leaf = 4 * (-(-width // 32) * 32 if width >= 32 else width) * D + 4 * width + 4 * out
-    leaf += 4 * out * (64 if width >= 32 else width)  # columns of `down` are padded to groups of 32
+    stored = width if width < 64 else -(-width // 32) * 32  # wide leaves are padded to groups of 32 neurons
+    leaf = 4 * stored * (D + out) + 4 * width + 4 * out
     node = 4 * D + 4
     layer(x[:1])
     assert int(layer.meter.bytes.sum()) == depth * node + leaf

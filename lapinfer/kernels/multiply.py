@@ -12,6 +12,7 @@ from lapinfer.kernels.simd import (
     prefetch,
     store_f32x16,
     tile_of_1,
+    tile_of_2,
     tile_of_4,
     tile_of_8,
     tile_store,
@@ -55,7 +56,9 @@ def rows_at_once(place, width, left):
     there = min(width - place, left)
     if there >= MOST_ROWS and place % MOST_ROWS == 0:
         return MOST_ROWS
-    return 4 if there >= 4 and place % 4 == 0 else 1
+    if there >= 4 and place % 4 == 0:
+        return 4
+    return 2 if there >= 2 and place % 2 == 0 else 1
 
 
 @jit
@@ -102,6 +105,10 @@ def multiply(
             elif count == 4:
                 store_rows(
                     rows_of, tile_of_4, 4, head_bytes, block_bytes, group_bytes, heads, w, step, x, groups, i, out
+                )
+            elif count == 2:
+                store_rows(
+                    rows_of, tile_of_2, 2, head_bytes, block_bytes, group_bytes, heads, w, step, x, groups, i, out
                 )
             else:
                 store_rows(

@@ -62,14 +62,7 @@ from lapinfer.kernels.rows import (
     dot_q4,
     dot_q8,
 )
-from lapinfer.kernels.simd import (
-    lane,
-    load_f32,
-    load_i64,
-    splat_f32,
-    store_f32,
-    store_i64,
-)
+from lapinfer.kernels.simd import lane, load_f32, load_i64, reduce_sum, splat_f32, store_f32, store_i64, tile_of_2
 from lapinfer.kernels.sort import (
     ACTIVE,
     CHOICES,
@@ -97,15 +90,35 @@ f32 = np.float32
 
 
 @jit
+def four_parts_times(dot, group_bytes, w, x, groups):
+    """A row · x, its four quarters side by side: it comes from memory alone, and as four streams comes faster."""
+    a, b, c, d = tile_of_2(), tile_of_2(), tile_of_2(), tile_of_2()
+    part = groups // 4
+    w_part, x_part = part * group_bytes, part * COLUMN_BYTES
+    for _ in range(part):
+        a = dot(a, w, 0, (x,))
+        b = dot(b, w + w_part, 0, (x + x_part,))
+        c = dot(c, w + 2 * w_part, 0, (x + 2 * x_part,))
+        d = dot(d, w + 3 * w_part, 0, (x + 3 * x_part,))
+        w += group_bytes
+        x += COLUMN_BYTES
+    for _ in range(4 * part, groups):
+        a = dot(a, w + 3 * w_part, 0, (x + 3 * x_part,))
+        w += group_bytes
+        x += COLUMN_BYTES
+    return reduce_sum(((a[0] + a[1]) + (b[0] + b[1])) + ((c[0] + c[1]) + (d[0] + d[1])))
+
+
+@jit
 def node_row(tree, row, x, groups):
     """A node's row · x."""
     w = load_i64(tree + NODES) + row * load_i64(tree + NODE_STRIDE)
     kind = load_i64(tree + NODE_FORMAT)
     if kind == F32:
-        return row_times(dot_f32, 0, GROUP_F32, w, x, groups)
+        return four_parts_times(dot_f32, GROUP_F32, w, x, groups)
     if kind == F16:
-        return row_times(dot_f16, 0, GROUP_F16, w, x, groups)
-    return row_times(dot_bf16, 0, GROUP_BF16, w, x, groups)
+        return four_parts_times(dot_f16, GROUP_F16, w, x, groups)
+    return four_parts_times(dot_bf16, GROUP_BF16, w, x, groups)
 
 
 @jit

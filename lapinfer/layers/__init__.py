@@ -28,8 +28,8 @@ from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
 
 FLOATS = ("f32", "f16", "bf16")
 NARROW_OF_FLOATS = 64
-"""Leaves of floats that are less wide are kept neuron by neuron: up to there one op on one thread is faster than three on
-two (bench/LOG.md)."""
+"""Leaves of floats that are less wide are kept neuron by neuron: up to there one op on one thread is faster than three
+on two (bench/LOG.md)."""
 
 __all__ = ["FFF", "Dense", "Layer", "MoE"]
 
@@ -154,7 +154,8 @@ class FFF(Layer):
             return ff, self.arrays
         wide = P + ("experts.gate_up" if ff.gated else "experts.up"), P + "experts.down"
         narrow = P + "leaves.inward", P + "leaves.outward"
-        names = dict(zip(wide, narrow, strict=True) if ff.narrow else zip(narrow, wide, strict=True))
+        old, new = (wide, narrow) if ff.narrow else (narrow, wide)
+        names: dict[str, str] = dict(zip(old, new, strict=True))
         arrays = {}
         for name, values in self.arrays.items():
             base = name.removesuffix(".bias")
