@@ -581,6 +581,38 @@ def experts(
             _note(f"wrote {output}")
 
 
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Sizes and options: docs/training.md.")],
+    files: Annotated[list[Path], typer.Argument(metavar="DATA...", help="The texts to train on.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The run's folder.  [CONFIG's name]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the configuration's seed.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a small language model (needs the extra `train`); the same command goes on with a run that was stopped."""
+    from dataclasses import replace
+
+    try:
+        from lapinfer import train as training
+    except ImportError as error:
+        raise InputError(str(error)) from error
+    made = training.Config.from_toml(config)
+    if seed is not None:
+        made = replace(made, training=replace(made.training, seed=seed))
+    texts = training.read_texts(files)
+    with _Progress() as progress:
+        result = training.train(made, texts, Path(config.stem) if output is None else output, progress=progress)
+    figures = {
+        "checkpoint": str(result.checkpoint),
+        "parameters": result.parameters,
+        "active_parameters": result.active_parameters,
+        "loss": result.loss,
+        **{name: value for name, value in result.validation.items() if json or name != "layers"},
+    }
+    _print_dict(figures, json)
+
+
 @app.command("fff-sizes")
 def fff_sizes(
     width: Annotated[int, typer.Option("--width", min=4, help="Neurons of all leaves together, a power of 2.")] = 128,

@@ -19,6 +19,10 @@ class InputError(LapinferError):
     """A prompt, token id, position or option is outside what the loaded model accepts."""
 
 
+class TrainingError(LapinferError):
+    """Training cannot go on: the loss is no number."""
+
+
 class DoesNotFitError(LapinferError):
     """The model needs more memory, disk or context than there is."""
 

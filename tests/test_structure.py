@@ -34,6 +34,7 @@ LAYERS = [
     ("loading",),
     ("text",),
     ("report",),
+    ("train",),
     ("cli",),
     ("__main__",),
 ]
@@ -99,6 +100,14 @@ def test_only_kernels_know_numba():
     for name, path in modules():
         compilers = {i for i, _ in imports(path) if i.split(".")[0] in ("numba", "llvmlite")}
         assert not compilers or name.startswith("lapinfer.kernels"), (name, compilers)
+
+
+def test_only_training_knows_torch():
+    for name, path in modules():
+        found = {i for i, _ in imports(path) if i.split(".")[0] == "torch"}
+        assert not found or name.startswith("lapinfer.train"), (name, found)
+    users = {name for name, path in modules() for i, _ in imports(path) if f"{i}.".startswith("lapinfer.train.")}
+    assert {name for name in users if not name.startswith("lapinfer.train")} <= {"lapinfer.cli"}
 
 
 def test_import_is_quick_and_light():

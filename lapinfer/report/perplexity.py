@@ -115,11 +115,11 @@ def perplexity(
                 divergence.append((np.exp(log_q) * (log_q - log_p)).sum(axis=1, dtype=np.float64))
                 same.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
         scored = np.concatenate(nll, dtype=np.float64)
-        ppl, error = _estimate(scored)
+        ppl, error = estimate(scored)
         result = Perplexity(ppl, error, len(scored), chunk + 1, ctx)
         if reference is not None:
             base = np.concatenate(reference_nll, dtype=np.float64)
-            base_ppl, _ = _estimate(base)
+            base_ppl, _ = estimate(base)
             yield replace(
                 result,
                 reference_ppl=base_ppl,
@@ -161,7 +161,7 @@ def _log_probs(model: LanguageModel, ids: np.ndarray, first: int) -> Iterator[tu
             yield start, shifted
 
 
-def _estimate(nll: np.ndarray) -> tuple[float, float]:
+def estimate(nll: np.ndarray) -> tuple[float, float]:
     """Perplexity and its standard error from negative log-likelihoods, as llama.cpp computes them."""
     mean = float(nll.mean())
     variance = float((nll**2).mean()) - mean**2

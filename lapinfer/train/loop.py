@@ -1,0 +1,170 @@
+"""The training loop: AdamW, warm-up and cosine, clipped gradients; a run that is killed goes on where it was saved.
+
+On one machine, with one number of threads, a run that was interrupted has the losses of one that was not, to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from lapinfer.errors import InputError, TrainingError
+from lapinfer.tensors import active_parameters
+from lapinfer.train import state
+from lapinfer.train.config import Config, Training
+from lapinfer.train.corpus import Batches, Corpus, digest, encode, load_tokenizer, split, train_tokenizer
+from lapinfer.train.decoder import Decoder
+from lapinfer.train.evaluation import validate
+from lapinfer.train.export import export
+from lapinfer.train.record import Balance
+
+Progress = Callable[..., None]
+"""progress("training", done, total); progress("…") says a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished run: the trained model, its checkpoint's folder, and its last figures."""
+
+    model: Decoder
+    checkpoint: Path
+    loss: float
+    validation: dict[str, Any]
+    parameters: int
+    active_parameters: int
+
+
+def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Progress | None = None) -> Trained:
+    """Train on texts, in the folder `out`; call it again to go on with a run that was stopped.
+
+    InputError when the texts are too short or `out` holds another run; TrainingError when the loss is no number.
+    """
+    if not texts or not all(text.strip() for text in texts):
+        raise InputError("no text to train on: expected texts that are not empty")
+    say, out, options = progress or (lambda *_: None), Path(out), config.training
+    trained_on, held_out = split(texts, options.validation)
+    state.open_run(out, config, digest(texts))
+    if not (tokens := out / "tokenizer.json").is_file():
+        say("training the tokenizer")
+        state.write_text(tokens, train_tokenizer(trained_on, config.model.vocab_size).to_str())
+    tokenizer = load_tokenizer(tokens, config.model.vocab_size)
+    corpus = encode(tokenizer, trained_on, held_out, config)
+
+    torch.manual_seed(options.seed)
+    model = Decoder(config).train()
+    optimizer = adamw(model, options)
+    step, records = state.restore(out / "state.safetensors", model, optimizer)
+    if step:
+        say(f"going on after step {step}")
+    records = _run(model, optimizer, corpus, out, step, records, say)
+    checkpoint = export(model, out / "model", tokenizer)
+    parameters = sum(p.numel() for name, p in model.named_parameters() if ".noise." not in name)
+    return Trained(model, checkpoint, records["loss"], records["validation"], parameters, active_parameters(model.spec))
+
+
+def _run(
+    model: Decoder, optimizer: torch.optim.Optimizer, corpus: Corpus, out: Path, step: int, records: dict[str, Any],
+    say: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """The steps that are left; the last loss and validation."""
+    options = model.config.training
+    batches = Batches(corpus.ids, model.config.length, options.batch, options.seed)
+    metrics = state.Metrics(out / "metrics.jsonl", step)
+    bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16())
+    before = records.get("seconds", 0.0)
+    began = time.perf_counter()
+    while step < options.steps:
+        figures = train_step(model, optimizer, batches.at(step), step, bf16)
+        step += 1
+        seconds, last = before + time.perf_counter() - began, step == options.steps
+        records = {**records, "loss": figures["loss"], "seconds": seconds}
+        if step % options.log_every == 0 or last:
+            metrics.write({"step": step, **figures, "seconds": round(seconds, 3), **_layers(model)})
+        if step % options.validate_every == 0 or last:
+            records["validation"] = validate(model, corpus)
+            metrics.write({"step": step, "validation": records["validation"]})
+            say(_line(step, figures["loss"], records["validation"]))
+        if step % options.save_every == 0 or last:
+            state.save(out / "state.safetensors", model, optimizer, step, records)
+        say("training", step, options.steps)
+    return records
+
+
+def train_step(
+    model: Decoder, optimizer: torch.optim.Optimizer, windows: torch.Tensor, step: int, bf16: bool
+) -> dict[str, float]:
+    """One update by windows [B, length + 1]; TrainingError, and no update, when something is no number."""
+    options = model.config.training
+    rate = learning_rate(options, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    model.at(step / options.steps)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = model(windows[:, :-1])
+    loss = cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+    penalty = model.penalty()
+    (loss + penalty).backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+    figures = {"loss": loss.item(), "penalty": penalty.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step + 1}: {name} is {value}; what was saved is as it was. Try a lower learning_rate, a longer "
+                "warmup or precision f32"
+            )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.after_step()
+    return figures
+
+
+def adamw(model: Decoder, options: Training) -> torch.optim.AdamW:
+    """Decay for matrices alone: not for norms, biases, embeddings, and what chooses experts or leaves."""
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        chooses = any(part in name for part in ("router", "noise", "nodes", "node_out", "embed_tokens"))
+        (others if parameter.ndim < 2 or chooses or name.endswith("_bias") else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, options.learning_rate, (options.beta1, options.beta2), fused=True)
+
+
+def learning_rate(options: Training, step: int) -> float:
+    """Of the step that is the (step + 1)-th: linear to the peak, then half a cosine to `final` times the peak."""
+    if step < options.warmup:
+        return options.learning_rate * (step + 1) / options.warmup
+    done = (step - options.warmup) / max(options.steps - options.warmup, 1)
+    return options.learning_rate * (options.final + (1 - options.final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16: elsewhere PyTorch does it by way of float32, more slowly."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def _layers(model: Decoder) -> dict[str, Any]:
+    """Balance of the routed layers over the last batch."""
+    shown = []
+    for module in model.routed:
+        balance = Balance()
+        assert module.record is not None
+        balance.add(module.record)
+        shown.append(balance.as_dict())
+    return {"layers": shown} if shown else {}
+
+
+def _line(step: int, loss: float, validation: dict[str, Any]) -> str:
+    line = f"step {step}: loss {loss:.3f}, held-out perplexity {validation['ppl']:.2f}"
+    if "soft_ppl" in validation:
+        line += f" (soft {validation['soft_ppl']:.2f})"
+    if layers := validation.get("layers"):
+        line += f", max/mean load {max(layer['max_load'] for layer in layers):.2f}"
+        line += f", {sum(layer['dead'] for layer in layers)} dead"
+    return line

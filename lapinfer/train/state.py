@@ -1,0 +1,126 @@
+"""A run's folder, which a killed run goes on from: every file is written whole or not at all.
+
+run.json            the configuration and a digest of the texts: what a run that goes on must have, too
+tokenizer.json
+metrics.jsonl       a line every few steps
+state.safetensors   weights, moments of the optimiser, state of the random numbers, and the step (metadata)
+model/              the checkpoint, when the run is over
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lapinfer.errors import CheckpointError, InputError
+from lapinfer.train.config import Config
+from lapinfer.train.decoder import Decoder
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def replace_file(path: Path, partial: Path) -> None:
+    """Put a finished file in the place of another, safe from a power cut."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file, or none."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    replace_file(path, partial)
+
+
+def open_run(folder: Path, config: Config, digest: str) -> None:
+    """Begin a run in a new or empty folder, or go on with the one that is there; InputError when it is another one."""
+    path = folder / "run.json"
+    wanted = json.loads(json.dumps({"config": config.as_dict(), "texts": digest}))
+    if not path.is_file():
+        left = [entry.name for entry in folder.iterdir() if entry.name != "run.json.partial"] if folder.exists() else []
+        if left:
+            raise InputError(f"{folder}: has other files ({sorted(left)[0]}); name a new folder for the run")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(wanted, indent=1))
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if difference := _difference("", found, wanted):
+        raise InputError(f"{folder}: holds another run ({difference}); name a new folder, or delete this one")
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str | None:
+    """The first key that differs, as one phrase."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *found]:
+            inner = f"{name}.{key}".lstrip(".")
+            if difference := _difference(inner, found.get(key), wanted.get(key)):
+                return difference
+        return None
+    if found == wanted:
+        return None
+    if name == "texts":
+        return "of other texts"
+    there, here = ("a section" if isinstance(v, dict) else "absent" if v is None else repr(v) for v in (found, wanted))
+    return f"{name.removeprefix('config.')} is {there} there, {here} here"
+
+
+def save(path: Path, model: Decoder, optimizer: torch.optim.Optimizer, step: int, records: Mapping[str, Any]) -> None:
+    """All that the steps after `step` hang on; `records` are kept as they are (JSON)."""
+    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value
+    tensors["random"] = torch.get_rng_state()
+    partial = path.with_name(path.name + ".partial")
+    metadata = {"step": str(step), "records": json.dumps(records)}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
+    replace_file(path, partial)
+
+
+def restore(path: Path, model: Decoder, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+    """Set everything as `save` found it; (the step, the records). (0, {}) when nothing was saved yet."""
+    if not path.is_file():
+        return 0, {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step, records = int(metadata["step"]), json.loads(metadata["records"])
+        torch.set_rng_state(tensors.pop("random"))
+        own = {n.removeprefix("model."): tensors.pop(n) for n in list(tensors) if n.startswith("model.")}
+        model.load_state_dict(own)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not the state of this run ({error}); delete it to begin anew") from error
+    for name, parameter in model.named_parameters():
+        if f"exp_avg.{name}" in tensors:
+            optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in MOMENTS}
+    return step, records
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a line. Lines of steps after `step` are forgotten: they are run again."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:  # a torn line is of a later step, too
+                break
+            kept.append(line)
+        write_text(path, "".join(kept))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
