@@ -156,12 +156,16 @@ def test_commands_of_the_readme_parse(line):
 
 
 def test_python_of_the_readme_compiles():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    compile(example, "README.md", "exec")
-    for method in set(re.findall(r"model\.(\w+)", example)):
-        from lapinfer import LanguageModel
+    from lapinfer import LanguageModel
+    from lapinfer.layers import FFF
 
-        assert hasattr(LanguageModel, method), method
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert examples
+    for example in examples:
+        compile(example, "README.md", "exec")
+        for kind, name in ((LanguageModel, "model"), (FFF, "layer")):
+            for method in set(re.findall(rf"\b{name}\.(\w+)", example)):
+                assert hasattr(kind, method), method
 
 
 def test_links_of_the_readme_exist():
