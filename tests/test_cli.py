@@ -296,6 +296,15 @@ def _log_softmax(row):
     return row - np.log(np.exp(row).sum())
 
 
+def test_training_without_pytorch_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("lapinfer.train")]:
+        monkeypatch.delitem(sys.modules, name)
+    result = invoke("train", tmp_path / "x.toml", tmp_path / "x.txt")
+    assert result.exit_code == 1
+    assert result.stderr == "error: training needs PyTorch: pip install 'lapinfer[train]'\n"
+
+
 # Other processes
 
 

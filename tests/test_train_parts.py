@@ -207,7 +207,7 @@ def test_hardened_nodes_learn_from_the_entropy_alone() -> None:
     layer(x)
     layer.record.penalty.backward()
     assert layer.nodes.weight.grad.abs().sum() > 0
-    assert float(layer.record.penalty) == pytest.approx(3 * float(layer.record.entropy))
+    assert layer.record.penalty.item() == pytest.approx(3 * layer.record.entropy.item())
 
 
 def test_hardening_rises_in_the_last_part() -> None:

@@ -89,19 +89,20 @@ def test_a_run_learns_and_tells_what_it_did(kind: str, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_was_stopped_has_the_losses_of_one_that_was_not(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "precision"), [*((kind, "f32") for kind in KINDS), ("moe", "bf16"), ("fff", "bf16")])
+def test_a_run_that_was_stopped_has_the_losses_of_one_that_was_not(kind: str, precision: str, tmp_path: Path) -> None:
+    made = config(kind, precision=precision)
     texts, whole, parts = [training_runs.text()], tmp_path / "whole", tmp_path / "parts"
-    train(config(kind), texts, whole)
+    train(made, texts, whole)
     for step in (3, 7, 11):  # before anything was saved, and between
         with pytest.raises(Stopped):
-            train(config(kind), texts, parts, progress=stopping_at(step))
-    result = train(config(kind), texts, parts)
+            train(made, texts, parts, progress=stopping_at(step))
+    result = train(made, texts, parts)
     assert metrics(parts) == metrics(whole)
     expected = weights(whole)
     for name, values in weights(parts).items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
-    again = train(config(kind), texts, parts)  # a finished run is not run again
+    again = train(made, texts, parts)  # a finished run is not run again
     assert (again.loss, again.validation) == (result.loss, result.validation)
     assert metrics(parts) == metrics(whole)
 
@@ -139,6 +140,18 @@ def _metadata(out: Path) -> dict[str, str]:
 
     with safe_open(out / "state.safetensors", framework="np") as file:
         return file.metadata()
+
+
+def test_runs_that_penalise_in_every_way_are_numbers(tmp_path: Path) -> None:
+    values = training_runs.values("moe", steps=8, precision="bf16")
+    values["model"]["qk_norm"] = True
+    values["moe"] |= {"score": "sigmoid", "bias_rate": 0.01, "norm_topk_prob": False}
+    train(Config.from_dict(values), [training_runs.text()], tmp_path / "moe")
+    assert weights(tmp_path / "moe")["model.layers.0.mlp.selection_bias"].any()
+    values = training_runs.values("fff", steps=8, precision="bf16")
+    values["fff"] |= {"forward": "soft", "trees": 2, "node_width": 2, "bias": True, "master_width": 8, "mix": True}
+    result = train(Config.from_dict(values), [training_runs.text()], tmp_path / "fff")
+    assert result.validation["soft_ppl"] != result.validation["ppl"]
 
 
 def test_learning_rates() -> None:
@@ -223,6 +236,9 @@ def test_damaged_states_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not the state of this run"):
         train(config(), texts, tmp_path)
     path.write_bytes(whole)
+    (tmp_path / "metrics.jsonl").write_text("what?\n")
+    with pytest.raises(CheckpointError, match=r"a line without a step \(what\?\)"):
+        train(config(), texts, tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a usable tokenizer"):
         train(config(), texts, tmp_path)
@@ -256,9 +272,11 @@ def test_texts_that_cannot_be_trained_on(tmp_path: Path) -> None:
     for texts in ([], ["", "x"]):
         with pytest.raises(InputError, match="no text to train on"):
             train(config(), texts, out)
-    assert not out.exists()
     with pytest.raises(InputError, match="held-out text has"):
         train(config(validation=0.001), [training_runs.text()], out)
+    with pytest.raises(InputError, match="the texts give"):
+        train(config(), ["the same word again and again\n" * 50], out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def values(kind: str, **training: Any) -> dict[str, Any]:
             "vocab_size": 300, "max_position_embeddings": 32, "hidden_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2,
         },
-        **KINDS[kind],
+        **deepcopy(KINDS[kind]),
         "training": defaults | training,
     }  # fmt: skip
 

@@ -58,7 +58,7 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, T, D]."""
         B, T, _ = x.shape
         q, k, v = (m(x).view(B, T, -1, self.spec.k_dim) for m in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = (rotary(h.transpose(1, 2)).to(v.dtype) for h in (self.q_norm(q), self.k_norm(k)))
+        q, k = (rotary(h.transpose(1, 2)).to(v.dtype) for h in (self.q_norm(q.float()), self.k_norm(k.float())))
         grouped = self.spec.n_kv_heads < self.spec.n_heads
         y = scaled_dot_product_attention(
             q, k, v.transpose(1, 2), is_causal=True, scale=self.spec.scale, enable_gqa=grouped

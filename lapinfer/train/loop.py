@@ -50,12 +50,16 @@ def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Pr
         raise InputError("no text to train on: expected texts that are not empty")
     say, out, options = progress or (lambda *_: None), Path(out), config.training
     trained_on, held_out = split(texts, options.validation)
-    state.open_run(out, config, digest(texts))
-    if not (tokens := out / "tokenizer.json").is_file():
+    begun = state.find_run(out, config, known := digest(texts))
+    if begun and (tokens := out / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(tokens, config.model.vocab_size)
+        corpus = encode(tokenizer, trained_on, held_out, config)
+    else:  # nothing is written before all that can be wrong has been looked at
         say("training the tokenizer")
-        state.write_text(tokens, train_tokenizer(trained_on, config.model.vocab_size).to_str())
-    tokenizer = load_tokenizer(tokens, config.model.vocab_size)
-    corpus = encode(tokenizer, trained_on, held_out, config)
+        tokenizer = train_tokenizer(trained_on, config.model.vocab_size)
+        corpus = encode(tokenizer, trained_on, held_out, config)
+        state.begin_run(out, config, known)
+        state.write_text(out / "tokenizer.json", tokenizer.to_str())
 
     torch.manual_seed(options.seed)
     model = Decoder(config).train()
@@ -66,7 +70,9 @@ def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Pr
     records = _run(model, optimizer, corpus, out, step, records, say)
     checkpoint = export(model, out / "model", tokenizer)
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".noise." not in name)
-    return Trained(model, checkpoint, records["loss"], records["validation"], parameters, active_parameters(model.spec))
+    return Trained(
+        model.eval(), checkpoint, records["loss"], records["validation"], parameters, active_parameters(model.spec)
+    )
 
 
 def _run(

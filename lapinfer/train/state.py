@@ -41,23 +41,31 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, partial)
 
 
-def open_run(folder: Path, config: Config, digest: str) -> None:
-    """Begin a run in a new or empty folder, or go on with the one that is there; InputError when it is another one."""
+def find_run(folder: Path, config: Config, digest: str) -> bool:
+    """Whether the folder holds this run; InputError when it holds another one, or other files."""
     path = folder / "run.json"
-    wanted = json.loads(json.dumps({"config": config.as_dict(), "texts": digest}))
     if not path.is_file():
         left = [entry.name for entry in folder.iterdir() if entry.name != "run.json.partial"] if folder.exists() else []
         if left:
             raise InputError(f"{folder}: has other files ({sorted(left)[0]}); name a new folder for the run")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(wanted, indent=1))
-        return
+        return False
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if difference := _difference("", found, wanted):
+    if difference := _difference("", found, _described(config, digest)):
         raise InputError(f"{folder}: holds another run ({difference}); name a new folder, or delete this one")
+    return True
+
+
+def begin_run(folder: Path, config: Config, digest: str) -> None:
+    """Make a folder this run's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "run.json", json.dumps(_described(config, digest), indent=1))
+
+
+def _described(config: Config, digest: str) -> dict[str, Any]:
+    return {"config": config.as_dict(), "texts": digest}
 
 
 def _difference(name: str, found: Any, wanted: Any) -> str | None:
@@ -116,7 +124,7 @@ class Metrics:
         self.path = path
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []:
-            if not line.endswith("\n") or json.loads(line)["step"] > step:  # a torn line is of a later step, too
+            if not line.endswith("\n") or _step(path, line) > step:  # a torn line is of a later step, too
                 break
             kept.append(line)
         write_text(path, "".join(kept))
@@ -124,3 +132,10 @@ class Metrics:
     def write(self, values: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _step(path: Path, line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: a line without a step ({line[:50].strip()}); delete the file") from error
