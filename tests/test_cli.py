@@ -13,6 +13,7 @@ from fake_model import FakeModel, byte_tokenizer_folder, install
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+import lapinfer
 from lapinfer.cli import app
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.report.perplexity import perplexity
@@ -300,6 +301,7 @@ def test_training_without_pytorch_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in [name for name in sys.modules if name.startswith("lapinfer.train")]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(lapinfer, "train", raising=False)  # which an earlier import has left there
     result = invoke("train", tmp_path / "x.toml", tmp_path / "x.txt")
     assert result.exit_code == 1
     assert result.stderr == "error: training needs PyTorch: pip install 'lapinfer[train]'\n"
