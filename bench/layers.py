@@ -105,8 +105,8 @@ def copies_for(nbytes: int, cold: bool) -> int:
     return min(max(-(-COLD_BYTES // nbytes), 1), 48) if cold else 1
 
 
-def make(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int, cold: bool,
-         gated: bool = False) -> tuple[list[Layer], int]:  # fmt: skip
+def make(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int,
+         cold: bool) -> tuple[list[Layer], int]:  # fmt: skip
     """Copies of a layer, and the bytes that a token touches. Random weights: they cost no less than trained ones."""
     rng = np.random.default_rng(1)
 

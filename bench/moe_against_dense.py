@@ -23,15 +23,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lapinfer.checkpoint.entries import BankEntry, PackedEntry
+from lapinfer.checkpoint.entries import PackedEntry
+from lapinfer.memory import MemoryWeights
 from lapinfer.model import Model
-from lapinfer.pack import packed_entries
 from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack
 from lapinfer.report.bandwidth import read_bandwidth
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
-from lapinfer.tensors import active_parameters, bank_of, is_matrix, tensors
+from lapinfer.tensors import active_parameters, is_matrix, tensors
 
 D, LAYERS, PROMPT, ANSWER = 1024, 24, 512, 64
 
@@ -44,40 +44,18 @@ def _repeated(entry: PackedEntry, rng: np.random.Generator) -> np.ndarray:
     return np.broadcast_to(np.tile(band, (-(-blocks // BAND), 1))[:blocks], shape)
 
 
-class RepeatedWeights:
+def repeated_weights(spec: ModelSpec, quant: str) -> MemoryWeights:
     """Packed weights that repeat one random band; every copy has memory of its own."""
-
-    path = Path("random weights")
-
-    def __init__(self, spec: ModelSpec, quant: str):
-        rng = np.random.default_rng(0)
-        self._formats = {
-            name: "f32" if name.endswith(".router") else "q6" if name == "embed" else quant
-            for name in tensors(spec)
-            if is_matrix(name)
-        }
-        self._tensors: dict[str, np.ndarray] = {}
-        self._banks: dict[str, BankEntry] = {}
-        for entry in packed_entries(tensors(spec), self._formats):
-            if isinstance(entry, BankEntry):
-                self._banks[entry.name] = entry
-                self._tensors[entry.name] = entry.experts_of([_repeated(part, rng) for part in entry.parts])
-            elif entry.format is None:
-                self._tensors[entry.name] = np.ones(entry.shape, np.float32)
-            else:
-                self._tensors[entry.name] = _repeated(entry, rng).copy()
-
-    def tensor(self, name: str) -> np.ndarray:
-        return self._tensors[name]
-
-    def format(self, name: str) -> str | None:
-        return self._formats.get(name)
-
-    def offset(self, name: str) -> int:
-        return self._banks[str(bank_of(name))].offset(name)
-
-    def file_offset(self, bank: str) -> int:
-        return 0
+    rng = np.random.default_rng(0)
+    formats = {
+        name: "f32" if name.endswith(".router") else "q6" if name == "embed" else quant
+        for name in tensors(spec)
+        if is_matrix(name)
+    }
+    return MemoryWeights(
+        tensors(spec), formats,
+        lambda entry: np.ones(entry.shape, np.float32) if entry.format is None else _repeated(entry, rng),
+    )  # fmt: skip
 
 
 def specs() -> dict[str, ModelSpec]:
@@ -106,7 +84,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     limits = Limits(PROMPT + ANSWER, step=PROMPT, threads=args.threads)
-    models = {name: Model(spec, RepeatedWeights(spec, args.quant), limits, name=name) for name, spec in specs().items()}
+    models = {
+        name: Model(spec, repeated_weights(spec, args.quant), limits, name=name) for name, spec in specs().items()
+    }
     ids = np.random.default_rng(0).integers(0, 49152, PROMPT + ANSWER)
     rows: dict[str, dict[str, Any]] = {name: {"prefill": [], "decode": []} for name in models}
     bandwidths = []

@@ -30,6 +30,7 @@ LAYERS = [
     ("text.tokenizer",),
     ("assembly", "calibration"),
     ("pack",),
+    ("memory",),
     ("layers",),
     ("loading",),
     ("text",),

@@ -8,7 +8,7 @@ from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.deepseek_v2 import deepseek_model, grouped
 from lapinfer.families.deepseek_v2 import sources as v2_sources
-from lapinfer.families.experts import layer_prefixes, router_spec
+from lapinfer.families.experts import router_spec, selection_bias_sources
 from lapinfer.spec import ModelSpec
 
 
@@ -29,9 +29,4 @@ def spec(config: Config) -> ModelSpec:
 
 
 def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    found = v2_sources(spec, names)
-    for i, prefix in layer_prefixes(spec, names):
-        if spec.layers[i].feed_forward.router is not None:
-            bias = Source(f"{prefix}mlp.gate.e_score_correction_bias")
-            found[f"layers.{i}.router.selection_bias"] = (bias,)
-    return found
+    return v2_sources(spec, names) | selection_bias_sources(spec, names, "mlp.gate.e_score_correction_bias")

@@ -133,6 +133,15 @@ def expert_sources(
     return found
 
 
+def selection_bias_sources(spec: ModelSpec, names: Collection[str], stored: str) -> dict[str, tuple[Source, ...]]:
+    """Sources of the biases that routers select with; `stored` is their name inside a layer."""
+    return {
+        f"layers.{i}.router.selection_bias": (Source(prefix + stored),)
+        for i, prefix in layer_prefixes(spec, names)
+        if isinstance(router := spec.layers[i].feed_forward.router, RouterSpec) and router.selection_bias
+    }
+
+
 def layer_prefixes(spec: ModelSpec, names: Collection[str]) -> Iterator[tuple[int, str]]:
     """The number of each layer, and what the names of its stored tensors begin with."""
     decoder = first_stored(names, PREFIXES, "embed_tokens")

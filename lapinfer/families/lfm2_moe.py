@@ -7,9 +7,9 @@ from collections.abc import Collection
 from lapinfer.families import Source
 from lapinfer.families.config import MOST_LAYERS, Config
 from lapinfer.families.decoder import layer_count
-from lapinfer.families.experts import LFM2, expert_sources, layer_prefixes, router_spec
+from lapinfer.families.experts import LFM2, expert_sources, router_spec, selection_bias_sources
 from lapinfer.families.lfm2 import MODULES, hybrid_model
-from lapinfer.spec import FeedForwardSpec, ModelSpec, RouterSpec
+from lapinfer.spec import FeedForwardSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
@@ -30,8 +30,4 @@ def spec(config: Config) -> ModelSpec:
 
 def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
     found = expert_sources(spec, names, LFM2, MODULES)
-    for i, prefix in layer_prefixes(spec, names):
-        router = spec.layers[i].feed_forward.router
-        if isinstance(router, RouterSpec) and router.selection_bias:
-            found[f"layers.{i}.router.selection_bias"] = (Source(f"{prefix}feed_forward.expert_bias"),)
-    return found
+    return found | selection_bias_sources(spec, names, "feed_forward.expert_bias")

@@ -22,10 +22,11 @@ from typing import Any, Literal
 import numpy as np
 
 from lapinfer.errors import InputError
-from lapinfer.layers.layer import Array, Layer, P, rounded
+from lapinfer.layers.layer import Array, Layer, P, check_activation, rounded
 from lapinfer.layers.state_dicts import fff_arrays
 from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
 
+SCORES = ("softmax", "sigmoid", "logits")
 FLOATS = ("f32", "f16", "bf16")
 NARROW_OF_FLOATS = 64
 """Leaves of floats that are less wide are kept neuron by neuron: up to there one op on one thread is faster than three
@@ -67,6 +68,8 @@ class MoE(Layer):
         """router [E, D]; up, gate [E, F, D], down [E, out, F]; biases [E], [E, F], [E, out]. options: of Layer."""
         E, F, D = _shape("up", up, 3)
         out = _shape("down", down, 3)[1]
+        if score not in SCORES:
+            raise InputError(f"score {score!r} is not known, expected one of {', '.join(SCORES)}")
         if not 1 <= top_k <= E:
             raise InputError(f"top_k: expected a number from 1 to {E}, got {top_k}")
         route = RouterSpec(E, top_k, score, normalise, bias=router_bias is not None)  # type: ignore[arg-type]
@@ -99,6 +102,7 @@ class FFF(Layer):
         n = 1 if node_out is None else _shape("node_out", node_out, 2)[1]
         rows = 0 if nodes is None else _shape("nodes", nodes, 2)[0]
         depth = _depth(E, trees, neurons, rows, n)
+        check_activation("node_activation", node_activation, False)
         tree = TreeSpec(depth, trees, n, node_bias is not None, node_activation, neurons, mix is not None)
         biased = any(bias is not None for bias in (up_bias, down_bias, gate_bias))
         shared = 0 if master is None else -(-_shape("master up", master["up"], 2)[0] // F)
@@ -168,8 +172,9 @@ class FFF(Layer):
         x, found = self._inputs(x), []
         for at in range(0, len(x), self._options["batch"]):
             piece = x[at : at + self._options["batch"]]
-            super().__call__(piece)
-            found.append(self._ops.routing.chosen[0, : len(piece)].copy())
+            with self._lock:  # the next call writes over what was chosen
+                super().__call__(piece)
+                found.append(self._ops.routing.chosen[0, : len(piece)].copy())
         return np.concatenate(found) if found else np.zeros((0, self.tree.top_k), np.int64)
 
     def dequantized(self) -> dict[str, Array]:

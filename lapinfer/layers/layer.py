@@ -4,74 +4,48 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from lapinfer.checkpoint.entries import BankEntry
+from lapinfer.checkpoint.entries import PackedEntry
 from lapinfer.errors import InputError
-from lapinfer.kernels.operands import PROBLEM, STEP, STORE
+from lapinfer.kernels.operands import ACTIVATIONS, PROBLEM, STEP, STORE
+from lapinfer.memory import MemoryWeights
 from lapinfer.model import default_threads
-from lapinfer.pack import pack_matrix, packed_entries
+from lapinfer.pack import pack_matrix
 from lapinfer.quant import FORMATS
 from lapinfer.quant.rows import NEAREST, pack_rows, unpack_rows
 from lapinfer.quant.search import quantize
 from lapinfer.runtime.build_feed_forward import feed_forward
-from lapinfer.runtime.build_trees import Target
+from lapinfer.runtime.build_trees import NODE_FORMATS, Target
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.routing import decisions
-from lapinfer.runtime.sizes import aligned_copy
 from lapinfer.runtime.team import Team
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
-from lapinfer.tensors import bank_of, feed_forward_tensors, is_matrix, is_router, is_row_by_row, router_tensors
+from lapinfer.tensors import feed_forward_tensors, is_matrix, is_router, is_row_by_row, router_tensors
 
 Array = np.ndarray
 P = "layers.0."
 """What the names of a layer's tensors begin with, as in a model of one layer."""
 
-NODE_FORMATS = ("f32", "f16", "bf16")
+MOST_THREADS = 256
 
 
-class ArrayWeights:
-    """Arrays by our tensor names, packed in memory as a packed file has them."""
+def packed_weights(arrays: Mapping[str, Array], formats: Mapping[str, str]) -> MemoryWeights:
+    """Float32 arrays by our tensor names as the kernels read them."""
 
-    path = Path()
+    def packed(entry: PackedEntry) -> Array:
+        values, format = arrays[entry.name], entry.format
+        if format is None:
+            return np.asarray(values, np.float32)
+        if values.ndim == 2:
+            return pack_matrix(entry.name, format, values)
+        return np.stack([pack_matrix(entry.name, format, matrix) for matrix in values])
 
-    def __init__(self, arrays: Mapping[str, Array], formats: Mapping[str, str]):
-        self._formats = formats
-        self._tensors: dict[str, Array] = {}
-        self._banks: dict[str, BankEntry] = {}
-        for entry in packed_entries({name: values.shape for name, values in arrays.items()}, formats):
-            if isinstance(entry, BankEntry):
-                parts = [
-                    np.stack([pack_matrix(p.name, formats[p.name], w) for w in arrays[p.name]]) for p in entry.parts
-                ]
-                self._tensors[entry.name], self._banks[entry.name] = aligned_copy(entry.experts_of(parts)), entry
-            elif entry.format is None:
-                self._tensors[entry.name] = aligned_copy(np.asarray(arrays[entry.name], np.float32))
-            else:
-                packed = pack_matrix(entry.name, entry.format, arrays[entry.name])
-                self._tensors[entry.name] = aligned_copy(packed)
-
-    def tensor(self, name: str) -> Array:
-        return self._tensors[name]
-
-    def format(self, name: str) -> str | None:
-        return self._formats.get(name)
-
-    def offset(self, name: str) -> int:
-        return self._banks[str(bank_of(name))].offset(name)
-
-    def file_offset(self, bank: str) -> int:
-        raise NotImplementedError(bank)
-
-    @property
-    def nbytes(self) -> int:
-        """Of everything, padding included."""
-        return sum(values.nbytes for values in self._tensors.values())
+    return MemoryWeights({name: values.shape for name, values in arrays.items()}, formats, packed)
 
 
 class Layer:
@@ -95,8 +69,13 @@ class Layer:
             raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(FORMATS)}")
         if nodes not in NODE_FORMATS:
             raise InputError(f"nodes {nodes!r} is not known, expected one of {', '.join(NODE_FORMATS)}")
+        if activations not in ("q8", "q16"):
+            raise InputError(f"activations {activations!r} is not known, expected q8 or q16")
         if batch < 1:
             raise InputError(f"batch: expected a number from 1, got {batch}")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads: expected a number from 1 to {MOST_THREADS}, got {threads}")
+        check_activation("activation", ff.activation, ff.gated)
         shapes = router_tensors(P, ff, width) | feed_forward_tensors(P, ff, width, out)
         self.arrays = {name: _checked(name, arrays, shape) for name, shape in shapes.items()}
         self.ff, self.width, self.out, self.quant = ff, width, out, quant
@@ -104,13 +83,13 @@ class Layer:
             "nodes": nodes, "threads": threads, "activations": activations, "batch": batch,
         }  # fmt: skip
         self.formats = {name: _format(name, quant, nodes) for name in shapes if is_matrix(name)}
-        self.weights = ArrayWeights(self.arrays, self.formats)
+        self.weights = packed_weights(self.arrays, self.formats)
         self.threads = default_threads() if threads is None else threads
         limits = Limits(1, step=batch, threads=self.threads, activations=activations)
         self._ops = Ops(width, {0: ff}, self.weights, limits, out=out)
         feed_forward(self._ops, 0, None, Target(self._ops.y, STORE, out))
         self._header = np.zeros(len(STEP), np.int64)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._plan: Plan | None = None
         self._team: Team | None = None
         self._usage = Usage(ff)
@@ -243,6 +222,15 @@ class Usage:
             found["node_entropy"] = self._entropy / max(self._tokens, 1)
             found["leaf_mass"] = self._mass / max(self._tokens, 1)
         return found
+
+
+def check_activation(what: str, name: str, gated: bool) -> None:
+    """InputError for a name that the kernels do not know, or that needs a gate."""
+    known = [a for a in ACTIVATIONS if gated or a != "swiglu_oai"]
+    if name not in known:
+        raise InputError(
+            f"{what} {name!r} is not known{'' if gated else ' without a gate'}, expected {', '.join(known)}"
+        )
 
 
 def _checked(name: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> Array:

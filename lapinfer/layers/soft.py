@@ -10,9 +10,8 @@ from math import erf
 import numpy as np
 
 from lapinfer.errors import InputError
+from lapinfer.layers.layer import P
 from lapinfer.spec import FeedForwardSpec, TreeSpec
-
-P = "layers.0."
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

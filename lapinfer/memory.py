@@ -1,0 +1,56 @@
+"""Packed weights in memory of this process: what a PackedFile offers, without a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lapinfer.checkpoint.entries import BankEntry, PackedEntry
+from lapinfer.pack import packed_entries
+from lapinfer.runtime.sizes import aligned_copy
+from lapinfer.tensors import bank_of
+
+
+class MemoryWeights:
+    """Tensors of such shapes, by our names; `formats` are those of the matrices.
+
+    packed gives each as it is stored: a matrix as bytes, of a bank [E, …] all of a part's, anything else as float32.
+    """
+
+    path = Path("memory")
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, str],
+        packed: Callable[[PackedEntry], np.ndarray],
+    ):  # fmt: skip
+        self._formats = dict(formats)
+        self._tensors: dict[str, np.ndarray] = {}
+        self._banks: dict[str, BankEntry] = {}
+        for entry in packed_entries(shapes, formats):
+            if isinstance(entry, BankEntry):
+                self._banks[entry.name] = entry
+                stored = entry.experts_of([packed(part) for part in entry.parts])
+            else:
+                stored = packed(entry)
+            self._tensors[entry.name] = aligned_copy(stored)
+
+    def tensor(self, name: str) -> np.ndarray:
+        return self._tensors[name]
+
+    def format(self, name: str) -> str | None:
+        return self._formats.get(name)
+
+    def offset(self, name: str) -> int:
+        """Where a matrix of a bank begins in each of its experts."""
+        return self._banks[str(bank_of(name))].offset(name)
+
+    def file_offset(self, bank: str) -> int:
+        """There is no file."""
+        return 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of everything, padding included."""
+        return sum(values.nbytes for values in self._tensors.values())
