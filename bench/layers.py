@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 from lapinfer.kernels import library
 from lapinfer.layers import FFF, Dense, Layer, MoE
 from lapinfer.layers.sizes import table_3
+from lapinfer.report.machine import machine
 from lapinfer.runtime.ops import begin_step
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.team import Team
@@ -285,16 +285,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     text = "".join(path.read_text(encoding="utf-8") for path in arguments.text)
-    machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            machine["processor"] = line.split(":")[1].strip()
     results = []
     for options in grid(set(arguments.only.split(",")), arguments.quick):
         results.append(row(text, **options))
         print(show(results[-1]), flush=True)
         if arguments.output is not None:
-            arguments.output.write_text(json.dumps({"machine": machine, "rows": results}, indent=1), encoding="utf-8")
+            arguments.output.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

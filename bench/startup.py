@@ -20,7 +20,7 @@ from statistics import median
 
 from lapinfer import __version__
 from lapinfer.model import default_threads
-from lapinfer.report.doctor import cpu_name
+from lapinfer.report.machine import cpu_name
 
 WANTED = {"cold_s": 25.0, "warm_s": 1.5, "import_s": 0.15}
 REPEATS = 5

@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -22,13 +21,13 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.resources import files
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lapinfer import __version__
 from lapinfer.errors import InputError
+from lapinfer.report.machine import cpu_name
 from lapinfer.runtime.predict import packed_bytes
 from lapinfer.tensors import is_matrix, tensors
 from lapinfer.text.tokenizer import Tokenizer
@@ -189,7 +188,7 @@ def _measure(
         major_faults=faults,
         text=text,
         **_from_disk(pool, repetitions * count),
-        cpu_info=_cpu(),
+        cpu_info=f"{cpu_name()} ({os.cpu_count()} threads)",
         test_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         build=f"lapinfer {__version__}",
     )
@@ -226,13 +225,6 @@ def _process_memory() -> tuple[float | None, int | None]:
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, usage.ru_majflt
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.processor() or platform.machine()} ({os.cpu_count()} threads)"
 
 
 def to_markdown(rows: Sequence[Row]) -> str:

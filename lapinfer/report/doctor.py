@@ -15,6 +15,7 @@ from lapinfer.checkpoint.hub import hub_cache
 from lapinfer.loading import available_memory
 from lapinfer.model import default_threads
 from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
+from lapinfer.report.machine import cpu_name
 
 TELLING = (
     "avx512vnni", "avx512bw", "avx512f", "avxvnni", "avx2", "fma", "f16c", "sse2", "i8mm", "dotprod", "neon",
@@ -72,17 +73,6 @@ def byte_dot_product(have: set[str]) -> tuple[str, str]:
         if feature in have:
             return isa, instruction
     return "generic", "32-bit multiply and add"
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown"
 
 
 def _versions() -> dict[str, str]:

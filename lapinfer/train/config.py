@@ -162,8 +162,9 @@ class Training:
     """[training]. A step is `batch` windows of `length` tokens (0: max_position_embeddings).
 
     The learning rate rises linearly for `warmup` steps, and falls as a cosine to `final` times its peak. precision
-    auto: bfloat16 where the processor multiplies it, for matrices; weights, norms and routers are float32. validation:
-    the share of each text, its end, that is held out.
+    auto: bfloat16 where the processor multiplies it, for matrices; weights, norms and routers are float32. dropout: the
+    share of embeddings, and of what attention and feed-forwards add, that is zeroed in training. validation: the share
+    of each text, its end, that is held out.
     """
 
     steps: int = _within(700, 1, 1 << 40)
@@ -176,6 +177,7 @@ class Training:
     beta1: float = _within(0.9, 0, 0.9999)
     beta2: float = _within(0.95, 0, 0.99999)
     clip: float = _within(1.0, 1e-6, 1e9)
+    dropout: float = _within(0.0, 0, 0.9)
     precision: Literal["auto", "bf16", "f32"] = "auto"
     seed: int = _within(0, 0, 1 << 32)
     validation: float = _within(0.05, 0.0001, 0.9)

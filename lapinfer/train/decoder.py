@@ -106,12 +106,13 @@ class Layer(nn.Module):
         self.self_attn = Attention(spec.attention, D)
         self.post_attention_layernorm = nn.RMSNorm(D, spec.ff_norm.eps)
         self.mlp = feed_forward(spec.feed_forward, D, config)
+        self.dropout = nn.Dropout(config.training.dropout)
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), rotary)
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary))
         y = self.mlp(self.post_attention_layernorm(x).flatten(0, 1))
-        return x + y.view(x.shape)
+        return x + self.dropout(y.view(x.shape))
 
 
 class Decoder(nn.Module):
@@ -128,6 +129,7 @@ class Decoder(nn.Module):
         rope = spec.attentions[0].rope
         assert rope is not None
         self.rotary = Rotary(rope, spec.context)
+        self.dropout = nn.Dropout(config.training.dropout)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -141,7 +143,7 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, T] -> [B, T, V]."""
-        x = self.embed_tokens(ids)
+        x = self.dropout(self.embed_tokens(ids))
         for layer in self.layers:
             x = layer(x, self.rotary)
         return linear(self.norm(x), self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)

@@ -1,0 +1,189 @@
+"""What a study is, and how its trials are run: side by side, resumable, and read together at the end.
+
+In a study's folder are then `trials.jsonl`, a line for each finished trial; `NAME.json`, the summary with the machine
+and the command; `NAME.md`, the same for people; and `NAME.svg`.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from lapinfer.errors import CheckpointError, InputError, TrainingError
+from lapinfer.report.machine import machine
+from lapinfer.train.state import write_text
+
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the command says: files to learn from, seeds of each cell, and whether a minute must do (`quick`)."""
+
+    data: tuple[Path, ...] = ()
+    seeds: int = 3
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training. name: unique in its study, words divided by slashes. arguments: for `Study.run`, as JSON has them.
+
+    A finished trial is used again for the same name and arguments alone.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished trial and what it found."""
+
+    trial: Trial
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A claim, and how it is looked at.
+
+    data: what the files must be, for messages. run(arguments, folder) trains one trial in a process of its own with one
+    thread, and may keep a state in `folder`, from which it goes on; it is a module's function, so that a process can be
+    given it. summarise(finished trials, setting) makes the figures; it runs alone: the place to measure time. text and
+    plot show the summary.
+    """
+
+    name: str
+    title: str
+    data: str
+    trials: Callable[[Setting], Sequence[Trial]]
+    run: Callable[[dict[str, Any], Path], dict[str, Any]]
+    summarise: Callable[[Sequence[Done], Setting], dict[str, Any]]
+    text: Callable[[dict[str, Any]], str]
+    plot: Callable[[dict[str, Any], Path], None]
+
+
+@dataclass(slots=True)
+class Log:
+    """trials.jsonl: a line a finished trial, appended whole; a line that was cut off is not counted."""
+
+    path: Path
+    found: dict[str, Done] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            return
+        lines = self.path.read_bytes().split(b"\n")
+        whole, cut = lines[:-1], lines[-1]
+        for number, line in enumerate(whole, 1):
+            try:
+                entry = json.loads(line)
+                done = Done(Trial(entry["name"], entry["arguments"]), entry["result"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{self.path}: line {number}: not a finished trial ({error!r})") from error
+            self.found[done.trial.name] = done
+        if cut:  # killed while it was written
+            write_text(self.path, b"".join(line + b"\n" for line in whole).decode())
+
+    def get(self, trial: Trial) -> Done | None:
+        done = self.found.get(trial.name)
+        return done if done is not None and done.trial == trial else None
+
+    def add(self, done: Done) -> None:
+        entry = {"name": done.trial.name, "arguments": done.trial.arguments, "result": done.result}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.found[done.trial.name] = done
+
+
+def run_study(
+    study: Study, setting: Setting, out: Path, *, jobs: int = 0, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run what is left of a study's trials, `jobs` at a time (0: one a processor); its summary, which is written, too."""
+    say = progress or (lambda *_: None)
+    trials = _normal(study.trials(setting))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        log = Log(out / "trials.jsonl")
+        open(log.path, "a").close()
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror})") from error
+    left = [trial for trial in trials if log.get(trial) is None]
+    if len(left) < len(trials):
+        say(f"{len(trials) - len(left)} of {len(trials)} trials were finished before")
+    if left:
+        _run(study, left, log, out, jobs, say, len(trials))
+    say("reading the results")
+    summary = study.summarise([log.found[trial.name] for trial in trials], setting)
+    summary = {"study": study.name, "command": " ".join(sys.argv[1:]), "machine": machine(), "quick": setting.quick,
+               "seeds": setting.seeds, **summary}  # fmt: skip
+    write_text(out / f"{study.name}.json", json.dumps(summary, indent=1) + "\n")
+    write_text(out / f"{study.name}.md", f"# {study.title}\n\n{study.text(summary).rstrip()}\n")
+    study.plot(summary, out / f"{study.name}.svg")
+    return summary
+
+
+def _normal(trials: Sequence[Trial]) -> list[Trial]:
+    """Arguments as they come back from JSON; names must differ."""
+    names = [trial.name for trial in trials]
+    assert len(set(names)) == len(names), "trials of the same name"
+    return [Trial(trial.name, json.loads(json.dumps(trial.arguments))) for trial in trials]
+
+
+def _run(study: Study, left: list[Trial], log: Log, out: Path, jobs: int, say: Progress, total: int) -> None:
+    jobs = min(jobs or os.cpu_count() or 1, len(left))
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
+    with ProcessPoolExecutor(jobs, context, _begin) as pool:
+        folder = out / "trials"
+        running: dict[Future[dict[str, Any]], Trial] = {
+            pool.submit(study.run, trial.arguments, folder / trial.name.replace("/", "-")): trial for trial in left
+        }
+        try:
+            while running:
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    trial = running.pop(future)
+                    log.add(Done(trial, json.loads(json.dumps(future.result()))))
+                    say("trials", total - len(running), total)
+        except BrokenProcessPool:
+            raise TrainingError(
+                "the process of a trial was killed (memory?); what is finished is kept, and --jobs 1 needs less"
+            ) from None
+        except BaseException:
+            for future in running:
+                future.cancel()
+            for process in (pool._processes or {}).values():  # a trial may take minutes, and is not waited for
+                process.terminate()
+            raise
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
+    torch.set_num_threads(1)
+
+
+def mean_and_sd(values: Iterable[float]) -> tuple[float, float]:
+    """Mean, and standard deviation of a sample (0 for one)."""
+    found = list(values)
+    return fmean(found), stdev(found) if len(found) > 1 else 0.0
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
