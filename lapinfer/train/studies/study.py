@@ -114,7 +114,7 @@ class Log:
 def run_study(
     study: Study, setting: Setting, out: Path, *, jobs: int = 0, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run what is left of a study's trials, `jobs` at a time (0: one a processor); its summary, which is written, too."""
+    """Run what is left of a study's trials, `jobs` at a time (0: one a processor); its summary, which is written."""
     say = progress or (lambda *_: None)
     trials = _normal(study.trials(setting))
     try:
