@@ -14,7 +14,6 @@ fast feedforward layer.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -25,16 +24,27 @@ from typing import Any
 import numpy as np
 
 from lapinfer.kernels import library
-from lapinfer.layers import FFF, Dense, Layer, MoE
+from lapinfer.kernels.control import COUNTER, NS
+from lapinfer.kernels.operands import ACT_F32, STEP, STORE
+from lapinfer.layers import keeps_neurons
+from lapinfer.layers.layer import P
 from lapinfer.layers.sizes import table_3
+from lapinfer.memory import MemoryWeights
 from lapinfer.report.machine import machine
-from lapinfer.runtime.ops import begin_step
+from lapinfer.report.random_weights import random_weights
+from lapinfer.runtime.build_feed_forward import feed_forward
+from lapinfer.runtime.build_trees import Target
+from lapinfer.runtime.meter import Meter
+from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.team import Team
+from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
+from lapinfer.tensors import feed_forward_tensors, is_matrix, is_router, router_tensors
 
 F32 = np.float32
 COLD_BYTES = 400_000_000
 """What copies of a layer take together: more than any laptop's caches."""
+MOST_COPIES = 256
 ROUNDS = 5
 MEASURED: dict[tuple, dict[str, Any]] = {}
 
@@ -66,85 +76,92 @@ def calibrated_nodes(x: np.ndarray, depth: int, seed: int = 0) -> tuple[np.ndarr
     return nodes / F32(D**0.5), bias / F32(D**0.5)
 
 
-class Repeated:
-    """A layer's ops many times over in one plan, each time with other inputs, and with the next of several copies."""
+def leaf_usage(x: np.ndarray, nodes: np.ndarray, bias: np.ndarray, depth: int) -> str:
+    """How many leaves inputs end at, and how evenly."""
+    node = np.zeros(len(x), np.int64)
+    for _ in range(depth):
+        logit = (x * nodes[node]).sum(axis=1) + bias[node]
+        node = 2 * node + 1 + (logit >= 0)
+    counts = np.bincount(node - ((1 << depth) - 1), minlength=1 << depth)
+    return f"{np.count_nonzero(counts)} of {len(counts)}, max/mean {counts.max() / counts.mean():.1f}"
 
-    def __init__(self, layers: list[Layer], x: np.ndarray, batch: int, times: int, seed: int = 0):
-        rng = np.random.default_rng(seed)
-        self.times, self.batch = times, batch
-        buffers = layers[0]._ops
-        wide = max(buffers.x.shape[1], buffers.y.shape[1])
-        rows = -(-batch // 8) * 8
-        self.x = np.zeros((times, rows, wide), F32)
-        self.y = np.zeros((times, rows, wide), F32)
-        self.x[:, :batch, : x.shape[1]] = x[rng.integers(0, len(x), (times, batch))]
-        order = np.concatenate([rng.permutation(len(layers)) for _ in range(-(-times // len(layers)))])[:times]
-        ops = []
-        for i, which in enumerate(order):
-            own = layers[which]._ops
-            for op in own.ops:
-                operands = {
-                    key: self.x[i] if value is own.x else self.y[i] if value is own.y else value
-                    for key, value in op.operands.items()
-                }
-                ops.append(dataclasses.replace(op, operands=operands))
-        kernels = library.load([*{op.kernel for op in ops}, "lead", "follow", "read_clock"])
-        self.plan, self.team = Plan(ops, kernels), Team(layers[0].threads, kernels)
-        self.header, self.counters = np.zeros_like(layers[0]._header), np.zeros((len(ops), 2), np.int64)
+
+def feed_forward_spec(kind: str, width: int, leaf: int, quant: str) -> FeedForwardSpec:
+    """dense of `width`; experts or leaves of width `leaf`, `width` together."""
+    if kind == "dense":
+        return FeedForwardSpec(width, "relu", gated=False)
+    if kind == "moe":
+        return FeedForwardSpec(leaf, "relu", gated=False, router=RouterSpec(width // leaf, 1))
+    tree = TreeSpec((width // leaf).bit_length() - 1, node_bias=True)
+    return FeedForwardSpec(leaf, "relu", gated=False, router=tree, by_neuron=keeps_neurons(quant, leaf))
+
+
+def copies_for(nbytes: int, cold: bool) -> int:
+    return min(max(-(-COLD_BYTES // nbytes), 1), MOST_COPIES) if cold else 1
+
+
+class Repeated:
+    """A layer's ops many times over in one plan, with other inputs each time, and with the next of several copies.
+
+    An op before each layer copies its input from wherever it lies, so that the layer finds it in cache as it does in a
+    model; what these take is not counted. Copies share all buffers, and have weights of their own.
+    """
+
+    def __init__(self, kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int,
+                 cold: bool, times: int, node_format: str = "f32"):  # fmt: skip
+        ff = feed_forward_spec(kind, width, leaf, quant)
+        shapes = router_tensors(P, ff, D) | feed_forward_tensors(P, ff, D, D)
+        self.depth = ff.router.depth if isinstance(ff.router, TreeSpec) else 0
+        given = {}
+        if self.depth:
+            self.tree = calibrated_nodes(x, self.depth)
+            given[P + "nodes"], given[P + "nodes.bias"] = self.tree
+        formats = {name: quant for name in shapes if is_matrix(name)}
+        formats |= {name: node_format if name.endswith("nodes") else "f32" for name in formats if is_router(name)}
+
+        def weights() -> MemoryWeights:
+            return random_weights(shapes, formats, given=given, fill=lambda name: 0.1)
+
+        first = weights()
+        self.copies = [first, *(weights() for _ in range(copies_for(first.nbytes, cold) - 1))]
+        limits = Limits(1, step=max(batch, 8), threads=threads)
+        build, rng = Ops(D, {0: ff}, first, limits), np.random.default_rng(0)
+        self.ff, self.build, self.times, self.batch = ff, build, times, batch
+        self.x = np.zeros((times, batch, build.x.shape[1]), F32)
+        self.x[:, :, :D] = x[rng.integers(0, len(x), (times, batch))]
+        order = np.concatenate([rng.permutation(len(self.copies)) for _ in range(-(-times // len(self.copies)))])
+        for own, which in zip(self.x, order, strict=False):
+            build.norm_of(own, "input", None, D, 0, "input", ACT_F32, exact=build.x, out=0)
+            build.weights = self.copies[which]
+            feed_forward(build, 0, None, Target(build.y, STORE, D))
+        kernels = library.load([*{op.kernel for op in build.ops}, "lead", "follow", "read_clock"])
+        self.plan, self.team = Plan(build.ops, kernels), Team(threads, kernels)
+        self.inputs = np.array([op.part == "input" for op in build.ops])
+        self.header = np.zeros(len(STEP), np.int64)
+        self.meter = Meter(self.plan, self.team.ns_per_tick)
+        self.seconds()
+        routing, nothing = build.routing, np.zeros(batch, np.int64)
+        self.meter.record(nothing, nothing, 0, 0, routing.distinct, routing.nodes)
+        self.touched = int(self.meter.bytes[~self.inputs].sum()) // times
 
     def seconds(self) -> float:
-        """Of one pass of one layer."""
+        """Of one layer."""
         begin_step(self.header, self.batch)
-        return self.team.run(self.plan, self.header, self.counters) / 1e9 / self.times
+        counters = np.zeros((len(self.plan.ops), COUNTER), np.int64)
+        whole = self.team.run(self.plan, self.header, counters)
+        return (whole - counters[self.inputs, NS].sum() * self.team.ns_per_tick()) / 1e9 / self.times
 
     def close(self) -> None:
         self.team.close()
 
 
-def copies_for(nbytes: int, cold: bool) -> int:
-    return min(max(-(-COLD_BYTES // nbytes), 1), 48) if cold else 1
-
-
-def make(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int,
-         cold: bool) -> tuple[list[Layer], int]:  # fmt: skip
-    """Copies of a layer, and the bytes that a token touches. Random weights: they cost no less than trained ones."""
-    rng = np.random.default_rng(1)
-
-    def weights(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=F32) * F32(0.05)
-
-    options: dict[str, Any] = {"quant": quant, "threads": threads, "batch": max(batch, 8), "activation": "relu"}
-    if kind == "dense":
-        first: Layer = Dense(weights(width, D), weights(D, width), **options)
-    elif kind == "moe":
-        E = width // leaf
-        first = MoE(weights(E, D), weights(E, leaf, D), weights(E, D, leaf), top_k=1, **options)
-    else:
-        depth = (width // leaf).bit_length() - 1
-        nodes, bias = calibrated_nodes(x, depth)
-        first = FFF(nodes if depth else None, weights(1 << depth, leaf, D), weights(1 << depth, D, leaf),
-                    node_bias=bias if depth else None, **options)  # fmt: skip
-    layers = [first, *(Layer.quantized(first, quant) for _ in range(copies_for(first.weights.nbytes, cold) - 1))]
-    first(x[:1])
-    touched = int(first.meter.bytes.sum())
-    return layers, touched
-
-
 def timed(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int, cold: bool,
-          repeat: int) -> dict[str, Any]:  # fmt: skip
-    layers, touched = make(kind, D, width, leaf, quant, threads, x, batch, cold)
-    plan = Repeated(layers, x, batch, repeat)
-    plan.seconds()
+          repeat: int, node_format: str = "f32") -> dict[str, Any]:  # fmt: skip
+    plan = Repeated(kind, D, width, leaf, quant, threads, x, batch, cold, repeat, node_format)
     spent = [plan.seconds() for _ in range(ROUNDS)]
-    used = None
-    if isinstance(layers[0], FFF):
-        layers[0](x[:4096])
-        counts = layers[0].usage()["leaves"]
-        used = f"{np.count_nonzero(counts)} of {len(counts)}, max/mean {counts.max() / counts.mean():.1f}"
+    used = leaf_usage(x[:4096], *plan.tree, plan.depth) if plan.depth else None
     plan.close()
-    for layer in layers:
-        layer.close()
-    return {"us": 1e6 * median(spent), "bytes": touched, "copies": len(layers), "leaves": used}
+    return {"us": 1e6 * median(spent), "bytes": plan.touched, "copies": len(plan.copies), "leaves": used}
 
 
 def calls(function: Callable[[int], Any], copies: int, times: int) -> float:
@@ -206,25 +223,26 @@ def others(D: int, width: int, leaf: int, threads: int, x: np.ndarray, batch: in
 
 
 def row(text: str, D: int, width: int, leaf: int, quant: str, threads: int, batch: int, cold: bool,
-        peers: bool) -> dict[str, Any]:  # fmt: skip
+        peers: bool, nodes: str) -> dict[str, Any]:  # fmt: skip
     x = text_inputs(text, 20_000, D)
     repeat = max(min(4096 // batch, 512), 4)
     few = max(min(int(2e9 // (8 * D * width * batch)), repeat), 3)
 
     def known(kind: str, width: int, leaf: int, repeat: int) -> dict[str, Any]:
         """Measured once where several rows need it: what a dense layer takes does not depend on leaves."""
-        key = (kind, D, width, leaf, quant, threads, batch, cold)
+        key = (kind, D, width, leaf, quant, threads, batch, cold, nodes if kind == "fff" else "")
         if key not in MEASURED:
-            MEASURED[key] = timed(kind, D, width, leaf, quant, threads, x, batch, cold, repeat)
+            MEASURED[key] = timed(kind, D, width, leaf, quant, threads, x, batch, cold, repeat, nodes)
         return MEASURED[key]
 
     fff = known("fff", width, leaf, repeat)
     dense, active = known("dense", width, 0, few), known("dense", leaf, 0, repeat)
     moe = known("moe", width, leaf, repeat) if 1 < width // leaf <= 2048 else None
     found = {
-        "D": D, "width": width, "leaf": leaf, "quant": quant, "threads": threads, "batch": batch, "cold": cold,
-        "fff_us": fff["us"], "dense_us": dense["us"], "active_us": active["us"], "moe_us": moe and moe["us"],
-        "fff_bytes": fff["bytes"], "dense_bytes": dense["bytes"], "speed_up": dense["us"] / fff["us"],
+        "D": D, "width": width, "leaf": leaf, "quant": quant, "nodes": nodes, "threads": threads, "batch": batch,
+        "cold": cold, "fff_us": fff["us"], "dense_us": dense["us"], "active_us": active["us"],
+        "moe_us": moe and moe["us"], "fff_bytes": fff["bytes"], "dense_bytes": dense["bytes"],
+        "speed_up": dense["us"] / fff["us"],
         "bound": dense["bytes"] / fff["bytes"], "leaves": fff["leaves"],
         "dense_gb_s": dense["bytes"] / dense["us"] / 1e3, "fff_gb_s": fff["bytes"] / fff["us"] / 1e3,
     }  # fmt: skip
@@ -234,14 +252,14 @@ def row(text: str, D: int, width: int, leaf: int, quant: str, threads: int, batc
 
 
 def show(r: dict[str, Any]) -> str:
-    share = r["speed_up"] / r["bound"]
+    bound = f" of {r['bound']:.1f}x: {r['speed_up'] / r['bound']:.0%}" if r["batch"] == 1 else ""
     peers = " ".join(f"{name[:-3]} {r[name]:.1f}" for name in ("numpy_us", "torch_us", "package_us") if name in r)
     moe = "" if r["moe_us"] is None else f" moe {r['moe_us']:.1f}"
     return (
-        f"D {r['D']} width {r['width']} leaf {r['leaf']} {r['quant']} batch {r['batch']} "
+        f"D {r['D']} width {r['width']} leaf {r['leaf']} {r['quant']} nodes {r['nodes']} batch {r['batch']} "
         f"{'cold' if r['cold'] else 'warm'} {r['threads']}t: fff {r['fff_us']:.2f} us ({r['fff_gb_s']:.1f} GB/s), "
         f"dense {r['dense_us']:.1f} ({r['dense_gb_s']:.1f} GB/s), active {r['active_us']:.2f}{moe} {peers} | "
-        f"{r['speed_up']:.1f}x of {r['bound']:.1f}x: {share:.0%} | leaves {r['leaves']}"
+        f"{r['speed_up']:.1f}x{bound} | leaves {r['leaves']}"
     )
 
 
@@ -249,9 +267,9 @@ def grid(only: set[str], quick: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def add(D: int, width: int, leaf: int, quant: str = "f32", threads: int = 1, batch: int = 1, cold: bool = True,
-            peers: bool = False) -> None:  # fmt: skip
+            peers: bool = False, nodes: str = "f32") -> None:  # fmt: skip
         rows.append({"D": D, "width": width, "leaf": leaf, "quant": quant, "threads": threads, "batch": batch,
-                     "cold": cold, "peers": peers})  # fmt: skip
+                     "cold": cold, "peers": peers, "nodes": nodes})  # fmt: skip
 
     if "batch1" in only:
         for width in (128, 4096) if quick else (128, 1024, 4096, 16384, 65536):
@@ -266,6 +284,8 @@ def grid(only: set[str], quick: bool) -> list[dict[str, Any]]:
                 for leaf in (8, 32, 512):
                     for threads in (1, 2) if D == 2048 else (1,):
                         add(D, width, leaf, quant, threads)
+                    if quant != "f32" and leaf < 512:
+                        add(D, width, leaf, quant, nodes="f16")
     if "batches" in only:
         for quant in ("f32", "q4"):
             for batch in (32, 512):

@@ -23,12 +23,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lapinfer.checkpoint.entries import PackedEntry
 from lapinfer.memory import MemoryWeights
 from lapinfer.model import Model
-from lapinfer.quant import BAND, ROWS
-from lapinfer.quant.blocks import pack
 from lapinfer.report.bandwidth import read_bandwidth
+from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
 from lapinfer.tensors import active_parameters, is_matrix, tensors
@@ -36,26 +34,14 @@ from lapinfer.tensors import active_parameters, is_matrix, tensors
 D, LAYERS, PROMPT, ANSWER = 1024, 24, 512, 64
 
 
-def _repeated(entry: PackedEntry, rng: np.random.Generator) -> np.ndarray:
-    """One random band as often as it takes for a packed matrix, or several that share their memory."""
-    shape, columns = entry.stored[1], entry.shape[-1]
-    band = pack(str(entry.format), rng.standard_normal((BAND * ROWS, columns), np.float32) / np.float32(columns**0.5))
-    blocks = shape[-2]
-    return np.broadcast_to(np.tile(band, (-(-blocks // BAND), 1))[:blocks], shape)
-
-
-def repeated_weights(spec: ModelSpec, quant: str) -> MemoryWeights:
-    """Packed weights that repeat one random band; every copy has memory of its own."""
-    rng = np.random.default_rng(0)
+def packed(spec: ModelSpec, quant: str) -> MemoryWeights:
+    """Random weights of a model, the head with one bit more or two."""
     formats = {
         name: "f32" if name.endswith(".router") else "q6" if name == "embed" else quant
         for name in tensors(spec)
         if is_matrix(name)
     }
-    return MemoryWeights(
-        tensors(spec), formats,
-        lambda entry: np.ones(entry.shape, np.float32) if entry.format is None else _repeated(entry, rng),
-    )  # fmt: skip
+    return random_weights(tensors(spec), formats)
 
 
 def specs() -> dict[str, ModelSpec]:
@@ -84,9 +70,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     limits = Limits(PROMPT + ANSWER, step=PROMPT, threads=args.threads)
-    models = {
-        name: Model(spec, repeated_weights(spec, args.quant), limits, name=name) for name, spec in specs().items()
-    }
+    models = {name: Model(spec, packed(spec, args.quant), limits, name=name) for name, spec in specs().items()}
     ids = np.random.default_rng(0).integers(0, 49152, PROMPT + ANSWER)
     rows: dict[str, dict[str, Any]] = {name: {"prefill": [], "decode": []} for name in models}
     bandwidths = []

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from lapinfer.text.language_model import LanguageModel
     from lapinfer.text.sampling import SamplingParams
 
-DEFAULT_MODEL = "smollm2"
-_NAMES = "Folder, .gguf file, org/name on the hub, or a pulled name."
+CHAT_MODEL, SMALL_MODEL = "smollm2", "austen-fff"
+"""What runs when no model is named: the first if it was pulled, else the other, which comes with the package."""
+_NAMES = "Folder, .gguf file, org/name on the hub, smollm2, or the name of a model that lapinfer ls shows."
 
 
 class _Commands(TyperGroup):
@@ -112,8 +113,8 @@ def _some_threads(threads: int | None) -> int | None:
     return threads
 
 
-Name = Annotated[str, typer.Option("-m", "--model", help=_NAMES)]
-NameArgument = Annotated[str, typer.Argument(metavar="[MODEL]", help=_NAMES)]
+Name = Annotated[str | None, typer.Option("-m", "--model", help=_NAMES)]
+NameArgument = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=_NAMES)]
 Quant = Annotated[str, typer.Option("--quant", help="Weights as auto, q4, q4_1, q8, f16, bf16 or f32.")]
 KV = Annotated[str, typer.Option("--kv", help="KV cache as f16 or q8.")]
 Activations = Annotated[
@@ -180,8 +181,12 @@ class _Progress:
 
 
 def _load(name: str, verbose: bool = False, **options: Any) -> LanguageModel:
+    from lapinfer.checkpoint import hub
     from lapinfer.text.language_model import load
 
+    if name in hub.ALIASES and not hub.is_local(name):
+        _note(f"pulling {name} (once)")
+        _pull(name)
     with _Progress() as progress:
         model = load(name, progress=progress, **options)
     if verbose:
@@ -202,7 +207,7 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="What to say; - reads it from stdin. None: a chat.")] = None,
     model: Annotated[
         str | None,
-        typer.Option("-m", "--model", help=f"{_NAMES} [{DEFAULT_MODEL}]"),
+        typer.Option("-m", "--model", help=f"{_NAMES}  [{CHAT_MODEL} if it was pulled, else {SMALL_MODEL}]"),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer.")] = None,
     temp: Annotated[float | None, typer.Option("--temp", help="Temperature; 0: the likeliest token. [0.8]")] = None,
@@ -305,13 +310,13 @@ def _check_sampling(sampling: dict[str, Any]) -> SamplingParams:
 
 
 def _default_model() -> str:
-    """The default model's name, pulled first where it is not there yet."""
+    """The chat model where it was pulled, else a small one that comes with the package: there is always an answer."""
     from lapinfer.checkpoint import hub
 
-    if not hub.is_local(DEFAULT_MODEL):
-        _note(f"no -m given: pulling {DEFAULT_MODEL} (once)")
-        _pull(DEFAULT_MODEL)
-    return DEFAULT_MODEL
+    if hub.is_local(CHAT_MODEL):
+        return CHAT_MODEL
+    _note(f"no -m given: running {SMALL_MODEL}, which continues novels; for answers: lapinfer run -m {CHAT_MODEL} …")
+    return SMALL_MODEL
 
 
 def _answer(
@@ -397,16 +402,16 @@ def _recorded(events: Iterator[Token], said: list[str]) -> Iterator[Token]:
 
 
 @app.command()
-def info(model: NameArgument = DEFAULT_MODEL, json: Json = False, verbose: Verbose = False) -> None:
+def info(model: NameArgument = None, json: Json = False, verbose: Verbose = False) -> None:
     """What a checkpoint is: family, sizes, formats, files. Loads no weights."""
     from lapinfer.report.info import info
 
-    _print_dict(info(model), json)
+    _print_dict(info(model or _default_model()), json)
 
 
 @app.command()
 def explain(
-    model: NameArgument = DEFAULT_MODEL,
+    model: NameArgument = None,
     analyze: Annotated[bool, typer.Option("--analyze", help="Run it, and add measured time and bandwidth.")] = False,
     quant: Quant = "auto",
     kv: KV = "f16",
@@ -421,7 +426,7 @@ def explain(
     from lapinfer.report.explain import explain
 
     options = {"quant": quant, "kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
-    with _load(model, verbose, experts=experts, **options) as loaded:
+    with _load(model or _default_model(), verbose, experts=experts, **options) as loaded:
         print(explain(loaded.model, analyze=analyze, layers=layers))
 
 
@@ -445,7 +450,7 @@ def convert(
 
 @app.command()
 def bench(
-    model: Name = DEFAULT_MODEL,
+    model: Name = None,
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", callback=_comma_list, help="Prompt lengths.")] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", callback=_comma_list, help="Tokens to generate.")] = "128",
     depth: Annotated[str, typer.Option("-d", "--n-depth", callback=_comma_list, help="Tokens before the test.")] = "0",
@@ -474,7 +479,7 @@ def bench(
     rows = []
     with _Progress() as progress:
         for row in bench.bench(
-            model,
+            model or _default_model(),
             n_prompt=_numbers(n_prompt),
             n_gen=_numbers(n_gen),
             depth=_numbers(depth),
@@ -680,7 +685,7 @@ def ls(json: Json = False, verbose: Verbose = False) -> None:
     for line in models:
         print(line)
     if not models:
-        _note(f"no models yet; get one with: lapinfer pull {DEFAULT_MODEL}")
+        _note(f"no models yet; get one with: lapinfer pull {CHAT_MODEL}")
 
 
 @app.command()

@@ -170,7 +170,10 @@ def install(monkeypatch, make, slow_load=0.0):
     modules = {
         LOADER: SimpleNamespace(load_model=load_model, convert=convert),
         "lapinfer.checkpoint.hub": SimpleNamespace(
-            pull=pull, list_local=lambda: [LocalModel("smollm2", "pulled", "/x", 1)], is_local=lambda name: False
+            pull=pull,
+            list_local=lambda: [LocalModel("smollm2", "pulled", "/x", 1)],
+            is_local=lambda name: False,
+            ALIASES={"smollm2": "org/name"},
         ),
         "lapinfer.report.explain": SimpleNamespace(explain=lambda model, **options: f"plan, {options}"),
         "lapinfer.report.doctor": SimpleNamespace(doctor=lambda: {"cpu": "fast", "threads": [1, 2]}),

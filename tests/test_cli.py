@@ -105,10 +105,20 @@ def test_no_chat_template_falls_back_to_plain_text(tmp_path, monkeypatch):
     assert "no chat template" in result.stderr
 
 
-def test_the_default_model_is_pulled_when_it_is_missing(fake):
+def test_without_a_name_a_shipped_model_runs_unless_the_chat_model_was_pulled(fake, monkeypatch):
     result = invoke("run", "hi")
     assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
-    assert fake.asked == [("pull", "smollm2"), ("smollm2", fake.asked[1][1])]
+    assert [name for name, _ in fake.asked] == ["austen-fff"]
+    assert "austen-fff" in result.stderr
+    monkeypatch.setattr("lapinfer.checkpoint.hub.is_local", lambda name: True)
+    invoke("run", "hi")
+    assert fake.asked[-1][0] == "smollm2"
+
+
+def test_the_chat_model_is_pulled_when_it_is_asked_for_and_missing(fake):
+    assert invoke("run", "-m", "smollm2", "hi").exit_code == 0
+    assert fake.asked[0] == ("pull", "smollm2")
+    assert fake.asked[-1][0] == "smollm2"
 
 
 # Failures

@@ -1,4 +1,4 @@
-"""From what a user types to a checkpoint: a folder, a file, an alias, or a name on the Hugging Face hub."""
+"""From what a user types to a checkpoint: a folder, a file, a shipped model, an alias, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.gguf import GGUFCheckpoint
 from lapinfer.checkpoint.home import home, packed_models, pulled_models
 from lapinfer.checkpoint.packed import is_packed
+from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.checkpoint.smollm2 import Progress
 from lapinfer.errors import CheckpointError
 
@@ -26,19 +27,22 @@ FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensor
 def resolve(name: str | Path) -> Checkpoint | Path:
     """The checkpoint that `name` means, or the folder of a packed one.
 
-    In this order: an existing folder or file, a pulled alias, org/name in the local Hugging Face cache, org/name
-    on the hub, which is downloaded. CheckpointError names what was tried.
+    In this order: an existing folder or file, a model that is shipped, a pulled alias, org/name in the local Hugging
+    Face cache, org/name on the hub, which is downloaded. CheckpointError names what was tried.
     """
     path = Path(name).expanduser()
     if path.is_dir() or path.is_file():
         return _open(path)
     name = str(name)
+    if (shipped := shipped_model(name)) is not None:
+        return _open(shipped)
     if name in ALIASES:
         return _open(_local(name) or _missing(name, f"run: lapinfer pull {name}"))
     if REPOSITORY.fullmatch(name):
         return _open(_local(name) or pull(name))
     raise CheckpointError(
-        f"{name}: no such folder or file, and neither one of {', '.join(ALIASES)} nor org/name on the Hugging Face hub"
+        f"{name}: no such folder or file, and neither one of {', '.join((*ALIASES, *SHIPPED))} nor org/name on the "
+        "Hugging Face hub"
     )
 
 
@@ -89,7 +93,9 @@ def _open(path: Path) -> Checkpoint | Path:
 
 
 def _local(name: str) -> Path | None:
-    """A pulled alias or a whole snapshot in the Hugging Face cache."""
+    """A shipped model, a pulled alias, or a whole snapshot in the Hugging Face cache."""
+    if (shipped := shipped_model(name)) is not None:
+        return shipped
     if name == smollm2.ALIAS and smollm2.pulled_file().is_file():
         return smollm2.pulled_file()
     repository = ALIASES.get(name, name)
@@ -139,7 +145,7 @@ def _download(repository: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model on this computer; `kind` is pulled, packed or hub."""
+    """A model on this computer; `kind` is shipped, pulled, packed or hub."""
 
     name: str
     kind: str
@@ -147,12 +153,16 @@ class LocalModel:
     bytes: int
 
     def __str__(self) -> str:
-        return f"{self.bytes / 1e6:10.1f} MB  {self.kind:6}  {self.name}  {self.path}"
+        return f"{self.bytes / 1e6:10.1f} MB  {self.kind:7}  {self.name}  {self.path}"
 
 
 def list_local() -> list[LocalModel]:
-    """Pulled models, packed copies and the Hugging Face cache's models with safetensors, with their sizes."""
-    found = [LocalModel(p.name, "pulled", str(p), _size(p)) for p in _folders(pulled_models()) if any(p.glob("*.gguf"))]
+    """Shipped and pulled models, packed copies, and the Hugging Face cache's with safetensors, with their sizes."""
+    shipped = [(name, path) for name in SHIPPED if (path := shipped_model(name)) is not None]
+    found = [LocalModel(name, "shipped", str(path), _size(path)) for name, path in shipped]
+    found += [
+        LocalModel(p.name, "pulled", str(p), _size(p)) for p in _folders(pulled_models()) if any(p.glob("*.gguf"))
+    ]
     found += [LocalModel(p.name, "packed", str(p), _size(p)) for p in _folders(packed_models()) if is_packed(p)]
     for folder in _folders(hub_cache()):
         if folder.name.startswith("models--"):

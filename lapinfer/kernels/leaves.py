@@ -34,6 +34,7 @@ from lapinfer.kernels.rows import (
     dot_q8,
 )
 from lapinfer.kernels.simd import (
+    ask,
     fma,
     iota,
     load_f32,
@@ -78,10 +79,13 @@ def row_times(dot, head_bytes, group_bytes, w, x, groups):
 
 
 @jit
-def four_rows_times(dot, head_bytes, group_bytes, w, x, groups, out):
-    """The same for four rows, one behind the other -> out [4]."""
+def four_rows_times(dot, head_bytes, group_bytes, w, x, groups, out, ahead, pace):
+    """The same for four rows, one behind the other -> out [4]; with each group, asks for `pace` bytes of `ahead`."""
     acc, at, stride = tile_of_8(), w + head_bytes, head_bytes + groups * group_bytes
     for _ in range(groups):
+        for line in range(0, pace, 64):
+            ask(ahead + line)
+        ahead += pace
         acc = dot(acc, at, stride, (x,))
         at += group_bytes
         x += COLUMN_BYTES
@@ -115,11 +119,17 @@ def two_rows_times_four(dot, head_bytes, group_bytes, w, x0, x1, x2, x3, groups,
 
 
 @jit
-def rows_times(dot, head_bytes, group_bytes, w, rows, x, groups, out):
-    """All rows · one token -> out [rows]."""
+def rows_times(dot, head_bytes, group_bytes, w, rows, x, groups, out, whole):
+    """All rows · one token -> out [rows].
+
+    whole: bytes from w on that are read once, now or soon after, or 0. What lies behind the first rows is asked for
+    while they are multiplied: a few kilobytes at a new place are over before the processor sees a stream in them.
+    """
     stride, r = head_bytes + groups * group_bytes, 0
+    pace = max(whole - 4 * stride, 0) // max((rows // 4) * groups, 1)
     while r + 4 <= rows:
-        four_rows_times(dot, head_bytes, group_bytes, w + r * stride, x, groups, out + 4 * r)
+        ahead = w + 4 * stride + (r // 4) * groups * pace
+        four_rows_times(dot, head_bytes, group_bytes, w + r * stride, x, groups, out + 4 * r, ahead, pace)
         r += 4
     while r < rows:
         store_f32(out + 4 * r, row_times(dot, head_bytes, group_bytes, w + r * stride, x, groups))
@@ -274,7 +284,7 @@ def inward(dot, head_bytes, group_bytes, op, step, chunk, thread):
             t += 4
         while t < n:
             x = columns + load_i64(at + 8 * t) * stride
-            rows_times(dot, head_bytes, group_bytes, w, rows, x, groups, h + t * h_stride)
+            rows_times(dot, head_bytes, group_bytes, w, rows, x, groups, h + t * h_stride, 0)
             t += 1
         for t in range(n):
             activations(leaves, head_bytes, leaf, h + t * h_stride)

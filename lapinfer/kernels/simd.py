@@ -439,6 +439,21 @@ def store_i8(typingctx, address, value):
     return types.void(types.int64, types.float32), generate
 
 
+def _ask(b, address):
+    call(b, "llvm.prefetch.p0", VOID, at(b, address, I8), I32(0), I32(3), I32(1))
+
+
+@intrinsic
+def ask(typingctx, address):
+    """Ask for a cache line that will be read soon, of a piece too short for the processor to see a stream in it."""
+
+    def generate(context, b, sig, args):
+        _ask(b, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 @intrinsic
 def prefetch(typingctx, address):
     """Ask for a cache line of a stream, on processors where that was measured to help (bench/LOG.md); never faults.
@@ -448,7 +463,7 @@ def prefetch(typingctx, address):
 
     def generate(context, b, sig, args):
         if context.codegen().magic_tuple()[1] == "znver5":
-            call(b, "llvm.prefetch.p0", VOID, at(b, args[0], I8), I32(0), I32(3), I32(1))
+            _ask(b, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

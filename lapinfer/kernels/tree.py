@@ -220,12 +220,13 @@ def tree(dot, add, head_bytes, group_bytes, op, step, thread):
     h, x = y + COLUMN_BYTES * outward_groups, load_i64(nodes + COLUMNS)
     rows = load_i64(leaves + WIDTH) << load_i64(leaves + IS_GATED)
     choices = load_i64(sort + CHOICES)
+    whole = load_i64(leaves + OUTWARD) + load_i64(leaves + WIDTH) * (head_bytes + outward_groups * group_bytes)
     for i in range(choices + load_i64(sort + SHARED)):
         leaf = load_i64(sort + ROUTED) + i - choices
         weight = load_f32(sort + SHARED_WEIGHT)
         if i < choices:
             leaf, weight = load_i64(load_i64(sort + CHOSEN) + 8 * i), load_f32(leaves + LEAF_WEIGHT)
-        rows_times(dot, head_bytes, group_bytes, leaf_address(leaves, leaf), rows, x, inward_groups, h)
+        rows_times(dot, head_bytes, group_bytes, leaf_address(leaves, leaf), rows, x, inward_groups, h, whole)
         activations(leaves, head_bytes, leaf, h)
         begin_output(leaves, leaf, y, 0, outward_groups)
         add_rows(leaves, add, head_bytes, group_bytes, leaf, h, y, 0, outward_groups)

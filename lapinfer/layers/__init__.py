@@ -106,7 +106,7 @@ class FFF(Layer):
         tree = TreeSpec(depth, trees, n, node_bias is not None, node_activation, neurons, mix is not None)
         biased = any(bias is not None for bias in (up_bias, down_bias, gate_bias))
         shared = 0 if master is None else -(-_shape("master up", master["up"], 2)[0] // F)
-        ff = FeedForwardSpec(F, activation, gate is not None, biased, tree, shared, by_neuron=_by_neuron(quant, F))
+        ff = FeedForwardSpec(F, activation, gate is not None, biased, tree, shared, by_neuron=keeps_neurons(quant, F))
         if master is not None:
             arrays = _bank(ff, *_with_master(ff, master, up, down, gate, up_bias, down_bias, gate_bias))
         else:
@@ -153,7 +153,7 @@ class FFF(Layer):
         return soft_forward(self.ff, self.tree, self.dequantized(), self._inputs(x), self.out)
 
     def _laid_out_for(self, quant: str) -> tuple[FeedForwardSpec, dict[str, Array]]:
-        ff = replace(self.ff, by_neuron=_by_neuron(quant, self.ff.width))
+        ff = replace(self.ff, by_neuron=keeps_neurons(quant, self.ff.width))
         if ff.narrow == self.ff.narrow:
             return ff, self.arrays
         wide = P + ("experts.gate_up" if ff.gated else "experts.up"), P + "experts.down"
@@ -185,7 +185,8 @@ class FFF(Layer):
         }
 
 
-def _by_neuron(quant: str, width: int) -> bool:
+def keeps_neurons(quant: str, width: int) -> bool:
+    """Whether leaves of a width are kept neuron by neuron in a format, though they are not narrow."""
     return quant in FLOATS and width < NARROW_OF_FLOATS
 
 
