@@ -1,6 +1,7 @@
 """Packed weights of any shape without a checkpoint, for measuring speed where quality does not matter.
 
-A matrix is a few random rows, packed once and repeated; every copy has memory of its own, as if it were all different.
+A matrix is a few random rows, packed once for each format and width, and repeated; every copy has memory of its own, as
+if it were all different.
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ def random_weights(
 ) -> MemoryWeights:  # fmt: skip
     """Weights of `tensors(spec)`, or of a layer. given: float32 of what must not be random; fill: of vectors."""
     rng, given = np.random.default_rng(seed), given or {}
+    few: dict[tuple[bool, str, int], np.ndarray] = {}
+
+    def some_rows(by_row: bool, format: str, columns: int) -> np.ndarray:
+        key = (by_row, format, columns)
+        if key not in few:
+            count = ROWS_PACKED if by_row else BAND * ROWS
+            values = rng.standard_normal((count, columns), np.float32) / np.float32(columns**0.5)
+            few[key] = (pack_rows if by_row else pack)(format, values)
+        return few[key]
 
     def packed(entry: PackedEntry) -> np.ndarray:
         if entry.format is None:
@@ -34,11 +44,8 @@ def random_weights(
         if entry.name in given:
             assert is_row_by_row(entry.name)
             return pack_rows(entry.format, given[entry.name])
-        stored, columns = entry.stored[1], entry.shape[-1]
-        count = ROWS_PACKED if is_row_by_row(entry.name) else BAND * ROWS
-        values = rng.standard_normal((count, columns), np.float32) / np.float32(columns**0.5)
-        rows = (pack_rows if is_row_by_row(entry.name) else pack)(entry.format, values)
-        whole = stored[-2]
+        stored = entry.stored[1]
+        rows, whole = some_rows(is_row_by_row(entry.name), entry.format, entry.shape[-1]), stored[-2]
         return np.broadcast_to(np.tile(rows, (-(-whole // len(rows)), 1))[:whole], stored)
 
     return MemoryWeights(shapes, formats, packed)

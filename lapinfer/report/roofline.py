@@ -1,0 +1,83 @@
+"""What this machine can do at best: bytes it reads and multiply-adds it computes in a second, with our own kernels.
+
+A step can be no faster than the slower of the two for its bytes and its multiply-adds (Williams et al., 2009).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from lapinfer.kernels.control import COUNTER
+from lapinfer.kernels.operands import ACT_F32, ACT_Q8, STEP, STORE
+from lapinfer.report.bandwidth import LEAST, read_bandwidth
+from lapinfer.report.random_weights import random_weights
+from lapinfer.runtime.ops import Limits, Ops, begin_step
+from lapinfer.runtime.plan import Plan
+from lapinfer.runtime.team import Team
+from lapinfer.spec import FeedForwardSpec
+
+ROWS, COLUMNS, TOKENS = 512, 512, 256
+"""A matrix that stays in a core's second-level cache in any format, times the tokens of a prompt."""
+REPEATED = 8
+"""Products in a pass."""
+FORMATS = {"int8": "q8", "float32": "f32"}
+"""Arithmetic, and the format whose kernel is measured for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """bandwidth: bytes a second that so many threads read; peaks: multiply-adds a second by arithmetic, all threads."""
+
+    threads: int
+    bandwidth: dict[int, float]
+    peaks: dict[str, float]
+
+    @property
+    def best_bandwidth(self) -> float:
+        """Of all threads."""
+        return self.bandwidth[self.threads]
+
+    def seconds(self, nbytes: float, macs: float, kind: str = "int8") -> float:
+        """The least that so many bytes and multiply-adds can take."""
+        return max(nbytes / self.best_bandwidth, macs / self.peaks[kind])
+
+    def ridge(self, kind: str = "int8") -> float:
+        """Multiply-adds a byte from which on arithmetic is what limits."""
+        return self.peaks[kind] / self.best_bandwidth
+
+
+def measure(threads: int, every: bool = False, seconds: float = 0.5) -> Roofline:
+    """Of this machine now; every: bandwidth of each number of threads up to `threads`, else of 1 and all."""
+    counts: Sequence[int] = range(1, threads + 1) if every else sorted({1, threads})
+    bandwidth = {n: read_bandwidth(n, seconds=seconds) for n in counts}
+    return Roofline(threads, bandwidth, {kind: peak(fmt, threads, seconds) for kind, fmt in FORMATS.items()})
+
+
+def peak(format: str, threads: int, seconds: float = 0.5) -> float:
+    """Multiply-adds a second of matrix products in a format, from caches: the median of repeated passes."""
+    from lapinfer.kernels import library
+
+    name = "layers.0.up"
+    weights = random_weights({name: (ROWS, COLUMNS)}, {name: format})
+    build = Ops(COLUMNS, {0: FeedForwardSpec(ROWS, "relu", gated=False)}, weights, Limits(1, TOKENS, TOKENS, threads))
+    build.x[:] = np.random.default_rng(0).standard_normal(build.x.shape, np.float32)
+    build.norm("input", None, 0, "input", ACT_F32 if format == "f32" else ACT_Q8)
+    for _ in range(REPEATED):
+        build.matmul(name, 0, "input", build.tiles, STORE, logical=(ROWS, COLUMNS), out=build.y)
+    kernels = library.load([*{op.kernel for op in build.ops}, "lead", "follow", "read_clock"])
+    team, plan = Team(threads, kernels), Plan(build.ops, kernels)
+    header, counters = np.zeros(len(STEP), np.int64), np.zeros((len(build.ops), COUNTER), np.int64)
+    times: list[int] = []
+    try:
+        until = time.perf_counter() + seconds
+        while len(times) < LEAST + 1 or time.perf_counter() < until:
+            begin_step(header, TOKENS)
+            times.append(team.run(plan, header, counters))
+    finally:
+        team.close()
+    return REPEATED * TOKENS * ROWS * COLUMNS / median(times[1:]) * 1e9
