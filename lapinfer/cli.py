@@ -450,13 +450,20 @@ def convert(
 
 @app.command()
 def bench(
-    model: Name = None,
+    model: Annotated[
+        list[str] | None, typer.Option("-m", "--model", help=f"{_NAMES} Repeatable.  [those that come along]")
+    ] = None,
+    shapes: Annotated[
+        str | None, typer.Option("--shapes", help="Random weights instead, dense and routed, of 100m, 1b or 7b.")
+    ] = None,
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", callback=_comma_list, help="Prompt lengths.")] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", callback=_comma_list, help="Tokens to generate.")] = "128",
     depth: Annotated[str, typer.Option("-d", "--n-depth", callback=_comma_list, help="Tokens before the test.")] = "0",
     threads: Annotated[str | None, typer.Option("-t", "--threads", help="Threads.  [default: all cores]")] = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Repetitions of a test.")] = 5,
     output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
+    text: Annotated[Path | None, typer.Option("--text", help="A text to measure perplexity on, too.")] = None,
+    compare: Annotated[Path | None, typer.Option("--compare", help="Older rows (-o json) to compare with.")] = None,
     quant: Quant = "auto",
     kv: KV = "f16",
     activations: Activations = "auto",
@@ -466,39 +473,63 @@ def bench(
     hints: Hints = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure prompt processing and generation as llama-bench does; comma lists make a grid."""
-    from lapinfer.report import bench
+    """Measure prompts and generation as llama-bench does, and what they touch; comma lists make a grid.
 
-    if output not in bench.WRITERS:
-        raise typer.BadParameter(f"-o: expected one of {', '.join(bench.WRITERS)}, got {output}")
+    Without a model, the small ones that come along side by side: dense, experts, and trees.
+    """
+    from lapinfer.report import bench, bench_tables
+
+    if output not in bench_tables.WRITERS:
+        raise typer.BadParameter(f"-o: expected one of {', '.join(bench_tables.WRITERS)}, got {output}")
+    if shapes is not None and (model or memory):
+        raise typer.BadParameter("--shapes: random weights in memory go with neither -m nor --memory")
     counts: list[int | None] = [None]
     if threads is not None:
         counts = [*_numbers(_comma_list(threads))]
         for count in counts:
             _some_threads(count)
-    rows = []
+    tests = bench.Tests(_numbers(n_prompt), _numbers(n_gen), _numbers(depth), repetitions, text)
+    old = None if compare is None else bench_tables.read_rows(compare)
+    write = bench_tables.WRITERS[output]
+    rows, failed, stopped = [], 0, False
     with _Progress() as progress:
-        for row in bench.bench(
-            model or _default_model(),
-            n_prompt=_numbers(n_prompt),
-            n_gen=_numbers(n_gen),
-            depth=_numbers(depth),
-            threads=counts,
-            repetitions=repetitions,
-            quant=quant,
-            kv=kv,
-            activations=activations,
-            experts=experts,
-            memory=memory,
-            policy=policy,
-            hints=hints,
-            progress=progress,
-        ):
-            rows.append(row)
-            if output == "jsonl":
-                print(bench.WRITERS[output]([row]), flush=True)
-    if output != "jsonl":
-        print(bench.WRITERS[output](rows))
+        if shapes is not None:
+            _note("random weights: speed and bytes are measured, quality is not")
+            models = bench.of_shapes(shapes, quant)
+        else:
+            options = {"quant": quant, "kv": kv, "activations": activations, "experts": experts, "memory": memory,
+                       "policy": policy, "hints": hints}  # fmt: skip
+            models = bench.of_names(model or _shipped_models(), progress, **options)
+        try:
+            for row in bench.bench(models, tests, counts, progress):
+                if isinstance(row, bench.Failure):
+                    if len(models) == 1:
+                        raise row.error
+                    _note(f"error: {row.model}: {row.error}")
+                    failed += 1
+                    continue
+                rows.append(row)
+                if output == "jsonl":
+                    print(write([row]), flush=True)
+        except KeyboardInterrupt:
+            stopped = True
+    if output != "jsonl" and (rows or not stopped):
+        print(write(rows))
+    if old is not None:
+        print(f"\n{bench_tables.compared(rows, old)}" if output == "md" else "", end="")
+    if stopped:
+        _note(f"stopped; {len(rows)} finished tests are shown")
+        raise typer.Exit(130)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _shipped_models() -> list[str]:
+    from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
+
+    if found := [name for name in SHIPPED if shipped_model(name) is not None]:
+        return found
+    raise InputError("no model was named, and this installation has none of its own; name one with -m")
 
 
 @app.command()

@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lapinfer.checkpoint.hub import LocalModel
+from lapinfer.report.roofline import Roofline
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RouterSpec
 
 LOADER = "lapinfer.loading"
@@ -44,6 +45,7 @@ class FakeModel:
         routers = (None, RouterSpec(experts, top_k), RouterSpec(experts // 2, 1)) if experts else (None,)
         self.spec, self.folder, self.ctx, self.slots = spec(vocab, window, routers), folder, ctx, slots
         self.routing = None
+        self.limits = SimpleNamespace(kv="f16")
         self.threads, self.lock = threads, threading.RLock()
         self.max_step = self.max_wanted = 16
         self.cache = np.full((slots, ctx), -1)
@@ -178,6 +180,11 @@ def install(monkeypatch, make, slow_load=0.0):
         "lapinfer.report.explain": SimpleNamespace(explain=lambda model, **options: f"plan, {options}"),
         "lapinfer.report.doctor": SimpleNamespace(doctor=lambda: {"cpu": "fast", "threads": [1, 2]}),
     }
+    if monkeypatch is not None:
+        monkeypatch.setattr(
+            "lapinfer.report.roofline.measure",
+            lambda threads, **options: Roofline(threads, {threads: 1e10}, {"int8": 1e11, "float32": 1e10}),
+        )
     for name, module in modules.items():
         package, _, last = name.rpartition(".")
         if monkeypatch is None:

@@ -247,6 +247,55 @@ def test_bench_writes_what_is_asked(fake):
     assert json.loads(invoke("bench", *fast, "-o", "json").stdout)[0]["text"] == "random"
 
 
+def test_bench_sets_models_side_by_side(fake, tmp_path, monkeypatch):
+    from lapinfer import loading
+
+    load = loading.load_model
+
+    def load_model(name, **options):
+        model = load(name, **options)
+        model.name = name
+        return model
+
+    monkeypatch.setattr(loading, "load_model", load_model)
+    fast = ("-p", "16", "-n", "2", "-r", 1)
+    lines = invoke("bench", "-m", "x", "-m", "y", *fast).stdout.splitlines()
+    assert lines[0] == "| pp16 and tg2 | x | y |"
+    assert lines[2].startswith("| parameters, M |")
+    rows = tmp_path / "old.json"
+    rows.write_text(invoke("bench", "-m", "x", *fast, "-o", "json").stdout)
+    row = json.loads(rows.read_text())[1]
+    assert row["tpot_p50_ms"] <= row["tpot_p99_ms"]
+    assert row["roofline"] > 0
+    assert row["predicted_mb"] > 0
+    assert "| x | tg2 | 1 |" in invoke("bench", "-m", "x", *fast, "--compare", rows).stdout
+    rows.write_text("{}")
+    result = invoke("bench", "-m", "x", *fast, "--compare", rows)
+    assert result.exit_code == 1
+    assert "not rows of bench" in result.stderr
+
+
+def test_bench_goes_on_after_a_model_that_fails(fake, monkeypatch):
+    from lapinfer import loading
+
+    good = loading.load_model
+
+    def load_model(name, **options):
+        if name == "bad":
+            raise CheckpointError("bad: no such folder")
+        return good(name, **options)
+
+    monkeypatch.setattr(loading, "load_model", load_model)
+    fast = ("-p", "16", "-n", "2", "-r", 1, "-o", "json")
+    result = invoke("bench", "-m", "x", "-m", "bad", "-m", "y", *fast)
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)) == 4
+    assert "error: bad: bad: no such folder" in result.stderr
+    assert invoke("bench", "-m", "bad", *fast).exit_code == 1
+    assert invoke("bench", "--shapes", "9b", *fast).exit_code == 1
+    assert invoke("bench", "--shapes", "1b", "-m", "x", *fast).exit_code == 2
+
+
 def test_perplexity_against_itself(fake, tmp_path):
     fake.script = None
     text = tmp_path / "text.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,15 +23,16 @@ from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.pack import pack_checkpoint
 from lapinfer.quant import FORMATS
-from lapinfer.report import bandwidth, doctor
+from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.explain import explain
+from lapinfer.report.shapes import KINDS, SIZES, shape_model, shape_spec
 from lapinfer.runtime.build import Builder
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import expected_reads, predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.tensors import active_parameters, is_matrix, tensors
 
 LIMITS = Limits(ctx=32, slots=3, step=16)
 
@@ -136,6 +138,31 @@ def test_bandwidth_and_scaling_are_plausible() -> None:
     assert 0 < bandwidth.thread_scaling(repeats=1) < 3
 
 
+def test_the_roofline_is_plausible() -> None:
+    found = roofline.measure(2, seconds=0.02)
+    assert sorted(found.bandwidth) == [1, 2]
+    assert all(1e8 < peak < 1e14 for peak in found.peaks.values())
+    assert found.seconds(1e9, 0) == pytest.approx(1e9 / found.best_bandwidth)
+    assert found.seconds(0, 1e9, "float32") == pytest.approx(1e9 / found.peaks["float32"])
+    assert found.ridge() == pytest.approx(found.peaks["int8"] / found.best_bandwidth)
+
+
+def test_shapes_have_equal_totals_and_equal_active_sizes() -> None:
+    for size in SIZES:
+        total = {kind: sum(map(math.prod, tensors(shape_spec(size, kind)).values())) for kind in KINDS}
+        active = {kind: active_parameters(shape_spec(size, kind)) for kind in KINDS}
+        assert max(total[k] for k in ("dense", "moe", "fff")) < 1.01 * total["dense"]
+        assert max(active[k] for k in ("moe", "fff")) < 1.01 * active["dense-active"]
+        assert total["dense"] > 2 * total["dense-active"]
+    model = shape_model("100m", "fff", "q4", Limits(8, step=8))
+    try:
+        model.step([1], [0], [0], [True])
+        formats = {n: str(model.weights.format(n)) for n in tensors(model.spec) if is_matrix(n)}
+        assert model.usage.totals()["bytes"] == sum(predict_bytes(model.spec, formats, "f16", [0], [0], 1).values())
+    finally:
+        model.close()
+
+
 def test_probe_reads_the_whole_buffer() -> None:
     buffer = np.arange(4 * 256 // 4, dtype=np.float32)
     with bandwidth.Probe(2, buffer, chunks=4, bytes=256, stride=256, rounds=3) as probe:
@@ -147,11 +174,13 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAPINFER_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(doctor, "read_bandwidth", lambda threads: 2e10)
     monkeypatch.setattr(doctor, "thread_scaling", lambda: 1.2)
+    monkeypatch.setattr(doctor.roofline, "peak", lambda format, threads: 5e11)
     (tmp_path / "home" / "packed").mkdir(parents=True)
     (tmp_path / "home" / "packed" / "a").write_bytes(bytes(2_000_000))
     monkeypatch.setattr(doctor, "default_threads", lambda: 2)
     found = doctor.doctor()
     assert found["read_bandwidth"] == {"on 1 thread": "20.0 GB/s", "on 2 threads": "20.0 GB/s"}
+    assert found["arithmetic"]["int8, 2 threads"] == "500 G multiply-adds/s"
     assert found["two_thread_scaling"].startswith("1.20 (")
     assert "2 MB" in found["packed_models"]
     assert "not there yet" in found["pulled_models"]

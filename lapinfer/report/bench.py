@@ -3,12 +3,11 @@
 pp512: the tokens of a prompt of 512, as large steps as the model takes. tg128: 128 tokens, one a step, from
 an empty context. "@ d1024" after either: at a depth of 1024 tokens, whose reading is not timed. Nothing is
 sampled. The first run of each test warms up and is not counted; compile and load times have their own columns.
+Models are measured one after the other; the machine's bandwidth and arithmetic are measured anew before each.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import os
@@ -16,24 +15,36 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lapinfer import __version__
-from lapinfer.errors import InputError
+from lapinfer.checkpoint.shipped import shipped_model
+from lapinfer.errors import InputError, LapinferError
+from lapinfer.model import default_threads
+from lapinfer.quant import FORMATS
+from lapinfer.report import roofline
 from lapinfer.report.machine import cpu_name
-from lapinfer.runtime.predict import packed_bytes
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.runtime.ops import Limits
+from lapinfer.runtime.predict import packed_bytes, predict_bytes
+from lapinfer.tensors import active_parameters, is_matrix, tensors
 from lapinfer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
+
+Progress = Callable[..., Any]
+CHUNK = 512
+"""Tokens of a prompt that a step of a shape takes at most."""
+ROOFLINE_S = 0.2
+"""Seconds for each figure of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +52,12 @@ class Row:
     """One test; llama-bench's field names where it has them.
 
     Times are of one repetition in ns, speeds in tokens a second. touched_mb: bytes a token had to read
-    (weights on the path and KV), in MB (10^6), and gb_per_s that over time. peak_rss_mb and major_faults are
-    the process's so far. expert_hit_rate, read_mb: of a model whose experts are partly on disk (--memory): the share of
+    (weights on the path and KV), in MB (10^6), predicted_mb the same from the spec alone (of several tokens that are
+    routed, what chance would choose), and gb_per_s touched bytes over time. mmacs: millions of multiply-adds with
+    weights a token. ttft_ms: of a prompt, until its last token's logits; tpot_p50_ms, tpot_p99_ms: of single tokens.
+    roofline: the least time that the machine needs for these bytes and multiply-adds (report/roofline.py), by the time
+    taken. perplexity: on the text that was given, or on the model's card. peak_rss_mb and major_faults are the
+    process's so far. expert_hit_rate, read_mb: of a model whose experts are partly on disk (--memory): the share of
     chosen experts that were in memory, and MB read from the file a token. text: "real", or "random" for a model
     without a tokenizer.
     """
@@ -51,6 +66,7 @@ class Row:
     model_type: str
     model_size: int
     model_n_params: int
+    n_params_active: int
     test: str
     n_prompt: int
     n_gen: int
@@ -63,7 +79,14 @@ class Row:
     samples_ns: list[int]
     samples_ts: list[float]
     touched_mb: float
+    predicted_mb: float
+    mmacs: float
     gb_per_s: float
+    roofline: float | None
+    ttft_ms: float | None
+    tpot_p50_ms: float | None
+    tpot_p99_ms: float | None
+    perplexity: float | None
     compile_s: float
     load_s: float
     peak_rss_mb: float | None
@@ -76,51 +99,106 @@ class Row:
     build: str
 
 
-def bench(
-    name: str,
-    n_prompt: Sequence[int] = (512,),
-    n_gen: Sequence[int] = (128,),
-    depth: Sequence[int] = (0,),
-    threads: Sequence[int | None] = (None,),
-    repetitions: int = 5,
-    quant: str = "auto",
-    kv: str = "f16",
-    activations: str = "auto",
-    experts: int | None = None,
-    memory: float | None = None,
-    policy: str = "lrfu",
-    hints: bool = False,
-    progress: Callable[..., Any] | None = None,
-) -> Iterator[Row]:
-    """A row for each combination, as soon as it is measured; a length of 0 leaves its test out."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A model of several that could not be measured."""
+
+    model: str
+    error: LapinferError
+
+
+@dataclass(frozen=True, slots=True)
+class Tests:
+    """What is measured of a model: each length of a prompt and of an answer at each depth."""
+
+    n_prompt: Sequence[int] = (512,)
+    n_gen: Sequence[int] = (128,)
+    depth: Sequence[int] = (0,)
+    repetitions: int = 5
+    text: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.repetitions < 1:
+            raise InputError(f"repetitions: expected a number from 1, got {self.repetitions}")
+        if not self.lengths:
+            raise InputError("nothing to measure: -p and -n are both 0")
+
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """(tokens of a prompt, or 0; tokens to generate, or 0)."""
+        return [(p, 0) for p in self.n_prompt if p] + [(0, n) for n in self.n_gen if n]
+
+    @property
+    def ctx(self) -> int:
+        return max(map(sum, self.lengths)) + max(self.depth)
+
+
+Open = Callable[[int | None, int], "Model"]
+"""A model for (threads or None for all, positions)."""
+
+
+def of_names(names: Sequence[str], progress: Progress | None = None, **options: Any) -> dict[str, Open]:
+    """Models by name; options as of `load_model`."""
     from lapinfer.loading import load_model
 
-    if repetitions < 1:
-        raise InputError(f"repetitions: expected a number from 1, got {repetitions}")
-    tests = [(p, 0) for p in n_prompt if p] + [(0, n) for n in n_gen if n]
-    if not tests:
-        raise InputError("nothing to measure: -p and -n are both 0")
-    ctx = max(map(sum, tests)) + max(depth)
-    for count in threads:
-        model = load_model(
-            name,
-            quant=quant,
-            threads=count,
-            ctx=ctx,
-            kv=kv,
-            activations=activations,
-            experts=experts,
-            memory=memory,
-            policy=policy,
-            hints=hints,
-            progress=progress,
-        )
-        try:
-            ids, text = _ids(model, ctx)
-            for (p, n), d in itertools.product(tests, depth):
-                yield _measure(model, ids, text, p, n, d, repetitions, progress or (lambda *args: None))
-        finally:
-            model.close()
+    def opener(name: str) -> Open:
+        return lambda threads, ctx: load_model(name, threads=threads, ctx=ctx, progress=progress, **options)
+
+    return {name: opener(name) for name in names}
+
+
+def of_shapes(size: str, quant: str) -> dict[str, Open]:
+    """The dense and the routed models of a size, with random weights."""
+    from lapinfer.report.shapes import KINDS, shape_model, shape_spec
+
+    shape_spec(size, KINDS[0])  # an unknown size
+
+    def opener(kind: str) -> Open:
+        def open_model(threads: int | None, ctx: int) -> Model:
+            limits = Limits(ctx, step=min(CHUNK, ctx), threads=threads or default_threads())
+            return shape_model(size, kind, "q4" if quant == "auto" else quant, limits)
+
+        return open_model
+
+    return {f"{size}-{kind}": opener(kind) for kind in KINDS}
+
+
+def bench(
+    models: Mapping[str, Open], tests: Tests, threads: Sequence[int | None] = (None,), progress: Progress | None = None,
+) -> Iterator[Row | Failure]:  # fmt: skip
+    """A row for each combination, as soon as it is measured; a model that fails does not keep others from theirs."""
+    say = progress or (lambda *args: None)
+    for name, open_model in models.items():
+        for count in threads:
+            try:
+                model = open_model(count, tests.ctx)
+                try:
+                    yield from _of_model(model, tests, say)
+                finally:
+                    model.close()
+            except LapinferError as error:
+                yield Failure(name, error)
+                break
+
+
+def _of_model(model: Model, tests: Tests, say: Progress) -> Iterator[Row]:
+    ids, text = _ids(model, tests.ctx)
+    say("measuring this machine")
+    machine = roofline.measure(model.threads, seconds=ROOFLINE_S)
+    quality = _perplexity(model, tests.text)
+    for (p, n), d in itertools.product(tests.lengths, tests.depth):
+        yield _measure(model, ids, text, p, n, d, tests.repetitions, machine, quality, say)
+
+
+def _perplexity(model: Model, text: Path | None) -> float | None:
+    """On a text; without one, what the card of a shipped model says of it."""
+    if text is not None:
+        from lapinfer.report.perplexity import perplexity, read_text
+        from lapinfer.text.language_model import from_model
+
+        return list(perplexity(from_model(model), read_text(text), min(model.ctx, model.spec.context)))[-1].ppl
+    figures = (shipped_model(model.name) or Path()) / "figures.json"
+    return json.loads(figures.read_text(encoding="utf-8"))["perplexity"] if figures.is_file() else None
 
 
 def _ids(model: Model, count: int) -> tuple[np.ndarray, str]:
@@ -134,12 +212,14 @@ def _ids(model: Model, count: int) -> tuple[np.ndarray, str]:
 
 
 def _measure(
-    model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, repetitions: int, progress: Callable[..., Any]
-) -> Row:
+    model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, repetitions: int, machine: roofline.Roofline,
+    quality: float | None, progress: Progress,
+) -> Row:  # fmt: skip
     count = p + n
     test = f"{'pp' if p else 'tg'}{count}" + (f" @ d{d}" if d else "")
     samples: list[int] = []
-    touched = 0
+    steps: list[int] = []
+    touched = macs = 0
     pool = getattr(model, "pool", None)
     with model.lock:
         for repetition in range(repetitions + 1):
@@ -149,26 +229,31 @@ def _measure(
             if pool is not None and repetition <= 1:  # what warmed up is not counted
                 pool.reset()
             before = model.usage.totals()
-            started = time.perf_counter_ns()
+            began = time.perf_counter_ns()
+            each = _decode(model, ids, d, n)
             if p:
                 model.prefill(ids[d : d + p], 0, d)
-            else:
-                _decode(model, ids, d, n)
-            spent = time.perf_counter_ns() - started
+            spent = time.perf_counter_ns() - began
             if repetition:  # the first one warmed up
+                after = model.usage.totals()
+                touched += after.get("bytes", 0) - before.get("bytes", 0)
+                macs += after.get("macs", 0) - before.get("macs", 0)
                 samples.append(spent)
-                touched += model.usage.totals().get("bytes", 0) - before.get("bytes", 0)
+                steps += each
     progress(test, repetitions + 1, repetitions + 1)
     speeds = [count * 1e9 / ns for ns in samples]
     rss, faults = _process_memory()
     shapes = tensors(model.spec)
     params = sum(map(prod, shapes.values()))
     formats = {name: str(model.weights.format(name)) for name in shapes if is_matrix(name)}
+    main = _main_format(model)
+    tokens, kind = repetitions * count, "int8" if main in FORMATS and FORMATS[main].grouped else "float32"
     return Row(
         model_filename=model.name,
-        model_type=f"{model.spec.family} {params / 1e6:.0f}M {_main_format(model)}",
+        model_type=f"{model.spec.family} {params / 1e6:.0f}M {main}",
         model_size=sum(packed_bytes(model.spec, formats).values()),
         model_n_params=params,
+        n_params_active=active_parameters(model.spec),
         test=test,
         n_prompt=p,
         n_gen=n,
@@ -180,18 +265,38 @@ def _measure(
         stddev_ts=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
         samples_ns=samples,
         samples_ts=speeds,
-        touched_mb=touched / (repetitions * count) / 1e6,
+        touched_mb=touched / tokens / 1e6,
+        predicted_mb=_predicted(model, formats, p, n, d) / count / 1e6,
+        mmacs=macs / tokens / 1e6,
         gb_per_s=touched / sum(samples),
+        roofline=None if pool else machine.seconds(touched, macs, kind) / sum(samples) * 1e9,
+        ttft_ms=statistics.mean(samples) / 1e6 if p else None,
+        tpot_p50_ms=float(np.percentile(steps, 50)) / 1e6 if n else None,
+        tpot_p99_ms=float(np.percentile(steps, 99)) / 1e6 if n else None,
+        perplexity=quality,
         compile_s=model.compile_s,
         load_s=model.load_s,
         peak_rss_mb=rss,
         major_faults=faults,
         text=text,
-        **_from_disk(pool, repetitions * count),
+        **_from_disk(pool, tokens),
         cpu_info=f"{cpu_name()} ({os.cpu_count()} threads)",
         test_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         build=f"lapinfer {__version__}",
     )
+
+
+def _predicted(model: Model, formats: Mapping[str, str], p: int, n: int, d: int) -> int:
+    """Bytes of a test from the spec alone."""
+    kv: Any = model.limits.kv
+    if n:
+        return sum(sum(predict_bytes(model.spec, formats, kv, [0], [pos], 1).values()) for pos in range(d, d + n))
+    total = 0
+    for first in range(d, d + p, model.max_step):
+        pos = range(first, min(first + model.max_step, d + p))
+        last = pos[-1] == d + p - 1
+        total += sum(predict_bytes(model.spec, formats, kv, [0] * len(pos), list(pos), int(last)).values())
+    return total
 
 
 def _from_disk(pool: Any, tokens: int) -> dict[str, float | None]:
@@ -211,10 +316,14 @@ def _main_format(model: Model) -> str:
     return weights.most_common(1)[0][0]
 
 
-def _decode(model: Model, ids: np.ndarray, start: int, n: int) -> None:
-    slot, want = np.zeros(1, np.int32), np.ones(1, bool)
+def _decode(model: Model, ids: np.ndarray, start: int, n: int) -> list[int]:
+    """n tokens, one a step; the nanoseconds of each."""
+    slot, want, spent = np.zeros(1, np.int32), np.ones(1, bool), []
     for pos in range(start, start + n):
+        began = time.perf_counter_ns()
         model.step(ids[pos : pos + 1], slot, np.array([pos], np.int32), want)
+        spent.append(time.perf_counter_ns() - began)
+    return spent
 
 
 def _process_memory() -> tuple[float | None, int | None]:
@@ -225,58 +334,3 @@ def _process_memory() -> tuple[float | None, int | None]:
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, usage.ru_majflt
-
-
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The table for people: one line a test."""
-    if not rows:
-        return ""
-    head = ("model", "size MB", "threads", "test", "t/s", "MB/token", "GB/s", "peak MB")
-    table = [head, ("---", *["---:"] * 2, "---", *["---:"] * 4)]
-    table += [
-        (
-            r.model_type,
-            f"{r.model_size / 1e6:.0f}",
-            str(r.n_threads),
-            r.test,
-            f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}",
-            f"{r.touched_mb:.1f}",
-            f"{r.gb_per_s:.1f}",
-            "" if r.peak_rss_mb is None else f"{r.peak_rss_mb:.0f}",
-        )
-        for r in rows
-    ]
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    for r in rows:
-        if r.expert_hit_rate is not None:
-            lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read a token")
-    r = rows[0]
-    ran = f"{r.text} text" if r.text == "real" else "random token ids (no tokenizer)"
-    lines += ["", f"{r.cpu_info}; {ran}; load {r.load_s:.2f} s, compile {r.compile_s:.2f} s; {r.build}"]
-    return "\n".join(lines)
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """A header line, then a line a test; lists are left to JSON."""
-    out = io.StringIO()
-    names = [f.name for f in fields(Row) if not f.name.startswith("samples_")]
-    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return out.getvalue().rstrip("\n")
-
-
-def to_json(rows: Sequence[Row]) -> str:
-    return json.dumps([asdict(row) for row in rows], indent=2)
-
-
-def to_jsonl(rows: Sequence[Row]) -> str:
-    return "\n".join(json.dumps(asdict(row)) for row in rows)
-
-
-WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {
-    "md": to_markdown,
-    "csv": to_csv,
-    "json": to_json,
-    "jsonl": to_jsonl,
-}

@@ -14,6 +14,7 @@ from lapinfer.checkpoint.home import packed_models, pulled_models
 from lapinfer.checkpoint.hub import hub_cache
 from lapinfer.loading import available_memory
 from lapinfer.model import default_threads
+from lapinfer.report import roofline
 from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
 from lapinfer.report.machine import cpu_name
 
@@ -29,7 +30,7 @@ SCALING_WANTED = 1.8
 def doctor() -> dict[str, Any]:
     """Processor, chosen instructions, versions, threads, measured scaling and bandwidth, memory and cache folders.
 
-    Takes about two seconds, and some more the first time. What can't be measured says so in its place.
+    Takes about three seconds, and some more the first time. What can't be measured says so in its place.
     """
     from lapinfer.kernels import cache
     from lapinfer.kernels.probe import target_features
@@ -51,6 +52,12 @@ def doctor() -> dict[str, Any]:
         "read_bandwidth": {
             f"on {n} thread{'s' if n > 1 else ''}": _measured(lambda n=n: f"{read_bandwidth(n) / 1e9:.1f} GB/s")
             for n in sorted({1, threads})
+        },
+        "arithmetic": {
+            f"{kind}, {threads} thread{'s' if threads > 1 else ''}": _measured(
+                lambda fmt=fmt: f"{roofline.peak(fmt, threads) / 1e9:,.0f} G multiply-adds/s"
+            )
+            for kind, fmt in roofline.FORMATS.items()
         },
         "memory_available": _size(available_memory()),
         "compiled_kernels": _folder(cache.folder().parent),

@@ -1,0 +1,153 @@
+"""Rows of `lapinfer bench` as tables: for people, for programs, side by side, and against older ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from lapinfer.errors import InputError
+from lapinfer.report.bench import Row
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table for people: one line a test; of several models, before it a column a model."""
+    if not rows:
+        return ""
+    several = len({r.model_filename for r in rows}) > 1
+    head = ["model", "size MB", "threads", "test", "t/s", "MB/token", "GB/s", "roofline", "peak MB"]
+    table = [
+        [
+            r.model_filename if several else r.model_type,
+            f"{r.model_size / 1e6:.0f}",
+            str(r.n_threads),
+            r.test,
+            f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}",
+            f"{r.touched_mb:.1f}",
+            f"{r.gb_per_s:.1f}",
+            "" if r.roofline is None else f"{r.roofline:.0%}",
+            "" if r.peak_rss_mb is None else f"{r.peak_rss_mb:.0f}",
+        ]
+        for r in rows
+    ]
+    if several:  # the process's peak is that of the largest one so far
+        head, table = head[:-1], [line[:-1] for line in table]
+    lines = [*([side_by_side(rows), ""] if several else []), *_table(head, table, left=(0, 3))]
+    for r in rows:
+        if r.expert_hit_rate is not None:
+            lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read a token")
+    r = rows[0]
+    ran = f"{r.text} text" if r.text == "real" else "random token ids (no tokenizer)"
+    lines += ["", f"{r.cpu_info}; {ran}; load {r.load_s:.2f} s, compile {r.compile_s:.2f} s; {r.build}"]
+    return "\n".join(lines)
+
+
+def side_by_side(rows: Sequence[Row]) -> str:
+    """A column a model: of its first prompt and its first generation."""
+    models = list(dict.fromkeys(r.model_filename for r in rows))
+    firsts = []
+    for name in models:
+        own = [r for r in rows if r.model_filename == name]
+        firsts.append([next((r for r in own if getattr(r, length)), None) for length in ("n_prompt", "n_gen")])
+    table = []
+    for label, test, show in _FIGURES:
+        cells = []
+        for prompt, answer in firsts:
+            row = {"prompt": prompt, "answer": answer}.get(test, answer or prompt)
+            value = None if row is None else show(row)
+            cells.append("" if value is None else value)
+        if any(cells):
+            table.append([label, *cells])
+    prompt, answer = firsts[0]
+    tests = " and ".join(r.test for r in (prompt, answer) if r is not None)
+    return "\n".join(_table([tests, *models], table, left=(0,)))
+
+
+def _figure(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str | None]:
+    def show(row: Row) -> str | None:
+        value = getattr(row, name)
+        return None if value is None else f"{value * scale:.{digits}f}"
+
+    return show
+
+
+_FIGURES: tuple[tuple[str, str, Callable[[Row], str | None]], ...] = (
+    ("parameters, M", "any", _figure("model_n_params", 1, 1e-6)),
+    ("of which a token uses, M", "any", _figure("n_params_active", 1, 1e-6)),
+    ("weights in memory, MB", "any", _figure("model_size", 1, 1e-6)),
+    ("touched a token, MB: predicted", "answer", _figure("predicted_mb", 3)),
+    ("metered", "answer", _figure("touched_mb", 3)),
+    ("multiply-adds a token, M", "answer", _figure("mmacs", 1)),
+    ("prompt, tok/s", "prompt", _figure("avg_ts", 1)),
+    ("first token, ms", "prompt", _figure("ttft_ms", 1)),
+    ("decode, tok/s", "answer", _figure("avg_ts", 1)),
+    ("a token, ms: median", "answer", _figure("tpot_p50_ms", 2)),
+    ("99 of 100 within", "answer", _figure("tpot_p99_ms", 2)),
+    ("decode reads, GB/s", "answer", _figure("gb_per_s", 1)),
+    ("of the roofline, %", "answer", _figure("roofline", 0, 100)),
+    ("perplexity", "any", _figure("perplexity", 2)),
+)
+"""Label, test, and the figure of a row."""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    rule = ["---" if i in left else "---:" for i in range(len(head))]
+    return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows that were written as JSON or JSON lines; InputError for a file that has none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+        kept = [{key: row[key] for key in ("model_filename", "test", "n_threads", "avg_ts")} for row in found]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected what bench -o json wrote") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not rows of bench ({error!r}); expected what bench -o json wrote") from error
+    if not kept:
+        raise InputError(f"{path}: has no rows")
+    return kept
+
+
+def compared(rows: Sequence[Row], old: Sequence[dict[str, Any]]) -> str:
+    """Speed now and then, of tests that are in both."""
+    before = {(r["model_filename"], r["test"], r["n_threads"]): r["avg_ts"] for r in old}
+    table = []
+    for r in rows:
+        if (then := before.get((r.model_filename, r.test, r.n_threads))) is not None:
+            change = f"{r.avg_ts / then:.2f}x" if then else ""
+            table.append((r.model_filename, r.test, str(r.n_threads), f"{then:.2f}", f"{r.avg_ts:.2f}", change))
+    if not table:
+        return "no test is in both: nothing to compare"
+    return "\n".join(_table(("model", "test", "threads", "t/s then", "t/s now", "now/then"), table, left=(0, 1)))
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """A header line, then a line a test; lists are left to JSON."""
+    out = io.StringIO()
+    names = [f.name for f in fields(Row) if not f.name.startswith("samples_")]
+    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return out.getvalue().rstrip("\n")
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    return json.dumps([asdict(row) for row in rows], indent=2)
+
+
+def to_jsonl(rows: Sequence[Row]) -> str:
+    return "\n".join(json.dumps(asdict(row)) for row in rows)
+
+
+WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "md": to_markdown,
+    "csv": to_csv,
+    "json": to_json,
+    "jsonl": to_jsonl,
+}
