@@ -13,7 +13,7 @@ from importlib import import_module
 from lapinfer.errors import InputError
 from lapinfer.train.studies.study import Setting, Study, run_study
 
-STUDIES: tuple[str, ...] = ("table1",)
+STUDIES: tuple[str, ...] = ("table1", "table2")
 """Modules of this package, each with a STUDY."""
 
 

@@ -22,8 +22,9 @@ from lapinfer.train.state import replace_file
 FILE = "trained.safetensors"
 CLASSES = "classes"
 """Beside the weights: what PyTorch found for the test images."""
-REPEATED = 4096
-"""Images that pass a layer in one measurement; a batch is at least 4 times in it."""
+REPEATED = 512
+"""Images that pass a layer in one measurement; of batches, at least LEAST."""
+LEAST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,15 @@ def classes_of(weights: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     return found
 
 
-def microseconds(layers: Mapping[str, Mapping[str, np.ndarray]], x: np.ndarray, batch: int, rounds: int,
-                 images: int = REPEATED) -> dict[str, float]:  # fmt: skip
+def microseconds(
+    layers: Mapping[str, Mapping[str, np.ndarray]], x: np.ndarray, batch: int, rounds: int
+) -> dict[str, float]:
     """Time that each network takes for a batch of images drawn from x: the median of rounds, in which all take turns.
 
     The layer is many times over in one plan; its weights stay in the processor's caches.
     """
     made = {name: layer_of(weights, max(batch, 8)) for name, weights in layers.items()}
-    plans = {name: Repeated([layer], x, batch, max(images // batch, 4)) for name, layer in made.items()}
+    plans = {name: Repeated([layer], x, batch, max(REPEATED // batch, LEAST)) for name, layer in made.items()}
     spent: dict[str, list[float]] = {name: [] for name in plans}
     for turn in range(rounds + 1):
         for name, plan in plans.items():

@@ -143,7 +143,7 @@ def text(summary: dict[str, Any]) -> str:
         ),
     )  # fmt: skip
     trees = table(
-        ("model", "width", "leaf", "node entropy", "mass", "max/mean load", "dead leaves", "at most",
+        ("model", "width", "leaf", "node entropy", "mass", "max/mean load", "dead leaves", "multiply-adds",
          *(f"batch {batch}" for batch in BATCHES), "paper"),
         (
             (NAMES[r["arm"]], r["width"], r["leaf"], f"{r['entropy']:.3f}", f"{r['mass']:.3f}", f"{r['max_load']:.1f}",
@@ -169,8 +169,8 @@ Training ended after {summary["patience"]} epochs without a better accuracy on t
 {summary["epochs"]} epochs: the latter in {capped} of {runs} trainings. {diverged} ended with a loss that was no number.
 
 Times are those of the engine's float32 layers on one thread, weights in caches, inputs drawn from the test images; \
-the paper's are of its own machine. "At most" is the dense network's multiply-adds by the tree's (nodes on the path, \
-and a leaf).
+the paper's are of its own machine. "Multiply-adds" are the dense network's by the tree's (nodes on the path, and a \
+leaf).
 
 The engine and PyTorch found different classes for {summary["differ"]} of {summary["compared"]:,} images, over all \
 trained networks.
