@@ -184,7 +184,7 @@ def _spread(values: Sequence[float]) -> str:
 def plot(summary: dict[str, Any], path: Path) -> None:
     from lapinfer.train.studies.figures import figure, save
 
-    fig, axes = figure(1, 3, width=13.0, height=4.4)
+    fig, axes = figure(1, 3, width=13.0, height=4.8)
     rows = summary["rows"]
     leaves = sorted({r["leaf"] for r in rows if r["leaf"]}, reverse=True)
     dense = [r for r in rows if r["arm"] == "ff"]
@@ -199,18 +199,16 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         ax.set_title(NAMES[arm])
         ax.set_ylabel("accuracy on test images, %")
     axes[0].sharey(axes[1])
-    axes[0].plot([], [], "k:", lw=1, label="the paper's")
-    axes[0].legend()
+    axes[0].plot([], [], "k:", lw=1, label="dotted: the paper's; on the right, multiply-adds")
     for i, leaf in enumerate(leaves):
         mine = [r for r in rows if r["arm"] == "soft" and r["leaf"] == leaf]
-        _line(axes[2], mine, lambda r: r["speed_up"]["1"], f"C{i}", f"leaf {leaf}")
+        _line(axes[2], mine, lambda r: r["speed_up"]["1"], f"C{i}", "")
         axes[2].plot([r["width"] for r in mine], [r["bound"] for r in mine], f"C{i}:", lw=1)
-    axes[2].plot([], [], "k:", lw=1, label="multiply-adds")
     axes[2].axhline(1, color="0.7", lw=1)
     axes[2].set_yscale("log", base=2)
     axes[2].yaxis.set_major_formatter("{x:g}×")
-    axes[2].set_title("speed against FF of the same width, batch 1")
-    axes[2].legend()
+    axes[2].set_title("speed by that of FF, batch 1")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     for ax in axes:
         ax.set_xscale("log", base=2)
         ax.set_xticks(sorted({r["width"] for r in rows}))

@@ -188,8 +188,8 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         axes[1, column].set_ylabel("epochs to it")
         axes[1, column].set_yscale("log")
         axes[1, column].axhline(summary["recipe"]["epochs"], color="0.7", lw=1)
-    axes[0, 0].plot([], [], "k:", lw=1, label="the paper's, CIFAR-10")
-    axes[0, 0].legend()
+    axes[0, 0].plot([], [], "k:", lw=1, label="dotted: the paper's, CIFAR-10")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     for ax in axes.flat:
         ax.set_xscale("log", base=2)
         ax.set_xticks(sorted({r["width"] for r in summary["rows"]}))
