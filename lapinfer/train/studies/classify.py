@@ -26,6 +26,11 @@ HELD_OUT = 0.1
 """The share of images that is not trained on, but chooses the epoch."""
 AT_ONCE = 2048
 """Images that are evaluated together."""
+TREES: dict[str, tuple[Trees, float]] = {
+    "soft": (Trees(forward="soft", balance=0.0), 3.0),
+    "straight": (Trees(forward="straight_through", balance=0.1), 0.0),
+}
+"""How trees are trained, and h: as in arXiv 2308.14711, and by the chosen leaf with the gradient of the mixture."""
 
 
 @dataclass(frozen=True, slots=True)

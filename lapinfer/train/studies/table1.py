@@ -11,18 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lapinfer.train.config import Trees
 from lapinfer.train.studies import classify, engine
 from lapinfer.train.studies.mnist import mnist_folder, pixels, read_mnist
 from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
 
 WIDTHS, LEAVES = (16, 32, 64, 128), (8, 4, 2, 1)
 RECIPE = classify.Recipe("sgd", 0.2, batch=256, epochs=40, patience=10, look_every=5)
-ARMS: dict[str, tuple[Trees, float]] = {
-    "soft": (Trees(forward="soft", balance=0.0), 3.0),
-    "straight": (Trees(forward="straight_through", balance=0.1), 0.0),
-}
-"""How trees are trained, and h: the paper's recipe, and the chosen leaf with the gradient of the mixture."""
 NAMES = {"ff": "FF", "soft": "FFF, the paper's recipe", "straight": "FFF, straight-through"}
 BATCHES = (1, 256)
 """Images at once, of which the time is measured."""
@@ -44,12 +38,13 @@ def trials(setting: Setting) -> list[Trial]:
     if setting.quick:
         widths, leaves, recipe, images = (16, 32), (8, 1), replace(RECIPE, epochs=2), 3000
     cells = [("ff", width, 0) for width in widths]
-    cells += [(arm, width, leaf) for arm in ARMS for leaf in leaves for width in widths]
+    cells += [(arm, width, leaf) for arm in classify.TREES for leaf in leaves for width in widths]
+    hardening = {arm: h for arm, (_, h) in classify.TREES.items()}
     return [
         Trial(
             f"{arm}/{width}/{leaf}/{seed}",
             {"arm": arm, "width": width, "leaf": leaf, "seed": seed, "data": str(folder), "images": images,
-             "recipe": asdict(replace(recipe, hardening=0.0 if arm == "ff" else ARMS[arm][1]))},
+             "recipe": asdict(replace(recipe, hardening=hardening.get(arm, 0.0)))},
         )
         for seed in range(setting.seeds) for arm, width, leaf in cells
     ]  # fmt: skip
@@ -65,7 +60,7 @@ def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     if arguments["arm"] == "ff":
         network = classify.Dense(inputs, width)
     else:
-        network = classify.tree(inputs, width, arguments["leaf"], ARMS[arguments["arm"]][0])
+        network = classify.tree(inputs, width, arguments["leaf"], classify.TREES[arguments["arm"]][0])
     fitted = classify.fit(network, train, held_out, classify.Recipe(**arguments["recipe"]), seed)
     figures, found = classify.tested(network, classify.labelled(tests, answers))
     engine.save(folder, network, found)
@@ -188,7 +183,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     rows = summary["rows"]
     leaves = sorted({r["leaf"] for r in rows if r["leaf"]}, reverse=True)
     dense = [r for r in rows if r["arm"] == "ff"]
-    for at, arm in enumerate(ARMS):
+    for at, arm in enumerate(classify.TREES):
         ax = axes[at]
         _line(ax, dense, lambda r: r["G_A"][1], "k", "FF", sd=lambda r: r["G_A"][2])
         ax.plot([r["width"] for r in dense], [r["paper"][1] for r in dense], "k:", lw=1)

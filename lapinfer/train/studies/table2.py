@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lapinfer.train.config import Mixture, Trees
+from lapinfer.train.config import Mixture
 from lapinfer.train.studies import classify
 from lapinfer.train.studies.mnist import mnist_folder, read_mnist
 from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
@@ -23,17 +23,18 @@ SCALE = 10
 """Epochs of the paper are divided by this: its cap of 7,000, patience of 350 and plateaus of 250."""
 RECIPE = classify.Recipe("adam", 1e-3, batch=328, epochs=7000 // SCALE, patience=350 // SCALE, halve_after=250 // SCALE)
 """batch: the same number of steps an epoch as 4,096 of 50,000 images make."""
-HARDENING = 3.0
-TREES = Trees(forward="soft", balance=0.0)
 MIXTURE = Mixture(noise=True, importance=0.1, load=0.1, switch=0.0, z_loss=0.0)
-MODELS = {"ff": "FF", "moe": "MoE, experts of 16, top 2", "fff": "FFF, leaf 32"}
+MODELS = {
+    "ff": "FF", "moe": "MoE, experts of 16, top 2", "soft": "FFF, leaf 32, the paper's recipe",
+    "straight": "FFF, leaf 32, straight-through",
+}  # fmt: skip
 TASKS = {"M_A": "memorisation of random labels", "G_A": "accuracy on test images"}
 PAPER: dict[tuple[str, int], tuple[float, int, float, int]] = {
-    ("ff", 64): (87.2, 307, 49.3, 55), ("moe", 64): (57.8, 5354, 29.4, 4880), ("fff", 64): (85.8, 302, 45.9, 22),
-    ("ff", 128): (95.5, 200, 51.5, 46), ("moe", 128): (62.0, 6074, 33.6, 938), ("fff", 128): (90.1, 305, 45.5, 22),
-    ("ff", 256): (99.9, 105, 52.0, 48), ("moe", 256): (62.4, 2001, 33.9, 372), ("fff", 256): (91.2, 244, 44.4, 17),
-    ("ff", 512): (99.9, 85, 52.4, 31), ("moe", 512): (65.4, 3834, 34.5, 315), ("fff", 512): (96.2, 175, 43.7, 10),
-    ("ff", 1024): (99.9, 82, 53.0, 21), ("moe", 1024): (65.3, 1575, 35.2, 327), ("fff", 1024): (96.0, 180, 41.3, 9),
+    ("ff", 64): (87.2, 307, 49.3, 55), ("moe", 64): (57.8, 5354, 29.4, 4880), ("soft", 64): (85.8, 302, 45.9, 22),
+    ("ff", 128): (95.5, 200, 51.5, 46), ("moe", 128): (62.0, 6074, 33.6, 938), ("soft", 128): (90.1, 305, 45.5, 22),
+    ("ff", 256): (99.9, 105, 52.0, 48), ("moe", 256): (62.4, 2001, 33.9, 372), ("soft", 256): (91.2, 244, 44.4, 17),
+    ("ff", 512): (99.9, 85, 52.4, 31), ("moe", 512): (65.4, 3834, 34.5, 315), ("soft", 512): (96.2, 175, 43.7, 10),
+    ("ff", 1024): (99.9, 82, 53.0, 21), ("moe", 1024): (65.3, 1575, 35.2, 327), ("soft", 1024): (96.0, 180, 41.3, 9),
 }  # fmt: skip
 """(model, training width): M_A in %, its epochs, G_A in %, its epochs, as published, on CIFAR-10."""
 
@@ -45,11 +46,12 @@ def trials(setting: Setting) -> list[Trial]:
     if setting.quick:
         widths, images = (64, 256), 400
         recipe = replace(RECIPE, batch=50, epochs=6, patience=3, halve_after=2)
+    hardening = {arm: h for arm, (_, h) in classify.TREES.items()}
     return [
         Trial(
             f"{model}/{width}/{task}/{seed}",
             {"model": model, "width": width, "task": task, "seed": seed, "data": str(folder), "images": images,
-             "recipe": asdict(replace(recipe, hardening=HARDENING if model == "fff" else 0.0))},
+             "recipe": asdict(replace(recipe, hardening=hardening.get(model, 0.0)))},
         )
         for seed in range(setting.seeds) for width in widths for model in MODELS for task in TASKS
     ]  # fmt: skip
@@ -69,8 +71,8 @@ def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
             network = classify.Dense(inputs, width)
         case "moe":
             network = classify.mixture(inputs, width, EXPERT, TOP_K, MIXTURE)
-        case _:
-            network = classify.tree(inputs, width, LEAF, TREES)
+        case arm:
+            network = classify.tree(inputs, width, LEAF, classify.TREES[arm][0])
     if arguments["task"] == "M_A":
         random = classify.Labelled(drawn.x, torch.randint(classify.CLASSES, (len(drawn),), generator=draw))
         fitted = classify.fit(network, random, random, recipe, seed)
@@ -98,7 +100,11 @@ def summarise(done: Sequence[Done], setting: Setting) -> dict[str, Any]:
 
 def _row(model: str, width: int, cell: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """A cell's figures over its seeds; accuracies in %."""
-    row: dict[str, Any] = {"model": model, "width": width, "paper": list(PAPER[model, width])}
+    row: dict[str, Any] = {
+        "model": model,
+        "width": width,
+        "paper": list(PAPER["soft" if model == "straight" else model, width]),
+    }
     for task, results in cell.items():
         best = max(results, key=lambda result: result["watched"])
         accuracies = [result["scored"]["accuracy"] for result in results]
@@ -149,9 +155,10 @@ All have Adam at 0.001, halved when the accuracy in training has not risen for {
 batches of {recipe["batch"]}; training ends after {recipe["patience"]} epochs without a better accuracy, or after \
 {recipe["epochs"]} (paper: plateaus of 250, batches of 4,096, 350 and 7,000). Of all trainings {ended}.
 
-Trees have h = {HARDENING:g} from the first step on; mixtures have noisy top-{TOP_K} gating with importance and load \
-losses of 0.1, and (width / {EXPERT}) experts, so that {LEAF} neurons of an image are computed by both, beside what \
-chooses them.
+Trees have h = {classify.TREES["soft"][1]:g} from the first step on, or (straight-through) are trained as the chosen \
+leaf with the gradient of the mixture, and balance {classify.TREES["straight"][0].balance:g}; mixtures have noisy \
+top-{TOP_K} gating with importance and load losses of {MIXTURE.importance:g}, and (width / {EXPERT}) experts, so that \
+{LEAF} neurons of an image are computed by all but FF, beside what chooses them.
 """
 
 
@@ -182,14 +189,15 @@ def plot(summary: dict[str, Any], path: Path) -> None:
             for ax, key, paper in ((axes[0, column], "accuracy", 0), (axes[1, column], "epoch", 1)):
                 _, means, sds = zip(*(r[task][key] for r in rows), strict=True)
                 ax.errorbar(widths, means, sds, color=f"C{i}", marker="o", ms=4, capsize=2, label=name)
-                ax.plot(widths, [r["paper"][2 * column + paper] for r in rows], f"C{i}:", lw=1)
+                if model != "straight":
+                    ax.plot(widths, [r["paper"][2 * column + paper] for r in rows], f"C{i}:", lw=1)
         axes[0, column].set_title(title)
         axes[0, column].set_ylabel("accuracy, %")
         axes[1, column].set_ylabel("epochs to it")
         axes[1, column].set_yscale("log")
         axes[1, column].axhline(summary["recipe"]["epochs"], color="0.7", lw=1)
     axes[0, 0].plot([], [], "k:", lw=1, label="dotted: the paper's, CIFAR-10")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for ax in axes.flat:
         ax.set_xscale("log", base=2)
         ax.set_xticks(sorted({r["width"] for r in summary["rows"]}))
