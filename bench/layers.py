@@ -23,21 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from lapinfer.kernels import library
-from lapinfer.kernels.control import COUNTER, NS
-from lapinfer.kernels.operands import ACT_F32, STEP, STORE
 from lapinfer.layers import keeps_neurons
 from lapinfer.layers.layer import P
+from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
 from lapinfer.memory import MemoryWeights
 from lapinfer.report.machine import machine
 from lapinfer.report.random_weights import random_weights
-from lapinfer.runtime.build_feed_forward import feed_forward
-from lapinfer.runtime.build_trees import Target
-from lapinfer.runtime.meter import Meter
-from lapinfer.runtime.ops import Limits, Ops, begin_step
-from lapinfer.runtime.plan import Plan
-from lapinfer.runtime.team import Team
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import feed_forward_tensors, is_matrix, is_router, router_tensors
 
@@ -100,68 +92,28 @@ def copies_for(nbytes: int, cold: bool) -> int:
     return min(max(-(-COLD_BYTES // nbytes), 1), MOST_COPIES) if cold else 1
 
 
-class Repeated:
-    """A layer's ops many times over in one plan, with other inputs each time, and with the next of several copies.
-
-    An op before each layer copies its input from wherever it lies, so that the layer finds it in cache as it does in a
-    model; what these take is not counted. Copies share all buffers, and have weights of their own.
-    """
-
-    def __init__(self, kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int,
-                 cold: bool, times: int, node_format: str = "f32"):  # fmt: skip
-        ff = feed_forward_spec(kind, width, leaf, quant)
-        shapes = router_tensors(P, ff, D) | feed_forward_tensors(P, ff, D, D)
-        self.depth = ff.router.depth if isinstance(ff.router, TreeSpec) else 0
-        given = {}
-        if self.depth:
-            self.tree = calibrated_nodes(x, self.depth)
-            given[P + "nodes"], given[P + "nodes.bias"] = self.tree
-        formats = {name: quant for name in shapes if is_matrix(name)}
-        formats |= {name: node_format if name.endswith("nodes") else "f32" for name in formats if is_router(name)}
-
-        def weights() -> MemoryWeights:
-            return random_weights(shapes, formats, given=given, fill=lambda name: 0.1)
-
-        first = weights()
-        self.copies = [first, *(weights() for _ in range(copies_for(first.nbytes, cold) - 1))]
-        limits = Limits(1, step=max(batch, 8), threads=threads)
-        build, rng = Ops(D, {0: ff}, first, limits), np.random.default_rng(0)
-        self.ff, self.build, self.times, self.batch = ff, build, times, batch
-        self.x = np.zeros((times, batch, build.x.shape[1]), F32)
-        self.x[:, :, :D] = x[rng.integers(0, len(x), (times, batch))]
-        order = np.concatenate([rng.permutation(len(self.copies)) for _ in range(-(-times // len(self.copies)))])
-        for own, which in zip(self.x, order, strict=False):
-            build.norm_of(own, "input", None, D, 0, "input", ACT_F32, exact=build.x, out=0)
-            build.weights = self.copies[which]
-            feed_forward(build, 0, None, Target(build.y, STORE, D))
-        kernels = library.load([*{op.kernel for op in build.ops}, "lead", "follow", "read_clock"])
-        self.plan, self.team = Plan(build.ops, kernels), Team(threads, kernels)
-        self.inputs = np.array([op.part == "input" for op in build.ops])
-        self.header = np.zeros(len(STEP), np.int64)
-        self.meter = Meter(self.plan, self.team.ns_per_tick)
-        self.seconds()
-        routing, nothing = build.routing, np.zeros(batch, np.int64)
-        self.meter.record(nothing, nothing, 0, 0, routing.distinct, routing.nodes)
-        self.touched = int(self.meter.bytes[~self.inputs].sum()) // times
-
-    def seconds(self) -> float:
-        """Of one layer."""
-        begin_step(self.header, self.batch)
-        counters = np.zeros((len(self.plan.ops), COUNTER), np.int64)
-        whole = self.team.run(self.plan, self.header, counters)
-        return (whole - counters[self.inputs, NS].sum() * self.team.ns_per_tick()) / 1e9 / self.times
-
-    def close(self) -> None:
-        self.team.close()
-
-
 def timed(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x: np.ndarray, batch: int, cold: bool,
           repeat: int, node_format: str = "f32") -> dict[str, Any]:  # fmt: skip
-    plan = Repeated(kind, D, width, leaf, quant, threads, x, batch, cold, repeat, node_format)
+    """A layer of random weights: they cost no less than trained ones."""
+    ff = feed_forward_spec(kind, width, leaf, quant)
+    shapes = router_tensors(P, ff, D) | feed_forward_tensors(P, ff, D, D)
+    depth = ff.router.depth if isinstance(ff.router, TreeSpec) else 0
+    tree = calibrated_nodes(x, depth) if depth else ()
+    given = dict(zip((P + "nodes", P + "nodes.bias"), tree, strict=False))
+    formats = {name: quant for name in shapes if is_matrix(name)}
+    formats |= {name: node_format if name.endswith("nodes") else "f32" for name in formats if is_router(name)}
+
+    def weights() -> MemoryWeights:
+        return random_weights(shapes, formats, given=given, fill=lambda name: 0.1)
+
+    first = weights()
+    copies = [first, *(weights() for _ in range(copies_for(first.nbytes, cold) - 1))]
+    plan = Repeated(ff, D, D, copies, x, batch, repeat, threads=threads)
+    plan.seconds()
     spent = [plan.seconds() for _ in range(ROUNDS)]
-    used = leaf_usage(x[:4096], *plan.tree, plan.depth) if plan.depth else None
+    touched, used = plan.touched(), leaf_usage(x[:4096], *tree, depth) if depth else None
     plan.close()
-    return {"us": 1e6 * median(spent), "bytes": plan.touched, "copies": len(plan.copies), "leaves": used}
+    return {"us": 1e6 * median(spent), "bytes": touched, "copies": len(copies), "leaves": used}
 
 
 def calls(function: Callable[[int], Any], copies: int, times: int) -> float:

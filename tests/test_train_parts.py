@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec  # noqa: E402
 from lapinfer.train.config import Architecture, Config, Dense, Mixture, Trees  # noqa: E402
 from lapinfer.train.decoder import Decoder  # noqa: E402
 from lapinfer.train.fff import FFF, mixture, soft_forward  # noqa: E402
@@ -262,6 +263,41 @@ def test_a_mixture_is_the_sum_of_the_best(k: int, normalise: bool) -> None:
             expected[t] += weight * (layer.down[e] @ (torch.nn.functional.silu(gate) * up))
     torch.testing.assert_close(layer(x), expected)
     assert layer.record.load.sum() == 11 * k
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_experts_may_be_plain_and_biased_and_give_other_sizes(gated: bool) -> None:
+    ff = FeedForwardSpec(5, "relu", gated, True, RouterSpec(4, 2, normalise=True))
+    layer, x = MoE(ff, D, Mixture(num_experts=4), out=3).eval(), torch.randn(7, D)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    assert set(layer.state_dict()) == {
+        "router.weight", layer.first, f"{layer.first}_bias", "down", "down_bias",
+    }  # fmt: skip
+    expected = torch.zeros(7, 3)
+    for t, row in enumerate(x):
+        p = (layer.router.weight @ row).softmax(dim=0)
+        best = p.argsort(descending=True)[:2]
+        for e in best:
+            hidden = getattr(layer, layer.first)[e] @ row + getattr(layer, f"{layer.first}_bias")[e]
+            hidden = hidden[:5].relu() * hidden[5:] if gated else hidden.relu()
+            expected[t] += p[e] / p[best].sum() * (layer.down[e] @ hidden + layer.down_bias[e])
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_trees_may_give_other_sizes() -> None:
+    ff = FeedForwardSpec(5, "relu", False, True, TreeSpec(2, node_bias=True))
+    layer, x = FFF(ff, D, Trees(), out=3).eval(), torch.randn(7, D)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    assert layer.nodes is not None
+    for row, y in zip(x, layer(x), strict=True):
+        node = 0
+        while node < 3:
+            node = 2 * node + 1 + int(layer.nodes(row)[node] >= 0)
+        leaf = node - 3
+        hidden = (layer.up[leaf] @ row + layer.up_bias[leaf]).relu()
+        torch.testing.assert_close(y, layer.down[leaf] @ hidden + layer.down_bias[leaf])
 
 
 def test_the_gradient_of_a_mixture_is_that_of_the_sum() -> None:

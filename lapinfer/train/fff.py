@@ -30,11 +30,12 @@ class FFF(nn.Module):
     """Trees of nodes over leaves; names and shapes of parameters are those of docs/checkpoint-format.md.
 
     Each leaf's hidden numbers are weighed before they go through `down`, all leaves side by side: a step costs what it
-    does for a dense layer of P · 2^d · F neurons, and the nodes.
+    does for a dense layer of P · 2^d · F neurons, and the nodes. out: numbers that leave it, by default `hidden`.
     """
 
-    def __init__(self, ff: FeedForwardSpec, hidden: int, options: Trees) -> None:
+    def __init__(self, ff: FeedForwardSpec, hidden: int, options: Trees, out: int | None = None) -> None:
         super().__init__()
+        out = hidden if out is None else out
         tree = ff.router
         assert isinstance(tree, TreeSpec)
         assert not tree.neurons  # they have no soft mixture to train by
@@ -52,17 +53,17 @@ class FFF(nn.Module):
             setattr(self, side, nn.Parameter(torch.empty(L, F, hidden)))
             if M:
                 setattr(self, f"master_{side}", nn.Parameter(torch.empty(M, hidden)))
-        self.down = nn.Parameter(torch.empty(L, hidden, F))
+        self.down = nn.Parameter(torch.empty(L, out, F))
         if M:
-            self.master_down = nn.Parameter(torch.empty(hidden, M))
+            self.master_down = nn.Parameter(torch.empty(out, M))
         if ff.bias:
             for side in sides:
                 setattr(self, f"{side}_bias", nn.Parameter(torch.zeros(L, F)))
                 if M:
                     setattr(self, f"master_{side}_bias", nn.Parameter(torch.zeros(M)))
-            self.down_bias = nn.Parameter(torch.zeros(L, hidden))
+            self.down_bias = nn.Parameter(torch.zeros(L, out))
             if M:
-                self.master_down_bias = nn.Parameter(torch.zeros(hidden))
+                self.master_down_bias = nn.Parameter(torch.zeros(out))
         if tree.mix:
             self.mix = nn.Parameter(torch.zeros(1))
         self.record: Record | None = None
@@ -78,12 +79,12 @@ class FFF(nn.Module):
                 nn.init.normal_(parameter, std=out_deviation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
-        L, D, F = self.down.shape
+        """[T, D] -> [T, out]."""
+        L, out, F = self.down.shape
         hidden = self._hidden(x, "").view(-1, L, F)
         weights = self._weights(x).flatten(1).to(hidden.dtype)
         hidden = hidden * weights[..., None]
-        y = linear(hidden.flatten(1), self.down.permute(1, 0, 2).reshape(D, L * F))
+        y = linear(hidden.flatten(1), self.down.permute(1, 0, 2).reshape(out, L * F))
         if (bias := getattr(self, "down_bias", None)) is not None:
             y = y + weights @ bias
         if not hasattr(self, "master_down"):

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu, softplus
+from torch.nn.functional import linear, softplus
 
 from lapinfer.spec import FeedForwardSpec, RouterSpec
 from lapinfer.train import penalties
+from lapinfer.train.activations import ACTIVATIONS
 from lapinfer.train.config import Mixture
 from lapinfer.train.record import Record, weighted
 
@@ -17,35 +18,41 @@ from lapinfer.train.record import Record, weighted
 class MoE(nn.Module):
     """Σ weight · expert(x) over the `top_k` experts that the router chooses, as the engine's RouterSpec says.
 
-    Parameters: router.weight [E, D], gate_up [E, 2F, D] (gate rows first), down [E, D, F], and for training alone
-    noise.weight [E, D]. Buffer: selection_bias [E], with loss-free balancing.
+    Parameters: router.weight [E, D], gate_up [E, 2F, D] (gate rows first) or, without gates, up [E, F, D], down
+    [E, out, F], with biases up_bias (gate_up_bias) and down_bias [E, …], and for training alone noise.weight [E, D].
+    Buffer: selection_bias [E], with loss-free balancing. out: numbers that leave it, by default `hidden`.
     """
 
     selection_bias: Tensor
 
-    def __init__(self, ff: FeedForwardSpec, hidden: int, options: Mixture) -> None:
+    def __init__(self, ff: FeedForwardSpec, hidden: int, options: Mixture, out: int | None = None) -> None:
         super().__init__()
         assert isinstance(ff.router, RouterSpec)
-        self.spec, self.options = ff.router, options
-        E = ff.router.n_experts
+        self.spec, self.options, self.gated = ff.router, options, ff.gated
+        self.activation = ACTIVATIONS[ff.activation]
+        self.first = "gate_up" if ff.gated else "up"
+        E, rows, out = ff.router.n_experts, (1 + ff.gated) * ff.width, hidden if out is None else out
         self.router = nn.Linear(hidden, E, bias=False)
         self.noise = nn.Linear(hidden, E, bias=False) if options.noise else None
-        self.gate_up = nn.Parameter(torch.empty(E, 2 * ff.width, hidden))
-        self.down = nn.Parameter(torch.empty(E, hidden, ff.width))
+        self.register_parameter(self.first, nn.Parameter(torch.empty(E, rows, hidden)))
+        self.down = nn.Parameter(torch.empty(E, out, ff.width))
+        if ff.bias:
+            self.register_parameter(f"{self.first}_bias", nn.Parameter(torch.zeros(E, rows)))
+            self.down_bias = nn.Parameter(torch.zeros(E, out))
         if ff.router.selection_bias:
             self.register_buffer("selection_bias", torch.zeros(E))
         self.record: Record | None = None
 
     def initialise(self, deviation: float, out_deviation: float) -> None:
         """Normal weights. Routers of noisy gating begin at zero (1701.06538, appendix A): the noise decides."""
-        nn.init.normal_(self.gate_up, std=deviation)
+        nn.init.normal_(getattr(self, self.first), std=deviation)
         nn.init.normal_(self.down, std=out_deviation)
         nn.init.normal_(self.router.weight, std=0.0 if self.noise is not None else deviation)
         if self.noise is not None:
             nn.init.zeros_(self.noise.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """[T, D] -> [T, out]."""
         chosen, weights = self._route(x)
         k = self.spec.top_k
         order = chosen.reshape(-1).argsort(stable=True)  # (token, choice) pairs by expert
@@ -54,10 +61,22 @@ class MoE(nn.Module):
         counts = self.record.load.long().tolist()
         rows = _Permuted.apply(x.repeat_interleave(k, dim=0), order, inverse)
         # unbind, since the gradient of one indexed expert would be as large as that of all.
-        experts = zip(rows.split(counts), self.gate_up.unbind(), self.down.unbind(), strict=True)
-        outputs = torch.cat([_expert(part, gate_up, down) for part, gate_up, down in experts])
+        experts = zip(rows.split(counts), *map(self._unbound, (self.first, "down")), strict=True)
+        outputs = torch.cat([self._expert(part, first, down) for part, first, down in experts])
         outputs = _Permuted.apply(outputs, inverse, order).view(len(x), k, -1)
         return (outputs * weights[..., None]).sum(dim=1)
+
+    def _unbound(self, name: str) -> list[tuple[Tensor, Tensor | None]]:
+        """A matrix of each expert, and its bias."""
+        matrices, biases = getattr(self, name).unbind(), getattr(self, f"{name}_bias", None)
+        return list(zip(matrices, [None] * len(matrices) if biases is None else biases.unbind(), strict=True))
+
+    def _expert(self, x: Tensor, first: tuple[Tensor, Tensor | None], down: tuple[Tensor, Tensor | None]) -> Tensor:
+        hidden = linear(x, *first)
+        if not self.gated:
+            return linear(self.activation(hidden), *down)
+        gate, up = hidden.chunk(2, dim=-1)
+        return linear(self.activation(gate) * up, *down)
 
     @torch.autocast("cpu", enabled=False)
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,11 +120,6 @@ class MoE(nn.Module):
         if self.options.bias_rate and self.record is not None:
             load = self.record.load
             self.selection_bias += self.options.bias_rate * (load.mean() - load).sign()
-
-
-def _expert(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    gate, up = linear(x, gate_up).chunk(2, dim=-1)
-    return linear(silu(gate) * up, down)
 
 
 class _Permuted(torch.autograd.Function):

@@ -13,7 +13,7 @@ from importlib import import_module
 from lapinfer.errors import InputError
 from lapinfer.train.studies.study import Setting, Study, run_study
 
-STUDIES = ("siblings",)
+STUDIES = ("siblings", "table1", "table2", "table3", "collapse", "step_time")
 """Modules of this package, each with a STUDY."""
 
 

@@ -50,10 +50,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished trial and what it found."""
+    """A finished trial, what it found, and the folder that it had."""
 
     trial: Trial
     result: dict[str, Any]
+    folder: Path = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,17 @@ class Log:
         for number, line in enumerate(whole, 1):
             try:
                 entry = json.loads(line)
-                done = Done(Trial(entry["name"], entry["arguments"]), entry["result"])
-            except (ValueError, KeyError, TypeError) as error:
+                trial = Trial(entry["name"], entry["arguments"])
+                done = Done(trial, entry["result"], self.folder(trial))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{self.path}: line {number}: not a finished trial ({error!r})") from error
             self.found[done.trial.name] = done
         if cut:  # killed while it was written
             write_text(self.path, b"".join(line + b"\n" for line in whole).decode())
+
+    def folder(self, trial: Trial) -> Path:
+        """Where a trial keeps its files."""
+        return self.path.parent / "trials" / trial.name.replace("/", "-")
 
     def get(self, trial: Trial) -> Done | None:
         done = self.found.get(trial.name)
@@ -127,7 +133,7 @@ def run_study(
     if len(left) < len(trials):
         say(f"{len(trials) - len(left)} of {len(trials)} trials were finished before")
     if left:
-        _run(study, left, log, out, jobs, say, len(trials))
+        _run(study, left, log, jobs, say, len(trials))
     say("reading the results")
     summary = study.summarise([log.found[trial.name] for trial in trials], setting)
     summary = {"study": study.name, "command": " ".join(sys.argv[1:]), "machine": machine(), "quick": setting.quick,
@@ -145,20 +151,19 @@ def _normal(trials: Sequence[Trial]) -> list[Trial]:
     return [Trial(trial.name, json.loads(json.dumps(trial.arguments))) for trial in trials]
 
 
-def _run(study: Study, left: list[Trial], log: Log, out: Path, jobs: int, say: Progress, total: int) -> None:
+def _run(study: Study, left: list[Trial], log: Log, jobs: int, say: Progress, total: int) -> None:
     jobs = min(jobs or os.cpu_count() or 1, len(left))
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
     with ProcessPoolExecutor(jobs, context, _begin) as pool:
-        folder = out / "trials"
         running: dict[Future[dict[str, Any]], Trial] = {
-            pool.submit(study.run, trial.arguments, folder / trial.name.replace("/", "-")): trial for trial in left
+            pool.submit(study.run, trial.arguments, log.folder(trial)): trial for trial in left
         }
         try:
             while running:
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     trial = running.pop(future)
-                    log.add(Done(trial, json.loads(json.dumps(future.result()))))
+                    log.add(Done(trial, json.loads(json.dumps(future.result())), log.folder(trial)))
                     say("trials", total - len(running), total)
         except BrokenProcessPool:
             raise TrainingError(

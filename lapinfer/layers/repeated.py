@@ -1,0 +1,73 @@
+"""What a layer takes inside a model: its ops many times over in one plan, without a call from Python for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from lapinfer.kernels import library
+from lapinfer.kernels.control import COUNTER, NS
+from lapinfer.kernels.operands import ACT_F32, STEP, STORE
+from lapinfer.layers.layer import Layer
+from lapinfer.runtime.build_feed_forward import feed_forward
+from lapinfer.runtime.build_trees import Target
+from lapinfer.runtime.meter import Meter
+from lapinfer.runtime.ops import Limits, Ops, Weights, begin_step
+from lapinfer.runtime.plan import Plan
+from lapinfer.runtime.team import Team
+from lapinfer.spec import FeedForwardSpec
+
+
+class Repeated:
+    """A feed-forward `times` times over in one plan, with other inputs each time, and with the next of several copies.
+
+    copies: weights of the same layer, which are taken in random order; they share all buffers. x: float32 [N, width],
+    of which each time gets `batch` rows at random: a processor that has seen the same decisions before would guess
+    them. An op before each layer copies its inputs from wherever they lie, so that the layer finds them in cache as it
+    does in a model; what these take is not counted.
+    """
+
+    def __init__(
+        self, ff: FeedForwardSpec, width: int, out: int, copies: Sequence[Weights], x: np.ndarray, batch: int,
+        times: int, *, threads: int = 1, activations: Literal["q8", "q16"] = "q8", seed: int = 0,
+    ):  # fmt: skip
+        rng = np.random.default_rng(seed)
+        limits = Limits(1, step=max(batch, 8), threads=threads, activations=activations)
+        build = Ops(width, {0: ff}, copies[0], limits, out=out)
+        self.times, self.batch = times, batch
+        self._x = np.zeros((times, batch, build.x.shape[1]), np.float32)
+        self._x[:, :, :width] = x[rng.integers(0, len(x), (times, batch))]
+        order = np.concatenate([rng.permutation(len(copies)) for _ in range(-(-times // len(copies)))])
+        for own, which in zip(self._x, order, strict=False):
+            build.norm_of(own, "input", None, width, 0, "input", ACT_F32, exact=build.x, out=0)
+            build.weights = copies[which]
+            feed_forward(build, 0, None, Target(build.y, STORE, out))
+        kernels = library.load([*{op.kernel for op in build.ops}, "lead", "follow", "read_clock"])
+        self._plan, self._team = Plan(build.ops, kernels), Team(threads, kernels)
+        self._inputs = np.array([op.part == "input" for op in build.ops])
+        self._header, self._routing = np.zeros(len(STEP), np.int64), build.routing
+
+    @classmethod
+    def of_layer(cls, layer: Layer, x: np.ndarray, batch: int, times: int) -> Repeated:
+        """One layer, whose weights stay in caches as far as they fit."""
+        return cls(layer.ff, layer.width, layer.out, [layer.weights], x, batch, times, threads=layer.threads)
+
+    def seconds(self) -> float:
+        """Of one layer."""
+        begin_step(self._header, self.batch)
+        counters = np.zeros((len(self._plan.ops), COUNTER), np.int64)
+        whole = self._team.run(self._plan, self._header, counters)
+        return (whole - counters[self._inputs, NS].sum() * self._team.ns_per_tick()) / 1e9 / self.times
+
+    def touched(self) -> int:
+        """Bytes that a layer reads for its tokens; of several routed ones, those of the last pass's last layer."""
+        meter, nothing = Meter(self._plan, self._team.ns_per_tick), np.zeros(self.batch, np.int64)
+        self.seconds()
+        meter.record(nothing, nothing, 0, 0, self._routing.distinct, self._routing.nodes)
+        return int(meter.bytes[~self._inputs].sum()) // self.times
+
+    def close(self) -> None:
+        """Let the team's threads end."""
+        self._team.close()

@@ -1,0 +1,224 @@
+"""Table 1 of arXiv 2308.14711, its MNIST columns: dense networks and trees of the same training width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from lapinfer.train.studies import classify, engine
+from lapinfer.train.studies.mnist import mnist_folder, pixels, read_mnist
+from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
+
+WIDTHS, LEAVES = (16, 32, 64, 128), (8, 4, 2, 1)
+RECIPE = classify.Recipe("sgd", 0.2, batch=256, epochs=40, patience=10, look_every=5)
+NAMES = {"ff": "FF", "soft": "FFF, the paper's recipe", "straight": "FFF, straight-through"}
+BATCHES = (1, 256)
+"""Images at once, of which the time is measured."""
+PAPER: dict[tuple[int, int], tuple[float, float, float | None]] = {
+    (0, 16): (98.0, 95.2, None), (0, 32): (100.0, 96.6, None), (0, 64): (100.0, 97.7, None),
+    (0, 128): (100.0, 98.1, None),
+    (8, 16): (94.6, 93.1, 1.13), (8, 32): (96.5, 93.9, 1.50), (8, 64): (97.7, 94.2, 2.20), (8, 128): (99.3, 94.9, 3.39),
+    (4, 16): (91.6, 90.8, 1.33), (4, 32): (96.2, 93.1, 1.35), (4, 64): (96.7, 93.3, 2.33), (4, 128): (97.6, 93.6, 3.29),
+    (2, 16): (92.1, 90.3, 1.19), (2, 32): (94.0, 91.4, 1.48), (2, 64): (95.2, 92.1, 2.33), (2, 128): (96.2, 92.4, 3.47),
+    (1, 16): (91.7, 89.9, 1.04), (1, 32): (94.4, 92.0, 1.26), (1, 64): (94.5, 91.4, 1.91), (1, 128): (94.1, 92.0, 3.93),
+}  # fmt: skip
+"""(leaf, 0 for FF; training width): M_A and G_A in %, and the speed-up, as published: the best of 10 runs."""
+
+
+def trials(setting: Setting) -> list[Trial]:
+    folder = mnist_folder(setting.data)
+    read_mnist(folder)  # what is wrong is said before anything is trained
+    widths, leaves, recipe, images = WIDTHS, LEAVES, RECIPE, 0
+    if setting.quick:
+        widths, leaves, recipe, images = (16, 32), (8, 1), replace(RECIPE, epochs=2), 3000
+    cells = [("ff", width, 0) for width in widths]
+    cells += [(arm, width, leaf) for arm in classify.TREES for leaf in leaves for width in widths]
+    hardening = {arm: h for arm, (_, h) in classify.TREES.items()}
+    return [
+        Trial(
+            f"{arm}/{width}/{leaf}/{seed}",
+            {"arm": arm, "width": width, "leaf": leaf, "seed": seed, "data": str(folder), "images": images,
+             "recipe": asdict(replace(recipe, hardening=hardening.get(arm, 0.0)))},
+        )
+        for seed in range(setting.seeds) for arm, width, leaf in cells
+    ]  # fmt: skip
+
+
+def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    images, labels, tests, answers = read_mnist(Path(arguments["data"]))
+    few, seed = arguments["images"] or len(images), arguments["seed"]
+    train, held_out = classify.divided(classify.labelled(images[:few], labels[:few]), seed)
+    torch.manual_seed(seed)
+    inputs, width = train.x.shape[1], arguments["width"]
+    network: classify.Network
+    if arguments["arm"] == "ff":
+        network = classify.Dense(inputs, width)
+    else:
+        network = classify.tree(inputs, width, arguments["leaf"], classify.TREES[arguments["arm"]][0])
+    fitted = classify.fit(network, train, held_out, classify.Recipe(**arguments["recipe"]), seed)
+    figures, found = classify.tested(network, classify.labelled(tests, answers))
+    engine.save(folder, network, found)
+    return {**asdict(fitted), "test": figures}
+
+
+def summarise(done: Sequence[Done], setting: Setting) -> dict[str, Any]:
+    tests = pixels(read_mnist(mnist_folder(setting.data))[2])
+    cells: dict[tuple[str, int, int], list[Done]] = {}
+    for one in done:
+        cells.setdefault(tuple(one.trial.arguments[key] for key in ("arm", "width", "leaf")), []).append(one)
+    rows = [_row(arm, width, leaf, runs, len(tests[0])) for (arm, width, leaf), runs in cells.items()]
+    differ = 0
+    for one in done:
+        kept = engine.load(one.folder)
+        differ += int(np.count_nonzero(engine.classes_of(kept.weights, tests) != kept.classes))
+    _add_times(rows, cells, tests, setting.quick)
+    recipe = done[0].trial.arguments["recipe"]
+    return {
+        "rows": rows, "test_images": len(tests), "trained_on": done[0].trial.arguments["images"] or 60_000,
+        "compared": len(done) * len(tests), "differ": differ, "epochs": recipe["epochs"],
+        "patience": recipe["patience"], "look_every": recipe["look_every"],
+    }  # fmt: skip
+
+
+def _row(arm: str, width: int, leaf: int, runs: Sequence[Done], inputs: int) -> dict[str, Any]:
+    """A cell's figures over its seeds; accuracies in %."""
+    results = [one.result for one in runs]
+    best = max(results, key=lambda result: result["watched"])
+    row: dict[str, Any] = {"arm": arm, "width": width, "leaf": leaf, "best_seed": results.index(best)}
+    for name, values, chosen in (
+        ("M_A", [r["memorised"] for r in results], max(r["memorised"] for r in results)),
+        ("G_A", [r["test"]["accuracy"] for r in results], best["test"]["accuracy"]),
+    ):
+        row[name] = [100 * value for value in (chosen, *mean_and_sd(values))]
+    if leaf:
+        row["soft"] = [100 * value for value in mean_and_sd(r["test"]["soft"] for r in results)]
+        row |= {key: fmean(r["test"][key] for r in results) for key in ("entropy", "mass", "max_load", "dead")}
+        depth = (width // leaf).bit_length() - 1
+        out = classify.CLASSES
+        row["bound"] = width * (inputs + out) / (depth * inputs + leaf * (inputs + out))
+    row["paper"] = list(PAPER[leaf, width])
+    row["epochs"] = fmean(r["epochs"] for r in results)
+    row["ended"] = {why: sum(r["why"] == why for r in results) for why in sorted({r["why"] for r in results})}
+    return row
+
+
+def _add_times(rows: list[dict[str, Any]], cells: dict[Any, list[Done]], tests: np.ndarray, quick: bool) -> None:
+    """Microseconds of the best network of each cell, and how many times less than the dense one of its width."""
+    for width in sorted({row["width"] for row in rows}):
+        mine = [row for row in rows if row["width"] == width]
+        networks = {
+            f"{row['arm']}/{row['leaf']}": engine.load(
+                cells[row["arm"], width, row["leaf"]][row["best_seed"]].folder
+            ).weights
+            for row in mine
+        }
+        for batch in BATCHES:
+            took = engine.microseconds(networks, tests, batch, 2 if quick else 21)
+            for row in mine:
+                us = took[f"{row['arm']}/{row['leaf']}"]
+                row.setdefault("us", {})[str(batch)] = us
+                row.setdefault("speed_up", {})[str(batch)] = took["ff/0"] / us
+
+
+def text(summary: dict[str, Any]) -> str:
+    accuracies = table(
+        ("model", "width", "leaf", "M_A best", "M_A mean ± sd", "G_A best", "G_A mean ± sd", "G_A soft",
+         "paper M_A", "paper G_A", "epochs"),
+        (
+            (NAMES[r["arm"]], r["width"], r["leaf"] or "–", f"{r['M_A'][0]:.1f}", _spread(r["M_A"][1:]),
+             f"{r['G_A'][0]:.1f}", _spread(r["G_A"][1:]), _spread(r["soft"]) if r["leaf"] else "–",
+             r["paper"][0], r["paper"][1], f"{r['epochs']:.0f}")
+            for r in summary["rows"]
+        ),
+    )  # fmt: skip
+    trees = table(
+        ("model", "width", "leaf", "node entropy", "mass", "max/mean load", "dead leaves", "multiply-adds",
+         *(f"batch {batch}" for batch in BATCHES), "paper"),
+        (
+            (NAMES[r["arm"]], r["width"], r["leaf"], f"{r['entropy']:.3f}", f"{r['mass']:.3f}", f"{r['max_load']:.1f}",
+             f"{r['dead']:.1f} of {r['width'] // r['leaf']}", f"{r['bound']:.2f}×",
+             *(f"{r['speed_up'][str(batch)]:.2f}×" for batch in BATCHES), f"{r['paper'][2]:.2f}×")
+            for r in summary["rows"] if r["leaf"]
+        ),
+    )  # fmt: skip
+    diverged = sum(r["ended"].get("diverged", 0) for r in summary["rows"])
+    capped = sum(r["ended"].get("cap", 0) for r in summary["rows"])
+    runs = sum(sum(r["ended"].values()) for r in summary["rows"])
+    return f"""Accuracies in %, {summary["seeds"]} seeds a row, of the chosen leaf (soft: of the mixture).
+
+{accuracies}
+Trees on the test images (means over seeds), and how many times faster than the dense network of their width.
+
+{trees}
+M_A is the best accuracy on the images trained on (nine tenths of {summary["trained_on"]:,}), looked at every \
+{summary["look_every"]} epochs and at the end; G_A that on the {summary["test_images"]:,} test images, at the epoch \
+that was best on the last tenth; the best is the seed that was best there. The paper's are the best of 10 runs.
+
+Training ended after {summary["patience"]} epochs without a better accuracy on that tenth, or after \
+{summary["epochs"]} epochs: the latter in {capped} of {runs} trainings. {diverged} ended with a loss that was no number.
+
+Times are those of the engine's float32 layers on one thread, weights in caches, inputs drawn from the test images; \
+the paper's are of its own machine. "Multiply-adds" are the dense network's by the tree's (nodes on the path, and a \
+leaf).
+
+The engine and PyTorch found different classes for {summary["differ"]} of {summary["compared"]:,} images, over all \
+trained networks.
+"""
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{values[0]:.1f} ± {values[1]:.1f}"
+
+
+def plot(summary: dict[str, Any], path: Path) -> None:
+    from lapinfer.train.studies.figures import figure, save
+
+    fig, axes = figure(1, 3, width=13.0, height=4.8)
+    rows = summary["rows"]
+    leaves = sorted({r["leaf"] for r in rows if r["leaf"]}, reverse=True)
+    dense = [r for r in rows if r["arm"] == "ff"]
+    for at, arm in enumerate(classify.TREES):
+        ax = axes[at]
+        _line(ax, dense, lambda r: r["G_A"][1], "k", "FF", sd=lambda r: r["G_A"][2])
+        ax.plot([r["width"] for r in dense], [r["paper"][1] for r in dense], "k:", lw=1)
+        for i, leaf in enumerate(leaves):
+            mine = [r for r in rows if r["arm"] == arm and r["leaf"] == leaf]
+            _line(ax, mine, lambda r: r["G_A"][1], f"C{i}", f"FFF, leaf {leaf}", sd=lambda r: r["G_A"][2])
+            ax.plot([r["width"] for r in mine], [r["paper"][1] for r in mine], f"C{i}:", lw=1)
+        ax.set_title(NAMES[arm])
+        ax.set_ylabel("accuracy on test images, %")
+    axes[0].sharey(axes[1])
+    axes[0].plot([], [], "k:", lw=1, label="dotted: the paper's; on the right, multiply-adds")
+    for i, leaf in enumerate(leaves):
+        mine = [r for r in rows if r["arm"] == "soft" and r["leaf"] == leaf]
+        _line(axes[2], mine, lambda r: r["speed_up"]["1"], f"C{i}", "")
+        axes[2].plot([r["width"] for r in mine], [r["bound"] for r in mine], f"C{i}:", lw=1)
+    axes[2].axhline(1, color="0.7", lw=1)
+    axes[2].set_yscale("log", base=2)
+    axes[2].yaxis.set_major_formatter("{x:g}×")
+    axes[2].set_title("speed by that of FF, batch 1")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    for ax in axes:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(sorted({r["width"] for r in rows}))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set_xlabel("training width")
+    save(fig, path)
+
+
+def _line(ax: Any, rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float], color: str, label: str,
+          sd: Callable[[dict[str, Any]], float] | None = None) -> None:  # fmt: skip
+    ax.errorbar([r["width"] for r in rows], [value(r) for r in rows], [sd(r) for r in rows] if sd else None,
+                color=color, marker="o", ms=4, capsize=2, label=label)  # fmt: skip
+
+
+STUDY = Study(
+    "table1", "Table 1 of arXiv 2308.14711 on MNIST", "a folder with MNIST's idx files", trials, run, summarise, text,
+    plot,
+)  # fmt: skip
