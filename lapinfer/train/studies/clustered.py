@@ -1,0 +1,140 @@
+"""The clustered classification task of arXiv 2208.02813, setting 1, and a mixture of experts that learns it.
+
+A sample is four patches of 50 numbers in random order: a feature ±α·v of its cluster, whose sign is the label; the
+centre β·c of its cluster; a feature ±γ·v of another cluster, whose sign means nothing; and noise. One expert cannot
+learn what the sign of each feature means for all clusters; a router that finds the centres makes it easy.
+
+What the paper's text leaves open is as in the authors' public code (uclaml/MoE): α from U(0.5, 2), β from U(1, 2), γ
+from U(0.5, 3); v and c orthonormal; noise of deviation 1/√50 a number, so that its patch has a length of 1, too;
+everything times 10; 8 filters a class and expert; rates of 0.001 for experts and 0.1 for the router. Not as there: the
+chosen expert is weighed by its softmax probability (there by the noisy logit itself), the loss is that of the logits
+(there a second softmax comes before it), all trials have the same number of steps (there the loss decides when to
+stop), and there is no noise when the test set is classified.
+
+Letters: N samples, P patches, D numbers of a patch, E experts, J filters of a class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lapinfer.train import penalties
+
+PATCHES, WIDTH, CLUSTERS, EXPERTS, FILTERS = 4, 50, 4, 8, 8
+SCALE = 10.0
+SMALL = 0.001
+"""Times which experts' weights begin; the deviation of routers that have no noise, which could not begin at zero."""
+EXPERT_RATE, ROUTER_RATE = 0.001, 0.1
+TIE_BREAK = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """x float32 [N, P, D]; label 0 or 1, and cluster, int64 [N]."""
+
+    x: Tensor
+    label: Tensor
+    cluster: Tensor
+
+
+def directions(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(features, centres), orthonormal, [clusters, D] each."""
+    basis = np.linalg.qr(rng.standard_normal((WIDTH, 2 * CLUSTERS)))[0].T
+    return basis[:CLUSTERS], basis[CLUSTERS:]
+
+
+def draw(rng: np.random.Generator, features: np.ndarray, centres: np.ndarray, count: int) -> Samples:
+    """`count` samples of the task."""
+    sign, cluster = rng.choice([-1, 1], count), rng.integers(0, CLUSTERS, count)
+    other = (cluster + rng.integers(1, CLUSTERS, count)) % CLUSTERS
+    signal = (sign * rng.uniform(0.5, 2, count))[:, None] * features[cluster]
+    centre = rng.uniform(1, 2, count)[:, None] * centres[cluster]
+    decoy = (rng.choice([-1, 1], count) * rng.uniform(0.5, 3, count))[:, None] * features[other]
+    noise = rng.normal(0, WIDTH**-0.5, (count, WIDTH))
+    patches = rng.permuted(np.tile(np.arange(PATCHES), (count, 1)), axis=1)
+    x = np.stack([signal, centre, decoy, noise], axis=1)[np.arange(count)[:, None], patches]
+    return Samples(
+        torch.from_numpy((SCALE * x).astype(np.float32)), torch.from_numpy((sign + 1) // 2), torch.from_numpy(cluster)
+    )
+
+
+class ClusteredMoE(nn.Module):
+    """Top-1 over E experts: two-layer convolutions with fixed output weights, whose filters are cubed when nonlinear.
+
+    The router is linear in the sum of patches. With noise it begins at zero, and U[0, 1) is added to each logit in
+    training; without, it begins small and random, since zeros would be told apart by the order of experts alone.
+    """
+
+    def __init__(self, nonlinear: bool, noise: bool) -> None:
+        super().__init__()
+        self.nonlinear, self.noise = nonlinear, noise
+        bound = WIDTH**-0.5
+        self.filters = nn.Parameter(SMALL * torch.empty(EXPERTS, 2 * FILTERS, WIDTH).uniform_(-bound, bound))
+        self.bias = nn.Parameter(SMALL * torch.empty(EXPERTS, 2 * FILTERS).uniform_(-bound, bound))
+        self.router = nn.Parameter(torch.zeros(EXPERTS, WIDTH) if noise else SMALL * torch.randn(EXPERTS, WIDTH))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, P, D] -> (class logits [N, 2], router probabilities [N, E], chosen experts [N])."""
+        logits = x.sum(dim=1) @ self.router.T
+        if self.training and self.noise:
+            logits = logits + torch.rand_like(logits)
+        probabilities = logits.softmax(dim=1)
+        chosen = logits.argmax(dim=1)
+        order = chosen.argsort(stable=True)
+        counts = torch.bincount(chosen, minlength=EXPERTS).tolist()
+        parts = zip(x[order].split(counts), self.filters.unbind(), self.bias.unbind(), strict=True)
+        outputs = torch.cat([self._expert(part, filters, bias) for part, filters, bias in parts])[order.argsort()]
+        return outputs * probabilities.gather(1, chosen[:, None]), probabilities, chosen
+
+    def _expert(self, x: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
+        """[n, P, D] -> [n, 2]: Σ over patches and filters of a class of σ(w · patch + b)."""
+        hidden = x @ filters.T + bias
+        hidden = hidden**3 if self.nonlinear else hidden
+        return hidden.sum(dim=1).view(len(x), 2, FILTERS).sum(dim=2)
+
+
+def step(model: ClusteredMoE, samples: Samples, weights: dict[str, float]) -> float:
+    """One update by all samples: normalised gradients for each expert, plain ones for the router. The loss before it.
+
+    weights: of the penalties `importance` and `switch`.
+    """
+    logits, probabilities, chosen = model(samples.x)
+    loss = cross_entropy(logits, samples.label)
+    total = loss
+    if "importance" in weights:
+        gates = torch.zeros_like(probabilities).scatter(1, chosen[:, None], probabilities.gather(1, chosen[:, None]))
+        total = total + weights["importance"] * penalties.importance(gates)
+    if "switch" in weights:
+        counts = torch.bincount(chosen, minlength=EXPERTS).float()
+        total = total + weights["switch"] * penalties.switch(probabilities, counts)
+    model.zero_grad()
+    total.backward()
+    with torch.no_grad():
+        assert model.filters.grad is not None
+        assert model.bias.grad is not None
+        assert model.router.grad is not None
+        norm = (model.filters.grad.square().sum(dim=(1, 2)) + model.bias.grad.square().sum(dim=1)).sqrt()
+        rate = torch.where(norm > 0, EXPERT_RATE / norm, 0.0)  # an expert without samples stays as it is
+        model.filters -= rate[:, None, None] * model.filters.grad
+        model.bias -= rate[:, None] * model.bias.grad
+        model.router -= ROUTER_RATE * model.router.grad
+    return loss.item()
+
+
+@torch.no_grad()
+def judge(model: ClusteredMoE, samples: Samples) -> dict[str, Any]:
+    """Accuracy, samples by expert and cluster [E, clusters], and mean entropy of the router's probabilities (nats)."""
+    model.eval()
+    logits, probabilities, chosen = model(samples.x)
+    model.train()
+    table = torch.zeros(EXPERTS, CLUSTERS, dtype=torch.long)
+    table.index_put_((chosen, samples.cluster), torch.ones_like(chosen), accumulate=True)
+    entropy = -torch.xlogy(probabilities, probabilities).sum(dim=1).mean()
+    accuracy = (logits.argmax(dim=1) == samples.label).float().mean()
+    return {"accuracy": accuracy.item(), "table": table.tolist(), "entropy": entropy.item()}
