@@ -13,7 +13,7 @@ from importlib import import_module
 from lapinfer.errors import InputError
 from lapinfer.train.studies.study import Setting, Study, run_study
 
-STUDIES: tuple[str, ...] = ()
+STUDIES: tuple[str, ...] = ("collapse", "table3", "step_time")
 """Modules of this package, each with a STUDY."""
 
 
