@@ -16,7 +16,9 @@ Letters: N samples, P patches, D numbers of a patch, E experts, J filters of a c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lapinfer.train import penalties
+from lapinfer.train.studies.loads import described, max_over_mean
 
 PATCHES, WIDTH, CLUSTERS, EXPERTS, FILTERS = 4, 50, 4, 8, 8
 SCALE = 10.0
 SMALL = 0.001
 """Times which experts' weights begin; the deviation of routers that have no noise, which could not begin at zero."""
 EXPERT_RATE, ROUTER_RATE = 0.001, 0.1
-TIE_BREAK = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +101,21 @@ class ClusteredMoE(nn.Module):
         return hidden.sum(dim=1).view(len(x), 2, FILTERS).sum(dim=2)
 
 
-def step(model: ClusteredMoE, samples: Samples, weights: dict[str, float]) -> float:
-    """One update by all samples: normalised gradients for each expert, plain ones for the router. The loss before it.
+def step(model: ClusteredMoE, samples: Samples, weights: dict[str, float]) -> tuple[float, Tensor]:
+    """One update by all samples: normalised gradients for each expert, plain ones for the router.
+
+    The loss, and samples by expert [E], before the update.
 
     weights: of the penalties `importance` and `switch`.
     """
     logits, probabilities, chosen = model(samples.x)
     loss = cross_entropy(logits, samples.label)
+    counts = torch.bincount(chosen, minlength=EXPERTS).float()
     total = loss
     if "importance" in weights:
         gates = torch.zeros_like(probabilities).scatter(1, chosen[:, None], probabilities.gather(1, chosen[:, None]))
         total = total + weights["importance"] * penalties.importance(gates)
     if "switch" in weights:
-        counts = torch.bincount(chosen, minlength=EXPERTS).float()
         total = total + weights["switch"] * penalties.switch(probabilities, counts)
     model.zero_grad()
     total.backward()
@@ -121,20 +125,66 @@ def step(model: ClusteredMoE, samples: Samples, weights: dict[str, float]) -> fl
         assert model.router.grad is not None
         norm = (model.filters.grad.square().sum(dim=(1, 2)) + model.bias.grad.square().sum(dim=1)).sqrt()
         rate = torch.where(norm > 0, EXPERT_RATE / norm, 0.0)  # an expert without samples stays as it is
-        model.filters -= rate[:, None, None] * model.filters.grad
-        model.bias -= rate[:, None] * model.bias.grad
-        model.router -= ROUTER_RATE * model.router.grad
-    return loss.item()
+        model.filters.sub_(rate[:, None, None] * model.filters.grad)
+        model.bias.sub_(rate[:, None] * model.bias.grad)
+        model.router.sub_(ROUTER_RATE * model.router.grad)
+    return loss.item(), counts
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """samples: to train on, and as many to test; steps of all of them; weights of the penalties."""
+
+    samples: int = 16_000
+    steps: int = 400
+    every: int = 5
+    importance: float = 0.01
+    switch: float = 0.01
+
+
+FULL, QUICK = Caps(), Caps(samples=500, steps=10)
+
+
+def caps(quick: bool) -> dict[str, Any]:
+    """For the summary."""
+    return asdict(QUICK if quick else FULL)
+
+
+def run(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Train one model; it is judged at the step of the lowest training loss."""
+    c = QUICK if arguments["quick"] else FULL
+    rng = np.random.default_rng(arguments["seed"])
+    torch.manual_seed(arguments["seed"])
+    train, test = (draw(rng, *found, c.samples) for found in [directions(rng)] * 2)
+    model = ClusteredMoE(arguments["task"] == "nonlinear", arguments["noise"])
+    weights = {"importance": c.importance, "switch": c.switch} if arguments["penalty"] else {}
+    least, best, at = math.inf, copy.deepcopy(model.state_dict()), 0
+    steps, seen = [], []
+    for number in range(1, c.steps + 1):
+        before = copy.deepcopy(model.state_dict())
+        loss, load = step(model, train, weights)
+        if loss < least:
+            least, best, at = loss, before, number
+        if number % c.every == 0:
+            steps.append(number)
+            seen.append(max_over_mean(load))
+    model.load_state_dict(best)
+    return {**judge(model, test), "loss": least, "step": at, "steps": steps, "max_load_by_step": seen}
 
 
 @torch.no_grad()
 def judge(model: ClusteredMoE, samples: Samples) -> dict[str, Any]:
-    """Accuracy, samples by expert and cluster [E, clusters], and mean entropy of the router's probabilities (nats)."""
+    """Accuracy, loads, and samples by expert and cluster [E, clusters]; used_clusters: those that are some expert's
+    most frequent one."""
     model.eval()
     logits, probabilities, chosen = model(samples.x)
     model.train()
-    table = torch.zeros(EXPERTS, CLUSTERS, dtype=torch.long)
-    table.index_put_((chosen, samples.cluster), torch.ones_like(chosen), accumulate=True)
+    found = torch.zeros(EXPERTS, CLUSTERS, dtype=torch.long)
+    found.index_put_((chosen, samples.cluster), torch.ones_like(chosen), accumulate=True)
     entropy = -torch.xlogy(probabilities, probabilities).sum(dim=1).mean()
-    accuracy = (logits.argmax(dim=1) == samples.label).float().mean()
-    return {"accuracy": accuracy.item(), "table": table.tolist(), "entropy": entropy.item()}
+    load = found.sum(dim=1).float()
+    return {
+        "accuracy": (logits.argmax(dim=1) == samples.label).float().mean().item(),
+        "layers": [described(load, 1, entropy.item())], "by_cluster": found.tolist(),
+        "used_clusters": len(set(found[load > 0].argmax(dim=1).tolist())),
+    }  # fmt: skip

@@ -78,8 +78,8 @@ def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     weights = folder / "model.safetensors"
     save_file(fitted.model.state_dict(), weights)
     return {
-        "epoch": fitted.epoch, "valid": max(fitted.valid), "valid_by_epoch": fitted.valid, "weights": str(weights.resolve()),
-        **figures,
+        "epoch": fitted.epoch, "valid": max(fitted.valid), "valid_by_epoch": fitted.valid,
+        "weights": str(weights.resolve()), **figures,
     }  # fmt: skip
 
 
@@ -191,8 +191,8 @@ def text(summary: dict[str, Any]) -> str:
         _engine_sentence(rows),
         f"Speed-up is of the four feed-forwards alone: {summary['tokens']:,} tokens, float32, one thread, on the test "
         f"images' activations, against the engine's dense layers of the first row ({dense['us']:.0f} µs), turn by turn;"
-        " the paper's is of an A100. G_A is the test accuracy of the epoch that was best on the validation images, hard,"
-        " for the h that was; frozen is the paper's h = ∞. Entropy is that of a decision in nats, mass the chosen "
+        " the paper's is of an A100. G_A is the test accuracy, hard, of the epoch and the h that were best on the "
+        "validation images; frozen is the paper's h = ∞. Entropy is that of a decision in nats, mass the chosen "
         "leaf's share of the mixture (both means over layers), load that of the worst layer; leaves are those of four "
         "layers.",
         "Accuracies after so few images and epochs are below what the architectures can reach; the paper trained until "
@@ -230,10 +230,10 @@ def _engine_sentence(rows: list[dict[str, Any]]) -> str:
     others, images = sum(w["other_predictions"] for w in worst), sum(w["images"] for w in worst)
     return (
         f"Exported to the engine, the feed-forwards of {sum(w['trials'] for w in worst)} models differ from PyTorch's "
-        f"hard forward by {difference:.1e} at most on their own activations "
-        f"({'within' if difference <= AGREEMENT else 'more than'} {AGREEMENT:g}), and choose another leaf for {flips} of "
-        f"{tokens:,} tokens. With them in the models' places, {others} of {images:,} predictions are others; accuracy is "
-        f"{'the same' if all(w['same_accuracy'] for w in worst) else 'not the same'}."
+        f"hard forward by {difference:.1e} at most "
+        f"({'within' if difference <= AGREEMENT else 'more than'} {AGREEMENT:g}) on their own activations, and choose "
+        f"another leaf for {flips} of {tokens:,} tokens. With them in place of the models' own, {others} of {images:,} predictions are others; "
+        f"accuracy is {'the same' if all(w['same_accuracy'] for w in worst) else 'not the same'}."
     )
 
 

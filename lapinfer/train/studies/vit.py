@@ -5,17 +5,20 @@ Letters: N images, S patches and one more position, D width.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lapinfer.spec import FeedForwardSpec, TreeSpec
+from lapinfer.spec import Activation, FeedForwardSpec, TreeSpec
 from lapinfer.train.activations import ACTIVATIONS
 from lapinfer.train.config import Trees
 from lapinfer.train.fff import FFF
 
 LAYERS, WIDTH, HEADS, PATCH, NEURONS, CLASSES = 4, 128, 4, 4, 128, 10
-ACTIVATION = "gelu"
+ACTIVATION: Activation = "gelu"
+Forward = Literal["soft", "hardened"]
 
 
 class Dense(nn.Module):
@@ -31,10 +34,10 @@ class Dense(nn.Module):
         return self.down(self.act(self.up(x)))
 
 
-def tree(leaf: int, forward: str = "soft") -> FFF:
-    """A tree of leaves of `leaf` neurons, NEURONS together; weights begin with the deviations of their inputs' roots."""
+def tree(leaf: int, forward: Forward = "soft") -> FFF:
+    """Leaves of `leaf` neurons, NEURONS together; weights begin with a deviation of 1/√inputs."""
     depth = (NEURONS // leaf).bit_length() - 1
-    options = Trees(depth, leaf, gated=False, activation=ACTIVATION, bias=True, forward=forward, balance=0.0)  # type: ignore[arg-type]
+    options = Trees(depth, leaf, gated=False, activation=ACTIVATION, bias=True, forward=forward, balance=0.0)
     layer = FFF(FeedForwardSpec(leaf, ACTIVATION, False, True, TreeSpec(depth, node_bias=True)), WIDTH, options)
     layer.initialise(WIDTH**-0.5, leaf**-0.5)
     return layer
@@ -60,7 +63,7 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images [N, channels, size, size] to logits [N, 10], read at a position of its own."""
 
-    def __init__(self, channels: int, size: int, leaf: int, forward: str = "soft") -> None:
+    def __init__(self, channels: int, size: int, leaf: int, forward: Forward = "soft") -> None:
         """leaf: neurons of a leaf; 0: dense feed-forwards."""
         super().__init__()
         self.patches = nn.Conv2d(channels, WIDTH, PATCH, PATCH)
