@@ -14,7 +14,6 @@ fast feedforward layer.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -24,13 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from lapinfer.kernels import library
 from lapinfer.layers import FFF, Dense, Layer, MoE
+from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
 from lapinfer.report.machine import machine
-from lapinfer.runtime.ops import begin_step
-from lapinfer.runtime.plan import Plan
-from lapinfer.runtime.team import Team
 
 F32 = np.float32
 COLD_BYTES = 400_000_000
@@ -64,41 +60,6 @@ def calibrated_nodes(x: np.ndarray, depth: int, seed: int = 0) -> tuple[np.ndarr
             halves += [group[~right], group[right]]
         groups = halves
     return nodes / F32(D**0.5), bias / F32(D**0.5)
-
-
-class Repeated:
-    """A layer's ops many times over in one plan, each time with other inputs, and with the next of several copies."""
-
-    def __init__(self, layers: list[Layer], x: np.ndarray, batch: int, times: int, seed: int = 0):
-        rng = np.random.default_rng(seed)
-        self.times, self.batch = times, batch
-        buffers = layers[0]._ops
-        wide = max(buffers.x.shape[1], buffers.y.shape[1])
-        rows = -(-batch // 8) * 8
-        self.x = np.zeros((times, rows, wide), F32)
-        self.y = np.zeros((times, rows, wide), F32)
-        self.x[:, :batch, : x.shape[1]] = x[rng.integers(0, len(x), (times, batch))]
-        order = np.concatenate([rng.permutation(len(layers)) for _ in range(-(-times // len(layers)))])[:times]
-        ops = []
-        for i, which in enumerate(order):
-            own = layers[which]._ops
-            for op in own.ops:
-                operands = {
-                    key: self.x[i] if value is own.x else self.y[i] if value is own.y else value
-                    for key, value in op.operands.items()
-                }
-                ops.append(dataclasses.replace(op, operands=operands))
-        kernels = library.load([*{op.kernel for op in ops}, "lead", "follow", "read_clock"])
-        self.plan, self.team = Plan(ops, kernels), Team(layers[0].threads, kernels)
-        self.header, self.counters = np.zeros_like(layers[0]._header), np.zeros((len(ops), 2), np.int64)
-
-    def seconds(self) -> float:
-        """Of one pass of one layer."""
-        begin_step(self.header, self.batch)
-        return self.team.run(self.plan, self.header, self.counters) / 1e9 / self.times
-
-    def close(self) -> None:
-        self.team.close()
 
 
 def copies_for(nbytes: int, cold: bool) -> int:
