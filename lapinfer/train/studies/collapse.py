@@ -103,8 +103,7 @@ def text(summary: dict[str, Any]) -> str:
         f"top {t['top_k']}, {t['steps']} steps of {t['tokens']:,} tokens. Noise is that of noisy top-k gating, with "
         "routers that begin at zero; without noise they begin small and random. The penalty is "
         f"{t['importance']:g} × importance + {t['load']:g} × load with noise; without it, where there is no load loss, "
-        f"{t['importance']:g} × importance + {t['switch']:g} × Switch. A lone expert is weighed by its softmax "
-        "probability.\n",
+        f"{t['importance']:g} × importance + {t['switch']:g} × Switch.\n",
     ]  # fmt: skip
     return "\n".join(parts)
 

@@ -40,7 +40,9 @@ def _read(folder: Path, name: str, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: expected {'a gzipped' if path.suffix == '.gz' else 'an'} idx file ({error})") from error
+        raise InputError(
+            f"{path}: expected {'a gzipped' if path.suffix == '.gz' else 'an'} idx file ({error})"
+        ) from error
     magic, begin = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
     if len(content) < begin or content[:4] != magic:
         got = content[:4].hex(" ") or "nothing"

@@ -25,14 +25,14 @@ class Caps:
 
     layers: int = 2
     hidden: int = 64
-    experts: int = 8
-    top_k: int = 1
+    experts: int = 16
+    top_k: int = 2
     neurons: int = 32
     vocab: int = 1024
     context: int = 128
     batch: int = 16
-    steps: int = 500
-    every: int = 10
+    steps: int = 1500
+    every: int = 25
     validation: float = 0.05
     importance: float = 0.1
     load: float = 0.1

@@ -5,7 +5,6 @@ There are no trials: time is measured when nothing else runs.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from lapinfer.train.corpus import Batches, encode, read_texts, split, train_toke
 from lapinfer.train.decoder import Decoder
 from lapinfer.train.loop import adamw, has_bf16, train_step
 from lapinfer.train.studies.study import Done, Setting, Study, Trial, table
+from lapinfer.train.studies.turns import interleaved, quartiles
 
 KINDS = {"dense": "dense", "moe": "experts", "fff": "tree", "active": "dense, active width"}
 PARTS = 8
@@ -37,10 +37,11 @@ class Caps:
     context: int = 256
     batch: int = 16
     rounds: int = 9
+    warm_up: int = 2
 
 
 FULL = Caps()
-QUICK = Caps(sizes=((32, 64),), layers=2, vocab=300, context=32, batch=4, rounds=3)
+QUICK = Caps(sizes=((32, 64),), layers=2, vocab=300, context=32, batch=2, rounds=2, warm_up=1)
 
 
 def trials(setting: Setting) -> list[Trial]:
@@ -112,7 +113,7 @@ def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
                     steps = {
                         kind: stepper(config(kind, hidden, width, caps), batches, precision == "bf16") for kind in KINDS
                     }
-                    seconds = interleaved(steps, caps.rounds)
+                    seconds = interleaved(steps, caps.rounds, caps.warm_up)
                     rows.append({
                         "hidden": hidden, "width": width, "precision": precision, "threads": threads,
                         "seconds": {kind: quartiles(found) for kind, found in seconds.items()},
@@ -124,22 +125,6 @@ def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
     finally:
         torch.set_num_threads(before)
     return {"caps": asdict(caps), "tokens": caps.batch * caps.context, "has_bf16": has_bf16(), "rows": rows}
-
-
-def interleaved(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each gives, A B C A B C: whatever else the machine does meets all of them. Two rounds warm up."""
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 2):
-        for name, step in steps.items():
-            value = step()
-            if turn >= 2:
-                found[name].append(value)
-    return found
-
-
-def quartiles(values: Sequence[float]) -> list[float]:
-    """The lower quartile, the median, the upper quartile."""
-    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def text(summary: dict[str, Any]) -> str:
@@ -162,12 +147,12 @@ def text(summary: dict[str, Any]) -> str:
             ]),
         ]  # fmt: skip
     parts.append(
-        f"Medians (lower to upper quartile) of {caps['rounds']} steps a kind after two that are not counted, the kinds "
-        f"turn by turn: a step is {caps['batch']} windows of {caps['context']} tokens of the given texts, forward, "
-        f"backward and AdamW, of a model of {caps['layers']} layers with a vocabulary of {caps['vocab']:,}; attention, "
-        f"embedding and head, which are alike, are part of it. All feed-forwards but the last have the same neurons: "
-        f"experts are {2 * PARTS}, two a token; the tree has {PARTS} leaves, all of which training computes; the last "
-        f"has what a token uses of the others, 1/{PARTS}. Ratios are medians of each round's ratio.\n"
+        f"Medians (lower to upper quartile) of {caps['rounds']} steps a kind, the kinds turn by turn, after "
+        f"{caps['warm_up']} that are not counted: a step is {caps['batch']} windows of {caps['context']} tokens of the "
+        f"given texts, forward, backward and AdamW, of a model of {caps['layers']} layers with a vocabulary "
+        f"of {caps['vocab']:,}; attention, embedding and head, which are alike, are part of it. All feed-forwards but the last have the same neurons: "
+        f"experts are {2 * PARTS}, two a token; the tree has {PARTS} leaves, all of which training computes; "
+        f"the last has what a token uses of the others, 1/{PARTS}. Ratios are medians of each round's ratio.\n"
     )
     if not summary["has_bf16"]:
         parts.append("This processor does not multiply bfloat16: PyTorch does it by way of float32.\n")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
 from lapinfer.train.studies import vit_training
 from lapinfer.train.studies.images import read_images
-from lapinfer.train.studies.layer_time import layer_times
 from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
+from lapinfer.train.studies.turns import interleaved, quartiles
 from lapinfer.train.studies.vit import NEURONS, ViT
 
 HARDENINGS: tuple[float | None, ...] = (5.0, 10.0, None)
@@ -30,8 +32,10 @@ PUBLISHED = {0: (1.0, 84.7), 32: (2.44, 83.6), 16: (2.80, 83.2), 8: (3.29, 82.8)
              1: (3.93, 79.8)}  # fmt: skip
 """Speed-up of the feed-forwards on an A100 at batches of 2,048, and accuracy, by the neurons of a leaf; 0 is dense."""
 AGREEMENT = 1e-4
-BATCHES = 8
-"""Of vit_training.TOKENS real activations, which a layer is timed with in turn."""
+BATCHES = 4
+"""Of vit_training.TOKENS real activations, which a layer is timed with, one after the other."""
+MOST_INPUTS = 50_000
+"""Activations of a layer that the batches are drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,8 @@ class Caps:
     rounds: int
 
 
-FULL = Caps(train=5000, valid=1000, test=10_000, epochs=15, in_engine=2000, rounds=40)
-QUICK = Caps(train=256, valid=64, test=200, epochs=1, in_engine=50, rounds=5)
+FULL = Caps(train=5000, valid=1000, test=10_000, epochs=15, in_engine=2000, rounds=25)
+QUICK = Caps(train=256, valid=64, test=100, epochs=1, in_engine=50, rounds=3)
 
 
 def trials(setting: Setting) -> list[Trial]:
@@ -93,7 +97,7 @@ def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
         arguments = done.trial.arguments
         cells.setdefault(arguments["leaf"], {}).setdefault(_h(arguments["h"]), []).append(done)
     sizes = {size.leaf: size for size in table_3(NEURONS)}
-    rows, models = [], {}
+    rows, timed = [], {}
     for leaf, by_h in cells.items():
         valid = {h: fmean(done.result["valid"] for done in runs) for h, runs in by_h.items()}
         h = max(valid, key=valid.__getitem__)
@@ -107,15 +111,14 @@ def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
             "engine": _worst([done.result["engine"] for runs in by_h.values() for done in runs]),
             **(_balance(chosen) if leaf else {}),
         })  # fmt: skip
-        models[str(leaf)] = _timed(best, data.test[0])
-    spent = layer_times(models, vit_training.TOKENS, caps.rounds)
-    for pairs in models.values():
-        for layer, _ in pairs:
-            layer.close()
+        timed[str(leaf)] = _repeated(best, data.test[0])
+    spent = interleaved({leaf: partial(_seconds, layers) for leaf, layers in timed.items()}, caps.rounds, 1)
+    for layer in (layer for layers in timed.values() for layer in layers):
+        layer.close()
     for row in rows:
         times = spent[str(row["leaf"])]
-        row["us"] = 1e6 * median(times)
-        row["speed_up"] = median(dense / own for dense, own in zip(spent["0"], times, strict=True))
+        row["us"] = [1e6 * value for value in quartiles(times)]
+        row["speed_up"] = quartiles([dense / own for dense, own in zip(spent["0"], times, strict=True)])
     return {"data": images.name, "caps": asdict(caps), "tokens": vit_training.TOKENS, "rows": rows}
 
 
@@ -143,16 +146,24 @@ def _balance(chosen: list[Done]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _timed(best: Done, x: torch.Tensor) -> list[Any]:
-    """A trial's layers as the engine has them, each with its inputs for the test images."""
+def _seconds(layers: list[Repeated]) -> float:
+    """Of all layers for a batch of tokens."""
+    return sum(layer.seconds() for layer in layers)
+
+
+def _repeated(best: Done, x: torch.Tensor) -> list[Repeated]:
+    """A trial's layers as the engine has them, with what comes into each when the test images go through the model."""
     path = Path(best.result["weights"])
     model = ViT(x.shape[1], x.shape[2], best.trial.arguments["leaf"])
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not the weights of {best.trial.name} ({error}); delete trials.jsonl") from error
-    inputs = vit_training.activations(model, x, BATCHES * vit_training.TOKENS)
-    return [(vit_training.engine_layer(m), i) for m, i in zip(model.feed_forwards, inputs, strict=True)]
+    made = []
+    for module, inputs in zip(model.feed_forwards, vit_training.activations(model, x, MOST_INPUTS), strict=True):
+        layer = vit_training.engine_layer(module)
+        made.append(Repeated([layer], inputs, vit_training.TOKENS, BATCHES))
+    return made
 
 
 def text(summary: dict[str, Any]) -> str:
@@ -174,7 +185,7 @@ def text(summary: dict[str, Any]) -> str:
                 (
                     row["leaf"], _percent(row["soft_accuracy"]), _percent(row["accuracy"]), f"{row['entropy']:.3f}",
                     f"{row['mass']:.3f}", f"{row['max_load']:.1f}", f"{row['dead']:g} of {4 << row['size']['depth']}",
-                    f"{row['us']:.0f}",
+                    f"{row['us'][1]:.0f}",
                 )
                 for row in rows
                 if row["leaf"]
@@ -190,9 +201,9 @@ def text(summary: dict[str, Any]) -> str:
         ),
         _engine_sentence(rows),
         f"Speed-up is of the four feed-forwards alone: {summary['tokens']:,} tokens, float32, one thread, on the test "
-        f"images' activations, against the engine's dense layers of the first row ({dense['us']:.0f} µs), turn by turn;"
-        " the paper's is of an A100. G_A is the test accuracy, hard, of the epoch and the h that were best on the "
-        "validation images; frozen is the paper's h = ∞. Entropy is that of a decision in nats, mass the chosen "
+        f"images' activations, against the engine's dense layers of the first row ({dense['us'][1]:.0f} µs), "
+        "turn by turn (medians); the paper's is of an A100. G_A is the test accuracy, hard, of the epoch and the h "
+        "that were best on the validation images; frozen is the paper's h = ∞. Entropy is that of a decision in nats, mass the chosen "
         "leaf's share of the mixture (both means over layers), load that of the worst layer; leaves are those of four "
         "layers.",
         "Accuracies after so few images and epochs are below what the architectures can reach; the paper trained until "
@@ -208,7 +219,7 @@ def _row(row: dict[str, Any], dense: dict[str, Any]) -> tuple[object, ...]:
         size["depth"], size["training_size"], size["inference_width"], size["inference_size"]
     )  # fmt: skip
     return (
-        f"FFF ℓ = {row['leaf']}" if row["leaf"] else f"FF w = {NEURONS}", *sizes, f"{row['speed_up']:.2f}",
+        f"FFF ℓ = {row['leaf']}" if row["leaf"] else f"FF w = {NEURONS}", *sizes, f"{row['speed_up'][1]:.2f}",
         f"{speed:.2f}", _percent(row["accuracy"]), accuracy, f"{row['accuracy'][0] / dense['accuracy'][0]:.1%}",
         f"{accuracy / PUBLISHED[0][1]:.1%}", row["h"] or "–",
     )  # fmt: skip
@@ -232,8 +243,9 @@ def _engine_sentence(rows: list[dict[str, Any]]) -> str:
         f"Exported to the engine, the feed-forwards of {sum(w['trials'] for w in worst)} models differ from PyTorch's "
         f"hard forward by {difference:.1e} at most "
         f"({'within' if difference <= AGREEMENT else 'more than'} {AGREEMENT:g}) on their own activations, and choose "
-        f"another leaf for {flips} of {tokens:,} tokens. With them in place of the models' own, {others} of {images:,} predictions are others; "
-        f"accuracy is {'the same' if all(w['same_accuracy'] for w in worst) else 'not the same'}."
+        f"another leaf for {flips} of {tokens:,} tokens. With them in place of the models' own, {others} of {images:,} "
+        "predictions are others; accuracy is "
+        f"{'the same' if all(w['same_accuracy'] for w in worst) else 'not the same'}."
     )
 
 
@@ -247,7 +259,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     dense = next(row for row in summary["rows"] if not row["leaf"])
     at, labels = range(len(rows)), [str(row["leaf"]) for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left.plot(at, [row["speed_up"] for row in rows], "o-", label="engine, one thread")
+    left.plot(at, [row["speed_up"][1] for row in rows], "o-", label="engine, one thread")
     left.plot(at, [PUBLISHED[row["leaf"]][0] for row in rows], "s--", color="gray", label="paper, A100")
     left.plot(at, [NEURONS / row["size"]["inference_size"] for row in rows], ":", color="black", label="by neurons")
     left.set(ylabel="speed-up of the feed-forwards", yscale="log")
