@@ -85,12 +85,12 @@ def ran(name: str, data: Path, out: Path, **setting: Any) -> dict[str, Any]:
 
 
 def test_collapse_runs_and_goes_on_with_what_is_left(text: Path, tmp_path: Path) -> None:
-    summary = ran("collapse", text, tmp_path, seeds=2)
+    summary = ran("collapse", text, tmp_path, seeds=1)
     rows = {(row["task"], row["cell"]): row for row in summary["rows"]}
     assert len(rows) == 12
     for row in rows.values():
-        assert row["trials"] == 2
-        assert 0 <= row["collapsed"] <= 2
+        assert row["trials"] == 1
+        assert 0 <= row["collapsed"] <= 1
         assert all(1 <= load <= 16 for load in row["max_load"])
         assert all(1 <= used <= 16 for used in row["effective"])
         assert len(row["max_load_by_step"][0]) == len(row["steps"]) > 1
@@ -101,7 +101,7 @@ def test_collapse_runs_and_goes_on_with_what_is_left(text: Path, tmp_path: Path)
     log = tmp_path / "trials.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:-1]))
-    ran("collapse", text, tmp_path, seeds=2)
+    ran("collapse", text, tmp_path, seeds=1)
     assert log.read_text().splitlines(keepends=True) == lines  # the trial that was lost found the same again
 
 
