@@ -151,7 +151,8 @@ def text(summary: dict[str, Any]) -> str:
         f"{caps['warm_up']} that are not counted: a step is {caps['batch']} windows of {caps['context']} tokens of the "
         f"given texts, forward, backward and AdamW, of a model of {caps['layers']} layers with a vocabulary "
         f"of {caps['vocab']:,}; attention, embedding and head, which are alike, are part of it. All "
-        f"feed-forwards but the last have the same neurons: experts are {2 * PARTS}, two a token; the tree has {PARTS} leaves, all of which training computes; "
+        f"feed-forwards but the last have the same neurons: experts are {2 * PARTS}, two a token; "
+        f"the tree has {PARTS} leaves, all of which training computes; "
         f"the last has what a token uses of the others, 1/{PARTS}. Ratios are medians of each round's ratio.\n"
     )
     if not summary["has_bf16"]:

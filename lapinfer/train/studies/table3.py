@@ -204,8 +204,8 @@ def text(summary: dict[str, Any]) -> str:
         f"images' activations, against the engine's dense layers of the first row ({dense['us'][1]:.0f} µs), "
         "turn by turn (medians); the paper's is of an A100. G_A is the test accuracy, hard, of the epoch and the h "
         "that were best on the validation images; frozen is the paper's h = ∞. Entropy is that of a decision in nats, "
-        "mass the chosen leaf's share of the mixture (both means over layers), load that of the worst layer; leaves are "
-        "those of four layers.",
+        "mass the chosen leaf's share of the mixture (both means over layers), load that of the worst layer; leaves "
+        "are those of four layers.",
         "Accuracies after so few images and epochs are below what the architectures can reach; the paper trained until "
         "plateaus, hundreds of epochs.",
     ]  # fmt: skip
