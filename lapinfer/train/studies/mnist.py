@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,18 @@ def read_mnist(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     return images, labels, tests, answers
 
 
+def mnist_folder(data: Sequence[Path]) -> Path:
+    """The one folder that a study of MNIST is given, from the root on."""
+    if len(data) != 1:
+        raise InputError(f"expected one folder with MNIST's four idx files, got {len(data)}")
+    if not data[0].is_dir():
+        raise InputError(f"{data[0]}: no such folder; expected one with MNIST's four idx files")
+    return data[0].resolve()
+
+
 def pixels(images: np.ndarray) -> np.ndarray:
-    """float32 [N, 784] from −1 to 1: (pixel / 255 − 0.5) / 0.5."""
-    return images.reshape(len(images), -1).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    """float32 [N, 784] from 0 to 1."""
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
 
 
 def _read(folder: Path, name: str, dimensions: int) -> np.ndarray:

@@ -185,7 +185,8 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         ax.set_title(f"{precision}, {threads} {'thread' if threads == 1 else 'threads'}", fontsize=10)
         ax.set_xlabel("width, neurons")
     axes[0][0].set_ylabel("ms a step")
-    axes[0][0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(KINDS), frameon=False)
     figure.savefig(path)
     plt.close(figure)
 
