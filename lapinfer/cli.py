@@ -654,7 +654,7 @@ def study(
     name: Annotated[str, typer.Argument(help="Which one: docs/studies.md.")],
     data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Texts, or MNIST's folder.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the results.  [study-NAME]")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each cell.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=0, help="Trainings of each cell.  [the study's own]")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Trainings at a time.  [all cores]")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A minute's version, which shows that it runs.")] = False,
     json: Json = False,

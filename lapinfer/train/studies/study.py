@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -30,10 +30,11 @@ Progress = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the command says: files to learn from, seeds of each cell, and whether a minute must do (`quick`)."""
+    """What the command says: files to learn from, seeds of each cell (0: the study's own number), and whether a minute
+    must do (`quick`)."""
 
     data: tuple[Path, ...] = ()
-    seeds: int = 3
+    seeds: int = 0
     quick: bool = False
 
 
@@ -63,8 +64,8 @@ class Study:
 
     data: what the files must be, for messages. run(arguments, folder) trains one trial in a process of its own with one
     thread, and may keep a state in `folder`, from which it goes on; it is a module's function, so that a process can be
-    given it. summarise(finished trials, setting) makes the figures; it runs alone: the place to measure time. text and
-    plot show the summary.
+    given it. summarise(finished trials, setting) makes the figures; it runs alone: the place to measure time, and there
+    may be no trials when that is all. text and plot show the summary. seeds: of each cell, unless the command says.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Study:
     summarise: Callable[[Sequence[Done], Setting], dict[str, Any]]
     text: Callable[[dict[str, Any]], str]
     plot: Callable[[dict[str, Any], Path], None]
+    seeds: int = 3
 
 
 @dataclass(slots=True)
@@ -122,6 +124,7 @@ def run_study(
 ) -> dict[str, Any]:  # fmt: skip
     """Run what is left of a study's trials, `jobs` at a time (0: one a processor); its summary, which is written."""
     say = progress or (lambda *_: None)
+    setting = replace(setting, seeds=setting.seeds or study.seeds)
     trials = _normal(study.trials(setting))
     try:
         out.mkdir(parents=True, exist_ok=True)
