@@ -26,8 +26,9 @@ from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_s
 from lapinfer.train.studies.turns import interleaved, quartiles
 from lapinfer.train.studies.vit import NEURONS, ViT
 
-HARDENINGS: tuple[float | None, ...] = (5.0, 10.0, None)
-"""Weights of the decisions' entropy; None is the paper's ∞, a tree that stays as it began."""
+STRAIGHT = "straight"
+RECIPES: tuple[str, ...] = ("5", "10", "frozen", STRAIGHT)
+"""How trees are trained (vit_training.RECIPES); the last is not the paper's, which takes the best of the others."""
 PUBLISHED = {0: (1.0, 84.7), 32: (2.44, 83.6), 16: (2.80, 83.2), 8: (3.29, 82.8), 4: (3.39, 81.6), 2: (3.47, 80.1),
              1: (3.93, 79.8)}  # fmt: skip
 """Speed-up of the feed-forwards on an A100 at batches of 2,048, and accuracy, by the neurons of a leaf; 0 is dense."""
@@ -59,15 +60,15 @@ def trials(setting: Setting) -> list[Trial]:
         raise InputError(f"table3: expected one folder, with MNIST or CIFAR-10, got {len(setting.data)} paths")
     caps, data = QUICK if setting.quick else FULL, setting.data[0]
     vit_training.split(read_images(data), caps.train, caps.valid, caps.test)
-    cells: list[tuple[int, float | None]] = [(0, 0.0)]
+    cells = [(0, "dense")]
     for leaf in (32, 1) if setting.quick else [size.leaf for size in table_3(NEURONS)]:
-        cells += [(leaf, h) for h in (HARDENINGS[1:] if setting.quick else HARDENINGS)]
+        cells += [(leaf, recipe) for recipe in (RECIPES[1:] if setting.quick else RECIPES)]
     return [
         Trial(
-            (f"leaf-{leaf}/h-{_h(h)}" if leaf else "dense") + f"/seed-{seed}",
-            {"data": str(data.resolve()), "leaf": leaf, "h": h, "seed": seed, "caps": asdict(caps)},
+            (f"leaf-{leaf}/{recipe}" if leaf else "dense") + f"/seed-{seed}",
+            {"data": str(data.resolve()), "leaf": leaf, "recipe": recipe, "seed": seed, "caps": asdict(caps)},
         )
-        for leaf, h in cells
+        for leaf, recipe in cells
         for seed in range(setting.seeds)
     ]
 
@@ -76,7 +77,7 @@ def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train a model, judge it in PyTorch and in the engine, and leave its weights for `summarise`."""
     caps = Caps(**arguments["caps"])
     images = vit_training.split(read_images(Path(arguments["data"])), caps.train, caps.valid, caps.test)
-    fitted = vit_training.fit(images, arguments["leaf"], arguments["h"], caps.epochs, arguments["seed"])
+    fitted = vit_training.fit(images, arguments["leaf"], arguments["recipe"], caps.epochs, arguments["seed"])
     figures = vit_training.judge(fitted.model, images, caps.in_engine)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
@@ -88,42 +89,47 @@ def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
-    """A row a leaf size, of the hardening with the best mean validation accuracy; and the speed of its first seed."""
+    """A row a leaf size, of the paper's recipe with the best mean validation accuracy, and one straight-through; the
+    speed is that of the seed with the best validation accuracy."""
     caps = QUICK if setting.quick else FULL
     images = read_images(setting.data[0])
     data = vit_training.split(images, caps.train, caps.valid, caps.test)
-    cells: dict[int, dict[str, list[Done]]] = {}
+    cells: dict[tuple[int, bool], dict[str, list[Done]]] = {}
     for done in finished:
-        arguments = done.trial.arguments
-        cells.setdefault(arguments["leaf"], {}).setdefault(_h(arguments["h"]), []).append(done)
+        leaf, recipe = done.trial.arguments["leaf"], done.trial.arguments["recipe"]
+        cells.setdefault((leaf, recipe == STRAIGHT), {}).setdefault(recipe, []).append(done)
     sizes = {size.leaf: size for size in table_3(NEURONS)}
     rows, timed = [], {}
-    for leaf, by_h in cells.items():
+    for (leaf, straight), by_h in cells.items():
         valid = {h: fmean(done.result["valid"] for done in runs) for h, runs in by_h.items()}
         h = max(valid, key=valid.__getitem__)
         chosen = by_h[h]
         best = max(chosen, key=lambda done: done.result["valid"])
         rows.append({
-            "leaf": leaf, "h": h if leaf else None, "size": asdict(sizes[leaf]) if leaf else None,
+            "leaf": leaf, "straight": straight, "h": h if leaf else None, "size": asdict(sizes[leaf]) if leaf else None,
             "accuracy": mean_and_sd(done.result["accuracy"] for done in chosen),
             "accuracy_by_h": {name: mean_and_sd(d.result["accuracy"] for d in runs) for name, runs in by_h.items()},
             "valid_by_h": valid, "epochs": [done.result["epoch"] for done in chosen],
             "engine": _worst([done.result["engine"] for runs in by_h.values() for done in runs]),
             **(_balance(chosen) if leaf else {}),
         })  # fmt: skip
-        timed[str(leaf)] = _repeated(best, data.test[0])
+        timed[_key(rows[-1])] = _repeated(best, data.test[0])
     spent = interleaved({leaf: partial(_seconds, layers) for leaf, layers in timed.items()}, caps.rounds, 1)
     for layer in (layer for layers in timed.values() for layer in layers):
         layer.close()
     for row in rows:
-        times = spent[str(row["leaf"])]
+        times = spent[_key(row)]
         row["us"] = [1e6 * value for value in quartiles(times)]
-        row["speed_up"] = quartiles([dense / own for dense, own in zip(spent["0"], times, strict=True)])
+        row["speed_up"] = quartiles([dense / own for dense, own in zip(spent[DENSE], times, strict=True)])
     return {"data": images.name, "caps": asdict(caps), "tokens": vit_training.TOKENS, "rows": rows}
 
 
-def _h(h: float | None) -> str:
-    return "frozen" if h is None else f"{h:g}"
+DENSE = "dense"
+
+
+def _key(row: dict[str, Any]) -> str:
+    """A row's name in tables."""
+    return f"{row['leaf']}{', straight-through' if row['straight'] else ''}" if row["leaf"] else DENSE
 
 
 def _worst(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def text(summary: dict[str, Any]) -> str:
             ("leaf", "G_A soft", "G_A hard", "entropy", "mass", "max/mean load", "dead leaves of", "µs"),
             [
                 (
-                    row["leaf"], _percent(row["soft_accuracy"]), _percent(row["accuracy"]), f"{row['entropy']:.3f}",
+                    _key(row), _percent(row["soft_accuracy"]), _percent(row["accuracy"]), f"{row['entropy']:.3f}",
                     f"{row['mass']:.3f}", f"{row['max_load']:.1f}", f"{row['dead']:g} of {4 << row['size']['depth']}",
                     f"{row['us'][1]:.0f}",
                 )
@@ -196,16 +202,17 @@ def text(summary: dict[str, Any]) -> str:
             [
                 (row["leaf"], *(_percent(row["accuracy_by_h"][h]) for h in _all_h(rows)))
                 for row in rows
-                if row["leaf"]
+                if row["leaf"] and not row["straight"]
             ],
         ),
         _engine_sentence(rows),
         f"Speed-up is of the four feed-forwards alone: {summary['tokens']:,} tokens, float32, one thread, on the test "
         f"images' activations, against the engine's dense layers of the first row ({dense['us'][1]:.0f} µs), "
         "turn by turn (medians); the paper's is of an A100. G_A is the test accuracy, hard, of the epoch and the h "
-        "that were best on the validation images; frozen is the paper's h = ∞. Entropy is that of a decision in nats, "
-        "mass the chosen leaf's share of the mixture (both means over layers), load that of the worst layer; leaves "
-        "are those of four layers.",
+        "that were best on the validation images; frozen is the paper's h = ∞; straight-through (the chosen leaf, with "
+        "the gradient of the mixture, and a balance) is not the paper's. Entropy is that of a decision in nats, mass "
+        "the chosen leaf's share of the mixture (both means over layers), load that of the worst layer; leaves are "
+        "those of four layers.",
         "Accuracies after so few images and epochs are below what the architectures can reach; the paper trained until "
         "plateaus, hundreds of epochs.",
     ]  # fmt: skip
@@ -219,7 +226,7 @@ def _row(row: dict[str, Any], dense: dict[str, Any]) -> tuple[object, ...]:
         size["depth"], size["training_size"], size["inference_width"], size["inference_size"]
     )  # fmt: skip
     return (
-        f"FFF ℓ = {row['leaf']}" if row["leaf"] else f"FF w = {NEURONS}", *sizes, f"{row['speed_up'][1]:.2f}",
+        f"FFF ℓ = {_key(row)}" if row["leaf"] else f"FF w = {NEURONS}", *sizes, f"{row['speed_up'][1]:.2f}",
         f"{speed:.2f}", _percent(row["accuracy"]), accuracy, f"{row['accuracy'][0] / dense['accuracy'][0]:.1%}",
         f"{accuracy / PUBLISHED[0][1]:.1%}", row["h"] or "–",
     )  # fmt: skip
@@ -255,11 +262,13 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in summary["rows"] if row["leaf"]]
+    rows = [row for row in summary["rows"] if row["leaf"] and not row["straight"]]
+    other = [row for row in summary["rows"] if row["straight"]]
     dense = next(row for row in summary["rows"] if not row["leaf"])
     at, labels = range(len(rows)), [str(row["leaf"]) for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.plot(at, [row["speed_up"][1] for row in rows], "o-", label="engine, one thread")
+    left.plot(at, [row["speed_up"][1] for row in other], "v-", label="straight-through")
     left.plot(at, [PUBLISHED[row["leaf"]][0] for row in rows], "s--", color="gray", label="paper, A100")
     left.plot(at, [NEURONS / row["size"]["inference_size"] for row in rows], ":", color="black", label="by neurons")
     left.set(ylabel="speed-up of the feed-forwards", yscale="log")
@@ -269,6 +278,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         [100 * row["accuracy"][1] / dense["accuracy"][0] for row in rows], fmt="o-", label=f"{summary['data']}, hard",
     )  # fmt: skip
     right.plot(at, [100 * row["soft_accuracy"][0] / dense["accuracy"][0] for row in rows], "^:", label="soft")
+    right.plot(at, [100 * row["accuracy"][0] / dense["accuracy"][0] for row in other], "v-", label="straight-through")
     paper = [100 * PUBLISHED[row["leaf"]][1] / PUBLISHED[0][1] for row in rows]
     right.plot(at, paper, "s--", color="gray", label="paper, CIFAR-10")
     right.set(ylabel="accuracy, % of the dense model's")

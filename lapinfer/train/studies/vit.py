@@ -18,7 +18,7 @@ from lapinfer.train.fff import FFF
 
 LAYERS, WIDTH, HEADS, PATCH, NEURONS, CLASSES = 4, 128, 4, 4, 128, 10
 ACTIVATION: Activation = "gelu"
-Forward = Literal["soft", "hardened"]
+Forward = Literal["soft", "hardened", "straight_through"]
 
 
 class Dense(nn.Module):
@@ -34,10 +34,10 @@ class Dense(nn.Module):
         return self.down(self.act(self.up(x)))
 
 
-def tree(leaf: int, forward: Forward = "soft") -> FFF:
+def tree(leaf: int, forward: Forward = "soft", balance: float = 0.0) -> FFF:
     """Leaves of `leaf` neurons, NEURONS together; weights begin with a deviation of 1/√inputs."""
     depth = (NEURONS // leaf).bit_length() - 1
-    options = Trees(depth, leaf, gated=False, activation=ACTIVATION, bias=True, forward=forward, balance=0.0)
+    options = Trees(depth, leaf, gated=False, activation=ACTIVATION, bias=True, forward=forward, balance=balance)
     layer = FFF(FeedForwardSpec(leaf, ACTIVATION, False, True, TreeSpec(depth, node_bias=True)), WIDTH, options)
     layer.initialise(WIDTH**-0.5, leaf**-0.5)
     return layer
@@ -63,13 +63,13 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images [N, channels, size, size] to logits [N, 10], read at a position of its own."""
 
-    def __init__(self, channels: int, size: int, leaf: int, forward: Forward = "soft") -> None:
+    def __init__(self, channels: int, size: int, leaf: int, forward: Forward = "soft", balance: float = 0.0) -> None:
         """leaf: neurons of a leaf; 0: dense feed-forwards."""
         super().__init__()
         self.patches = nn.Conv2d(channels, WIDTH, PATCH, PATCH)
         self.first = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + (size // PATCH) ** 2, WIDTH))
-        self.blocks = nn.ModuleList(Block(tree(leaf, forward) if leaf else Dense()) for _ in range(LAYERS))
+        self.blocks = nn.ModuleList(Block(tree(leaf, forward, balance) if leaf else Dense()) for _ in range(LAYERS))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -18,9 +18,15 @@ from lapinfer.errors import InputError, TrainingError
 from lapinfer.train.fff import FFF, mixture, soft_forward
 from lapinfer.train.record import Balance
 from lapinfer.train.studies.images import Images
-from lapinfer.train.studies.vit import ACTIVATION, Dense, ViT
+from lapinfer.train.studies.vit import ACTIVATION, Dense, Forward, ViT
 
 RATE, BATCH = 4e-4, 64
+RECIPES: dict[str, tuple[Forward, float, float]] = {
+    "dense": ("soft", 0.0, 0.0), "5": ("soft", 5.0, 0.0), "10": ("soft", 10.0, 0.0), "frozen": ("hardened", 0.0, 0.0),
+    "straight": ("straight_through", 0.0, 0.1),
+}  # fmt: skip
+"""The trees' forward pass, h, and the weight of the leaves' balance. frozen is the paper's h = ∞: nodes stay as they
+began, and the chosen leaf alone is trained."""
 PATIENCE = 3
 """Epochs without a better validation accuracy, after which the learning rate is halved."""
 AT_ONCE = 250
@@ -63,15 +69,16 @@ class Fitted:
     valid: list[float] = field(default_factory=list)
 
 
-def fit(images: Split, leaf: int, h: float | None, epochs: int, seed: int) -> Fitted:
-    """Adam; h: weight of the decisions' mean entropy, the layers' added up; None: the tree stays as it began, and the
-    chosen leaf alone is trained. The epoch with the best hard validation accuracy is kept, the first of several."""
+def fit(images: Split, leaf: int, recipe: str, epochs: int, seed: int) -> Fitted:
+    """Adam; the mean entropies (times h) and balances of the layers are added up. The epoch with the best hard
+    validation accuracy is kept, the first of several."""
     torch.manual_seed(seed)
     x, labels = images.train
-    model = ViT(x.shape[1], x.shape[2], leaf, "hardened" if h is None else "soft")
+    forward, h, balance = RECIPES[recipe]
+    model = ViT(x.shape[1], x.shape[2], leaf, forward, balance)
     for tree in model.trees:
-        tree.hardening = h or 0.0
-        if h is None and tree.nodes is not None:
+        tree.hardening = h
+        if forward == "hardened" and tree.nodes is not None:
             tree.nodes.requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], RATE)
     halving = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.5, PATIENCE - 1)
@@ -84,7 +91,9 @@ def fit(images: Split, leaf: int, h: float | None, epochs: int, seed: int) -> Fi
                 assert tree.record is not None
                 loss = loss + tree.record.penalty
             if not loss.isfinite():
-                raise TrainingError(f"leaf {leaf}, h {h}, seed {seed}: the loss of epoch {epoch + 1} is {loss.item()}")
+                raise TrainingError(
+                    f"leaf {leaf}, {recipe}, seed {seed}: the loss of epoch {epoch + 1} is {loss.item()}"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

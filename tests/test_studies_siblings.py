@@ -1,0 +1,58 @@
+"""The study of sibling language models: its arms, a short run of it, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import training_runs
+
+from lapinfer.errors import InputError
+from lapinfer.loading import load_model
+from lapinfer.tensors import active_parameters
+from lapinfer.train import Config
+from lapinfer.train.studies import Setting, find_study, run_study, siblings
+
+CONFIGS = Path(__file__).parent.parent / "weights" / "configs"
+
+
+def test_arms_have_equal_totals_and_equal_active_sizes():
+    active = {name: active_parameters(siblings.arm(name).spec()) for name in siblings.ARMS}
+    assert abs(active["fff"] / active["dense_active"] - 1) < 0.001
+    assert abs(active["moe"] / active["dense_active"] - 1) < 0.01
+    assert active["none"] < active["dense_active"] < active["dense"]
+
+
+@pytest.mark.parametrize("name", siblings.SHIPPED)
+def test_configurations_are_those_of_the_study(name):
+    assert Config.from_toml(CONFIGS / f"{name}.toml") == siblings.arm(name)
+
+
+def test_runs_and_goes_on(tmp_path):
+    texts = []
+    for i in range(2):
+        texts.append(tmp_path / f"{i}.txt")
+        texts[-1].write_text(training_runs.text(8000, seed=i))
+    setting, study = Setting(tuple(texts), seeds=1, quick=True), find_study("siblings")
+    summary = run_study(study, setting, tmp_path / "out")
+    assert set(summary["arms"]) == set(siblings.ARMS)
+    assert summary["texts"] == ["0.txt"]
+    for name, arm in summary["arms"].items():
+        assert arm["unseen_ppl"]["mean"] > 1
+        assert (arm["unseen_soft_ppl"] is not None) == (name in ("fff", "fff_soft", "frozen"))
+        load_model(tmp_path / "out" / "trials" / arm["best"]["folder"] / "model").close()
+    assert (tmp_path / "out" / "siblings.svg").stat().st_size > 1000
+    began = (tmp_path / "out" / "trials.jsonl").read_bytes()
+    again = run_study(study, setting, tmp_path / "out")
+    assert json.dumps(again["arms"]) == json.dumps(summary["arms"])
+    assert (tmp_path / "out" / "trials.jsonl").read_bytes() == began
+
+
+def test_one_text_is_not_enough(tmp_path):
+    (tmp_path / "a.txt").write_text("It was")
+    with pytest.raises(InputError, match="two texts"):
+        siblings.trials(Setting((tmp_path / "a.txt",)))
+    with pytest.raises(InputError, match="no such file"):
+        siblings.trials(Setting((tmp_path / "a.txt", tmp_path / "b.txt")))
