@@ -402,11 +402,34 @@ def _recorded(events: Iterator[Token], said: list[str]) -> Iterator[Token]:
 
 
 @app.command()
-def info(model: NameArgument = None, json: Json = False, verbose: Verbose = False) -> None:
-    """What a checkpoint is: family, sizes, formats, files. Loads no weights."""
+def info(
+    model: NameArgument = None,
+    quant: Annotated[str | None, typer.Option("--quant", help="Packed as this alone.  [q4, q8 and f16]")] = None,
+    kv: KV = "f16",
+    ctx_size: Context = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.001, help="GB to fit into (else exit 3).  [what is free]")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a model is, what it takes in memory, and how fast it will be here; reads no weights.
+
+    Of org/name that is not on this computer, only the config.json is fetched.
+    """
+    from lapinfer.model import default_threads
+    from lapinfer.report.bandwidth import read_bandwidth
     from lapinfer.report.info import info
 
-    _print_dict(info(model or _default_model()), json)
+    told, fitting = info(
+        model or _default_model(), ctx=ctx_size, kv=kv, quant=quant, memory=memory,  # type: ignore[arg-type]
+        bandwidth=lambda: read_bandwidth(threads or default_threads(), seconds=0.2),
+    )  # fmt: skip
+    fits = told.pop("fit")
+    _print_dict(told | ({"fit": fits} if json else {}), json)
+    if memory is not None and not fitting:
+        raise typer.Exit(3)
 
 
 @app.command()

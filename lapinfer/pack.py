@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -86,10 +86,13 @@ def pack_matrix(name: str, format: str, values: np.ndarray) -> np.ndarray:
     return (pack_rows if is_row_by_row(name) else pack)(format, ordered)
 
 
-def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[str, FormatName]:
+def choose_formats(
+    spec: ModelSpec, quant: str, stored_of: Callable[[str], set[FormatName | None]]
+) -> dict[str, FormatName]:
     """The format of each matrix. auto keeps what is stored in 8 or 4 bits, and else is q8 for small models or q4.
 
-    q4 is q4_1 where a source is stored so: its groups are then kept to the bit.
+    q4 is q4_1 where a source is stored so: its groups are then kept to the bit. stored_of: the formats that a matrix is
+    made of in the checkpoint.
     """
     if quant not in QUANTS:
         raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
@@ -98,7 +101,7 @@ def choose_formats(spec: ModelSpec, quant: str, assembler: Assembler) -> dict[st
     formats: dict[str, FormatName] = {}
     for name in names:
         asked = quant if quant != "auto" else "q8" if weights < SMALL else "q4"
-        stored = assembler.formats_of(name)
+        stored = stored_of(name)
         if is_router(name):  # a wrong choice costs more than its few bytes
             formats[name] = stored.pop() if len(stored) == 1 and stored <= {"f16", "bf16"} else "f32"  # type: ignore[assignment]
             continue
@@ -231,7 +234,7 @@ def pack_checkpoint(
     shapes = tensors(spec)
     for name, shape in shapes.items():
         assembler.check(name, shape)
-    packing = _Packing(assembler, shapes, choose_formats(spec, quant, assembler))
+    packing = _Packing(assembler, shapes, choose_formats(spec, quant, assembler.formats_of))
     lossy = inexact(packing.formats, assembler)
     if calibrate is not None and not lossy:
         raise InputError(f"{checkpoint.path}: nothing becomes q4 with a loss, so a calibration text has no use")

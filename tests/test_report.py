@@ -108,7 +108,8 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
 
 @pytest.mark.parametrize("analyze", [False, True])
 def test_explain(folder: Path, analyze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "read_bandwidth", lambda threads: 1e10)
+    measured = roofline.Roofline(2, {2: 1e10}, {"int8": 1e11, "float32": 1e10})
+    monkeypatch.setattr(roofline, "measure", lambda threads, **options: measured)
     model = load_model(packings("gemma2-options", folder)[1]["q4"].path.parent, ctx=40, threads=2)
     try:
         before = model.usage.totals()

@@ -73,6 +73,25 @@ def pull(name: str, progress: Progress = lambda done, total: None) -> Path:
             raise CheckpointError(f"{name}: {error}; {second}") from second
 
 
+def remote_config(name: str) -> Path | None:
+    """config.json of org/name, or of an alias, that is not on this computer: a few kilobytes. None: it is no such name.
+
+    CheckpointError when it cannot be had.
+    """
+    repository = ALIASES.get(name, name)
+    if Path(name).expanduser().exists() or is_local(name) or not REPOSITORY.fullmatch(repository):
+        return None
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise CheckpointError(f'{name}: not on this computer; its header needs: pip install "lapinfer[hub]"') from None
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, "config.json"))
+    except Exception as error:  # of several HTTP libraries and of the hub, without a common base
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{name}: no config.json from the hub: {type(error).__name__}: {reason}") from error
+
+
 def _missing(name: str, hint: str) -> Path:
     raise CheckpointError(f"{name}: not on this computer; {hint}")
 
@@ -181,4 +200,4 @@ def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-__all__ = ["ALIASES", "LocalModel", "home", "hub_cache", "is_local", "list_local", "pull", "resolve"]
+__all__ = ["ALIASES", "LocalModel", "home", "hub_cache", "is_local", "list_local", "pull", "remote_config", "resolve"]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lapinfer.quant import FORMATS
+from lapinfer.report import roofline
+from lapinfer.report.fit import decode_seconds
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
-from lapinfer.runtime.predict import expected_reads, packed_bytes, parts_of, predict_bytes
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.runtime.predict import expected_reads, matrices_bytes, packed_bytes, parts_of, predict_bytes
+from lapinfer.spec import TreeSpec
+from lapinfer.tensors import bank_of, is_matrix, layer_tensors, tensors
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -26,7 +31,7 @@ DECODE_STEPS, PREFILL_STEPS = 24, 3
 
 @dataclass(slots=True)
 class Line:
-    """Ops of one kind, or a part of the step: sums over `count` ops of one step."""
+    """Ops of one kind, or a part of the step: sums over `count` ops of one step. least: seconds on the roofline."""
 
     name: str
     kernel: str = ""
@@ -35,12 +40,14 @@ class Line:
     bytes: int = 0
     macs: int = 0
     seconds: float = 0.0
+    least: float = 0.0
 
     def add(self, other: Line) -> None:
         self.count += other.count
         self.bytes += other.bytes
         self.macs += other.macs
         self.seconds += other.seconds
+        self.least += other.least
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +82,17 @@ def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = 
     steps = [Step(f"decode: 1 token at position {prompt}", ids[prompt:], np.arange(prompt, prompt + 1), DECODE_STEPS)]
     if prompt:
         steps.append(Step(f"prefill: {prompt} tokens from position 0", ids[:prompt], np.arange(prompt), PREFILL_STEPS))
-    bandwidth = 0.0
+    machine = None
     blocks = [_title(model)]
     if analyze:
-        from lapinfer.report.bandwidth import read_bandwidth
-
-        bandwidth = read_bandwidth(model.threads)
-        blocks[0] += f"\nread bandwidth now, {model.threads} threads: {bandwidth / 1e9:.1f} GB/s"
+        machine = roofline.measure(model.threads, seconds=0.25)
+        peaks = ", ".join(f"{kind} {peak / 1e9:,.0f}" for kind, peak in machine.peaks.items())
+        blocks[0] += f"\nnow, {model.threads} threads: {machine.best_bandwidth / 1e9:.1f} GB/s; GMAC/s {peaks}"
     with model.lock:
         if analyze and prompt:
             model.prefill(ids[:prompt])
         for step in steps:
-            blocks.append(_block(model, step, analyze, layers, bandwidth))
+            blocks.append(_block(model, step, machine, layers))
     return "\n\n".join(blocks)
 
 
@@ -100,16 +106,16 @@ def _title(model: Model) -> str:
     )
 
 
-def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: float) -> str:
+def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: bool) -> str:
     """One step's table and its summary."""
     meter = Meter(model.plan, model.team.ns_per_tick)
     walls: list[float] = []
-    if analyze:
+    if machine is not None:
         walls = _run(model, step, meter)
     else:
         meter.record(step.slot, step.pos, int(step.want.sum()), 0, *expected_reads(model.spec, len(step.pos)))
     rows = meter.by_op()
-    lines = [_line(op, row, step.pos, meter.steps) for op, row in zip(model.plan.ops, rows, strict=True)]
+    lines = [_line(op, row, step.pos, meter.steps, machine) for op, row in zip(model.plan.ops, rows, strict=True)]
     total = Line("step")
     by_part = {part: Line(part) for part in parts_of(model.spec)}
     for op, line, row in zip(model.plan.ops, lines, rows, strict=True):
@@ -120,19 +126,24 @@ def _block(model: Model, step: Step, analyze: bool, layers: bool, bandwidth: flo
         total.add(line)
     if not layers:
         lines = _summed(model.plan.ops, lines)
-    columns = [*_COLUMNS, *(_TIMED if analyze else ())]
+    columns = [*_COLUMNS, *(_TIMED if machine is not None else ())]
     table = [[head for head, _ in columns]]
     for group in (lines, list(by_part.values()), [total]):
         table.append([])
-        table += [[show(line, total, bandwidth) for _, show in columns] for line in group]
-    text = f"{step.heading}\n{_aligned(table)}\n{_predicted(model, step, total, analyze)}"
-    if walls:
+        table += [[show(line, total) for _, show in columns] for line in group]
+    text = f"{step.heading}\n{_aligned(table)}\n{_predicted(model, step, total, machine is not None)}"
+    if choice := _choice(model):
+        text += f"\n{choice}"
+    if machine is not None:
         seconds = median(walls)
-        speed = total.bytes / seconds
+        speed, bandwidth = total.bytes / seconds, machine.best_bandwidth
         text += (
             f"\n{len(step.pos) / seconds:,.1f} tok/s ({seconds * 1e3:,.2f} ms a step, median of {len(walls)}), "
             f"{speed / 1e9:.1f} GB/s: {100 * speed / bandwidth:.0f} % MBU"
         )
+        if len(step.pos) == 1:
+            foreseen = decode_seconds(model.spec, total.bytes, bandwidth)
+            text += f"\nexpected of these bytes: {1 / foreseen:,.1f} tok/s"
     return text
 
 
@@ -153,7 +164,7 @@ def _run(model: Model, step: Step, meter: Meter) -> list[float]:
     return walls
 
 
-def _line(op: Op, row: dict, pos: np.ndarray, steps: int) -> Line:
+def _line(op: Op, row: dict, pos: np.ndarray, steps: int, machine: roofline.Roofline | None) -> Line:
     macs = row["macs"] // steps
     shape = ""
     if "shape" in op.notes:
@@ -163,7 +174,11 @@ def _line(op: Op, row: dict, pos: np.ndarray, steps: int) -> Line:
         keys = pos + 1 if spec.window is None else np.minimum(pos + 1, spec.window)
         macs += spec.n_heads * (spec.k_dim + spec.v_dim) * int(keys.sum())
         shape = f"{spec.n_heads} on {spec.n_kv_heads} × {spec.k_dim}"
-    return Line(op.name, op.kernel, shape, 1, row["bytes"] // steps, macs, row["seconds"] / steps)
+    read = row["bytes"] // steps
+    format = str(op.notes.get("format", "f32"))
+    kind = "int8" if format in FORMATS and FORMATS[format].grouped else "float32"
+    least = 0.0 if machine is None else machine.seconds(read, macs, kind)
+    return Line(op.name, op.kernel, shape, 1, read, macs, row["seconds"] / steps, least)
 
 
 def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
@@ -191,27 +206,46 @@ def _predicted(model: Model, step: Step, total: Line, ran: bool) -> str:
     return f"predicted from the spec {predicted:,} bytes, metered {total.bytes:,} bytes"
 
 
+def _choice(model: Model) -> str:
+    """What one expert or leaf costs, of each kind of routed layer."""
+    kinds: dict[tuple[int, int], str] = {}
+    formats = _formats(model)
+    for i, layer in enumerate(model.spec.layers):
+        ff = layer.feed_forward
+        if ff.router is None:
+            continue
+        shapes = layer_tensors(model.spec, i)
+        matrices = [name for name in shapes if bank_of(name) is not None]
+        size = sum(matrices_bytes(name, shapes[name], formats[name]) // ff.experts for name in matrices)
+        macs = sum(prod(shapes[name]) // ff.experts for name in matrices)
+        words = "a leaf" if isinstance(ff.router, TreeSpec) and not ff.router.neurons else "an expert"
+        kinds[size, macs] = (
+            f"{words}: {size / 1e6:,.3f} MB, {macs / 1e6:,.3f} MMAC; a token gets {ff.active} of {ff.experts} a layer"
+        )
+    return "\n".join(kinds.values())
+
+
 def _ratio(part: float, whole: float, form: str) -> str:
     return form.format(part / whole) if part and whole else ""
 
 
 _COLUMNS = (
-    ("op", lambda line, total, bandwidth: line.name),
-    ("kernel", lambda line, total, bandwidth: line.kernel),
-    ("shape", lambda line, total, bandwidth: line.shape),
-    ("n", lambda line, total, bandwidth: str(line.count)),
-    ("MB", lambda line, total, bandwidth: _ratio(line.bytes, 1e6, "{:,.2f}")),
-    ("MMAC", lambda line, total, bandwidth: _ratio(line.macs, 1e6, "{:,.1f}")),
-    ("MAC/B", lambda line, total, bandwidth: _ratio(line.macs, line.bytes, "{:.1f}")),
+    ("op", lambda line, total: line.name),
+    ("kernel", lambda line, total: line.kernel),
+    ("shape", lambda line, total: line.shape),
+    ("n", lambda line, total: str(line.count)),
+    ("MB", lambda line, total: _ratio(line.bytes, 1e6, "{:,.2f}")),
+    ("MMAC", lambda line, total: _ratio(line.macs, 1e6, "{:,.1f}")),
+    ("MAC/B", lambda line, total: _ratio(line.macs, line.bytes, "{:.1f}")),
 )
 _TIMED = (
-    ("ms", lambda line, total, bandwidth: _ratio(line.seconds, 1e-3, "{:,.3f}")),
-    ("time %", lambda line, total, bandwidth: _ratio(line.seconds, total.seconds / 100, "{:.1f}")),
-    ("GB/s", lambda line, total, bandwidth: _ratio(line.bytes, line.seconds * 1e9, "{:.1f}")),
-    ("bw %", lambda line, total, bandwidth: _ratio(line.bytes, line.seconds * bandwidth / 100, "{:.0f}")),
-    ("GMAC/s", lambda line, total, bandwidth: _ratio(line.macs, line.seconds * 1e9, "{:,.0f}")),
+    ("ms", lambda line, total: _ratio(line.seconds, 1e-3, "{:,.3f}")),
+    ("time %", lambda line, total: _ratio(line.seconds, total.seconds / 100, "{:.1f}")),
+    ("GB/s", lambda line, total: _ratio(line.bytes, line.seconds * 1e9, "{:.1f}")),
+    ("GMAC/s", lambda line, total: _ratio(line.macs, line.seconds * 1e9, "{:,.0f}")),
+    ("roof %", lambda line, total: _ratio(line.least, line.seconds / 100, "{:.0f}")),
 )
-"""Heading, and the text of a line's cell. bw: of the read bandwidth measured at the beginning."""
+"""Heading, and the text of a line's cell. roof: the least time that this machine needs, by the time taken."""
 
 
 def _aligned(table: list[list[str]]) -> str:

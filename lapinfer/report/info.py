@@ -1,17 +1,21 @@
-"""What a checkpoint is, from its headers and configs alone."""
+"""What a checkpoint is, and whether it will fit, from its headers and configs alone."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from lapinfer.assembly import Assembler
 from lapinfer.checkpoint.folder import read_json
-from lapinfer.checkpoint.hub import resolve
+from lapinfer.checkpoint.hub import remote_config, resolve
 from lapinfer.checkpoint.packed import PackedFile
-from lapinfer.families import spec_from_config
+from lapinfer.families import sources_for, spec_from_config
+from lapinfer.loading import DEFAULT_CTX
+from lapinfer.report.fit import QUANTS, fits, verdict
+from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.predict import expected_experts, matrices_bytes, packed_bytes, predict_bytes
 from lapinfer.spec import LayerSpec, ModelSpec, TreeSpec
 from lapinfer.tensors import active_parameters, bank_of, is_matrix, tensors
@@ -22,8 +26,20 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 """Numbers of tokens for which the expected number of touched experts is told."""
 
 
-def info(name: str) -> dict[str, Any]:
-    """Family, sizes, stored formats (share of the weights in each), tokenizer; reads no weights."""
+def info(
+    name: str, *, ctx: int | None = None, kv: KVName = "f16", quant: str | None = None, memory: float | None = None,
+    bandwidth: Callable[[], float] | None = None,
+) -> tuple[dict[str, Any], bool]:  # fmt: skip
+    """Family, sizes, stored formats (share of the weights in each), tokenizer, and what it will take; whether it fits.
+
+    Reads no weights; of a model that is not on this computer, its config.json alone. ctx, kv, quant: for how many
+    positions, and packed as what; memory: GB that it must fit into, else what is free. bandwidth: measures the bytes a
+    second that this machine reads.
+    """
+    if (remote := remote_config(name)) is not None:
+        spec = spec_from_config(read_json(remote), str(remote))
+        return _told(spec, {"path": f"{name} (not on this computer)", "packed": False}, {}, lambda _: {"bf16"},
+                     ctx, kv, quant, memory, bandwidth)  # fmt: skip
     found = resolve(name)
     if isinstance(found, Path):
         path = folder = found
@@ -37,17 +53,39 @@ def info(name: str) -> dict[str, Any]:
         formats = {}
     spec = spec_from_config(config, str(folder / "config.json"))
     tokenizer = Tokenizer.from_folder(folder)
-    return {
-        "path": str(path),
-        "packed": isinstance(found, Path),
-        "parameters": sum(map(prod, tensors(spec).values())),
-        "active_parameters": active_parameters(spec),
-        "stored": stored,
-        **_sizes(spec),
-        **_placement(spec, formats),
+    told = {"path": str(path), "packed": isinstance(found, Path), "stored": stored}
+    last = {
         "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens",
         "chat_template": tokenizer is not None and ChatTemplate.from_folder(folder) is not None,
     }
+    if isinstance(found, Path):
+        quant = str(PackedFile(folder).metadata.get("quant", "auto"))
+        made_of: Callable[[str], set[Any]] = lambda name: {formats[name]}  # noqa: E731
+    else:
+        made_of = Assembler(found, sources_for(spec, found.names())).formats_of
+    told, fitting = _told(spec, told, formats, made_of, ctx, kv, quant, memory, bandwidth)
+    return told | last, fitting
+
+
+def _told(
+    spec: ModelSpec, first: dict[str, Any], formats: dict[str, str], made_of: Callable[[str], set[Any]],
+    ctx: int | None, kv: KVName, quant: str | None, memory: float | None, bandwidth: Callable[[], float] | None,
+) -> tuple[dict[str, Any], bool]:  # fmt: skip
+    ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
+    speed = None if bandwidth is None else bandwidth()
+    will = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), speed)
+    fitting, words = verdict(will, memory)
+    told = first | {
+        "parameters": sum(map(prod, tensors(spec).values())),
+        "active_parameters": active_parameters(spec),
+        **_sizes(spec),
+        **_placement(spec, formats),
+        **{f"as {fit.quant}": str(fit) for fit in will},
+        **({} if speed is None else {"read_bandwidth": f"{speed / 1e9:.1f} GB/s now"}),
+        "fits": words,
+        "fit": [fit.as_dict() for fit in will],
+    }
+    return told, fitting
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""Will it fit, and how fast will it be? From a model's config.json and this machine's bandwidth, before any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lapinfer.loading import available_memory
+from lapinfer.pack import choose_formats
+from lapinfer.quant import FormatName
+from lapinfer.runtime.build import context_bytes
+from lapinfer.runtime.kv import KVName, cache_bytes
+from lapinfer.runtime.ops import Limits
+from lapinfer.runtime.predict import packed_bytes, predict_bytes
+from lapinfer.spec import ModelSpec
+
+QUANTS = ("q4", "q8", "f16")
+PROCESS_BYTES = 210_000_000
+"""Python, NumPy, the compiled kernels and the buffers of a step, as measured with small models."""
+OP_SECONDS = 3e-6
+"""What an op takes beside its bytes, mostly for threads to hand over to each other (bench/LOG.md)."""
+OPS_OF_A_LAYER, OPS_OF_ROUTING = 9, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Of a model packed as `quant`: bytes in memory with a context of `ctx`, bytes that a token touches, and speed.
+
+    memory: weights, KV cache and the process. touched: of a token behind half of the context. tokens_per_second: at
+    the bandwidth that was measured; None without one.
+    """
+
+    quant: str
+    packed: int
+    memory: int
+    touched: int
+    ctx: int
+    tokens_per_second: float | None
+
+    def __str__(self) -> str:
+        speed = "" if self.tokens_per_second is None else f", about {self.tokens_per_second:.3g} tok/s"
+        return (
+            f"{self.packed / 1e6:,.0f} MB packed, {self.memory / 1e6:,.0f} MB in memory with {self.ctx:,} positions, "
+            f"{self.touched / 1e6:,.1f} MB touched a token{speed}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:
+    """What one token takes: its bytes at the machine's bandwidth, and the handing over between ops."""
+    ops = sum(OPS_OF_A_LAYER + OPS_OF_ROUTING * (layer.feed_forward.router is not None) for layer in spec.layers)
+    return touched / bandwidth + OP_SECONDS * ops
+
+
+def fits(
+    spec: ModelSpec, stored: Callable[[str], set[FormatName | None]], ctx: int, kv: KVName = "f16",
+    quants: Sequence[str] = QUANTS, bandwidth: float | None = None,
+) -> list[Fit]:  # fmt: skip
+    """stored: the formats that a matrix is made of in its checkpoint."""
+    limits = Limits(ctx, kv=kv)
+    found = []
+    for quant in quants:
+        formats = choose_formats(spec, quant, stored)
+        packed = sum(packed_bytes(spec, formats).values())
+        cache = cache_bytes(spec, kv, 1, ctx, min(limits.step, ctx))
+        memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
+        touched = sum(predict_bytes(spec, formats, kv, [0], [ctx // 2], 1).values())
+        speed = None if bandwidth is None else 1 / decode_seconds(spec, touched, bandwidth)
+        found.append(Fit(quant, packed, memory, touched, ctx, speed))
+    return found
+
+
+def verdict(found: Sequence[Fit], memory: float | None) -> tuple[bool, str]:
+    """Whether any fits in `memory` GB (10^9 bytes), or in what is free now; and that in words."""
+    free = available_memory() if memory is None else int(memory * 1e9)
+    if free is None:
+        return True, "the system does not tell how much memory is free"
+    where = f"{free / 1e6:,.0f} MB {'that are free now' if memory is None else 'of --memory'}"
+    if fitting := [fit.quant for fit in found if fit.memory <= free]:
+        return True, f"{', '.join(fitting)} in the {where}"
+    least = min(found, key=lambda fit: fit.memory)
+    return False, f"no: {least.quant} needs {least.memory / 1e6:,.0f} MB, more than the {where}"
