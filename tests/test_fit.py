@@ -50,7 +50,7 @@ def test_a_model_that_is_elsewhere_is_told_by_its_config_alone(remote):
     assert 16 <= 8 * f16["packed"] / told["parameters"] < 16.1
     cache = cache_bytes(shape_spec("1b", "dense"), "f16", 1, 4096, 512)
     assert q4["memory"] == pytest.approx(q4["packed"] + cache + fit.PROCESS_BYTES, rel=0.02)
-    assert q4["tokens_per_second"] == pytest.approx(3e10 / q4["touched"], rel=0.05)
+    assert q4["tokens_per_second"] == pytest.approx(3e10 / q4["touched"], rel=0.15)
 
 
 def test_what_does_not_fit_ends_with_3(remote):

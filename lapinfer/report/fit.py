@@ -18,6 +18,8 @@ from lapinfer.spec import ModelSpec
 QUANTS = ("q4", "q8", "f16")
 PROCESS_BYTES = 210_000_000
 """Python, NumPy, the compiled kernels and the buffers of a step, as measured with small models."""
+READ_RATE = 0.9
+"""Of the bandwidth that a probe finds, what matrices are read at (bench/LOG.md)."""
 OP_SECONDS = 3e-6
 """What an op takes beside its bytes, mostly for threads to hand over to each other (bench/LOG.md)."""
 OPS_OF_A_LAYER, OPS_OF_ROUTING = 9, 3
@@ -52,7 +54,7 @@ class Fit:
 def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:
     """What one token takes: its bytes at the machine's bandwidth, and the handing over between ops."""
     ops = sum(OPS_OF_A_LAYER + OPS_OF_ROUTING * (layer.feed_forward.router is not None) for layer in spec.layers)
-    return touched / bandwidth + OP_SECONDS * ops
+    return touched / (READ_RATE * bandwidth) + OP_SECONDS * ops
 
 
 def fits(
