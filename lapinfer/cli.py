@@ -419,12 +419,12 @@ def info(
     Of org/name that is not on this computer, only the config.json is fetched.
     """
     from lapinfer.model import default_threads
-    from lapinfer.report.bandwidth import read_bandwidth
     from lapinfer.report.info import info
+    from lapinfer.report.roofline import weights_bandwidth
 
     told, fitting = info(
         model or _default_model(), ctx=ctx_size, kv=kv, quant=quant, memory=memory,  # type: ignore[arg-type]
-        bandwidth=lambda: read_bandwidth(threads or default_threads(), seconds=0.2),
+        bandwidth=lambda format: weights_bandwidth(format, threads or default_threads()),
     )  # fmt: skip
     fits = told.pop("fit")
     _print_dict(told | ({"fit": fits} if json else {}), json)

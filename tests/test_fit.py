@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from lapinfer.checkpoint import hub
 from lapinfer.cli import app
 from lapinfer.errors import CheckpointError
-from lapinfer.report import bandwidth, fit
+from lapinfer.report import fit, roofline
 from lapinfer.report.info import info
 from lapinfer.report.shapes import shape_spec
 from lapinfer.runtime.kv import cache_bytes
@@ -35,12 +35,12 @@ def remote(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
-    monkeypatch.setattr(bandwidth, "read_bandwidth", lambda threads, **options: 3e10)
+    monkeypatch.setattr(roofline, "weights_bandwidth", lambda format, threads: 3e10)
     return asked
 
 
 def test_a_model_that_is_elsewhere_is_told_by_its_config_alone(remote):
-    told, fitting = info("org/name", memory=4, bandwidth=lambda: 3e10)
+    told, fitting = info("org/name", memory=4, bandwidth=lambda format: 3e10)
     assert remote == [("org/name", "config.json")]
     assert fitting
     assert told["parameters"] == 49152 * 2048 + 16 * (2048 * (2 * 2048 + 2 * 512 + 3 * 8192) + 2 * 2048) + 2048
@@ -50,7 +50,7 @@ def test_a_model_that_is_elsewhere_is_told_by_its_config_alone(remote):
     assert 16 <= 8 * f16["packed"] / told["parameters"] < 16.1
     cache = cache_bytes(shape_spec("1b", "dense"), "f16", 1, 4096, 512)
     assert q4["memory"] == pytest.approx(q4["packed"] + cache + fit.PROCESS_BYTES, rel=0.02)
-    assert q4["tokens_per_second"] == pytest.approx(3e10 / q4["touched"], rel=0.15)
+    assert q4["tokens_per_second"] == pytest.approx(3e10 / q4["touched"], rel=0.1)
 
 
 def test_what_does_not_fit_ends_with_3(remote):
@@ -76,7 +76,9 @@ def test_without_a_hub_the_message_says_what_is_missing(tmp_path, monkeypatch):
 def test_a_token_of_a_mixture_touches_less_and_is_faster():
     found = {}
     for kind in ("dense", "moe", "fff"):
-        (found[kind],) = fit.fits(shape_spec("1b", kind), lambda name: {"bf16"}, 1024, quants=("q4",), bandwidth=3e10)
+        (found[kind],) = fit.fits(
+            shape_spec("1b", kind), lambda name: {"bf16"}, 1024, quants=("q4",), bandwidth=lambda format: 3e10
+        )
     assert found["moe"].packed == pytest.approx(found["dense"].packed, rel=0.02)
     for kind in ("moe", "fff"):
         assert found[kind].touched < 0.5 * found["dense"].touched

@@ -110,6 +110,7 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
 def test_explain(folder: Path, analyze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = roofline.Roofline(2, {2: 1e10}, {"int8": 1e11, "float32": 1e10})
     monkeypatch.setattr(roofline, "measure", lambda threads, **options: measured)
+    monkeypatch.setattr(roofline, "weights_bandwidth", lambda format, threads: 9e9)
     model = load_model(packings("gemma2-options", folder)[1]["q4"].path.parent, ctx=40, threads=2)
     try:
         before = model.usage.totals()
@@ -145,6 +146,7 @@ def test_the_roofline_is_plausible() -> None:
     assert all(1e8 < peak < 1e14 for peak in found.peaks.values())
     assert found.seconds(1e9, 0) == pytest.approx(1e9 / found.best_bandwidth)
     assert found.seconds(0, 1e9, "float32") == pytest.approx(1e9 / found.peaks["float32"])
+    assert 1e8 < roofline.weights_bandwidth("q4", 2, seconds=0.02) < 1e13
     assert found.ridge() == pytest.approx(found.peaks["int8"] / found.best_bandwidth)
 
 

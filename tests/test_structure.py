@@ -172,3 +172,7 @@ def test_python_of_the_readme_compiles():
 def test_links_of_the_readme_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_tables_of_the_readme_are_those_of_the_results():
+    subprocess.run([sys.executable, str(ROOT / "bench" / "readme_tables.py"), "--check"], check=True)

@@ -18,10 +18,8 @@ from lapinfer.spec import ModelSpec
 QUANTS = ("q4", "q8", "f16")
 PROCESS_BYTES = 210_000_000
 """Python, NumPy, the compiled kernels and the buffers of a step, as measured with small models."""
-READ_RATE = 0.9
-"""Of the bandwidth that a probe finds, what matrices are read at (bench/LOG.md)."""
-OP_SECONDS = 3e-6
-"""What an op takes beside its bytes, mostly for threads to hand over to each other (bench/LOG.md)."""
+OP_SECONDS = 9e-6
+"""What an op of a token takes beside its bytes: handing over between threads, small ops, Python (bench/LOG.md)."""
 OPS_OF_A_LAYER, OPS_OF_ROUTING = 9, 3
 
 
@@ -30,7 +28,7 @@ class Fit:
     """Of a model packed as `quant`: bytes in memory with a context of `ctx`, bytes that a token touches, and speed.
 
     memory: weights, KV cache and the process. touched: of a token behind half of the context. tokens_per_second: at
-    the bandwidth that was measured; None without one.
+    the rate that was measured; None without one.
     """
 
     quant: str
@@ -52,16 +50,16 @@ class Fit:
 
 
 def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:
-    """What one token takes: its bytes at the machine's bandwidth, and the handing over between ops."""
+    """Of one token: its bytes at the rate at which weights are read (roofline.weights_bandwidth), and its ops."""
     ops = sum(OPS_OF_A_LAYER + OPS_OF_ROUTING * (layer.feed_forward.router is not None) for layer in spec.layers)
-    return touched / (READ_RATE * bandwidth) + OP_SECONDS * ops
+    return touched / bandwidth + OP_SECONDS * ops
 
 
 def fits(
     spec: ModelSpec, stored: Callable[[str], set[FormatName | None]], ctx: int, kv: KVName = "f16",
-    quants: Sequence[str] = QUANTS, bandwidth: float | None = None,
+    quants: Sequence[str] = QUANTS, bandwidth: Callable[[str], float] | None = None,
 ) -> list[Fit]:  # fmt: skip
-    """stored: the formats that a matrix is made of in its checkpoint."""
+    """stored: formats that a matrix is made of in its checkpoint; bandwidth: bytes a second of weights in a format."""
     limits = Limits(ctx, kv=kv)
     found = []
     for quant in quants:
@@ -70,7 +68,8 @@ def fits(
         cache = cache_bytes(spec, kv, 1, ctx, min(limits.step, ctx))
         memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
         touched = sum(predict_bytes(spec, formats, kv, [0], [ctx // 2], 1).values())
-        speed = None if bandwidth is None else 1 / decode_seconds(spec, touched, bandwidth)
+        main = max(formats.values(), key=list(formats.values()).count)
+        speed = None if bandwidth is None else 1 / decode_seconds(spec, touched, bandwidth(main))
         found.append(Fit(quant, packed, memory, touched, ctx, speed))
     return found
 

@@ -28,13 +28,13 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 
 def info(
     name: str, *, ctx: int | None = None, kv: KVName = "f16", quant: str | None = None, memory: float | None = None,
-    bandwidth: Callable[[], float] | None = None,
+    bandwidth: Callable[[str], float] | None = None,
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
     """Family, sizes, stored formats (share of the weights in each), tokenizer, and what it will take; whether it fits.
 
     Reads no weights; of a model that is not on this computer, its config.json alone. ctx, kv, quant: for how many
     positions, and packed as what; memory: GB that it must fit into, else what is free. bandwidth: measures the bytes a
-    second that this machine reads.
+    second of weights in a format that this machine multiplies a token with.
     """
     if (remote := remote_config(name)) is not None:
         spec = spec_from_config(read_json(remote), str(remote))
@@ -69,11 +69,10 @@ def info(
 
 def _told(
     spec: ModelSpec, first: dict[str, Any], formats: dict[str, str], made_of: Callable[[str], set[Any]],
-    ctx: int | None, kv: KVName, quant: str | None, memory: float | None, bandwidth: Callable[[], float] | None,
+    ctx: int | None, kv: KVName, quant: str | None, memory: float | None, bandwidth: Callable[[str], float] | None,
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
     ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
-    speed = None if bandwidth is None else bandwidth()
-    will = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), speed)
+    will = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), bandwidth)
     fitting, words = verdict(will, memory)
     told = first | {
         "parameters": sum(map(prod, tensors(spec).values())),
@@ -81,7 +80,6 @@ def _told(
         **_sizes(spec),
         **_placement(spec, formats),
         **{f"as {fit.quant}": str(fit) for fit in will},
-        **({} if speed is None else {"read_bandwidth": f"{speed / 1e9:.1f} GB/s now"}),
         "fits": words,
         "fit": [fit.as_dict() for fit in will],
     }

@@ -14,6 +14,8 @@ import numpy as np
 
 from lapinfer.kernels.control import COUNTER
 from lapinfer.kernels.operands import ACT_F32, ACT_Q8, STEP, STORE
+from lapinfer.quant import FORMATS as WEIGHT_FORMATS
+from lapinfer.quant import ROWS as PACKED_ROWS
 from lapinfer.report.bandwidth import LEAST, read_bandwidth
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.ops import Limits, Ops, begin_step
@@ -25,6 +27,11 @@ ROWS, COLUMNS, TOKENS = 512, 512, 256
 """A matrix that stays in a core's second-level cache in any format, times the tokens of a prompt."""
 REPEATED = 8
 """Products in a pass."""
+LARGE = 1 << 28
+"""Bytes of weights that no cache holds."""
+WIDE = 2048
+"""Columns of such weights."""
+FLOATS = ("f32", "f16", "bf16")
 FORMATS = {"int8": "q8", "float32": "f32"}
 """Arithmetic, and the format whose kernel is measured for it."""
 
@@ -59,16 +66,29 @@ def measure(threads: int, every: bool = False, seconds: float = 0.5) -> Roofline
 
 
 def peak(format: str, threads: int, seconds: float = 0.5) -> float:
-    """Multiply-adds a second of matrix products in a format, from caches: the median of repeated passes."""
+    """Multiply-adds a second of matrix products in a format, from caches."""
+    return REPEATED * TOKENS * ROWS * COLUMNS / _pass(format, threads, seconds, (ROWS, COLUMNS), REPEATED, TOKENS)
+
+
+def weights_bandwidth(format: str, threads: int, seconds: float = 0.3) -> float:
+    """Bytes a second of packed weights that one token is multiplied with, from memory: what decoding can have."""
+    rows = LARGE // WEIGHT_FORMATS[format].row_block_bytes(WIDE) * PACKED_ROWS
+    return LARGE / _pass(format, threads, seconds, (rows, WIDE), 1, 1)
+
+
+def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], repeated: int, tokens: int) -> float:
+    """Seconds of `repeated` products of a matrix with so many tokens: the median of several passes."""
     from lapinfer.kernels import library
 
     name = "layers.0.up"
-    weights = random_weights({name: (ROWS, COLUMNS)}, {name: format})
-    build = Ops(COLUMNS, {0: FeedForwardSpec(ROWS, "relu", gated=False)}, weights, Limits(1, TOKENS, TOKENS, threads))
+    rows, columns = shape
+    weights = random_weights({name: shape}, {name: format})
+    limits = Limits(1, step=max(tokens, 8), threads=threads)
+    build = Ops(columns, {0: FeedForwardSpec(ROWS, "relu", gated=False)}, weights, limits, out=rows)
     build.x[:] = np.random.default_rng(0).standard_normal(build.x.shape, np.float32)
-    build.norm("input", None, 0, "input", ACT_F32 if format == "f32" else ACT_Q8)
-    for _ in range(REPEATED):
-        build.matmul(name, 0, "input", build.tiles, STORE, logical=(ROWS, COLUMNS), out=build.y)
+    build.norm("input", None, 0, "input", ACT_F32 if build.format(name) in FLOATS else ACT_Q8)
+    for _ in range(repeated):
+        build.matmul(name, 0, "input", build.tiles, STORE, logical=shape, out=build.y)
     kernels = library.load([*{op.kernel for op in build.ops}, "lead", "follow", "read_clock"])
     team, plan = Team(threads, kernels), Plan(build.ops, kernels)
     header, counters = np.zeros(len(STEP), np.int64), np.zeros((len(build.ops), COUNTER), np.int64)
@@ -76,8 +96,8 @@ def peak(format: str, threads: int, seconds: float = 0.5) -> float:
     try:
         until = time.perf_counter() + seconds
         while len(times) < LEAST + 1 or time.perf_counter() < until:
-            begin_step(header, TOKENS)
+            begin_step(header, tokens)
             times.append(team.run(plan, header, counters))
     finally:
         team.close()
-    return REPEATED * TOKENS * ROWS * COLUMNS / median(times[1:]) * 1e9
+    return median(times[1:]) / 1e9
