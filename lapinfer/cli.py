@@ -517,8 +517,8 @@ def bench(
     rows, failed, stopped = [], 0, False
     with _Progress() as progress:
         if shapes is not None:
-            _note("random weights: speed and bytes are measured, quality is not")
             models = bench.of_shapes(shapes, quant)
+            _note("random weights: speed and bytes are measured, quality is not")
         else:
             options = {"quant": quant, "kv": kv, "activations": activations, "experts": experts, "memory": memory,
                        "policy": policy, "hints": hints}  # fmt: skip
