@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -85,16 +86,23 @@ def collect(
                     measured = measure_model(
                         model, shown, text, options.context, _of(say, shown), random=kind is not None
                     )
-                    there = resident_bytes()
+                    there = _kept_bytes()
                 del model
-                gc.collect()
-                report.models.append(replace(measured, resident=max(there - resident_bytes(), 0)))
+                report.models.append(replace(measured, resident=max(there - _kept_bytes(), 0)))
             except (LapinferError, OSError, MemoryError) as error:
                 report.failures.append((shown, _message(error)))
                 say(f"error: {shown}: {_message(error).removeprefix(f'{shown}: ')}")
     except KeyboardInterrupt:
         report.interrupted = True
     return report
+
+
+def _kept_bytes() -> int:
+    """Resident memory of the process, without what was freed and not yet given back to the system."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+    return resident_bytes()
 
 
 def _shown(name: str) -> str:

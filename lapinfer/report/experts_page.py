@@ -95,11 +95,11 @@ def page(arrays: dict[str, np.ndarray], summary: dict[str, Any], name: str, colu
 """
 
 
-def heat_map(arrays: dict[str, np.ndarray]) -> str:
-    """Load of each expert [L, E] as a map whose cells say their numbers when pointed at."""
+def heat_map(arrays: dict[str, np.ndarray], wide: int = MAP_WIDTH) -> str:
+    """Load of each expert [L, E] as a map, about so wide, whose cells say their numbers when pointed at."""
     routed, experts = arrays["tokens_routed"], arrays["experts"]
     L, E = routed.shape
-    w, h = min(max(MAP_WIDTH // E, 4), 28), 16 if L <= 32 else 12
+    w, h = min(max(wide // E, 4), 28), 16 if L <= 32 else 12
     left, top = 30, 18
     labelled = range(0, E, 16 if E > 64 else 8 if E > 16 else 1)
     parts = [svg_text(left + w * e + w / 2, top - 5, str(e), "middle") for e in labelled]

@@ -23,15 +23,22 @@ from lapinfer.report.page_models import (
 from lapinfer.report.page_whatif import whatif
 from lapinfer.runtime.predict import PARTS
 
+MAP_WIDTH = 440
+"""Of the map of loads, which stands beside a chart."""
+
 KINDS = {"dense": "dense", "moe": "mixture of experts", "fff": "fast feedforward trees"}
 
 MORE_STYLE = """
+body { max-width: 74rem } .notes li { margin: .15rem 0; max-width: 52rem }
+.notes { padding-left: 1.1rem; color: var(--soft); font-size: .88rem; margin: .6rem 0 0 }
 :root { --green: #2f7d4f; --p0: #8a6bb0; --p1: #33689b; --p2: #3d8f8f; --p3: #6fb1d8; --p4: #c9a227; --p5: #b8560f;
   --p6: #a33b5c; --p7: #8b8880 }
 @media (prefers-color-scheme: dark) {
-  :root { --green: #79c893; --p0: #b597dc; --p1: #5b93c7; --p2: #5fb8b3; --p3: #a5d6f2; --p4: #e2c256; --p5: #f2a55c;
+  body { max-width: 74rem } .notes li { margin: .15rem 0; max-width: 52rem }
+.notes { padding-left: 1.1rem; color: var(--soft); font-size: .88rem; margin: .6rem 0 0 }
+:root { --green: #79c893; --p0: #b597dc; --p1: #5b93c7; --p2: #5fb8b3; --p3: #a5d6f2; --p4: #e2c256; --p5: #f2a55c;
     --p6: #e0819f; --p7: #a09d96 } }
-.chart { max-width: 34rem } .pair section { max-width: 30rem }
+.chart { max-width: 34rem } .pair section { max-width: 34rem; flex-basis: 22rem }
 svg .axis { fill: var(--ink) } svg .label { fill: var(--ink); font-weight: 600 } svg .roofname { fill: var(--soft) }
 .mark, .bubble { stroke: var(--ground); stroke-width: 1px } .bubble { fill-opacity: .28 }
 .mark.dense, .bubble.dense { fill: var(--plain) } .mark.moe, .bubble.moe { fill: var(--warm) }
@@ -147,36 +154,36 @@ def _headline(report: Report) -> str:
     off = [m.name for m in models if sum(m.decode.predicted.values()) != m.decode.bytes]
     agree = f"they differ for {', '.join(off)}: that is a bug" if off else "they agree to the byte here"
     scored = sorted({f"{m.ppl[2]:.0f}" for m in models if m.ppl})
-    quality = (
-        f" Perplexity is of {report.text} ({', '.join(scored)} tokens scored): a short text, so a rough figure."
-        if scored
-        else ""
-    )
-    random = (
-        " Models with random weights have real costs and no quality."
-        if any("random" in m.unscored for m in models)
-        else ""
-    )
     ids = [m.name for m in models if m.text == "random"]
-    ran = f" Random token ids were run by {', '.join(ids)}: no tokenizer." if ids else ""
-    said = (
-        f"A decoded token sees {seen} positions; a prompt is as long. Touched is what a token has to read: predicted from "
-        f"the spec alone, and metered while running; {agree}. Resident is what the process gave back when the model was "
-        "closed: only what was touched is there. % of roofline is the least time that bytes and multiply-adds allow on "
-        f"this machine, by the time taken; more than 100 % means that weights stayed in caches.{quality}{random}{ran}"
-    )  # fmt: skip
+    notes = [
+        f"Touched is what a token has to read: predicted from the spec alone, and metered while running; {agree}.",
+        "Resident is the memory that the process gave back when the model was closed: of weights that are mapped from "
+        "a file, only those that were touched.",
+        "% of roofline: the least time that bytes and multiply-adds allow on this machine, by the time taken. More "
+        "than 100 % means that weights stayed in caches.",
+    ]
+    if scored:
+        notes.append(
+            f"Perplexity is of {report.text}, {', '.join(scored)} tokens scored. Of a short text, it is rough."
+        )
+    if any("random" in m.unscored for m in models):
+        notes.append("Models with random weights have real costs and no quality: that was not measured.")
+    if ids:
+        notes.append(f"No tokenizer, so random token ids were run, and were routed unlike text: {', '.join(ids)}.")
     inner = (
         f'<div class="wide"><table class="heads"><thead><tr><th>model</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{legend(_kinds(report))}"
+        f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>'
     )
+    said = f"A decoded token sees {seen} positions, and a prompt is as long. Letters stand for models in the pictures."
     return _section("At a glance", said, inner)
 
 
 def _roofline(report: Report) -> str:
     said = (
-        "The lines are this machine, measured with our own kernels: the slope is memory bandwidth, the flats are int8 and "
-        "float32 arithmetic from caches. Decoding is on the slope: memory limits. Prompts use each weight for "
-        "many tokens."
+        "The lines are this machine, measured with our own kernels: the slope is memory bandwidth, the flats are int8 "
+        "and float32 arithmetic. Decoding has few multiply-adds a byte, so memory limits it; a prompt uses each weight "
+        "for many tokens."
     )
     marks = [_key("plain", "decode"), _key("plain", "prompt", "square")]
     return _section("Roofline (measured)", said, legend([*marks, *_kinds(report)]) +
@@ -186,8 +193,8 @@ def _roofline(report: Report) -> str:
 def _tradeoff(report: Report) -> str:
     scored = any(m.ppl for m in report.models)
     said = (
-        "To the upper left is better: less to read, faster. The area of a bubble is the memory of weights and cache (from "
-        f"the spec).{' Numbers beside the letters are perplexities: lower is better.' if scored else ''}"
+        "Measured. To the upper left is better: less to read, faster. A bubble's area is the memory of weights and "
+        f"cache (predicted).{' Numbers beside the letters are perplexities: lower is better.' if scored else ''}"
     )
     return _section("Memory, speed, quality", said, legend(_kinds(report)) + tradeoff_chart(report.models))
 
@@ -217,8 +224,8 @@ def _routing(i: int, m: Measured) -> str:
     said = (
         f"{routed.summary['tokens']:,} tokens{' (random ids)' if m.text == 'random' else ''}, "
         f"{span(np.array(routed.top_k))} of {span(np.array(routed.experts))} {noun} a token in {len(layers)} layers; "
-        f"{unused} of {sum(routed.experts):,} never used. A row a layer, a column one of the {noun}, by the mean of the "
-        f"layer: even loads are pale.{merged}"
+        f"{unused} of {sum(routed.experts):,} never used. A row a layer, a column one of the {noun}; colours "
+        f"are tokens by the mean of the layer: even loads are pale.{merged}"
     )
     shown = columns(routed.summary)
     steps = (
@@ -233,7 +240,7 @@ def _routing(i: int, m: Measured) -> str:
     ]
     return _pair(
         _section(f"Routing of {letter(i)} {m.name} (measured)", said,
-                 f'{legend(MAP_LEGEND)}<div class="wide">{heat_map(arrays)}</div>'
+                 f'{legend(MAP_LEGEND)}<div class="wide">{heat_map(arrays, MAP_WIDTH)}</div>'
                  f"<details><summary>Layers in numbers</summary>"
                  f'<div class="wide">{table(layers, shown)}</div></details>'),
         _section(f"Different {noun} in a step: {letter(i)} {m.name}", steps, legend(keys) + distinct_chart(routed, m)),

@@ -33,9 +33,10 @@ def roofline_chart(machine: Machine, models: Sequence[Measured]) -> str:
     parts.append(draw.polyline([(x(slope_from), y(slope_from * machine.bandwidth)), corner], "roof"))
     for kind, peak in sorted(machine.peaks.items(), key=lambda item: -item[1]):
         parts.append(draw.polyline([(x(peak / machine.bandwidth), y(peak)), (x.stop, y(peak))], "roof"))
-        said = f"{kind} {short(peak)}/s"
-        parts.append(draw.text(x.stop, y(peak) - 5, said, "end roofname"))
-        labels.keep_clear(x.stop - 40, y(peak) - 8, 45)
+        said, left = f"{kind} {short(peak)}/s", x(peak / machine.bandwidth) + 6
+        parts.append(draw.text(left, y(peak) - 5, said, "roofname"))
+        labels.keep_clear(left + 20, y(peak) - 8, 20)
+        labels.keep_clear(left + 60, y(peak) - 8, 20)
     points = [
         (i, model, step, mark)
         for i, model in enumerate(models)

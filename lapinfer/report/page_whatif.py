@@ -49,7 +49,8 @@ function formula() {  // whatif.py, line by line
 }
 function sliders(models, f) {
   const get = id => document.getElementById(id), names = ["k", "e", "bits", "context", "bandwidth"];
-  const near = (list, own) => list.indexOf(own), mb = n => (n / 1e6).toLocaleString("en", { maximumSignificantDigits: 4 });
+  const near = (list, own) => list.indexOf(own);
+  const mb = n => (n / 1e6).toLocaleString("en", { maximumSignificantDigits: 4 });
   let m, stops;
   function pick() {
     m = models[get("model").value];
@@ -84,6 +85,7 @@ function sliders(models, f) {
     get("stored").textContent = mb(f.stored(m.terms, s)) + " MB";
     const most = v.bandwidth * 1e9 / touched;
     get("speed").textContent = "≤ " + most.toLocaleString("en", { maximumSignificantDigits: 3 }) + " tok/s";
+    get("predicted").textContent = "predicted";
     get("measured").textContent = "measured as it is: " + m.speed.toLocaleString("en", { maximumSignificantDigits: 3 });
     get("model").parentNode.dataset.bytes = touched;
   }
@@ -103,7 +105,7 @@ FIELDS = (
 )
 RESULTS = (
     ("touched", "touched a token", "ratio"),
-    ("stored", "weights and KV cache", ""),
+    ("stored", "weights and KV cache", "predicted"),
     ("speed", "by bandwidth alone", "measured"),
 )
 
@@ -126,11 +128,11 @@ def whatif(machine: Machine, models: Sequence[Measured]) -> str:
         for name, said in FIELDS
     )
     results = "".join(
-        f'<div><b id="{name}"></b><span>{said}</span>{f"<span id={chr(34)}{below}{chr(34)}></span>" if below else ""}</div>'
-        for name, said, below in RESULTS
+        f'<div><b id="{name}"></b><span>{said}</span><span id="{below}"></span></div>' for name, said, below in RESULTS
     )
     data = json.dumps([inlined(machine, m) for m in models]).replace("</", "<\\/")
-    return f"""<div id="whatif" hidden="hidden"><div><label for="model">Model</label> <select id="model">{options}</select></div>
+    return f"""<div id="whatif" hidden="hidden">
+<div><label for="model">Model</label> <select id="model">{options}</select></div>
 <div class="sliders">{rows}</div><div class="results">{results}</div></div>
 <noscript><p>The sliders need JavaScript.</p></noscript>
 <script>//<![CDATA[
