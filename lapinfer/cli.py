@@ -599,11 +599,7 @@ def report(
     text: Annotated[
         Path | None, typer.Option("--text", help="For perplexity and routing.  [a passage that comes with lapinfer]")
     ] = None,
-    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=2, help="Positions that a decoded token sees.")] = (
-        512
-    ),
-        int, typer.Option("-c", "--ctx-size", min=2, help="Positions that a decoded token sees.")
-    ] = 512,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=2, help="Positions a decoded token sees.")] = 512,
     png: Annotated[
         Path | None, typer.Option("--png", metavar="FOLDER", help="Write pictures, too (needs matplotlib).")
     ] = None,

@@ -9,7 +9,7 @@ import numpy as np
 
 from lapinfer.report.experts import columns
 from lapinfer.report.experts_page import MAP_LEGEND, STYLE, heat_map, legend, span, swatch, table
-from lapinfer.report.measured import Machine, Measured, Report
+from lapinfer.report.measured import Machine, Measured, Report, Step
 from lapinfer.report.page_charts import mb, short
 from lapinfer.report.page_models import (
     batch_chart,
@@ -59,6 +59,7 @@ svg .axis { fill: var(--ink) } svg .label { fill: var(--ink); font-weight: 600 }
 .results { display: flex; flex-wrap: wrap; gap: .6rem 2.5rem } .results b { display: block; font-size: 1.35rem }
 .results span { display: block; font-size: .85rem; color: var(--soft) }
 select { font: inherit; max-width: 100%; color: inherit; background: var(--ground) }
+@media (max-width: 480px) { .chart text { font-size: 13px } }
 details { margin: .4rem 0 1rem } summary { cursor: pointer; color: var(--soft); font-size: .9rem }
 """
 
@@ -67,16 +68,20 @@ COLUMNS: dict[str, tuple[str, Callable[[Machine, Measured], str]]] = {
     "format": ("bits a weight", lambda _, m: f"{m.format}, {m.bits:.2f}"),
     "weights": ("MB, from the spec", lambda _, m: mb(m.weight_bytes)),
     "resident": ("MB, measured", lambda _, m: mb(m.resident)),
-    "touched": ("MB a token, predicted", lambda _, m: mb(sum(m.decode.predicted.values()))),
-    "touched ": ("MB a token, metered", lambda _, m: mb(m.decode.bytes)),
+    "touched": (
+        "MB a token, predicted / metered",
+        lambda _, m: f"{mb(sum(m.decode.predicted.values()))} / {mb(m.decode.bytes)}",
+    ),
     "multiply-adds": ("a token, counted", lambda _, m: short(m.decode.macs)),
-    "decode": ("tok/s, measured", lambda _, m: f"{m.decode.speed:,.0f}"),
-    "prompt": ("tok/s, measured", lambda _, m: f"{m.prompt.speed:,.0f}"),
+    "decode": ("tok/s, of roofline", lambda machine, m: _speed(machine, m, m.decode)),
+    "prompt": ("tok/s, of roofline", lambda machine, m: _speed(machine, m, m.prompt)),
     "perplexity": ("measured", lambda _, m: _perplexity(m)),
-    "decode ": ("% of roofline", lambda machine, m: f"{100 * machine.share(m.decode, m.arithmetic):.0f} %"),
-    "prompt ": ("% of roofline", lambda machine, m: f"{100 * machine.share(m.prompt, m.arithmetic):.0f} %"),
 }
 """Of the headline table: heading, unit, cell."""
+
+
+def _speed(machine: Machine, m: Measured, step: Step) -> str:
+    return f"{step.speed:,.0f}, {100 * machine.share(step, m.arithmetic):.0f} %"
 
 
 def _perplexity(m: Measured) -> str:
@@ -93,7 +98,7 @@ def page(report: Report) -> str:
     body = "".join((
         _headline(report), _pair(_roofline(report), _tradeoff(report)), _parts(report),
         "".join(_routing(i, m) for i, m in enumerate(models)), _pair(_batches(report), _contexts(report)),
-        _section("What if", "Numbers of the spec, not measurements: what a decoded token would touch and the model take. "
+        _section("What if", "Predicted, not measured: what a decoded token would touch, and the model take. "
                  "The speed is the most that bandwidth allows; small models reach less. Experts keep their size, so "
                  "more of them take more memory. At a model's own settings the bytes are exactly those of the table.",
                  whatif(machine, models)),
@@ -140,9 +145,7 @@ def _kinds(report: Report) -> list[tuple[str, str]]:
 
 def _headline(report: Report) -> str:
     machine, models = report.machine, report.models
-    head = "".join(
-        f"<th>{escape(name.strip())}<small>{escape(unit)}</small></th>" for name, (unit, _) in COLUMNS.items()
-    )
+    head = "".join(f"<th>{escape(name)}<small>{escape(unit)}</small></th>" for name, (unit, _) in COLUMNS.items())
     rows = "".join(
         f'<tr><td><span class="key {m.kind}"></span>{letter(i)} {escape(m.name)}</td>'
         + "".join(f"<td>{escape(cell(machine, m))}</td>" for _, cell in COLUMNS.values())
@@ -157,8 +160,9 @@ def _headline(report: Report) -> str:
     ids = [m.name for m in models if m.text == "random"]
     notes = [
         f"Touched is what a token has to read: predicted from the spec alone, and metered while running; {agree}.",
-        "Resident is the memory that the process gave back when the model was closed: of weights that are mapped from "
-        "a file, only those that were touched.",
+        "Resident is the memory that the process gave back when the model was closed: weights, of a file only those "
+        "that were touched, the KV cache, and the buffers of a prompt's step, which may be most of a small model's.",
+        "Speeds are measured, medians of steps; multiply-adds are counted, those of attention included.",
         "% of roofline: the least time that bytes and multiply-adds allow on this machine, by the time taken. More "
         "than 100 % means that weights stayed in caches.",
     ]
@@ -229,8 +233,8 @@ def _routing(i: int, m: Measured) -> str:
     )
     shown = columns(routed.summary)
     steps = (
-        "A step reads the weights of everything that any of its tokens chose. A batch of other sequences soon touches "
-        "nearly all: then there is nothing left to save."
+        f"A step reads the weights of all {noun} that any of its tokens chose. The more they are, the fewer bytes are "
+        "saved; multiply-adds are saved as before."
     )
     keys = [
         (swatch('<line class="line uniform" x1="0" x2="22" y1="6" y2="6"/>'), "theory, equal loads"),
@@ -251,15 +255,15 @@ def _batches(report: Report) -> str:
     if not any(len(m.batches) > 1 for m in report.models):
         return ""
     said = (
-        "Sequences that are decoded together share the weights that they read. Dense models halve their bytes with each "
-        "doubling; experts and leaves less, since each sequence brings its own."
+        "Sequences decoded together share the weights that they read. A dense model's bytes a token fall most with each "
+        "doubling; experts and leaves are shared less, since each sequence brings its own."
     )
     return _section("Batches (metered)", said, legend(_kinds(report)) + batch_chart(report.models))
 
 
 def _contexts(report: Report) -> str:
     said = (
-        "With the context the KV cache grows, in all kinds alike, until it is most of what a token touches. Up to the "
+        "The KV cache grows with the context, in all kinds alike: experts and trees save nothing of it. Lines end at the "
         "context that a model was made for."
     )
     return _section("Context (predicted)", said, legend(_kinds(report)) + context_chart(report.models))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 420, 300
@@ -128,6 +129,11 @@ class Labels:
     def keep_clear(self, x: float, y: float, radius: float) -> None:
         self._taken.append((x - radius, y - radius, x + radius, y + radius))
 
+    def keep_clear_of_line(self, points: Sequence[tuple[float, float]]) -> None:
+        for (x0, y0), (x1, y1) in pairwise(points):
+            for i in range(9):
+                self.keep_clear(x0 + (x1 - x0) * i / 8, y0 + (y1 - y0) * i / 8, 2)
+
     def place(self, x: float, y: float, away: float, said: str, kind: str = "") -> str:
         """A label of the point (x, y), at least `away` from it."""
         width, best, least = LETTER * len(said), (x + away, y + 4.0), float("inf")
@@ -149,7 +155,7 @@ class Labels:
 
     def _cost(self, left: float, base: float, width: float) -> float:
         box = (left, base - 9, left + width, base + 2)
-        if box[0] < LEFT or box[2] > WIDTH - 2 or box[1] < 12 or box[3] > HEIGHT - BOTTOM + 2:
+        if box[0] < LEFT or box[2] > WIDTH - 2 or box[1] < TOP + 11 or box[3] > HEIGHT - BOTTOM + 2:
             return 1000.0
         overlaps = (
             max(min(box[2], t[2]) - max(box[0], t[0]), 0) * max(min(box[3], t[3]) - max(box[1], t[1]), 0)

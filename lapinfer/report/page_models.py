@@ -124,7 +124,9 @@ def batch_chart(models: Sequence[Measured]) -> str:
     x, y = Scale(1, max(tokens) * 1.25, *across), Scale(0, 105, *up, log=False)
     parts, labels = [draw.axes(x, y, "sequences in a step", "% of one alone, bytes a token")], Labels()
     for i, m in ran:
-        parts.append(draw.polyline([(x(n), y(share)) for n, share in shares[i]], m.kind))
+        points = [(x(n), y(share)) for n, share in shares[i]]
+        parts.append(draw.polyline(points, m.kind))
+        labels.keep_clear_of_line(points)
         for (n, share), b in zip(shares[i], m.batches, strict=True):
             said = (
                 f"{letter(i)} {m.name}, {n} sequences: {mb(b.bytes)} MB a token ({share:.0f} %), "
@@ -142,17 +144,18 @@ def context_chart(models: Sequence[Measured]) -> str:
     """Bytes that a decoded token touches by the positions that it sees, predicted."""
     across, up = draw.frame()
     every = [point for m in models for point in m.contexts]
-    x = draw.spread([n for n, _ in every], *across, room=1.15)
+    x = draw.spread([n for n, _ in every], *across, room=1.3)
     y = draw.spread([size / 1e6 for _, size in every], *up, room=1.3)
     parts, labels = [draw.axes(x, y, "positions that the token sees", "MB a token (predicted)")], Labels()
     for i, m in enumerate(models):
         points = [(x(n), y(size / 1e6)) for n, size in m.contexts]
         parts.append(draw.polyline(points, m.kind))
+        labels.keep_clear_of_line(points)
         for (px, py), (n, size) in zip(points, m.contexts, strict=True):
             labels.keep_clear(px, py, 3)
             parts.append(draw.dot(px, py, 3, f"mark {m.kind}", f"{letter(i)} {m.name}, {n:,}: {mb(size)} MB"))
     for i, m in enumerate(models):
-        n, size = m.contexts[0]
+        n, size = m.contexts[-1]
         parts.append(labels.place(x(n), y(size / 1e6), 7, letter(i)))
     return draw.svg("".join(parts), "bytes by context")
 

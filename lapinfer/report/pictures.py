@@ -83,9 +83,7 @@ def _roofline(report: Report, ax: Any) -> None:
             ax.scatter(*at, marker=marker, color=COLOURS[m.kind], s=28)
             offset = (5, 3 + 7 * (i % 3 - 1))
             ax.annotate(letter(i), at, xytext=offset, textcoords="offset points", fontweight="bold")
-    ax.set(
-        xscale="log", yscale="log", xlabel="multiply-adds a byte touched", ylabel="multiply-adds a second (measured)"
-    )
+    ax.set(xscale="log", yscale="log", xlabel="multiply-adds a byte", ylabel="multiply-adds a second (measured)")
     ax.set_title("circles: decode, squares: prompt.  " + _names(report), fontsize=8)
 
 
