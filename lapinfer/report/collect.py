@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -14,13 +14,13 @@ from typing import Any
 
 from lapinfer.bounded import resident_bytes
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
-from lapinfer.errors import DoesNotFitError, InputError, LapinferError
+from lapinfer.errors import InputError, LapinferError
 from lapinfer.loading import CHUNK, MOST_THREADS
 from lapinfer.model import default_threads
 from lapinfer.report import roofline
 from lapinfer.report.machine import machine
-from lapinfer.report.measure import BATCHES, measure_model
-from lapinfer.report.measured import Machine, Report
+from lapinfer.report.measure import BATCH_CONTEXT, BATCHES, measure_batches, measure_model
+from lapinfer.report.measured import Machine, Measured, Report
 from lapinfer.report.shapes import KINDS, SIZES, shape_model
 from lapinfer.runtime.ops import Limits
 from lapinfer.text.language_model import LanguageModel, load
@@ -79,16 +79,10 @@ def collect(
     report = Report(about, source, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     try:
         for name, kind in todo:
-            shown = _shown(name) if kind is None else f"{name}-{kind}"
+            shown = _shown(name, kind)
             say(f"measuring {shown}")
             try:
-                with _loaded(name, kind, options, threads, say) as model:
-                    measured = measure_model(
-                        model, shown, text, options.context, _of(say, shown), random=kind is not None
-                    )
-                    there = _kept_bytes()
-                del model
-                report.models.append(replace(measured, resident=max(there - _kept_bytes(), 0)))
+                report.models.append(_measured(name, kind, options, threads, text, _of(say, shown)))
             except (LapinferError, OSError, MemoryError) as error:
                 report.failures.append((shown, _message(error)))
                 say(f"error: {shown}: {_message(error).removeprefix(f'{shown}: ')}")
@@ -105,15 +99,17 @@ def _kept_bytes() -> int:
     return resident_bytes()
 
 
-def _shown(name: str) -> str:
-    """A folder's or file's own name; other names as they are."""
+def _shown(name: str, kind: str | None) -> str:
+    """A folder's or file's own name; other names as they are, and of a shape, size and kind."""
+    if kind is not None:
+        return f"{name}-{kind}"
     path = Path(name).expanduser()
     return path.resolve().name if path.exists() else name
 
 
 def _of(say: Progress, name: str) -> Progress:
-    """Progress of one model, under its name."""
-    return lambda what, done, total: say(name, done, total)
+    """Progress of one model under its name, and notices as they are."""
+    return lambda what, *counts: say(name, *counts) if counts else say(what)
 
 
 def _message(error: BaseException) -> str:
@@ -122,20 +118,23 @@ def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-@contextmanager
-def _loaded(name: str, kind: str | None, options: Options, threads: int, say: Progress) -> Iterator[LanguageModel]:
-    """A model with slots for batches where there is memory for them, else with one."""
-    try:
-        made = _load(name, kind, options, threads, BATCHES[-1], say)
-    except DoesNotFitError:
-        made = _load(name, kind, options, threads, 1, say)
-    with made as model:
-        yield model
+def _measured(name: str, kind: str | None, options: Options, threads: int, text: str, say: Progress) -> Measured:
+    """One model, loaded for one sequence, and again for many short ones."""
+    shown = _shown(name, kind)
+    with _load(name, kind, options, threads, options.context, 1, say) as model:
+        measured = measure_model(model, shown, text, options.context, say, random=kind is not None)
+        there = _kept_bytes()
+    del model
+    resident = max(there - _kept_bytes(), 0)
+    with _load(name, kind, options, threads, BATCH_CONTEXT, BATCHES[-1], say) as model:
+        return replace(measured, resident=resident, batches=measure_batches(model, text))
 
 
-def _load(name: str, kind: str | None, options: Options, threads: int, slots: int, say: Progress) -> LanguageModel:
+def _load(
+    name: str, kind: str | None, options: Options, threads: int, ctx: int, slots: int, say: Progress
+) -> LanguageModel:
     if kind is None:
-        return load(name, quant=options.quant, threads=threads, ctx=options.context, slots=slots, progress=say)
+        return load(name, quant=options.quant, threads=threads, ctx=ctx, slots=slots, progress=say)
     quant = "q4" if options.quant == "auto" else options.quant
-    limits = Limits(options.context, slots, min(CHUNK, options.context), threads, wanted=BATCHES[-1])
-    return LanguageModel(shape_model(name, kind, quant, limits))
+    step = max(min(CHUNK, ctx), slots)
+    return LanguageModel(shape_model(name, kind, quant, Limits(ctx, slots, step, threads, wanted=slots)))

@@ -34,6 +34,8 @@ SECONDS = 1.5
 """After which one kind of step has been measured enough."""
 HISTORY = 8
 """Tokens before the decoded one in each sequence of a batch."""
+BATCH_CONTEXT = BATCHES[-1]
+"""What a model is loaded with for them: a step takes no more tokens than the context."""
 MOST_CELLS = 128
 """Columns of the picture of load: of more experts, neighbours share one."""
 LONGEST_SCORED = 512
@@ -57,27 +59,25 @@ def measure_model(
     loaded: LanguageModel, name: str, text: str, context: int, progress: Progress, random: bool = False
 ) -> Measured:
     """random: its weights are, so that a perplexity would say nothing. The decoded token sees `context` positions, or
-    what the model was made for if that is less. `resident` is left to who closes the model."""
+    what the model was made for if that is less. `resident` and `batches` are left to who has more models."""
     model, spec = loaded.model, loaded.spec
     context = min(context, model.ctx, spec.context)
     if context < 2:
         raise InputError(f"{model.name}: a context of at least 2 is needed, got {context}")
     formats = formats_of(model)
     ids, of = _ids(loaded, text)
-    ran = np.resize(ids, max(context, max(BATCHES) * (HISTORY + BATCHED)) + DECODED)
+    ran = np.resize(ids, context + DECODED)
     with model.lock:
-        progress("prompt", 0, 5)
+        progress("prompt", 0, 4)
         prompt = _prompt(model, ran[: min(context, model.max_step)], formats)
-        progress("decode", 1, 5)
+        progress("decode", 1, 4)
         decode = _decode(model, ran, context, formats)
-        progress("batches", 2, 5)
-        batches = [_batch(model, ran, size) for size in BATCHES if size <= min(model.slots, model.max_step)]
-        progress("routing", 3, 5)
+        progress("routing", 2, 4)
         routed = _routed(model, ids, context) if kind_of(spec) != "dense" else None
         loaded.forget()
-    progress("perplexity", 4, 5)
+    progress("perplexity", 3, 4)
     ppl, unscored = (None, "random weights") if random else _perplexity(loaded, text)
-    progress("perplexity", 5, 5)
+    progress("perplexity", 4, 4)
     sizes = packed_bytes(spec, formats)
     main = max(sizes, key=lambda name: sizes[name])
     contexts = [n for n in CONTEXTS if n < spec.context] + [spec.context]
@@ -101,7 +101,6 @@ def measure_model(
         unscored=unscored,
         terms=terms(spec, formats, model.limits.kv),
         contexts=[[n, sum(_predicted(model, formats, n).values())] for n in contexts],
-        batches=batches,
         routed=routed,
     )
 
@@ -187,6 +186,14 @@ def _prompt(model: Model, ids: np.ndarray, formats: dict[str, str]) -> Step:
     predicted = predict_bytes(model.spec, formats, model.limits.kv, slot, pos, 1, model.distinct_experts,
                               model.distinct_nodes)  # fmt: skip
     return watch.step(len(ids), 0, predicted)
+
+
+def measure_batches(loaded: LanguageModel, text: str) -> list[Batch]:
+    """Of a model that was loaded with `slots=BATCHES[-1]` and `ctx=BATCH_CONTEXT`."""
+    model = loaded.model
+    ids = np.resize(_ids(loaded, text)[0], 2048)
+    with model.lock:
+        return [_batch(model, ids, size) for size in BATCHES if size <= min(model.slots, model.max_step)]
 
 
 def _batch(model: Model, ids: np.ndarray, size: int) -> Batch:

@@ -94,7 +94,7 @@ class Measured:
     unscored: str
     terms: list[Term]
     contexts: list[list[int]]
-    batches: list[Batch]
+    batches: list[Batch] = field(default_factory=list)
     routed: Routed | None = None
 
 

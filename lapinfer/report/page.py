@@ -49,7 +49,9 @@ svg .axis { fill: var(--ink) } svg .label { fill: var(--ink); font-weight: 600 }
 .embedding { fill: var(--p0) } .attention { fill: var(--p1) } .convolution { fill: var(--p2) } .kv { fill: var(--p3) }
 .router { fill: var(--p4) } .experts { fill: var(--p5) } .feed-forward { fill: var(--p6) } .head { fill: var(--p7) }
 .heads td:first-child, .heads th:first-child { position: sticky; left: 0; background: var(--ground); text-align: left }
-.heads th small { display: block; font-weight: 400 } .heads .key { display: inline-block; width: .7rem; height: .7rem;
+.heads th small { display: block; font-weight: 400; white-space: normal }
+.heads th, .heads td { padding: .25rem .5rem }
+.heads .key { display: inline-block; width: .7rem; height: .7rem;
   border-radius: 50%; margin-right: .35rem } .heads .dense { background: var(--plain) }
 .heads .moe { background: var(--warm) } .heads .fff { background: var(--green) }
 .heads tbody tr:hover td { background: var(--c3) } .bad { color: var(--warm) }
@@ -255,15 +257,15 @@ def _batches(report: Report) -> str:
     if not any(len(m.batches) > 1 for m in report.models):
         return ""
     said = (
-        "Sequences decoded together share the weights that they read. A dense model's bytes a token fall most with each "
-        "doubling; experts and leaves are shared less, since each sequence brings its own."
+        "Sequences decoded together share the weights that they read. A dense model's bytes a token fall most with "
+        "each doubling; experts and leaves are shared less, since each sequence brings its own."
     )
     return _section("Batches (metered)", said, legend(_kinds(report)) + batch_chart(report.models))
 
 
 def _contexts(report: Report) -> str:
     said = (
-        "The KV cache grows with the context, in all kinds alike: experts and trees save nothing of it. Lines end at the "
-        "context that a model was made for."
+        "The KV cache grows with the context, in all kinds alike: experts and trees save nothing of it. Lines end at "
+        "the context that a model was made for."
     )
     return _section("Context (predicted)", said, legend(_kinds(report)) + context_chart(report.models))

@@ -26,7 +26,7 @@ def short(value: float) -> str:
 def mb(nbytes: float) -> str:
     """Megabytes (10^6), with as many digits as are of use."""
     value = nbytes / 1e6
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value >= 1 else f"{value:.2f}"
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 @dataclass(frozen=True, slots=True)
