@@ -30,13 +30,15 @@ def roofline_chart(machine: Machine, models: Sequence[Measured]) -> str:
     slope_from = max(x.low, y.low / machine.bandwidth)
     top = max(machine.peaks.values())
     corner = (x(top / machine.bandwidth), y(top))
-    parts.append(draw.polyline([(x(slope_from), y(slope_from * machine.bandwidth)), corner], "roof"))
+    foot = (x(slope_from), y(slope_from * machine.bandwidth))
+    parts.append(draw.polyline([foot, corner], "roof"))
+    labels.keep_clear_of_line([foot, corner])
     for kind, peak in sorted(machine.peaks.items(), key=lambda item: -item[1]):
         parts.append(draw.polyline([(x(peak / machine.bandwidth), y(peak)), (x.stop, y(peak))], "roof"))
         said, left = f"{kind} {short(peak)}/s", x(peak / machine.bandwidth) + 6
-        parts.append(draw.text(left, y(peak) - 5, said, "roofname"))
-        labels.keep_clear(left + 20, y(peak) - 8, 20)
-        labels.keep_clear(left + 60, y(peak) - 8, 20)
+        parts.append(draw.text(left, y(peak) + 14, said, "roofname"))
+        for step in (10, 30, 50, 70):
+            labels.keep_clear(left + step, y(peak) + 10, 10)
     points = [
         (i, model, step, mark)
         for i, model in enumerate(models)
@@ -77,18 +79,19 @@ def tradeoff_chart(models: Sequence[Measured]) -> str:
         parts.append(f'<circle class="mark {m.kind}" cx="{px:.1f}" cy="{py:.1f}" r="2.5"/>')
         labels.keep_clear(px, py, 3)
     for i, m, px, py, _ in placed:
-        said = letter(i) if m.ppl is None else f"{letter(i)} {_ppl(m)}"
+        said = letter(i) if m.ppl is None else f"{letter(i)} {ppl(m)}"
         parts.append(labels.place(px, py, 8, said))
     return draw.svg("".join(parts), "memory against speed")
 
 
-def _ppl(m: Measured) -> str:
+def ppl(m: Measured) -> str:
+    """Perplexity in few digits."""
     value = 0.0 if m.ppl is None else m.ppl[0]
     return f"{value:.1f}" if value < 1e5 else f"{value:.0e}"
 
 
 def _quality(m: Measured) -> str:
-    return f"no perplexity: {m.unscored}" if m.ppl is None else f"perplexity {_ppl(m)}"
+    return f"no perplexity: {m.unscored}" if m.ppl is None else f"perplexity {ppl(m)}"
 
 
 def parts_chart(models: Sequence[Measured]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from textwrap import fill
 from typing import Any
 
 from lapinfer.report.measured import Report
-from lapinfer.report.page_models import letter
+from lapinfer.report.page_models import letter, ppl
 from lapinfer.runtime.predict import PARTS
 
 COLOURS = {"dense": "#33689b", "moe": "#b8560f", "fff": "#2f7d4f"}
@@ -60,8 +61,7 @@ def _tradeoff(report: Report, ax: Any) -> None:
         at = m.decode.bytes / 1e6, m.decode.speed
         ax.scatter(*at, s=max(2400 * m.weight_bytes / largest, 30), color=COLOURS[m.kind], alpha=0.3)
         ax.scatter(*at, s=14, color=COLOURS[m.kind])
-        said = letter(i) + ("" if m.ppl is None else f" {m.ppl[0]:.1f}")
-        ax.annotate(said, at, xytext=(6, -4 + 8 * (i % 3 - 1)), textcoords="offset points", fontweight="bold")
+        _label(ax, i, letter(i) + ("" if m.ppl is None else f" {ppl(m)}"), at)
     ax.set(xscale="log", yscale="log", xlabel="MB touched a token (metered)", ylabel="decode tok/s (measured)")
     ax.margins(0.25)
     ax.set_title(_names(report), fontsize=8)
@@ -81,10 +81,18 @@ def _roofline(report: Report, ax: Any) -> None:
         for step, marker in ((m.decode, "o"), (m.prompt, "s")):
             at = step.intensity, step.macs / step.seconds
             ax.scatter(*at, marker=marker, color=COLOURS[m.kind], s=28)
-            offset = (5, 3 + 7 * (i % 3 - 1))
-            ax.annotate(letter(i), at, xytext=offset, textcoords="offset points", fontweight="bold")
+            _label(ax, i, letter(i), at)
     ax.set(xscale="log", yscale="log", xlabel="multiply-adds a byte", ylabel="multiply-adds a second (measured)")
-    ax.set_title("circles: decode, squares: prompt.  " + _names(report), fontsize=8)
+    ax.set_title("circles: decode, squares: prompt\n" + _names(report), fontsize=8)
+
+
+def _label(ax: Any, i: int, said: str, at: tuple[float, float]) -> None:
+    """Beside a point; neighbours in the table, which often lie close, have theirs on different sides."""
+    right, up = i % 2 == 0, i % 4 < 2
+    ax.annotate(
+        said, at, xytext=(6 if right else -6, 4 if up else -4), textcoords="offset points", fontweight="bold",
+        ha="left" if right else "right", va="bottom" if up else "top",
+    )  # fmt: skip
 
 
 def _distinct(report: Report, ax: Any) -> None:
@@ -103,7 +111,7 @@ def _distinct(report: Report, ax: Any) -> None:
 
 
 def _names(report: Report) -> str:
-    return ", ".join(f"{letter(i)} {m.name}" for i, m in enumerate(report.models))
+    return fill(", ".join(f"{letter(i)} {m.name}" for i, m in enumerate(report.models)), 110)
 
 
 PICTURES: dict[str, Callable[[Report, Any], None]] = {
