@@ -341,7 +341,7 @@ def test_matplotlib_is_imported_for_pictures_alone() -> None:
 
 
 def test_an_empty_text_is_refused(folders: dict[str, Path]) -> None:
-    found = collect.collect([str(folders["dense"])], options=collect.Options(threads=1, context=16, text="", source=""))
+    found = collect.collect([str(folders["dense"])], options=collect.Options(threads=1, context=64))
     assert found.text == "the package's passage.txt"
     with pytest.raises(InputError, match="empty"):
         measure._ids(_FakeText(), "")  # type: ignore[arg-type]

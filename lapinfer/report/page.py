@@ -164,8 +164,8 @@ def _headline(report: Report) -> str:
         f"Touched is what a token has to read: predicted from the spec alone, and metered while running; {agree}.",
         "Resident is the memory that the process gave back when the model was closed: weights, of a file only those "
         "that were touched, the KV cache, and the buffers of a prompt's step, which may be most of a small model's.",
-        "Speeds are measured, medians of steps, one model after the other: a program that was busy meanwhile slowed the "
-        "model that it met. Multiply-adds are counted, those of attention included.",
+        "Speeds are measured, medians of steps, one model after the other: a program that was busy meanwhile slowed "
+        "the model that it met. Multiply-adds are counted, those of attention included.",
         "% of roofline: the least time that bytes and multiply-adds allow on this machine, by the time taken. More "
         "than 100 % means that weights stayed in caches. Where activations have 16 bits, as small models' have by "
         "default, a product takes two of int8: their prompts cannot reach the roof.",
