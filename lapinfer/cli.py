@@ -641,6 +641,50 @@ def experts(
 
 
 @app.command()
+def report(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODELS...]", help=f"{_NAMES}  [those that come with lapinfer]")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("report.html"),
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shapes", help="Add four models with random weights: 100m, 1b or 7b (repeatable)."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="For perplexity and routing.  [a passage that comes with lapinfer]")
+    ] = None,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=2, help="Positions a decoded token sees.")] = 512,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="FOLDER", help="Write pictures, too (needs matplotlib).")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was measured, too.")] = None,
+    quant: Quant = "auto",
+    threads: Threads = None,
+    verbose: Verbose = False,
+) -> None:
+    """What dense models, experts and trees cost in memory and in compute: one page, without a network.
+
+    A model that fails is named in the page, and the exit code is 1. Ctrl-C writes what was measured so far.
+    """
+    from lapinfer.report import collect, outputs
+    from lapinfer.report.perplexity import read_text
+
+    outputs.check(output, data, png)
+    options = collect.Options(quant, threads, ctx_size, *(("", "") if text is None else (read_text(text), text.name)))
+    with _Progress() as progress:
+        found = collect.collect(models or [], shapes or [], options, progress)
+    if found.models:
+        for path in outputs.write(found, output, data, png):
+            _note(f"wrote {path}")
+    elif not found.interrupted:
+        _note("error: no model could be measured; nothing was written")
+    if found.interrupted:
+        raise KeyboardInterrupt
+    if found.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Sizes and options: docs/training.md.")],
     files: Annotated[list[Path], typer.Argument(metavar="DATA...", help="The texts to train on.")],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +64,11 @@ def experts_a_token(spec: ModelSpec) -> int:
     return max((router.top_k for router in routers if router is not None), default=0)
 
 
-def check_path(path: Path) -> None:
+def check_path(path: Path, endings: Iterable[str] | None = None) -> None:
     """InputError when a report cannot be written to this path: called before the work that it is about."""
-    if path.suffix.lower() not in WRITERS:
-        raise InputError(f"{path}: expected a name that ends with {', '.join(WRITERS)}")
+    endings = WRITERS if endings is None else endings
+    if path.suffix.lower() not in endings:
+        raise InputError(f"{path}: expected a name that ends with {', '.join(endings)}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file to write")
     try:
@@ -80,8 +81,13 @@ def check_path(path: Path) -> None:
 def write(path: Path, routing: Routing, name: str = "") -> None:
     """Write what was recorded, in the form that the path's ending says: whole, or not at all."""
     check_path(path)
+    write_whole(path, WRITERS[path.suffix.lower()](routing, name))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file with this content, or else the one that was there."""
     with _beside(path) as part:
-        part.write_bytes(WRITERS[path.suffix.lower()](routing, name))
+        part.write_bytes(content)
         part.replace(path)
 
 

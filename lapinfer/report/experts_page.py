@@ -78,34 +78,34 @@ def page(arrays: dict[str, np.ndarray], summary: dict[str, Any], name: str, colu
 <meta name="viewport" content="width=device-width, initial-scale=1"/><style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <p>{summary["tokens"]:,} tokens in {steps:,} step{"s" * (steps != 1)}, {layers} routed layer{"s" * (layers != 1)},
-{_span(arrays["experts"])} experts each, {_span(arrays["top_k"])} a token. lapinfer {__version__}</p>
+{span(arrays["experts"])} experts each, {span(arrays["top_k"])} a token. lapinfer {__version__}</p>
 <h2>Load</h2>
 <p>A row a layer, a column an expert; colours say how many tokens an expert got, by the mean of its layer.</p>
-{_legend(_MAP_LEGEND)}
+{legend(MAP_LEGEND)}
 <div class="wide">{heat_map(arrays)}</div>
 <div class="pair"><section><h2>Different experts in a step</h2>
 <p>Mean over the layers. A step reads the weights of each expert that any of its tokens got, once.</p>
-{_legend(_CHART_LEGEND)}{distinct_chart(arrays, summary["step_sizes"])}</section>
+{legend(_CHART_LEGEND)}{distinct_chart(arrays, summary["step_sizes"])}</section>
 <section><h2>Tokens since an expert's last use</h2>
 <p>Share of all uses. A cache of experts lives on short distances.</p>{reuse_chart(arrays)}</section></div>
 <h2>Layers</h2>
-<div class="wide">{_table(summary["layers"], columns)}</div>
+<div class="wide">{table(summary["layers"], columns)}</div>
 <dl>{"".join(f"<dt>{escape(head)}</dt><dd>{escape(meaning)}</dd>" for head, (meaning, _) in columns.items())}</dl>
 </body></html>
 """
 
 
-def heat_map(arrays: dict[str, np.ndarray]) -> str:
-    """Load of each expert [L, E] as a map whose cells say their numbers when pointed at."""
+def heat_map(arrays: dict[str, np.ndarray], wide: int = MAP_WIDTH) -> str:
+    """Load of each expert [L, E] as a map, about so wide, whose cells say their numbers when pointed at."""
     routed, experts = arrays["tokens_routed"], arrays["experts"]
     L, E = routed.shape
-    w, h = min(max(MAP_WIDTH // E, 4), 28), 16 if L <= 32 else 12
+    w, h = min(max(wide // E, 4), 28), 16 if L <= 32 else 12
     left, top = 30, 18
     labelled = range(0, E, 16 if E > 64 else 8 if E > 16 else 1)
-    parts = [_text(left + w * e + w / 2, top - 5, str(e), "middle") for e in labelled]
+    parts = [svg_text(left + w * e + w / 2, top - 5, str(e), "middle") for e in labelled]
     for i, layer in enumerate(arrays["layers"]):
         y = top + i * h
-        parts.append(_text(left - 6, y + h - 4, str(layer), "end"))
+        parts.append(svg_text(left - 6, y + h - 4, str(layer), "end"))
         mean = max(float(routed[i].sum()) / int(experts[i]), 1e-9)
         for e, count in enumerate(routed[i, : experts[i]].tolist()):
             said = f"layer {layer}, expert {e}: {count:,} tokens, {count / mean:.2f} × the mean"
@@ -141,10 +141,10 @@ def distinct_chart(arrays: dict[str, np.ndarray], step_sizes: Sequence[dict[str,
     parts: list[str] = []
     for value in (most * i / 4 for i in range(5)):
         parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(_text(left - 6, y(value) + 4, f"{value:.4g}", "end"))
+        parts.append(svg_text(left - 6, y(value) + 4, f"{value:.4g}", "end"))
     for tokens in (1, 4, 16, 64, 256, 1024):
-        parts.append(_text(x(tokens), HEIGHT - bottom + 16, str(tokens), "middle"))
-    parts.append(_text((left + WIDTH - right) / 2, HEIGHT - 6, "tokens in a step", "middle"))
+        parts.append(svg_text(x(tokens), HEIGHT - bottom + 16, str(tokens), "middle"))
+    parts.append(svg_text((left + WIDTH - right) / 2, HEIGHT - 6, "tokens in a step", "middle"))
     for kind, values in (("uniform", uniform), ("load", by_load)):
         points = " ".join(f"{x(b):.1f},{y(v):.1f}" for b, v in zip(batch.tolist(), values.tolist(), strict=True))
         parts.append(f'<polyline class="line {kind}" points="{points}"/>')
@@ -170,12 +170,12 @@ def reuse_chart(arrays: dict[str, np.ndarray]) -> str:
     parts: list[str] = []
     for i, (label, count, kind) in enumerate(rows):
         width = (WIDTH - left - right) * count / most
-        parts.append(_text(left - 8, i * h + 14, label, "end"))
+        parts.append(svg_text(left - 8, i * h + 14, label, "end"))
         parts.append(
             f'<rect class="{kind}" x="{left}" y="{i * h + 3}" width="{max(width, 0.5):.1f}" height="{h - 6}">'
             f"<title>{label}: {count:,} uses</title></rect>"
         )
-        parts.append(_text(left + width + 6, i * h + 14, f"{100 * count / total:.1f} %", ""))
+        parts.append(svg_text(left + width + 6, i * h + 14, f"{100 * count / total:.1f} %", ""))
     box = f"0 0 {WIDTH} {len(rows) * h + 4}"
     return f'<svg class="chart" viewBox="{box}" role="img" aria-label="reuse">{"".join(parts)}</svg>'
 
@@ -184,35 +184,35 @@ def _bin(i: int) -> str:
     return "1" if i == 0 else f"{2**i}–{2 ** (i + 1) - 1}"
 
 
-def _text(x: float, y: float, text: str, kind: str) -> str:
+def svg_text(x: float, y: float, text: str, kind: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
-def _swatch(inner: str) -> str:
+def swatch(inner: str) -> str:
     return f'<svg width="22" height="12" aria-hidden="true">{inner}</svg>'
 
 
 _CHART_LEGEND = (
-    (_swatch('<line class="line uniform" x1="0" x2="22" y1="6" y2="6"/>'), "independent tokens, equal loads"),
-    (_swatch('<line class="line load" x1="0" x2="22" y1="6" y2="6"/>'), "independent tokens, these loads"),
-    (_swatch('<circle class="dot" cx="11" cy="6" r="5"/>'), "measured"),
+    (swatch('<line class="line uniform" x1="0" x2="22" y1="6" y2="6"/>'), "independent tokens, equal loads"),
+    (swatch('<line class="line load" x1="0" x2="22" y1="6" y2="6"/>'), "independent tokens, these loads"),
+    (swatch('<circle class="dot" cx="11" cy="6" r="5"/>'), "measured"),
 )
-_MAP_LEGEND = tuple(
-    (_swatch(f'<rect class="{kind}" width="22" height="12"/>'), label)
+MAP_LEGEND = tuple(
+    (swatch(f'<rect class="{kind}" width="22" height="12"/>'), label)
     for kind, label in (("none", "unused"), *((f"c{i}", f"{label} ×") for i, (label, _) in enumerate(STEPS)))
 )
 
 
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
+def legend(entries: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="legend">{"".join(f"<li>{swatch}{label}</li>" for swatch, label in entries)}</ul>'
 
 
-def _span(values: np.ndarray) -> str:
+def span(values: np.ndarray) -> str:
     low, high = int(values.min()), int(values.max())
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _table(layers: Sequence[dict[str, Any]], columns: Columns) -> str:
+def table(layers: Sequence[dict[str, Any]], columns: Columns) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     rows = "".join(
         f"<tr>{''.join(f'<td>{escape(show(layer))}</td>' for _, show in columns.values())}</tr>" for layer in layers

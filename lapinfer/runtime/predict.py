@@ -42,7 +42,7 @@ def predict_bytes(
     parts["embedding"] = len(pos) * (row + (4 * spec.hidden if spec.positions else 0))
     for i, layer in enumerate(spec.layers):
         for name, shape in layer_tensors(spec, i).items():
-            part = _part(name, layer)
+            part = part_of(name, layer)
             size = matrices_bytes(name, shape, formats[name]) if is_matrix(name) else 4 * prod(shape)
             if part == "experts":
                 size = size // shape[0] * (distinct or {}).get(i, expected_experts(layer, len(pos)))
@@ -140,7 +140,7 @@ def parts_of(spec: ModelSpec) -> list[str]:
     return [part for part in PARTS if there.get(part, True)]
 
 
-def _part(name: str, layer: LayerSpec) -> str:
+def part_of(name: str, layer: LayerSpec) -> str:
     """What a tensor of a layer is accounted as."""
     part = name.split(".")[2]
     if layer.convolution is not None and part in OF_CONVOLUTION:

@@ -1,0 +1,140 @@
+"""Collect a report: measure the machine, then one model after the other; one that fails does not end it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lapinfer.bounded import resident_bytes
+from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
+from lapinfer.errors import InputError, LapinferError
+from lapinfer.loading import CHUNK, MOST_THREADS
+from lapinfer.model import default_threads
+from lapinfer.report import roofline
+from lapinfer.report.machine import machine
+from lapinfer.report.measure import BATCH_CONTEXT, BATCHES, measure_batches, measure_model
+from lapinfer.report.measured import Machine, Measured, Report
+from lapinfer.report.shapes import KINDS, SIZES, shape_model
+from lapinfer.runtime.ops import Limits
+from lapinfer.text.language_model import LanguageModel, load
+
+CONTEXT = 512
+
+Progress = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """context: positions that the decoded token sees; text: for perplexity and routing; source: its name."""
+
+    quant: str = "auto"
+    threads: int | None = None
+    context: int = CONTEXT
+    text: str = ""
+    source: str = ""
+
+
+def passage() -> str:
+    """The text that comes with the package."""
+    return (files("lapinfer.report") / "passage.txt").read_text(encoding="utf-8")
+
+
+def default_models() -> list[str]:
+    """The shipped siblings; InputError when there is none."""
+    there = [name for name in SHIPPED if shipped_model(name) is not None]
+    if not there:
+        raise InputError(
+            f"no models are named, and those that come with the package ({', '.join(SHIPPED)}) are not there; "
+            f"name some, or try --shapes {next(iter(SIZES))}"
+        )
+    return there
+
+
+def collect(
+    names: Sequence[str], sizes: Sequence[str] = (), options: Options | None = None, progress: Progress | None = None
+) -> Report:
+    """Measure models by name, then the four random ones of each size; without any, those of `default_models`.
+
+    Ctrl-C ends it with what there is, and `interrupted`.
+    """
+    options, say = options or Options(), progress or (lambda *args: None)
+    for size in sizes:
+        if size not in SIZES:
+            raise InputError(f"--shapes {size}: no such size; expected {', '.join(SIZES)}")
+    if not names and not sizes:
+        names = default_models()
+    threads = min(options.threads or default_threads(), MOST_THREADS)
+    text, source = (options.text, options.source) if options.text else (passage(), "the package's passage.txt")
+    todo = [(name, None) for name in names] + [(size, kind) for size in sizes for kind in KINDS]
+    say("measuring the machine")
+    roof = roofline.measure(threads)
+    about = Machine(machine(), threads, roof.best_bandwidth, roof.peaks)
+    report = Report(about, source, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    try:
+        for name, kind in todo:
+            shown = _shown(name, kind)
+            say(f"measuring {shown}")
+            try:
+                report.models.append(_measured(name, kind, options, threads, text, _of(say, shown)))
+            except (LapinferError, OSError, MemoryError) as error:
+                report.failures.append((shown, _message(error)))
+                say(f"error: {shown}: {_message(error).removeprefix(f'{shown}: ')}")
+    except KeyboardInterrupt:
+        report.interrupted = True
+    return report
+
+
+def _kept_bytes() -> int:
+    """Resident memory of the process, without what was freed and not yet given back to the system."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+    return resident_bytes()
+
+
+def _shown(name: str, kind: str | None) -> str:
+    """A folder's or file's own name; other names as they are, and of a shape, size and kind."""
+    if kind is not None:
+        return f"{name}-{kind}"
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def _of(say: Progress, name: str) -> Progress:
+    """Progress of one model under its name, and notices as they are."""
+    return lambda what, *counts: say(name, *counts) if counts else say(what)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror or error}"
+    return str(error) or type(error).__name__
+
+
+def _measured(name: str, kind: str | None, options: Options, threads: int, text: str, say: Progress) -> Measured:
+    """One model, loaded for one sequence, and again for many short ones."""
+    shown = _shown(name, kind)
+    with _load(name, kind, options, threads, options.context, 1, say) as model:
+        measured = measure_model(model, shown, text, options.context, say, random=kind is not None)
+        there = _kept_bytes()
+    del model
+    resident = max(there - _kept_bytes(), 0)
+    with _load(name, kind, options, threads, BATCH_CONTEXT, BATCHES[-1], say) as model:
+        return replace(measured, resident=resident, batches=measure_batches(model, text))
+
+
+def _load(
+    name: str, kind: str | None, options: Options, threads: int, ctx: int, slots: int, say: Progress
+) -> LanguageModel:
+    if kind is None:
+        return load(name, quant=options.quant, threads=threads, ctx=ctx, slots=slots, progress=say)
+    quant = "q4" if options.quant == "auto" else options.quant
+    step = max(min(CHUNK, ctx), slots)
+    return LanguageModel(shape_model(name, kind, quant, Limits(ctx, slots, step, threads, wanted=slots)))

@@ -1,0 +1,153 @@
+"""What a report knows of one model and of all: plain data that JSON holds, and from which the page is made again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lapinfer.report.whatif import Term
+
+Kind = Literal["dense", "moe", "fff"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Steps of one kind, measured: bytes, macs and tokens of one step, and the median of its seconds.
+
+    predicted: bytes by part from the spec alone, for as many experts as the steps have read.
+    """
+
+    tokens: int
+    position: int
+    bytes: int
+    predicted: dict[str, int]
+    macs: int
+    seconds: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+    @property
+    def intensity(self) -> float:
+        """Multiply-adds a byte."""
+        return self.macs / self.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Steps of one token of each of so many sequences: bytes and seconds of a token, distinct experts of a layer."""
+
+    tokens: int
+    bytes: float
+    seconds: float
+    distinct: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Routing of a text, and different experts by the size of a step.
+
+    layers, experts, top_k by layer; load [L][cells]: tokens that experts got, of `merged` neighbours together where
+    there are too many for a picture. uniform, by_load: [tokens, expected different experts], of equal loads and of
+    these; prompts: [tokens, measured], steps of neighbouring tokens. summary: `Routing.summary()`.
+    """
+
+    layers: list[int]
+    experts: list[int]
+    top_k: list[int]
+    merged: int
+    load: list[list[int]]
+    uniform: list[list[float]]
+    by_load: list[list[float]]
+    prompts: list[list[float]]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One model. Sizes in bytes; resident: memory that the process gave back when the model was closed.
+
+    ppl: perplexity and its standard error, or None, and then unscored says why. text: what ran, "real" or "random".
+    contexts: [positions, bytes a token], predicted.
+    """
+
+    name: str
+    kind: Kind
+    family: str
+    format: str
+    parameters: int
+    active: int
+    weight_bytes: int
+    cache_bytes: int
+    resident: int
+    bits: float
+    arithmetic: str
+    context: int
+    text: str
+    decode: Step
+    prompt: Step
+    ppl: list[float] | None
+    unscored: str
+    terms: list[Term]
+    contexts: list[list[int]]
+    batches: list[Batch] = field(default_factory=list)
+    routed: Routed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """bandwidth: bytes a second; peaks: multiply-adds a second by arithmetic; measured with so many threads."""
+
+    about: dict[str, Any]
+    threads: int
+    bandwidth: float
+    peaks: dict[str, float]
+
+    def share(self, step: Step, arithmetic: str) -> float:
+        """The least time that the step's bytes and multiply-adds can take, by the time that it took."""
+        return max(step.bytes / self.bandwidth, step.macs / self.peaks[arithmetic]) / step.seconds
+
+
+@dataclass(slots=True)
+class Report:
+    """failures: (name, message) of models that could not be measured."""
+
+    machine: Machine
+    text: str
+    created: str
+    models: list[Measured] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def to_json(report: Report) -> str:
+    return json.dumps(asdict(report), ensure_ascii=False, allow_nan=False)
+
+
+def from_json(text: str) -> Report:
+    """The report that `to_json` wrote."""
+    value = json.loads(text)
+    models = [_model(model) for model in value["models"]]
+    failures = [(name, message) for name, message in value["failures"]]
+    return Report(**value | {"machine": Machine(**value["machine"]), "models": models, "failures": failures})
+
+
+def _model(value: dict[str, Any]) -> Measured:
+    return Measured(
+        **value
+        | {
+            "decode": Step(**value["decode"]),
+            "prompt": Step(**value["prompt"]),
+            "terms": [Term(**term) for term in value["terms"]],
+            "batches": [Batch(**batch) for batch in value["batches"]],
+            "routed": None if value["routed"] is None else Routed(**value["routed"]),
+        }
+    )
+
+
+def read_json(path: Path) -> Report:
+    return from_json(path.read_text(encoding="utf-8"))
