@@ -12,6 +12,7 @@ from lapinfer.assembly import Assembler
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.hub import remote_config, resolve
 from lapinfer.checkpoint.packed import PackedFile
+from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.loading import DEFAULT_CTX
 from lapinfer.report.fit import QUANTS, fits, verdict
@@ -62,9 +63,21 @@ def info(
         quant = str(PackedFile(folder).metadata.get("quant", "auto"))
         made_of: Callable[[str], set[Any]] = lambda name: {formats[name]}  # noqa: E731
     else:
-        made_of = Assembler(found, sources_for(spec, found.names())).formats_of
+        made_of = _formats_in(Assembler(found, sources_for(spec, found.names())))
     told, fitting = _told(spec, told, formats, made_of, ctx, kv, quant, memory, bandwidth)
     return told | last, fitting
+
+
+def _formats_in(assembler: Assembler) -> Callable[[str], set[Any]]:
+    """Formats that matrices are stored in; none where tensors are missing, which loading will tell."""
+
+    def formats(name: str) -> set[Any]:
+        try:
+            return assembler.formats_of(name)
+        except CheckpointError:
+            return set()
+
+    return formats
 
 
 def _told(
