@@ -54,6 +54,8 @@ def main() -> None:
         text = arguments.text.read_text(encoding="utf-8")
         figures = {quant: engine_perplexity(folder, quant, text) for quant in ("f32", "q8", "q4")}
         (folder / "README.md").write_text(card(name, arm, summary, figures, written), encoding="utf-8")
+        told = {"perplexity": figures["q8"], "text": summary["unseen_text"], "quant": "q8"}
+        (folder / "figures.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
         print(name, figures, flush=True)
     GOLDEN.write_text(json.dumps({"prompt": PROMPT, "models": golden}, indent=1) + "\n", encoding="utf-8")
     shutil.copy(arguments.study / "siblings.svg", ROOT / "weights" / "siblings.svg")
@@ -93,7 +95,7 @@ def reference_tokens(config: Config, folder: Path) -> dict[str, list[Any]]:
             state[name] = stored[only].float()
         elif parts:  # a bank of experts, which the file has one by one
             state[name] = merged(value, list(parts), stored)
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(state)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = ids = tokenizer.encode(PROMPT).ids
     margins = []

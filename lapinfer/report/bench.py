@@ -14,7 +14,6 @@ import os
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from lapinfer.errors import InputError, LapinferError
 from lapinfer.model import default_threads
 from lapinfer.quant import FORMATS
 from lapinfer.report import roofline
+from lapinfer.report.fit import main_format
 from lapinfer.report.machine import cpu_name
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
@@ -246,7 +246,7 @@ def _measure(
     shapes = tensors(model.spec)
     params = sum(map(prod, shapes.values()))
     formats = {name: str(model.weights.format(name)) for name in shapes if is_matrix(name)}
-    main = _main_format(model)
+    main = main_format(model.spec, formats)
     tokens, kind = repetitions * count, "int8" if main in FORMATS and FORMATS[main].grouped else "float32"
     return Row(
         model_filename=model.name,
@@ -306,14 +306,6 @@ def _from_disk(pool: Any, tokens: int) -> dict[str, float | None]:
     n = pool.stats()
     used = n["hits"] + n["misses"]
     return {"expert_hit_rate": n["hits"] / max(used, 1), "read_mb": n["bytes_read"] / tokens / 1e6}
-
-
-def _main_format(model: Model) -> str:
-    """The format that most weights are packed in."""
-    weights: Counter[str] = Counter()
-    for name, shape in tensors(model.spec).items():
-        weights[model.weights.format(name) or "f32"] += prod(shape)
-    return weights.most_common(1)[0][0]
 
 
 def _decode(model: Model, ids: np.ndarray, start: int, n: int) -> list[int]:

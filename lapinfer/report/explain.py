@@ -13,7 +13,7 @@ import numpy as np
 
 from lapinfer.quant import FORMATS
 from lapinfer.report import roofline
-from lapinfer.report.fit import decode_seconds
+from lapinfer.report.fit import decode_seconds, main_format
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.predict import expected_reads, matrices_bytes, packed_bytes, parts_of, predict_bytes
@@ -142,7 +142,7 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
             f"{speed / 1e9:.1f} GB/s: {100 * speed / bandwidth:.0f} % MBU"
         )
         if len(step.pos) == 1:
-            rate = roofline.weights_bandwidth(_main_format(model), model.threads)
+            rate = roofline.weights_bandwidth(main_format(model.spec, _formats(model)), model.threads)
             foreseen = decode_seconds(model.spec, total.bytes, rate)
             text += f"\nexpected of these bytes: {1 / foreseen:,.1f} tok/s"
     return text
@@ -191,11 +191,6 @@ def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
         kind = (op.label, op.part, line.kernel, line.shape, *numbers)
         kinds.setdefault(kind, Line(op.label, line.kernel, line.shape)).add(line)
     return list(kinds.values())
-
-
-def _main_format(model: Model) -> str:
-    found = list(_formats(model).values())
-    return max(found, key=found.count)
 
 
 def _formats(model: Model) -> dict[str, str]:

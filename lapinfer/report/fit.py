@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from lapinfer.loading import available_memory
@@ -14,6 +16,7 @@ from lapinfer.runtime.kv import KVName, cache_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
+from lapinfer.tensors import tensors
 
 QUANTS = ("q4", "q8", "f16")
 PROCESS_BYTES = 210_000_000
@@ -49,6 +52,14 @@ class Fit:
         return asdict(self)
 
 
+def main_format(spec: ModelSpec, formats: Mapping[str, str]) -> str:
+    """The format that most weights are packed in."""
+    weights: Counter[str] = Counter()
+    for name, shape in tensors(spec).items():
+        weights[formats.get(name, "f32")] += prod(shape)
+    return weights.most_common(1)[0][0]
+
+
 def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:
     """Of one token: its bytes at the rate at which weights are read (roofline.weights_bandwidth), and its ops."""
     ops = sum(OPS_OF_A_LAYER + OPS_OF_ROUTING * (layer.feed_forward.router is not None) for layer in spec.layers)
@@ -68,8 +79,8 @@ def fits(
         cache = cache_bytes(spec, kv, 1, ctx, min(limits.step, ctx))
         memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
         touched = sum(predict_bytes(spec, formats, kv, [0], [ctx // 2], 1).values())
-        main = max(formats.values(), key=list(formats.values()).count)
-        speed = None if bandwidth is None else 1 / decode_seconds(spec, touched, bandwidth(main))
+        rate = None if bandwidth is None else bandwidth(main_format(spec, formats))
+        speed = None if rate is None else 1 / decode_seconds(spec, touched, rate)
         found.append(Fit(quant, packed, memory, touched, ctx, speed))
     return found
 
