@@ -34,7 +34,7 @@ TITLES = {
     "dense": "a dense feed-forward of 768 neurons in every layer",
     "dense_active": "a dense feed-forward of 97 neurons in every layer: as much as a token computes in the others",
     "moe": "16 experts of 48 neurons in every layer, of which a token gets 2",
-    "fff": "a tree of 8 leaves of 96 neurons in every layer, of which a token gets one (fast feedforward)",
+    "fff": "two trees of 8 leaves of 48 neurons in every layer; a token gets one leaf of each (fast feedforward)",
 }
 
 

@@ -1,10 +1,10 @@
 """Language models of one size whose feed-forwards differ: dense, experts, trees, and what they are measured against.
 
 All have the same tokenizer, attention, optimiser and tokens; `moe` and the trees have as many neurons as `dense`, and
-`dense_active` computes as much for a token as they do. Controls: `frozen`, a tree whose decisions stay random; `none`,
-one neuron. `fff_soft` is trained by the recipe of arXiv 2308.14711 (a soft mixture, hardened in the second half).
-The best of each arm by the held-out ends of the training texts is exported; the last text is no part of the training,
-and scored once for each model.
+`dense_active` computes as much for a token as they do. `fff_one` has one tree instead of two, of leaves twice as
+wide. Controls: `frozen`, trees whose decisions stay random; `none`, one neuron. `fff_soft` is trained by the recipe of
+arXiv 2308.14711 (a soft mixture, hardened in the second half). The best of each arm by the held-out ends of the
+training texts is exported; the last text is no part of the training, and scored once for each model.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ MODEL = Architecture(
     num_key_value_heads=3,
 )  # fmt: skip
 TRAINING = Training(steps=2000, batch=8, learning_rate=2e-3, save_every=200, validate_every=100)
-TREES = Trees(depth=3, leaf_width=96)
+TREES = Trees(depth=3, leaf_width=48, trees=2)
 ARMS: dict[str, dict[str, Any]] = {
     "dense": {"dense": Dense(768)},
-    "dense_active": {"dense": Dense(97)},  # a leaf, and three nodes
+    "dense_active": {"dense": Dense(97)},  # two leaves or experts of 48, and what chooses them
     "moe": {"moe": Mixture(16, 2, 48)},
     "fff": {"fff": TREES},
+    "fff_one": {"fff": Trees(depth=3, leaf_width=96)},
     "fff_soft": {"fff": replace(TREES, forward="soft", balance=0.0, hardening=3.0)},
     "frozen": {"fff": replace(TREES, forward="hardened", balance=0.0)},
     "none": {"dense": Dense(1)},
@@ -49,7 +50,8 @@ ARMS: dict[str, dict[str, Any]] = {
 SHIPPED = ("dense", "dense_active", "moe", "fff")
 WORDS = {
     "dense": "dense", "dense_active": "dense, equal active size", "moe": "16 experts, 2 a token",
-    "fff": "trees of 8 leaves", "fff_soft": "trees, soft then hardened", "frozen": "trees, frozen at random",
+    "fff": "2 trees of 8 leaves", "fff_one": "a tree of 8 leaves twice as wide",
+    "fff_soft": "trees, soft then hardened", "frozen": "trees, frozen at random",
     "none": "one neuron (control)",
 }  # fmt: skip
 
