@@ -1,6 +1,11 @@
 """The study of sibling language models: its arms, a short run of it, and what is refused."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +61,25 @@ def test_one_text_is_not_enough(tmp_path):
         siblings.trials(Setting((tmp_path / "a.txt",)))
     with pytest.raises(InputError, match="no such file"):
         siblings.trials(Setting((tmp_path / "a.txt", tmp_path / "b.txt")))
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished_and_says_nothing_else(tmp_path):
+    texts = []
+    for i in range(2):
+        texts.append(tmp_path / f"{i}.txt")
+        texts[-1].write_text(training_runs.text(8000, seed=i))
+    command = [sys.executable, "-m", "lapinfer", "study", "siblings", *map(str, texts), "--quick", "--jobs", "2", "-o"]
+    log = tmp_path / "out" / "trials.jsonl"
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 120
+    while not (log.exists() and log.read_bytes()) and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert all(json.loads(line)["result"]["folder"] for line in log.read_text().splitlines())

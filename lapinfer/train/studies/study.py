@@ -173,9 +173,9 @@ def _run(study: Study, left: list[Trial], log: Log, jobs: int, say: Progress, to
                 "the process of a trial was killed (memory?); what is finished is kept, and --jobs 1 needs less"
             ) from None
         except BaseException:
-            for future in running:
-                future.cancel()
-            for process in (pool._processes or {}).values():  # a trial may take minutes, and is not waited for
+            workers = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in workers:  # a trial may take minutes, and is not waited for
                 process.terminate()
             raise
 
