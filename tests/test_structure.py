@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from lapinfer.checkpoint.shipped import SHIPPED
 from lapinfer.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +136,10 @@ def test_the_wheel_holds_the_package_alone(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "lapinfer/py.typed" in names
     assert "lapinfer/report/passage.txt" in names
+    for model in SHIPPED:
+        for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
+            assert f"lapinfer/weights/{model}/{file}" in names
+    assert Path(wheel).stat().st_size < 25e6
     assert all(name.startswith(("lapinfer/", "lapinfer-")) for name in names)
     assert not [name for name in names if "test" in name or "__pycache__" in name]
 

@@ -123,6 +123,8 @@ def card(name: str, arm: str, summary: dict[str, Any], engine: dict[str, float],
     found, training = summary["arms"][arm], summary["config"]["training"]
     model, best = summary["config"]["model"], summary["arms"][arm]["best"]
     tokens = training["steps"] * training["batch"] * model["max_position_embeddings"]
+    several = summary["seeds"] > 1
+    chosen = f"the best of {summary['seeds']} by the held-out ends" if several else "the only one"
     lines = [
         f"# {name}", "",
         f"A language model of Jane Austen's novels, with {TITLES[arm]}. One of four siblings that differ in nothing "
@@ -137,7 +139,7 @@ def card(name: str, arm: str, summary: dict[str, Any], engine: dict[str, float],
         f"| data | {', '.join(summary['texts'])} (public domain), but the last {training['validation']:.0%} of each |",
         f"| training | {training['steps']:,} steps of {training['batch']} × {model['max_position_embeddings']} tokens, "
         f"{tokens / 1e6:.1f} M in all; AdamW, peak rate {training['learning_rate']:g}, cosine; seed {best['seed']}, "
-        f"the best of {summary['seeds']} by the held-out ends |",
+        f"{chosen} |",
         f"| held-out perplexity | {best['validation']['ppl']:.2f} ± {best['validation']['error']:.2f} |",
         f"| perplexity on {summary['unseen_text']} | {best['unseen']['ppl']:.2f} in PyTorch; in the engine "
         + ", ".join(f"{value:.2f} as {quant}" for quant, value in engine.items()) + " |",
@@ -146,8 +148,10 @@ def card(name: str, arm: str, summary: dict[str, Any], engine: dict[str, float],
         lines.append(f"| the same, soft mixture of all leaves | {best['unseen']['soft_ppl']:.2f} |")
     lines += [
         f"| bits a byte of {summary['unseen_text']} | {best['unseen']['bits_per_byte']:.3f} |",
-        f"| the same perplexity, all seeds | {found['unseen_ppl']['mean']:.2f} ± {found['unseen_ppl']['sd']:.2f} |",
     ]
+    if several:
+        spread = f"{found['unseen_ppl']['mean']:.2f} ± {found['unseen_ppl']['sd']:.2f}"
+        lines.append(f"| perplexity on {summary['unseen_text']}, all seeds | {spread} |")
     if layers := best["validation"].get("layers"):
         loads = ", ".join(f"{layer['max_load']:.2f}" for layer in layers)
         dead = sum(layer["dead"] for layer in layers)
