@@ -4,13 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lapinfer.checkpoint import hub
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
+from lapinfer.loading import load_model
+from lapinfer.runtime.predict import predict_bytes
+from lapinfer.tensors import is_matrix, tensors
 from lapinfer.text.language_model import load
 
 ROOT = Path(__file__).parent.parent
@@ -57,3 +63,32 @@ def test_runs_without_a_network_and_without_a_name(tmp_path):
     words = done.stdout.split()
     assert len(words) > 10
     assert "austen-fff" in done.stderr
+
+
+@pytest.mark.parametrize("quant", ["q4", "q8", "f16"])
+@pytest.mark.parametrize("name", SHIPPED)
+@settings(max_examples=15, deadline=None)
+@given(kv=st.sampled_from(["f16", "q8"]), batch=st.integers(1, 3), prompt=st.integers(1, 40), seed=st.integers(0, 99))
+def test_predicted_bytes_are_metered_ones(name, quant, kv, batch, prompt, seed):
+    model = loaded(name, quant, kv)
+    formats = {n: str(model.weights.format(n)) for n in tensors(model.spec) if is_matrix(n)}
+    rng = np.random.default_rng(seed)
+    for slot in range(batch):  # a prompt each, then a token of all of them
+        check_step(model, formats, kv, rng.integers(0, 2048, prompt), [slot] * prompt, range(prompt))
+    check_step(model, formats, kv, rng.integers(0, 2048, batch), range(batch), [prompt] * batch)
+
+
+@cache
+def loaded(name, quant, kv):
+    return load_model(name, quant=quant, kv=kv, ctx=64, slots=3, threads=2)
+
+
+def check_step(model, formats, kv, ids, slots, positions):
+    """Runs a step; what it metered is what is predicted from the spec and from the experts that were chosen."""
+    model.usage.reset()
+    slots, positions = list(slots), list(positions)
+    model.step(ids, slots, positions, [True] * len(ids))
+    predicted = predict_bytes(
+        model.spec, formats, kv, slots, positions, len(ids), model.distinct_experts, model.distinct_nodes
+    )
+    assert model.usage.totals()["bytes"] == sum(predicted.values())
