@@ -191,6 +191,9 @@ def test_a_study_that_was_stopped_goes_on(data: Path, tmp_path: Path, monkeypatc
         def __exit__(self, *_: object) -> None:
             pass
 
+        def shutdown(self, **_: Any) -> None:
+            pass
+
         def submit(self, run: Any, *arguments: Any) -> Any:
             from concurrent.futures import Future
 
