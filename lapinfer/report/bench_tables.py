@@ -89,7 +89,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[Row], str | None]], ...] = (
     ("99 of 100 within", "answer", _figure("tpot_p99_ms", 2)),
     ("decode reads, GB/s", "answer", _figure("gb_per_s", 1)),
     ("of the roofline, %", "answer", _figure("roofline", 0, 100)),
-    ("perplexity", "any", _figure("perplexity", 2)),
+    ("perplexity, of --text or the card", "any", _figure("perplexity", 2)),
 )
 """Label, test, and the figure of a row."""
 
