@@ -528,7 +528,7 @@ def bench(
                 if isinstance(row, bench.Failure):
                     if len(models) == 1:
                         raise row.error
-                    _note(f"error: {row.model}: {row.error}")
+                    _note(f"error: {row.model}: {str(row.error) or 'not enough memory'}")
                     failed += 1
                     continue
                 rows.append(row)
@@ -538,8 +538,8 @@ def bench(
             stopped = True
     if output != "jsonl" and (rows or not stopped):
         print(write(rows))
-    if old is not None:
-        print(f"\n{bench_tables.compared(rows, old)}" if output == "md" else "", end="")
+    if old is not None:  # beside rows for programs, for people
+        print(f"\n{bench_tables.compared(rows, old)}", file=sys.stdout if output == "md" else sys.stderr)
     if stopped:
         _note(f"stopped; {len(rows)} finished tests are shown")
         raise typer.Exit(130)

@@ -269,6 +269,9 @@ def test_bench_sets_models_side_by_side(fake, tmp_path, monkeypatch):
     assert row["roofline"] > 0
     assert row["predicted_mb"] > 0
     assert "| x | tg2 | 1 |" in invoke("bench", "-m", "x", *fast, "--compare", rows).stdout
+    result = invoke("bench", "-m", "x", *fast, "--compare", rows, "-o", "json")
+    assert len(json.loads(result.stdout)) == 2
+    assert "| x | tg2 | 1 |" in result.stderr
     rows.write_text("{}")
     result = invoke("bench", "-m", "x", *fast, "--compare", rows)
     assert result.exit_code == 1
@@ -283,15 +286,21 @@ def test_bench_goes_on_after_a_model_that_fails(fake, monkeypatch):
     def load_model(name, **options):
         if name == "bad":
             raise CheckpointError("bad: no such folder")
+        if name == "full":
+            raise OSError(28, "No space left on device")
         return good(name, **options)
 
     monkeypatch.setattr(loading, "load_model", load_model)
     fast = ("-p", "16", "-n", "2", "-r", 1, "-o", "json")
-    result = invoke("bench", "-m", "x", "-m", "bad", "-m", "y", *fast)
+    result = invoke("bench", "-m", "x", "-m", "bad", "-m", "full", "-m", "y", *fast)
     assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
     assert len(json.loads(result.stdout)) == 4
     assert "error: bad: bad: no such folder" in result.stderr
     assert invoke("bench", "-m", "bad", *fast).exit_code == 1
+    result = invoke("bench", "-m", "x", *fast, "--text", "nothing.txt")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nothing.txt: no such file" in result.stderr
     assert invoke("bench", "--shapes", "9b", *fast).exit_code == 1
     assert invoke("bench", "--shapes", "1b", "-m", "x", *fast).exit_code == 2
 

@@ -104,7 +104,7 @@ class Failure:
     """A model of several that could not be measured."""
 
     model: str
-    error: LapinferError
+    error: LapinferError | OSError | MemoryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,8 @@ class Tests:
             raise InputError(f"repetitions: expected a number from 1, got {self.repetitions}")
         if not self.lengths:
             raise InputError("nothing to measure: -p and -n are both 0")
+        if self.text is not None and not self.text.is_file():
+            raise InputError(f"{self.text}: no such file; expected a text to measure perplexity on")
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
@@ -176,7 +178,7 @@ def bench(
                     yield from _of_model(model, tests, say)
                 finally:
                     model.close()
-            except LapinferError as error:
+            except (LapinferError, OSError, MemoryError) as error:
                 yield Failure(name, error)
                 break
 
@@ -197,8 +199,9 @@ def _perplexity(model: Model, text: Path | None) -> float | None:
         from lapinfer.text.language_model import from_model
 
         return list(perplexity(from_model(model), read_text(text), min(model.ctx, model.spec.context)))[-1].ppl
-    figures = (shipped_model(model.name) or Path()) / "figures.json"
-    return json.loads(figures.read_text(encoding="utf-8"))["perplexity"] if figures.is_file() else None
+    if (shipped := shipped_model(model.name)) is None:
+        return None
+    return json.loads((shipped / "figures.json").read_text(encoding="utf-8"))["perplexity"]
 
 
 def _ids(model: Model, count: int) -> tuple[np.ndarray, str]:

@@ -81,7 +81,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[Row], str | None]], ...] = (
     ("weights in memory, MB", "any", _figure("model_size", 1, 1e-6)),
     ("touched a token, MB: predicted", "answer", _figure("predicted_mb", 3)),
     ("metered", "answer", _figure("touched_mb", 3)),
-    ("multiply-adds a token, M", "answer", _figure("mmacs", 1)),
+    ("multiply-adds with weights a token, M", "answer", _figure("mmacs", 1)),
     ("prompt, tok/s", "prompt", _figure("avg_ts", 1)),
     ("first token, ms", "prompt", _figure("ttft_ms", 1)),
     ("decode, tok/s", "answer", _figure("avg_ts", 1)),
