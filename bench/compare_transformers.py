@@ -19,15 +19,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from compare_llamacpp import ANSWER, PROMPT, Ours
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lapinfer.loading import load_model
 from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
 from lapinfer.report.doctor import SCALING_WANTED
 from lapinfer.report.machine import machine
-
-PROMPT, ANSWER = 512, 64
 
 
 class Transformers:
@@ -52,22 +50,6 @@ class Transformers:
                 out = self.model(tokens[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
             decode = time.perf_counter() - began
         return {"prefill": PROMPT / prefill, "decode": ANSWER / decode}
-
-
-class Ours:
-    """The same here."""
-
-    def __init__(self, folder: str, quant: str, threads: int):
-        self.model = load_model(folder, quant=quant, threads=threads, ctx=PROMPT + ANSWER)
-
-    def measure(self, ids: np.ndarray) -> dict[str, float]:
-        began = time.perf_counter()
-        self.model.prefill(ids[:PROMPT])
-        prefill = time.perf_counter() - began
-        began = time.perf_counter()
-        for i in range(PROMPT, PROMPT + ANSWER):
-            self.model.step(ids[i : i + 1], [0], [i], [True])
-        return {"prefill": PROMPT / prefill, "decode": ANSWER / (time.perf_counter() - began)}
 
 
 def compare(ours: Ours, theirs: Transformers, threads: int, repetitions: int) -> list[dict[str, Any]]:
@@ -107,7 +89,7 @@ def main() -> None:
     results = []
     for variant in arguments.variants.split(","):
         quant, dtype = variant.split(":")
-        ours = Ours(arguments.model, quant, arguments.threads)
+        ours = Ours(Path(arguments.model), quant, arguments.threads)
         theirs = Transformers(arguments.model, dtype, arguments.threads)
         turns = compare(ours, theirs, arguments.threads, arguments.repetitions)
         ours.model.close()

@@ -34,13 +34,7 @@ from lapinfer.train.studies import (  # noqa: E402
 )
 from lapinfer.train.studies.vit import NEURONS, ViT, tree  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,7 @@ ROOT = Path(__file__).parent.parent
 KINDS = list(training_runs.KINDS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def config(kind: str = "dense", **training: Any) -> Config:

@@ -28,13 +28,12 @@ from lapinfer import __version__
 from lapinfer.checkpoint.shipped import shipped_model
 from lapinfer.errors import InputError, LapinferError
 from lapinfer.model import default_threads
-from lapinfer.quant import FORMATS
 from lapinfer.report import roofline
-from lapinfer.report.fit import main_format
+from lapinfer.report.costs import arithmetic, formats_of, main_format
 from lapinfer.report.machine import cpu_name
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
-from lapinfer.tensors import active_parameters, is_matrix, tensors
+from lapinfer.tensors import active_parameters, tensors
 from lapinfer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -246,11 +245,9 @@ def _measure(
     progress(test, repetitions + 1, repetitions + 1)
     speeds = [count * 1e9 / ns for ns in samples]
     rss, faults = _process_memory()
-    shapes = tensors(model.spec)
-    params = sum(map(prod, shapes.values()))
-    formats = {name: str(model.weights.format(name)) for name in shapes if is_matrix(name)}
-    main = main_format(model.spec, formats)
-    tokens, kind = repetitions * count, "int8" if main in FORMATS and FORMATS[main].grouped else "float32"
+    params = sum(map(prod, tensors(model.spec).values()))
+    formats = formats_of(model)
+    main, tokens = main_format(model.spec, formats), repetitions * count
     return Row(
         model_filename=model.name,
         model_type=f"{model.spec.family} {params / 1e6:.0f}M {main}",
@@ -272,7 +269,7 @@ def _measure(
         predicted_mb=_predicted(model, formats, p, n, d) / count / 1e6,
         mmacs=macs / tokens / 1e6,
         gb_per_s=touched / sum(samples),
-        roofline=None if pool else machine.seconds(touched, macs, kind) / sum(samples) * 1e9,
+        roofline=None if pool else machine.seconds(touched, macs, arithmetic(main)) / sum(samples) * 1e9,
         ttft_ms=statistics.mean(samples) / 1e6 if p else None,
         tpot_p50_ms=float(np.percentile(steps, 50)) / 1e6 if n else None,
         tpot_p99_ms=float(np.percentile(steps, 99)) / 1e6 if n else None,

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lapinfer.quant import FORMATS
 from lapinfer.report import roofline
-from lapinfer.report.fit import decode_seconds, main_format
+from lapinfer.report.costs import arithmetic, attention_macs, formats_of, main_format
+from lapinfer.report.fit import decode_seconds
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.predict import expected_reads, matrices_bytes, packed_bytes, parts_of, predict_bytes
 from lapinfer.spec import TreeSpec
-from lapinfer.tensors import bank_of, is_matrix, layer_tensors, tensors
+from lapinfer.tensors import bank_of, layer_tensors
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -97,7 +97,7 @@ def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = 
 
 
 def _title(model: Model) -> str:
-    sizes = packed_bytes(model.spec, _formats(model))
+    sizes = packed_bytes(model.spec, formats_of(model))
     stored = ", ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in sizes.items())
     spec = model.spec
     return (
@@ -142,7 +142,7 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
             f"{speed / 1e9:.1f} GB/s: {100 * speed / bandwidth:.0f} % MBU"
         )
         if len(step.pos) == 1:
-            rate = roofline.weights_bandwidth(main_format(model.spec, _formats(model)), model.threads)
+            rate = roofline.weights_bandwidth(main_format(model.spec, formats_of(model)), model.threads)
             foreseen = decode_seconds(model.spec, total.bytes, rate)
             text += f"\nexpected of these bytes: {1 / foreseen:,.1f} tok/s"
     return text
@@ -172,12 +172,10 @@ def _line(op: Op, row: dict, pos: np.ndarray, steps: int, machine: roofline.Roof
         shape = "{} × {}".format(*op.notes["shape"])
     if "attention" in op.notes:
         spec = op.notes["attention"]
-        keys = pos + 1 if spec.window is None else np.minimum(pos + 1, spec.window)
-        macs += spec.n_heads * (spec.k_dim + spec.v_dim) * int(keys.sum())
+        macs += attention_macs(op, pos)
         shape = f"{spec.n_heads} on {spec.n_kv_heads} × {spec.k_dim}"
     read = row["bytes"] // steps
-    format = str(op.notes.get("format", "f32"))
-    kind = "int8" if format in FORMATS and FORMATS[format].grouped else "float32"
+    kind = arithmetic(str(op.notes.get("format", "f32")))
     least = 0.0 if machine is None else machine.seconds(read, macs, kind)
     return Line(op.name, op.kernel, shape, 1, read, macs, row["seconds"] / steps, least)
 
@@ -193,14 +191,9 @@ def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
     return list(kinds.values())
 
 
-def _formats(model: Model) -> dict[str, str]:
-    """The format of each matrix."""
-    return {name: str(model.weights.format(name)) for name in tensors(model.spec) if is_matrix(name)}
-
-
 def _predicted(model: Model, step: Step, total: Line, ran: bool) -> str:
     parts = predict_bytes(
-        model.spec, _formats(model), model.limits.kv, step.slot, step.pos, int(step.want.sum()),
+        model.spec, formats_of(model), model.limits.kv, step.slot, step.pos, int(step.want.sum()),
         model.distinct_experts if ran else None, model.distinct_nodes if ran else None,
     )  # fmt: skip
     predicted = sum(parts.values())
@@ -210,7 +203,7 @@ def _predicted(model: Model, step: Step, total: Line, ran: bool) -> str:
 def _choice(model: Model) -> str:
     """What one expert or leaf costs, of each kind of routed layer."""
     kinds: dict[tuple[int, int], str] = {}
-    formats = _formats(model)
+    formats = formats_of(model)
     for i, layer in enumerate(model.spec.layers):
         ff = layer.feed_forward
         if ff.router is None:

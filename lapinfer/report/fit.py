@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 from lapinfer.loading import available_memory
 from lapinfer.pack import choose_formats
 from lapinfer.quant import FormatName
+from lapinfer.report.costs import main_format
 from lapinfer.runtime.build import context_bytes
 from lapinfer.runtime.kv import KVName, cache_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import tensors
 
 QUANTS = ("q4", "q8", "f16")
 PROCESS_BYTES = 210_000_000
@@ -50,14 +48,6 @@ class Fit:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def main_format(spec: ModelSpec, formats: Mapping[str, str]) -> str:
-    """The format that most weights are packed in."""
-    weights: Counter[str] = Counter()
-    for name, shape in tensors(spec).items():
-        weights[formats.get(name, "f32")] += prod(shape)
-    return weights.most_common(1)[0][0]
 
 
 def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lapinfer.errors import InputError
 from lapinfer.model import Model
+from lapinfer.report.costs import arithmetic, attention_macs, formats_of, main_format
 from lapinfer.report.measured import Batch, Kind, Measured, Routed, Step
 from lapinfer.report.perplexity import perplexity
 from lapinfer.report.whatif import own_bits, terms
@@ -20,7 +21,7 @@ from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.runtime.routing import Routing, expected_distinct, expected_distinct_by_load
 from lapinfer.spec import ModelSpec, TreeSpec
-from lapinfer.tensors import active_parameters, is_matrix, tensors
+from lapinfer.tensors import active_parameters, tensors
 from lapinfer.text.language_model import LanguageModel
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -50,11 +51,6 @@ def kind_of(spec: ModelSpec) -> Kind:
     return "dense" if not routers else "fff" if 2 * trees >= len(routers) else "moe"
 
 
-def formats_of(model: Model) -> dict[str, str]:
-    """The format of each matrix."""
-    return {name: str(model.weights.format(name)) for name in tensors(model.spec) if is_matrix(name)}
-
-
 def measure_model(
     loaded: LanguageModel, name: str, text: str, context: int, progress: Progress, random: bool = False
 ) -> Measured:
@@ -79,7 +75,7 @@ def measure_model(
     ppl, unscored = (None, "random weights") if random else _perplexity(loaded, text)
     progress("perplexity", 4, 4)
     sizes = packed_bytes(spec, formats)
-    main = max(sizes, key=lambda name: sizes[name])
+    main = main_format(spec, formats)
     contexts = [n for n in CONTEXTS if n < spec.context] + [spec.context]
     return Measured(
         name=name,
@@ -92,7 +88,7 @@ def measure_model(
         cache_bytes=cache_bytes(spec, model.limits.kv, 1, context, 1),
         resident=0,
         bits=own_bits(spec, formats),
-        arithmetic="float32" if main in ("f32", "f16", "bf16") else "int8",
+        arithmetic=arithmetic(main),
         context=context,
         text=of,
         decode=decode,
@@ -137,7 +133,7 @@ class _Watch:
         finally:
             self.seconds.append(time.perf_counter() - began)
             self.model.usage = usual
-        self.attended += attention_macs(self.model, pos)
+        self.attended += sum(attention_macs(op, pos) for op in self.model.plan.ops)
 
     @property
     def enough(self) -> bool:
@@ -148,16 +144,6 @@ class _Watch:
         totals, n = self.meter.totals(), len(self.seconds)
         macs = (int(totals["macs"]) + self.attended) // n
         return Step(tokens, position, int(totals["bytes"]) // n, predicted, macs, median(self.seconds))
-
-
-def attention_macs(model: Model, pos: np.ndarray) -> int:
-    """Multiply-adds of tokens at these positions with keys and values, which the meter leaves out."""
-    total = 0
-    for op in model.plan.ops:
-        if (spec := op.notes.get("attention")) is not None:
-            keys = pos + 1 if spec.window is None else np.minimum(pos + 1, spec.window)
-            total += spec.n_heads * (spec.k_dim + spec.v_dim) * int(keys.sum())
-    return total
 
 
 def _decode(model: Model, ids: np.ndarray, context: int, formats: dict[str, str]) -> Step:

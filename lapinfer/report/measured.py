@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lapinfer.report.roofline import Roofline
 from lapinfer.report.whatif import Term
 
 Kind = Literal["dense", "moe", "fff"]
@@ -109,7 +110,8 @@ class Machine:
 
     def share(self, step: Step, arithmetic: str) -> float:
         """The least time that the step's bytes and multiply-adds can take, by the time that it took."""
-        return max(step.bytes / self.bandwidth, step.macs / self.peaks[arithmetic]) / step.seconds
+        roof = Roofline(self.threads, {self.threads: self.bandwidth}, self.peaks)
+        return roof.seconds(step.bytes, step.macs, arithmetic) / step.seconds
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ A step can be no faster than the slower of the two for its bytes and its multipl
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -53,15 +52,10 @@ class Roofline:
         """The least that so many bytes and multiply-adds can take."""
         return max(nbytes / self.best_bandwidth, macs / self.peaks[kind])
 
-    def ridge(self, kind: str = "int8") -> float:
-        """Multiply-adds a byte from which on arithmetic is what limits."""
-        return self.peaks[kind] / self.best_bandwidth
 
-
-def measure(threads: int, every: bool = False, seconds: float = 0.5) -> Roofline:
-    """Of this machine now; every: bandwidth of each number of threads up to `threads`, else of 1 and all."""
-    counts: Sequence[int] = range(1, threads + 1) if every else sorted({1, threads})
-    bandwidth = {n: read_bandwidth(n, seconds=seconds) for n in counts}
+def measure(threads: int, seconds: float = 0.5) -> Roofline:
+    """Of this machine now; bandwidth of one thread and of all."""
+    bandwidth = {n: read_bandwidth(n, seconds=seconds) for n in sorted({1, threads})}
     return Roofline(threads, bandwidth, {kind: peak(fmt, threads, seconds) for kind, fmt in FORMATS.items()})
 
 

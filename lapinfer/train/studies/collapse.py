@@ -154,6 +154,6 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "collapse", "Noise and penalties against the collapse of experts", "texts", trials, run, summarise, text, plot,
+    "collapse", "Noise and penalties against the collapse of experts", trials, run, summarise, text, plot,
     seeds=5,
 )  # fmt: skip

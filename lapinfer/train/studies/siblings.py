@@ -194,6 +194,5 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "siblings", "Dense, experts and trees in language models of one size", "texts, the last of which is only scored",
-    trials, run, summarise, text, plot,
+    "siblings", "Dense, experts and trees in language models of one size", trials, run, summarise, text, plot,
 )  # fmt: skip

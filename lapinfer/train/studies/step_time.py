@@ -192,6 +192,5 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "step_time", "A training step with dense, mixture and tree feed-forwards", "texts", trials, run, summarise, text,
-    plot,
+    "step_time", "A training step with dense, mixture and tree feed-forwards", trials, run, summarise, text, plot,
 )  # fmt: skip

@@ -62,15 +62,14 @@ class Done:
 class Study:
     """A claim, and how it is looked at.
 
-    data: what the files must be, for messages. run(arguments, folder) trains one trial in a process of its own with one
-    thread, and may keep a state in `folder`, from which it goes on; it is a module's function, so that a process can be
-    given it. summarise(finished trials, setting) makes the figures; it runs alone: the place to measure time, and there
-    may be no trials when that is all. text and plot show the summary. seeds: of each cell, unless the command says.
+    run(arguments, folder) trains one trial in a process of its own with one thread, and may keep a state in `folder`,
+    from which it goes on; it is a module's function, so that a process can be given it. summarise(finished trials,
+    setting) makes the figures; it runs alone: the place to measure time, and there may be no trials when that is all.
+    text and plot show the summary. seeds: of each cell, unless the command says.
     """
 
     name: str
     title: str
-    data: str
     trials: Callable[[Setting], Sequence[Trial]]
     run: Callable[[dict[str, Any], Path], dict[str, Any]]
     summarise: Callable[[Sequence[Done], Setting], dict[str, Any]]

@@ -219,6 +219,6 @@ def _line(ax: Any, rows: Sequence[dict[str, Any]], value: Callable[[dict[str, An
 
 
 STUDY = Study(
-    "table1", "Table 1 of arXiv 2308.14711 on MNIST", "a folder with MNIST's idx files", trials, run, summarise, text,
+    "table1", "Table 1 of arXiv 2308.14711 on MNIST", trials, run, summarise, text,
     plot,
 )  # fmt: skip

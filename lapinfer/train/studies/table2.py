@@ -207,6 +207,6 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "table2", "Table 2 of arXiv 2308.14711, its shape on MNIST", "a folder with MNIST's idx files", trials, run,
+    "table2", "Table 2 of arXiv 2308.14711, its shape on MNIST", trials, run,
     summarise, text, plot,
 )  # fmt: skip

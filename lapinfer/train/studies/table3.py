@@ -292,6 +292,6 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "table3", "Fast feedforward trees in a vision transformer", "a folder with MNIST or CIFAR-10", trials, run,
+    "table3", "Fast feedforward trees in a vision transformer", trials, run,
     summarise, text, plot, seeds=1,
 )  # fmt: skip
