@@ -350,7 +350,10 @@ def test_trained_digits(name: str, digits: tuple[np.ndarray, np.ndarray]) -> Non
     assert soft >= right
     eight = layer.quantized("q8")
     assert abs(np.count_nonzero(eight(x).argmax(axis=1) == labels) - right) <= 30
-    for one in (layer, eight):
+    assert np.array_equal(eight.leaves(x), layer.leaves(x))  # nodes are never quantized
+    rounded = layer.quantized("f32", nodes="f16")
+    assert np.count_nonzero(rounded.leaves(x) != layer.leaves(x)) <= 1  # of 10,000: a logit next to 0
+    for one in (layer, eight, rounded):
         one.close()
 
 
