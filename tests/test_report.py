@@ -23,7 +23,7 @@ from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.pack import pack_checkpoint
 from lapinfer.quant import FORMATS
-from lapinfer.report import bandwidth, doctor, roofline
+from lapinfer.report import bandwidth, doctor, machine, roofline
 from lapinfer.report.explain import explain
 from lapinfer.report.shapes import KINDS, SIZES, shape_model, shape_spec
 from lapinfer.runtime.build import Builder
@@ -170,6 +170,12 @@ def test_probe_reads_the_whole_buffer() -> None:
     with bandwidth.Probe(2, buffer, chunks=4, bytes=256, stride=256, rounds=3) as probe:
         probe.run()
         np.testing.assert_array_equal(probe.sums[:, 0], 3 * buffer.reshape(4, -1).sum(axis=1))
+
+
+def test_measured_memory_exceeds_the_largest_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size, expected in ((0, 256 << 20), (32 << 20, 256 << 20), (260 << 20, 1040 << 20), (1 << 30, 2 << 30)):
+        monkeypatch.setattr(machine, "cache_bytes", lambda size=size: size)
+        assert machine.beyond_caches() == expected
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

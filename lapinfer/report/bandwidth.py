@@ -10,6 +10,7 @@ import numpy as np
 
 from lapinfer.kernels.control import COUNTER
 from lapinfer.kernels.operands import ONE, STEP, TOKENS
+from lapinfer.report.machine import beyond_caches
 from lapinfer.runtime.plan import Op, Plan
 from lapinfer.runtime.team import Team
 
@@ -49,11 +50,12 @@ class Probe:
         self._team.close()
 
 
-def read_bandwidth(threads: int, megabytes: int = 256, seconds: float = 0.5) -> float:
+def read_bandwidth(threads: int, megabytes: int = 0, seconds: float = 0.5) -> float:
     """Bytes a second that `threads` threads read from a buffer of `megabytes` MiB: the median of repeated passes.
 
-    A buffer smaller than the last-level cache measures the cache.
+    0: a buffer that no cache holds. One smaller than the last-level cache measures the cache.
     """
+    megabytes = megabytes or beyond_caches() // CHUNK
     buffer = np.ones(megabytes * CHUNK // 4, np.float32)
     with Probe(threads, buffer, megabytes, CHUNK, CHUNK, 1) as probe:
         probe.run()

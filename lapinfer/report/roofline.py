@@ -16,6 +16,7 @@ from lapinfer.kernels.operands import ACT_F32, ACT_Q8, STEP, STORE
 from lapinfer.quant import FORMATS as WEIGHT_FORMATS
 from lapinfer.quant import ROWS as PACKED_ROWS
 from lapinfer.report.bandwidth import LEAST, read_bandwidth
+from lapinfer.report.machine import beyond_caches
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan
@@ -26,8 +27,6 @@ ROWS, COLUMNS, TOKENS = 512, 512, 256
 """A matrix that stays in a core's second-level cache in any format, times the tokens of a prompt."""
 REPEATED = 8
 """Products in a pass."""
-LARGE = 1 << 28
-"""Bytes of weights that no cache holds."""
 WIDE = 2048
 """Columns of such weights."""
 FLOATS = ("f32", "f16", "bf16")
@@ -66,8 +65,9 @@ def peak(format: str, threads: int, seconds: float = 0.5) -> float:
 
 def weights_bandwidth(format: str, threads: int, seconds: float = 0.3) -> float:
     """Bytes a second of packed weights that one token is multiplied with, from memory: what decoding can have."""
-    rows = LARGE // WEIGHT_FORMATS[format].row_block_bytes(WIDE) * PACKED_ROWS
-    return LARGE / _pass(format, threads, seconds, (rows, WIDE), 1, 1)
+    blocks = beyond_caches() // WEIGHT_FORMATS[format].row_block_bytes(WIDE)
+    rows, nbytes = blocks * PACKED_ROWS, blocks * WEIGHT_FORMATS[format].row_block_bytes(WIDE)
+    return nbytes / _pass(format, threads, seconds, (rows, WIDE), 1, 1)
 
 
 def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], repeated: int, tokens: int) -> float:
