@@ -97,8 +97,8 @@ def main() -> None:
         results.append(found | {"turns_measured": turns})
         print(json.dumps(found), flush=True)
     if arguments.output is not None:
-        told = {"machine": machine(), "versions": versions, "model": arguments.model, "threads": arguments.threads,
-                "results": results}  # fmt: skip
+        told = {"machine": machine(), "versions": versions, "model": Path(arguments.model).name,
+                "threads": arguments.threads, "results": results}  # fmt: skip
         arguments.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

@@ -30,9 +30,12 @@ WANTED = 64
 SHORT_STEP = 32
 """Tokens of a step whose buffers are too small to be worth more slots."""
 
-NO_EXPERTS = "memory: this model has no experts to leave on disk; without the option it is checked to fit"
+NO_EXPERTS = (
+    "memory: only experts can be left on disk, and this model has none; leave the option out (whether a model fits is "
+    "checked anyway, and lapinfer info --memory tells)"
+)
 
-NARROW = "memory: leaves of a few neurons are read by the hundred and stay in memory; run without the option"
+NARROW = "memory: leaves of a few neurons are read by the hundred and stay in memory; leave the option out"
 
 
 class Kept:
@@ -131,8 +134,8 @@ def bounded_model(
         needed = fixed + least * model.pool.slot_bytes
         raise DoesNotFitError(
             f"{weights.path.parent.name}: needs at least {needed / 1e9:.2f} GB ({fixed / 1e6:,.0f} MB without experts, "
-            f"{least} of {model.pool.slot_bytes / 1e6:.1f} MB for a token), --memory is {memory:g}; try a smaller "
-            "--ctx-size or --kv q8"
+            f"{least} of {model.pool.slot_bytes / 1e6:.1f} MB for a token; some 200 MB of these are Python and its "
+            f"libraries), --memory is {memory:g}; allow more, or try a smaller --ctx-size or --kv q8"
         )
     model.shrink_pool(int(slots))
     return model

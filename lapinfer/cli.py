@@ -7,9 +7,11 @@ Exit codes: 0 done, 1 failed (one line on stderr; -v shows the traceback), 2 wro
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 CHAT_MODEL, SMALL_MODEL = "smollm2", "austen-fff"
 """What runs when no model is named: the first if it was pulled, else the other, which comes with the package."""
 _NAMES = "Folder, .gguf file, org/name on the hub, smollm2, or the name of a model that lapinfer ls shows."
+
+
+class _UsageError(InputError):
+    """An option that no model accepts."""
+
+    exit_code = 2
 
 
 class _Commands(TyperGroup):
@@ -109,16 +117,41 @@ def _numbers(text: str) -> list[int]:
 
 def _some_threads(threads: int | None) -> int | None:
     if threads is not None and threads < 1:
-        raise InputError(f"--threads: expected a number from 1, got {threads}")
+        raise _UsageError(f"--threads: expected a number from 1, got {threads}")
     return threads
 
 
 Name = Annotated[str | None, typer.Option("-m", "--model", help=_NAMES)]
 NameArgument = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=_NAMES)]
-Quant = Annotated[str, typer.Option("--quant", help="Weights as auto, q4, q4_1, q8, f16, bf16 or f32.")]
-KV = Annotated[str, typer.Option("--kv", help="KV cache as f16 or q8.")]
+QUANTS = ("auto", "q4", "q4_1", "q6", "q8", "mxfp4", "f16", "bf16", "f32")
+SIZES = ("100m", "1b", "7b")
+
+
+def _one_of(*choices: str) -> Callable[[Any], Any]:
+    """An option's callback: its values are among these, in any case."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list):
+            return [check(each) for each in value]
+        if value is not None and value.lower() not in choices:
+            raise _UsageError(f"{value}: expected one of {', '.join(choices)}")
+        return value and value.lower()
+
+    return check
+
+
+_quant, _size = _one_of(*QUANTS), _one_of(*SIZES)
+_FORMATS, _SIZES = f"[{'|'.join(QUANTS)}]", f"[{'|'.join(SIZES)}]"
+Quant = Annotated[str, typer.Option("--quant", metavar=_FORMATS, callback=_quant, help="Weights' format.")]
+KV = Annotated[str, typer.Option("--kv", metavar="[f16|q8]", callback=_one_of("f16", "q8"), help="KV cache's format.")]
 Activations = Annotated[
-    str, typer.Option("--activations", help="Multiply quantized weights with q8 or q16 (more exact, slower) numbers.")
+    str,
+    typer.Option(
+        "--activations",
+        metavar="[auto|q8|q16]",
+        callback=_one_of("auto", "q8", "q16"),
+        help="Multiply quantized weights with q8 or q16 (more exact, slower) numbers.",
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option("-t", "--threads", callback=_some_threads, help="Threads; all cores when not given.")
@@ -137,6 +170,7 @@ Policy = Annotated[
     str,
     typer.Option(
         "--policy",
+        callback=_one_of("lru", "lfu", "lrfu", "system"),
         help="Which experts stay in memory: lru, lfu, lrfu (both); or, without --memory, as the system likes: system.",
     ),
 ]
@@ -306,7 +340,10 @@ def _check_sampling(sampling: dict[str, Any]) -> SamplingParams:
     """Refuse a bad option before a model is loaded for it."""
     from lapinfer.text.sampling import SamplingParams
 
-    return SamplingParams(**sampling)
+    try:
+        return SamplingParams(**sampling)
+    except InputError as error:
+        raise _UsageError(str(error)) from None
 
 
 def _default_model() -> str:
@@ -314,6 +351,7 @@ def _default_model() -> str:
     from lapinfer.checkpoint import hub
 
     if hub.is_local(CHAT_MODEL):
+        _note(f"no -m given: running {CHAT_MODEL}; others: lapinfer ls")
         return CHAT_MODEL
     _note(f"no -m given: running {SMALL_MODEL}, which continues novels; for answers: lapinfer run -m {CHAT_MODEL} …")
     return SMALL_MODEL
@@ -404,7 +442,10 @@ def _recorded(events: Iterator[Token], said: list[str]) -> Iterator[Token]:
 @app.command()
 def info(
     model: NameArgument = None,
-    quant: Annotated[str | None, typer.Option("--quant", help="Packed as this alone.  [q4, q8 and f16]")] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option("--quant", metavar=_FORMATS, callback=_quant, help="Packed as this alone.  [q4, q8 and f16]"),
+    ] = None,
     kv: KV = "f16",
     ctx_size: Context = None,
     memory: Annotated[
@@ -457,7 +498,7 @@ def explain(
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help=_NAMES)],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
-    quant: Annotated[str, typer.Option("--quant", help="q4, q4_1, q8, f16, bf16 or f32.")] = "q4",
+    quant: Quant = "q4",
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", help="A text whose activations weigh the quantization error.")
     ] = None,
@@ -473,11 +514,17 @@ def convert(
 
 @app.command()
 def bench(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODELS...]", help=f"{_NAMES}  [those that come with lapinfer]")
+    ] = None,
     model: Annotated[
-        list[str] | None, typer.Option("-m", "--model", help=f"{_NAMES} Repeatable.  [those that come along]")
+        list[str] | None, typer.Option("-m", "--model", help="The same, as llama-bench has it; repeatable.")
     ] = None,
     shapes: Annotated[
-        str | None, typer.Option("--shapes", help="Random weights instead, dense and routed, of 100m, 1b or 7b.")
+        str | None,
+        typer.Option(
+            "--shapes", metavar=_SIZES, callback=_size, help="Random weights instead, dense and routed, of this size."
+        ),
     ] = None,
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", callback=_comma_list, help="Prompt lengths.")] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", callback=_comma_list, help="Tokens to generate.")] = "128",
@@ -498,14 +545,15 @@ def bench(
 ) -> None:
     """Measure prompts and generation as llama-bench does, and what they touch; comma lists make a grid.
 
-    Without a model, the small ones that come along side by side: dense, experts, and trees.
+    Several models are set side by side; without any, the small ones that come along: dense, experts, and trees.
     """
     from lapinfer.report import bench, bench_tables
 
     if output not in bench_tables.WRITERS:
         raise typer.BadParameter(f"-o: expected one of {', '.join(bench_tables.WRITERS)}, got {output}")
-    if shapes is not None and (model or memory):
-        raise typer.BadParameter("--shapes: random weights in memory go with neither -m nor --memory")
+    names = [*(models or []), *(model or [])]
+    if shapes is not None and (names or memory):
+        raise typer.BadParameter("--shapes: random weights in memory go with neither models nor --memory")
     counts: list[int | None] = [None]
     if threads is not None:
         counts = [*_numbers(_comma_list(threads))]
@@ -517,18 +565,19 @@ def bench(
     rows, failed, stopped = [], 0, False
     with _Progress() as progress:
         if shapes is not None:
-            models = bench.of_shapes(shapes, quant)
+            opened = bench.of_shapes(shapes, quant)
             _note("random weights: speed and bytes are measured, quality is not")
         else:
             options = {"quant": quant, "kv": kv, "activations": activations, "experts": experts, "memory": memory,
                        "policy": policy, "hints": hints}  # fmt: skip
-            models = bench.of_names(model or _shipped_models(), progress, **options)
+            opened = bench.of_names(names or _shipped_models(), progress, **options)
         try:
-            for row in bench.bench(models, tests, counts, progress):
+            for row in bench.bench(opened, tests, counts, progress):
                 if isinstance(row, bench.Failure):
-                    if len(models) == 1:
+                    if len(opened) == 1:
                         raise row.error
-                    _note(f"error: {row.model}: {str(row.error) or 'not enough memory'}")
+                    said = str(row.error) or "not enough memory"
+                    _note(f"error: {row.model}: {said.removeprefix(f'{row.model}: ')}")
                     failed += 1
                     continue
                 rows.append(row)
@@ -648,7 +697,9 @@ def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("report.html"),
     shapes: Annotated[
         list[str] | None,
-        typer.Option("--shapes", help="Add four models with random weights: 100m, 1b or 7b (repeatable)."),
+        typer.Option(
+            "--shapes", metavar=_SIZES, callback=_size, help="Add four models with random weights (repeatable)."
+        ),
     ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="For perplexity and routing.  [a passage that comes with lapinfer]")
@@ -679,6 +730,7 @@ def report(
     elif not found.interrupted:
         _note("error: no model could be measured; nothing was written")
     if found.interrupted:
+        _note("stopped" if found.models else f"stopped before a model was measured: {output} was not written")
         raise KeyboardInterrupt
     if found.failures:
         raise typer.Exit(1)
@@ -806,8 +858,21 @@ def _print_dict(value: dict[str, Any], json: bool) -> None:
         return
     width = max(map(len, value), default=0)
     for key, entry in value.items():
-        shown = ", ".join(f"{k} {v}" for k, v in entry.items()) if isinstance(entry, dict) else entry
-        print(f"{key:<{width}}  {', '.join(map(str, shown)) if isinstance(shown, list | tuple) else shown}")
+        shown = [f"{k} {v}" for k, v in entry.items()] if isinstance(entry, dict) else entry
+        if isinstance(shown, int) and not isinstance(shown, bool):
+            shown = f"{shown:,}"
+        _print_wrapped(
+            f"{key:<{width}}  ", ", ".join(map(str, shown)) if isinstance(shown, list | tuple) else str(shown)
+        )
+
+
+def _print_wrapped(first: str, text: str) -> None:
+    """At a terminal, lines that are too long go on below the first one's text."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if len(first) + len(text) <= columns or columns < len(first) + 20:
+        print(first + text)
+        return
+    print(textwrap.fill(text, columns, initial_indent=first, subsequent_indent=" " * len(first)))
 
 
 def main() -> None:

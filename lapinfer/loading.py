@@ -78,6 +78,8 @@ def load_model(
     if quant not in QUANTS:
         raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
     check_policy(policy, memory)
+    if threads > (processors := os.cpu_count() or threads):
+        say(f"note: {threads} threads on {processors} processors will wait for each other")
     began = time.perf_counter()
     found = resolve(path_or_name)
     folder = found if isinstance(found, Path) else packed_copy(found, quant, packed_models(), _packing(say))
@@ -96,6 +98,8 @@ def load_model(
     ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
     if spec.positions and ctx > spec.positions:
         raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
+    if ctx > spec.context:
+        say(f"note: this model was made for {spec.context:,} positions; behind them it may write nonsense")
     if activations == "auto":
         activations = "q16" if sum(math.prod(shape) for shape in tensors(spec).values()) < SMALL else "q8"
     # A chunk longer than the context would never be filled.

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from lapinfer.checkpoint import hub
 from lapinfer.cli import app
 from lapinfer.errors import CheckpointError
-from lapinfer.report import fit, roofline
+from lapinfer.report import fit, machine, roofline
 from lapinfer.report.info import info
 from lapinfer.report.shapes import shape_spec
 from lapinfer.runtime.kv import cache_bytes
@@ -34,7 +34,9 @@ def remote(tmp_path, monkeypatch):
         return str(path)
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    told = SimpleNamespace(get_verbosity=lambda: 0, set_verbosity=lambda to: None, set_verbosity_error=lambda: None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", SimpleNamespace(logging=told))
     monkeypatch.setattr(roofline, "weights_bandwidth", lambda format, threads: 3e10)
     return asked
 
@@ -51,6 +53,13 @@ def test_a_model_that_is_elsewhere_is_told_by_its_config_alone(remote):
     cache = cache_bytes(shape_spec("1b", "dense"), "f16", 1, 4096, 512)
     assert q4["memory"] == pytest.approx(q4["packed"] + cache + fit.PROCESS_BYTES, rel=0.02)
     assert q4["tokens_per_second"] == pytest.approx(3e10 / q4["touched"], rel=0.1)
+
+
+def test_speed_is_not_foreseen_of_weights_that_stay_in_caches(remote, monkeypatch):
+    monkeypatch.setattr(machine, "cache_bytes", lambda: 1 << 31)
+    told, _ = info("org/name", bandwidth=lambda format: 3e10)
+    assert [fit["tokens_per_second"] is None for fit in told["fit"]] == [True, True, False]
+    assert "tok/s" not in told["as q4"]
 
 
 def test_what_does_not_fit_ends_with_3(remote):

@@ -24,6 +24,7 @@ from lapinfer.loading import load_model
 from lapinfer.pack import pack_checkpoint
 from lapinfer.quant import FORMATS
 from lapinfer.report import bandwidth, doctor, machine, roofline
+from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.explain import explain
 from lapinfer.report.shapes import KINDS, SIZES, shape_model, shape_spec
 from lapinfer.runtime.build import Builder
@@ -122,7 +123,7 @@ def test_explain(folder: Path, analyze: bool, monkeypatch: pytest.MonkeyPatch) -
             if line.startswith("predicted"):
                 predicted, metered = (word for word in line.split() if word[0].isdigit())
                 assert predicted == metered
-        tables = text.split("\n\n")[1:]
+        tables = text.split("\n\n")[1:-1]
         assert [table.split(":")[0] for table in tables] == ["decode", "prefill"]
         rows = [line.split()[0] for line in tables[0].splitlines()[3:-1]]
         for op in ("embed", "qkv", "gate_up", "attn_post_norm", "head", "kv", "step"):
@@ -176,6 +177,20 @@ def test_measured_memory_exceeds_the_largest_cache(monkeypatch: pytest.MonkeyPat
     for size, expected in ((0, 256 << 20), (32 << 20, 256 << 20), (260 << 20, 1040 << 20), (1 << 30, 2 << 30)):
         monkeypatch.setattr(machine, "cache_bytes", lambda size=size: size)
         assert machine.beyond_caches() == expected
+
+
+def test_against_dense() -> None:
+    dense = Figures("dense", 1000, 1000, 10.0, 8.0, 5.0, 30.0)
+    small = Figures("small", 400, 400, 4.0, 3.0, 12.0, 40.0)
+    moe = Figures("moe", 1010, 405, 11.0, 4.0, 10.0, 33.0)
+    other = Figures("other", 5000, 600, 50.0, 6.0, 2.0, None)
+    assert against_dense([dense, small, moe, other]) == [
+        "moe instead of dense (as many parameters): 1.10x the memory, 0.50x the bytes a token, 2.00x the decoding "
+        "speed, perplexity 33.0 instead of 30.0",
+        "moe instead of small (as many as a token uses): 2.75x the memory, 1.33x the bytes a token, 0.83x the decoding "
+        "speed, perplexity 33.0 instead of 40.0",
+    ]
+    assert against_dense([dense, small]) == []
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -317,13 +317,13 @@ def test_bad_input_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(collect, "shipped_model", lambda name: None)
     (tmp_path / "file").write_text("")
 
-    def fails(message: str, *arguments: object) -> None:
+    def fails(message: str, *arguments: object, code: int = 1) -> None:
         result = invoke(*arguments)
-        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.stderr
+        assert (result.exit_code, len(result.stderr.splitlines())) == (code, 1), result.stderr
         assert message in result.stderr
 
     fails("no models are named", "-o", tmp_path / "r.html")
-    fails("100m, 1b, 7b", "--shapes", "2b", "-o", tmp_path / "r.html")
+    fails("100m, 1b, 7b", "--shapes", "2b", "-o", tmp_path / "r.html", code=2)
     fails("cannot be written", "x", "-o", tmp_path / "nowhere" / "r.html")
     fails("expected a name that ends with .html", "x", "-o", tmp_path / "r.txt")
     fails("expected a name that ends with .json", "x", "-o", tmp_path / "r.html", "--json", tmp_path / "r.html")

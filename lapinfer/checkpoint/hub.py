@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -40,9 +41,11 @@ def resolve(name: str | Path) -> Checkpoint | Path:
         return _open(_local(name) or _missing(name, f"run: lapinfer pull {name}"))
     if REPOSITORY.fullmatch(name):
         return _open(_local(name) or pull(name))
+    known = (*ALIASES, *SHIPPED)
+    close = difflib.get_close_matches(name, known, 1)
     raise CheckpointError(
-        f"{name}: no such folder or file, and neither one of {', '.join((*ALIASES, *SHIPPED))} nor org/name on the "
-        "Hugging Face hub"
+        f"{name}: no such folder or file, and neither one of {', '.join(known)} nor org/name on the Hugging Face hub"
+        f"{f'; did you mean {close[0]}?' if close else '; lapinfer ls shows what is here'}"
     )
 
 
@@ -83,13 +86,20 @@ def remote_config(name: str) -> Path | None:
         return None
     try:
         import huggingface_hub
+        from huggingface_hub.utils import logging as told
     except ImportError:
         raise CheckpointError(f'{name}: not on this computer; its header needs: pip install "lapinfer[hub]"') from None
+    before = told.get_verbosity()
+    told.set_verbosity_error()  # else it tells of each try
     try:
         return Path(huggingface_hub.hf_hub_download(repository, "config.json"))
+    except huggingface_hub.errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(f"{name}: not on this computer, and the hub cannot be reached") from error
     except Exception as error:  # of several HTTP libraries and of the hub, without a common base
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{name}: no config.json from the hub: {type(error).__name__}: {reason}") from error
+    finally:
+        told.set_verbosity(before)
 
 
 def _missing(name: str, hint: str) -> Path:

@@ -9,7 +9,6 @@ Models are measured one after the other; the machine's bandwidth and arithmetic 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lapinfer import __version__
-from lapinfer.checkpoint.shipped import shipped_model
+from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import InputError, LapinferError
 from lapinfer.model import default_threads
 from lapinfer.report import roofline
@@ -55,10 +54,10 @@ class Row:
     routed, what chance would choose), and gb_per_s touched bytes over time. mmacs: millions of multiply-adds with
     weights a token. ttft_ms: of a prompt, until its last token's logits; tpot_p50_ms, tpot_p99_ms: of single tokens.
     roofline: the least time that the machine needs for these bytes and multiply-adds (report/roofline.py), by the time
-    taken. perplexity: on the text that was given, or on the model's card. peak_rss_mb and major_faults are the
-    process's so far. expert_hit_rate, read_mb: of a model whose experts are partly on disk (--memory): the share of
-    chosen experts that were in memory, and MB read from the file a token. text: "real", or "random" for a model
-    without a tokenizer.
+    taken. perplexity: of the text perplexity_text, which was given, or which the model's card names. peak_rss_mb and
+    major_faults are the process's so far. expert_hit_rate, read_mb: of a model whose experts are partly on disk
+    (--memory): the share of chosen experts that were in memory, and MB read from the file a token. text: "real", or
+    "random" for a model without a tokenizer.
     """
 
     model_filename: str
@@ -86,6 +85,7 @@ class Row:
     tpot_p50_ms: float | None
     tpot_p99_ms: float | None
     perplexity: float | None
+    perplexity_text: str | None
     compile_s: float
     load_s: float
     peak_rss_mb: float | None
@@ -184,23 +184,24 @@ def bench(
 
 def _of_model(model: Model, tests: Tests, say: Progress) -> Iterator[Row]:
     ids, text = _ids(model, tests.ctx)
-    say("measuring this machine")
+    say(f"{model.name}: measuring this machine")
     machine = roofline.measure(model.threads, seconds=ROOFLINE_S)
     quality = _perplexity(model, tests.text)
     for (p, n), d in itertools.product(tests.lengths, tests.depth):
         yield _measure(model, ids, text, p, n, d, tests.repetitions, machine, quality, say)
 
 
-def _perplexity(model: Model, text: Path | None) -> float | None:
-    """On a text; without one, what the card of a shipped model says of it."""
+def _perplexity(model: Model, text: Path | None) -> tuple[float | None, str | None]:
+    """Of a text, and its name; without one, what the card of a shipped model says."""
     if text is not None:
         from lapinfer.report.perplexity import perplexity, read_text
         from lapinfer.text.language_model import from_model
 
-        return list(perplexity(from_model(model), read_text(text), min(model.ctx, model.spec.context)))[-1].ppl
-    if (shipped := shipped_model(model.name)) is None:
-        return None
-    return json.loads((shipped / "figures.json").read_text(encoding="utf-8"))["perplexity"]
+        ctx = min(model.ctx, model.spec.context)
+        return list(perplexity(from_model(model), read_text(text), ctx))[-1].ppl, text.name
+    if (card := card_figures(model.name)) is None:
+        return None, None
+    return card["perplexity"], f"{card['text']} (from the card)"
 
 
 def _ids(model: Model, count: int) -> tuple[np.ndarray, str]:
@@ -215,7 +216,7 @@ def _ids(model: Model, count: int) -> tuple[np.ndarray, str]:
 
 def _measure(
     model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, repetitions: int, machine: roofline.Roofline,
-    quality: float | None, progress: Progress,
+    quality: tuple[float | None, str | None], progress: Progress,
 ) -> Row:  # fmt: skip
     count = p + n
     test = f"{'pp' if p else 'tg'}{count}" + (f" @ d{d}" if d else "")
@@ -273,7 +274,8 @@ def _measure(
         ttft_ms=statistics.mean(samples) / 1e6 if p else None,
         tpot_p50_ms=float(np.percentile(steps, 50)) / 1e6 if n else None,
         tpot_p99_ms=float(np.percentile(steps, 99)) / 1e6 if n else None,
-        perplexity=quality,
+        perplexity=quality[0],
+        perplexity_text=quality[1],
         compile_s=model.compile_s,
         load_s=model.load_s,
         peak_rss_mb=rss,

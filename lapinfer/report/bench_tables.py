@@ -11,23 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer.errors import InputError
+from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.bench import Row
+from lapinfer.report.machine import cache_bytes
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """The table for people: one line a test; of several models, before it a column a model."""
+    """The table for people: one line a test; of several models, before it a column a model, and what that says."""
     if not rows:
         return ""
     several = len({r.model_filename for r in rows}) > 1
     head = ["model", "size MB", "threads", "test", "t/s", "MB/token", "GB/s", "roofline", "peak MB"]
     table = [
         [
-            r.model_filename if several else r.model_type,
-            f"{r.model_size / 1e6:.0f}",
+            r.model_filename if several else f"{r.model_filename}: {r.model_type}",
+            _three_digits(r.model_size / 1e6),
             str(r.n_threads),
             r.test,
-            f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}",
-            f"{r.touched_mb:.1f}",
+            f"{_three_digits(r.avg_ts)} ± {_three_digits(r.stddev_ts)}",
+            _three_digits(r.touched_mb),
             f"{r.gb_per_s:.1f}",
             "" if r.roofline is None else f"{r.roofline:.0%}",
             "" if r.peak_rss_mb is None else f"{r.peak_rss_mb:.0f}",
@@ -36,14 +38,30 @@ def to_markdown(rows: Sequence[Row]) -> str:
     ]
     if several:  # the process's peak is that of the largest one so far
         head, table = head[:-1], [line[:-1] for line in table]
-    lines = [*([side_by_side(rows), ""] if several else []), *_table(head, table, left=(0, 3))]
+    lines = [*([side_by_side(rows), "", *_conclusions(rows), ""] if several else [])]
+    lines += _table(head, table, left=(0, 3))
     for r in rows:
         if r.expert_hit_rate is not None:
             lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read a token")
-    r = rows[0]
-    ran = f"{r.text} text" if r.text == "real" else "random token ids (no tokenizer)"
-    lines += ["", f"{r.cpu_info}; {ran}; load {r.load_s:.2f} s, compile {r.compile_s:.2f} s; {r.build}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_notes(rows)])
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What else must be known to read the tables."""
+    r, notes = rows[0], []
+    if cached := {r.model_filename: r.model_size for r in rows if r.model_size <= cache_bytes()}:
+        notes.append(
+            f"{'These weights fit' if len(cached) > 1 else 'The weights fit'} into the processor's caches, so reading "
+            "them costs next to nothing here: for models that don't, see --shapes 1b"
+        )
+    if texts := sorted({r.perplexity_text for r in rows if r.perplexity_text}):
+        notes.append(f"perplexity: of {', '.join(texts)}")
+    ran = "real text" if r.text == "real" else "random token ids (no tokenizer)"
+    return [*notes, f"{r.cpu_info}; {ran}; load {r.load_s:.2f} s, compile {r.compile_s:.2f} s; {r.build}"]
 
 
 def side_by_side(rows: Sequence[Row]) -> str:
@@ -67,6 +85,19 @@ def side_by_side(rows: Sequence[Row]) -> str:
     return "\n".join(_table([tests, *models], table, left=(0,)))
 
 
+def _conclusions(rows: Sequence[Row]) -> list[str]:
+    """Of the first generation of each model, by its median token."""
+    answers = {r.model_filename: r for r in reversed(rows) if r.n_gen}
+    figures = [
+        Figures(
+            name, r.model_n_params, r.n_params_active, r.model_size, r.touched_mb, 1e3 / r.tpot_p50_ms, r.perplexity
+        )
+        for name, r in reversed(answers.items())
+        if r.tpot_p50_ms
+    ]
+    return [f"- {line}" for line in against_dense(figures)]
+
+
 def _figure(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str | None]:
     def show(row: Row) -> str | None:
         value = getattr(row, name)
@@ -77,26 +108,32 @@ def _figure(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str |
 
 _FIGURES: tuple[tuple[str, str, Callable[[Row], str | None]], ...] = (
     ("parameters, M", "any", _figure("model_n_params", 1, 1e-6)),
-    ("of which a token uses, M", "any", _figure("n_params_active", 1, 1e-6)),
+    ("parameters of a token, M", "any", _figure("n_params_active", 1, 1e-6)),
     ("weights in memory, MB", "any", _figure("model_size", 1, 1e-6)),
-    ("touched a token, MB: predicted", "answer", _figure("predicted_mb", 3)),
-    ("metered", "answer", _figure("touched_mb", 3)),
+    ("a token reads, MB: predicted", "answer", _figure("predicted_mb", 3)),
+    ("a token reads, MB: metered", "answer", _figure("touched_mb", 3)),
     ("multiply-adds with weights a token, M", "answer", _figure("mmacs", 1)),
     ("prompt, tok/s", "prompt", _figure("avg_ts", 1)),
     ("first token, ms", "prompt", _figure("ttft_ms", 1)),
     ("decode, tok/s", "answer", _figure("avg_ts", 1)),
-    ("a token, ms: median", "answer", _figure("tpot_p50_ms", 2)),
-    ("99 of 100 within", "answer", _figure("tpot_p99_ms", 2)),
+    ("median token, ms", "answer", _figure("tpot_p50_ms", 2)),
+    ("99 % of tokens within, ms", "answer", _figure("tpot_p99_ms", 2)),
     ("decode reads, GB/s", "answer", _figure("gb_per_s", 1)),
-    ("of the roofline, %", "answer", _figure("roofline", 0, 100)),
-    ("perplexity, of --text or the card", "any", _figure("perplexity", 2)),
+    ("decode, % of the roofline", "answer", _figure("roofline", 0, 100)),
+    ("perplexity (lower is better)", "any", _figure("perplexity", 2)),
 )
 """Label, test, and the figure of a row."""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    rule = ["---" if i in left else "---:" for i in range(len(head))]
-    return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
+    """Markdown whose columns line up in a terminal, too."""
+    widths = [max(3, *(len(row[i]) for row in (head, *rows))) for i in range(len(head))]
+
+    def cell(text: str, i: int) -> str:
+        return text.ljust(widths[i]) if i in left else text.rjust(widths[i])
+
+    rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return ["| " + " | ".join(map(cell, row, range(len(row)))) + " |" for row in (head, rule, *rows)]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer.bounded import resident_bytes
-from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
+from lapinfer.checkpoint.shipped import SHIPPED, card_figures, shipped_model
 from lapinfer.errors import InputError, LapinferError
 from lapinfer.loading import CHUNK, MOST_THREADS
 from lapinfer.model import default_threads
@@ -122,7 +122,9 @@ def _measured(name: str, kind: str | None, options: Options, threads: int, text:
     """One model, loaded for one sequence, and again for many short ones."""
     shown = _shown(name, kind)
     with _load(name, kind, options, threads, options.context, 1, say) as model:
-        measured = measure_model(model, shown, text, options.context, say, random=kind is not None)
+        card = None if kind is not None or options.text else card_figures(name)
+        known = None if card is None else card["perplexity"]
+        measured = measure_model(model, shown, text, options.context, say, random=kind is not None, known=known)
         there = _kept_bytes()
     del model
     resident = max(there - _kept_bytes(), 0)

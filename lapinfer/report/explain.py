@@ -14,6 +14,7 @@ import numpy as np
 from lapinfer.report import roofline
 from lapinfer.report.costs import arithmetic, attention_macs, formats_of, main_format
 from lapinfer.report.fit import decode_seconds
+from lapinfer.report.machine import cache_bytes
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.predict import expected_reads, matrices_bytes, packed_bytes, parts_of, predict_bytes
@@ -27,6 +28,14 @@ PROMPT = 512
 """Tokens before the decoded one, and tokens of the analyzed prompt."""
 DECODE_STEPS, PREFILL_STEPS = 24, 3
 """Measured steps; one before them warms up."""
+
+
+LEGEND = """\
+n: ops in a step. MB: bytes that they read, of weights and KV cache (kv: of positions before).
+MMAC: millions of multiply-adds; MAC/B: of these a byte. experts: leaves, too, in models of trees."""
+TIMED_LEGEND = """
+roof %: the least time that this machine needs for these bytes and multiply-adds, by the time
+taken; above 100 where weights stay in caches. MBU: bytes a second by the bandwidth measured."""
 
 
 @dataclass(slots=True)
@@ -93,6 +102,7 @@ def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = 
             model.prefill(ids[:prompt])
         for step in steps:
             blocks.append(_block(model, step, machine, layers))
+    blocks.append(LEGEND + (TIMED_LEGEND if analyze else ""))
     return "\n\n".join(blocks)
 
 
@@ -141,7 +151,7 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
             f"\n{len(step.pos) / seconds:,.1f} tok/s ({seconds * 1e3:,.2f} ms a step, median of {len(walls)}), "
             f"{speed / 1e9:.1f} GB/s: {100 * speed / bandwidth:.0f} % MBU"
         )
-        if len(step.pos) == 1:
+        if len(step.pos) == 1 and sum(packed_bytes(model.spec, formats_of(model)).values()) > cache_bytes():
             rate = roofline.weights_bandwidth(main_format(model.spec, formats_of(model)), model.threads)
             foreseen = decode_seconds(model.spec, total.bytes, rate)
             text += f"\nexpected of these bytes: {1 / foreseen:,.1f} tok/s"

@@ -9,6 +9,7 @@ from typing import Any
 from lapinfer.loading import available_memory
 from lapinfer.pack import choose_formats
 from lapinfer.quant import FormatName
+from lapinfer.report import machine
 from lapinfer.report.costs import main_format
 from lapinfer.runtime.build import context_bytes
 from lapinfer.runtime.kv import KVName, cache_bytes
@@ -29,7 +30,7 @@ class Fit:
     """Of a model packed as `quant`: bytes in memory with a context of `ctx`, bytes that a token touches, and speed.
 
     memory: weights, KV cache and the process. touched: of a token behind half of the context. tokens_per_second: at
-    the rate that was measured; None without one.
+    the rate that was measured; None without one, and where weights stay in caches, which are faster than that.
     """
 
     quant: str
@@ -40,7 +41,8 @@ class Fit:
     tokens_per_second: float | None
 
     def __str__(self) -> str:
-        speed = "" if self.tokens_per_second is None else f", about {self.tokens_per_second:.3g} tok/s"
+        rate = self.tokens_per_second
+        speed = "" if rate is None else f", about {f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'} tok/s"
         return (
             f"{self.packed / 1e6:,.0f} MB packed, {self.memory / 1e6:,.0f} MB in memory with {self.ctx:,} positions, "
             f"{self.touched / 1e6:,.1f} MB touched a token{speed}"
@@ -70,7 +72,7 @@ def fits(
         memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
         touched = sum(predict_bytes(spec, formats, kv, [0], [ctx // 2], 1).values())
         rate = None if bandwidth is None else bandwidth(main_format(spec, formats))
-        speed = None if rate is None else 1 / decode_seconds(spec, touched, rate)
+        speed = None if rate is None or packed <= machine.cache_bytes() else 1 / decode_seconds(spec, touched, rate)
         found.append(Fit(quant, packed, memory, touched, ctx, speed))
     return found
 
@@ -84,4 +86,7 @@ def verdict(found: Sequence[Fit], memory: float | None) -> tuple[bool, str]:
     if fitting := [fit.quant for fit in found if fit.memory <= free]:
         return True, f"{', '.join(fitting)} in the {where}"
     least = min(found, key=lambda fit: fit.memory)
-    return False, f"no: {least.quant} needs {least.memory / 1e6:,.0f} MB, more than the {where}"
+    return False, (
+        f"no: {least.quant} needs {least.memory / 1e6:,.0f} MB, more than the {where} (weights "
+        f"{least.packed / 1e6:,.0f} MB, Python and kernels {PROCESS_BYTES / 1e6:,.0f}, the rest buffers and KV cache)"
+    )

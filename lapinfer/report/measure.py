@@ -52,10 +52,12 @@ def kind_of(spec: ModelSpec) -> Kind:
 
 
 def measure_model(
-    loaded: LanguageModel, name: str, text: str, context: int, progress: Progress, random: bool = False
-) -> Measured:
-    """random: its weights are, so that a perplexity would say nothing. The decoded token sees `context` positions, or
-    what the model was made for if that is less. `resident` and `batches` are left to who has more models."""
+    loaded: LanguageModel, name: str, text: str, context: int, progress: Progress, random: bool = False,
+    known: float | None = None,
+) -> Measured:  # fmt: skip
+    """random: its weights are, so that a perplexity would say nothing; known: its perplexity. The decoded token sees
+    `context` positions, or what the model was made for if that is less. `resident` and `batches` are left to who has
+    more models."""
     model, spec = loaded.model, loaded.spec
     context = min(context, model.ctx, spec.context)
     if context < 2:
@@ -72,7 +74,10 @@ def measure_model(
         routed = _routed(model, ids, context) if kind_of(spec) != "dense" else None
         loaded.forget()
     progress("perplexity", 3, 4)
-    ppl, unscored = (None, "random weights") if random else _perplexity(loaded, text)
+    if known is not None:
+        ppl, unscored = [known, 0.0, 0.0], ""
+    else:
+        ppl, unscored = (None, "random weights") if random else _perplexity(loaded, text)
     progress("perplexity", 4, 4)
     sizes = packed_bytes(spec, formats)
     main = main_format(spec, formats)

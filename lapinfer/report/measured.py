@@ -72,7 +72,8 @@ class Routed:
 class Measured:
     """One model. Sizes in bytes; resident: memory that the process gave back when the model was closed.
 
-    ppl: perplexity and its standard error, or None, and then unscored says why. text: what ran, "real" or "random".
+    ppl: perplexity, its standard error, and how many tokens of the report's text were scored (0: it is from the model's
+    card, and of another text); or None, and then unscored says why. text: what ran, "real" or "random".
     contexts: [positions, bytes a token], predicted.
     """
 

@@ -7,6 +7,7 @@ from html import escape
 
 import numpy as np
 
+from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.experts import columns
 from lapinfer.report.experts_page import MAP_LEGEND, STYLE, heat_map, legend, span, swatch, table
 from lapinfer.report.measured import Machine, Measured, Report, Step
@@ -29,14 +30,13 @@ MAP_WIDTH = 440
 KINDS = {"dense": "dense", "moe": "mixture of experts", "fff": "fast feedforward trees"}
 
 MORE_STYLE = """
-body { max-width: 74rem } .notes li { margin: .15rem 0; max-width: 52rem }
+body { max-width: 74rem } .answers { padding-left: 1.1rem; margin: .4rem 0 1rem }
+.notes li { margin: .15rem 0; max-width: 52rem }
 .notes { padding-left: 1.1rem; color: var(--soft); font-size: .88rem; margin: .6rem 0 0 }
 :root { --green: #2f7d4f; --p0: #8a6bb0; --p1: #33689b; --p2: #3d8f8f; --p3: #6fb1d8; --p4: #c9a227; --p5: #b8560f;
   --p6: #a33b5c; --p7: #8b8880 }
 @media (prefers-color-scheme: dark) {
-  body { max-width: 74rem } .notes li { margin: .15rem 0; max-width: 52rem }
-.notes { padding-left: 1.1rem; color: var(--soft); font-size: .88rem; margin: .6rem 0 0 }
-:root { --green: #79c893; --p0: #b597dc; --p1: #5b93c7; --p2: #5fb8b3; --p3: #a5d6f2; --p4: #e2c256; --p5: #f2a55c;
+  :root { --green: #79c893; --p0: #b597dc; --p1: #5b93c7; --p2: #5fb8b3; --p3: #a5d6f2; --p4: #e2c256; --p5: #f2a55c;
     --p6: #e0819f; --p7: #a09d96 } }
 .chart { max-width: 34rem } .pair section { max-width: 34rem; flex-basis: 22rem }
 svg .axis { fill: var(--ink) } svg .label { fill: var(--ink); font-weight: 600 } svg .roofname { fill: var(--soft) }
@@ -67,17 +67,17 @@ details { margin: .4rem 0 1rem } summary { cursor: pointer; color: var(--soft); 
 
 COLUMNS: dict[str, tuple[str, Callable[[Machine, Measured], str]]] = {
     "parameters": ("total / of a token", lambda _, m: f"{short(m.parameters)} / {short(m.active)}"),
-    "format": ("bits a weight", lambda _, m: f"{m.format}, {m.bits:.2f}"),
-    "weights": ("MB, from the spec", lambda _, m: mb(m.weight_bytes)),
-    "resident": ("MB, measured", lambda _, m: mb(m.resident)),
     "touched": (
         "MB a token, predicted / metered",
         lambda _, m: f"{mb(sum(m.decode.predicted.values()))} / {mb(m.decode.bytes)}",
     ),
-    "multiply-adds": ("a token, counted", lambda _, m: short(m.decode.macs)),
     "decode": ("tok/s (of roofline)", lambda machine, m: _speed(machine, m, m.decode)),
     "prompt": ("tok/s (of roofline)", lambda machine, m: _speed(machine, m, m.prompt)),
-    "perplexity": ("measured", lambda _, m: _perplexity(m)),
+    "perplexity": ("lower is better", lambda _, m: _perplexity(m)),
+    "weights": ("MB, from the spec", lambda _, m: mb(m.weight_bytes)),
+    "resident": ("MB, measured", lambda _, m: mb(m.resident)),
+    "format": ("bits a weight", lambda _, m: f"{m.format}, {m.bits:.2f}"),
+    "multiply-adds": ("a token, counted", lambda _, m: short(m.decode.macs)),
 }
 """Of the headline table: heading, unit, cell."""
 
@@ -89,7 +89,9 @@ def _speed(machine: Machine, m: Measured, step: Step) -> str:
 def _perplexity(m: Measured) -> str:
     if m.ppl is None:
         return m.unscored
-    value, error, _ = m.ppl
+    value, error, tokens = m.ppl
+    if not tokens:
+        return f"{value:.2f}"
     return f"{value:.2f} ± {error:.2f}" if value < 1e4 else f"{value:.1e}"
 
 
@@ -158,7 +160,8 @@ def _headline(report: Report) -> str:
     seen = f"{contexts[0]:,}" if len(contexts) == 1 else f"{contexts[0]:,} to {contexts[-1]:,}"
     off = [m.name for m in models if sum(m.decode.predicted.values()) != m.decode.bytes]
     agree = f"they differ for {', '.join(off)}: that is a bug" if off else "they agree to the byte here"
-    scored = sorted({f"{m.ppl[2]:.0f}" for m in models if m.ppl})
+    scored = sorted({f"{m.ppl[2]:.0f}" for m in models if m.ppl and m.ppl[2]})
+    from_card = [m.name for m in models if m.ppl and not m.ppl[2]]
     ids = [m.name for m in models if m.text == "random"]
     notes = [
         f"Touched is what a token has to read: predicted from the spec alone, and metered while running; {agree}.",
@@ -174,11 +177,19 @@ def _headline(report: Report) -> str:
         notes.append(
             f"Perplexity is of {report.text}, {', '.join(scored)} tokens scored. Of a short text, it is rough."
         )
+    if from_card:
+        notes.append(f"Perplexity of {', '.join(from_card)} is from their cards: of a whole novel that they never saw.")
     if any("random" in m.unscored for m in models):
         notes.append("Models with random weights have real costs and no quality: that was not measured.")
     if ids:
         notes.append(f"No tokenizer, so random token ids were run, and were routed unlike text: {', '.join(ids)}.")
+    said = against_dense([
+        Figures(f"{letter(i)} {m.name}", m.parameters, m.active, m.weight_bytes, m.decode.bytes, m.decode.speed,
+                m.ppl[0] if m.ppl else None)
+        for i, m in enumerate(models)
+    ])  # fmt: skip
     inner = (
+        f'<ul class="answers">{"".join(f"<li>{escape(line)}</li>" for line in said)}</ul>'
         f'<div class="wide"><table class="heads"><thead><tr><th>model</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{legend(_kinds(report))}"
         f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>'
