@@ -138,12 +138,22 @@ def run_study(
         _run(study, left, log, jobs, say, len(trials))
     say("reading the results")
     summary = study.summarise([log.found[trial.name] for trial in trials], setting)
-    summary = {"study": study.name, "command": " ".join(sys.argv[1:]), "machine": machine(), "quick": setting.quick,
-               "seeds": setting.seeds, **summary}  # fmt: skip
-    write_text(out / f"{study.name}.json", json.dumps(summary, indent=1) + "\n")
+    about = {"study": study.name, "command": " ".join(sys.argv[1:]), "machine": machine(), "quick": setting.quick,
+             "seeds": setting.seeds}  # fmt: skip
+    summary = about | _rounded(summary)
+    write_text(out / f"{study.name}.json", json.dumps(summary) + "\n")
     write_text(out / f"{study.name}.md", f"# {study.title}\n\n{study.text(summary).rstrip()}\n")
     study.plot(summary, out / f"{study.name}.svg")
     return summary
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits, which are more than any of them means."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _normal(trials: Sequence[Trial]) -> list[Trial]:
