@@ -458,11 +458,13 @@ def ask(typingctx, address):
 def prefetch(typingctx, address):
     """Ask for a cache line of a stream, on processors where that was measured to help (bench/LOG.md); never faults.
 
-    Others find streams themselves: on Zen 4, asking as well costs up to a third of the speed.
+    Zen 5 and Emerald Rapids (by LLVM's names; its relatives are taken to be alike). Others find streams themselves: on
+    Zen 4, asking as well costs up to a third of the speed.
     """
 
     def generate(context, b, sig, args):
-        if context.codegen().magic_tuple()[1] == "znver5":
+        name = context.codegen().magic_tuple()[1]
+        if name == "znver5" or name.endswith("rapids"):
             _ask(b, args[0])
         return context.get_dummy_value()
 
