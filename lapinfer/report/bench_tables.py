@@ -53,10 +53,10 @@ def _three_digits(value: float) -> str:
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What else must be known to read the tables."""
     r, notes = rows[0], []
-    if cached := {r.model_filename: r.model_size for r in rows if r.model_size <= cache_bytes()}:
+    if cached := sorted({r.model_filename for r in rows if r.model_size <= cache_bytes()}):
         notes.append(
-            f"{'These weights fit' if len(cached) > 1 else 'The weights fit'} into the processor's caches, so reading "
-            "them costs next to nothing here: for models that don't, see --shapes 1b"
+            f"the processor's caches ({cache_bytes() / 1e6:,.0f} MB) can hold the weights of {', '.join(cached)}: reading "
+            "them costs next to nothing then; for models that don't fit, see --shapes 1b"
         )
     if texts := sorted({r.perplexity_text for r in rows if r.perplexity_text}):
         notes.append(f"perplexity: of {', '.join(texts)}")
