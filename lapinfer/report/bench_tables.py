@@ -55,8 +55,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     r, notes = rows[0], []
     if cached := sorted({r.model_filename for r in rows if r.model_size <= cache_bytes()}):
         notes.append(
-            f"the processor's caches ({cache_bytes() / 1e6:,.0f} MB) can hold the weights of {', '.join(cached)}: reading "
-            "them costs next to nothing then; for models that don't fit, see --shapes 1b"
+            f"the processor's caches ({cache_bytes() / 1e6:,.0f} MB) can hold the weights of {', '.join(cached)}: then "
+            "reading them costs next to nothing; for models that don't fit, see --shapes 1b"
         )
     if texts := sorted({r.perplexity_text for r in rows if r.perplexity_text}):
         notes.append(f"perplexity: of {', '.join(texts)}")
