@@ -213,3 +213,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def seeds_of(summary: dict[str, Any]) -> str:
+    """How many of each cell, in words."""
+    return f"{summary['seeds']} seed{'s' if summary['seeds'] != 1 else ''}"

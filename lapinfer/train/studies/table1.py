@@ -13,7 +13,7 @@ import torch
 
 from lapinfer.train.studies import classify, engine
 from lapinfer.train.studies.mnist import mnist_folder, pixels, read_mnist
-from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
+from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, seeds_of, table
 
 WIDTHS, LEAVES = (16, 32, 64, 128), (8, 4, 2, 1)
 RECIPE = classify.Recipe("sgd", 0.2, batch=256, epochs=40, patience=10, look_every=5)
@@ -150,7 +150,7 @@ def text(summary: dict[str, Any]) -> str:
     diverged = sum(r["ended"].get("diverged", 0) for r in summary["rows"])
     capped = sum(r["ended"].get("cap", 0) for r in summary["rows"])
     runs = sum(sum(r["ended"].values()) for r in summary["rows"])
-    return f"""Accuracies in %, {summary["seeds"]} seeds a row, of the chosen leaf (soft: of the mixture).
+    return f"""Accuracies in %, {seeds_of(summary)} a row, of the chosen leaf (soft: of the mixture).
 
 {accuracies}
 Trees on the test images (means over seeds), and how many times faster than the dense network of their width.

@@ -13,7 +13,7 @@ import torch
 from lapinfer.train.config import Mixture
 from lapinfer.train.studies import classify
 from lapinfer.train.studies.mnist import mnist_folder, read_mnist
-from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
+from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, seeds_of, table
 
 WIDTHS = (64, 128, 256, 512, 1024)
 LEAF, EXPERT, TOP_K = 32, 16, 2
@@ -139,7 +139,7 @@ def text(summary: dict[str, Any]) -> str:
         ),
     )  # fmt: skip
     ended = ", ".join(f"{count} {_ENDS[why]}" for why, count in summary["ended"].items())
-    return f"""Accuracies in %, {summary["seeds"]} seeds a row, without noise and of the chosen leaf; the paper's are \
+    return f"""Accuracies in %, {seeds_of(summary)} a row, without noise and of the chosen leaf; the paper's are \
 of CIFAR-10, and for the shape alone.
 
 {accuracies}
