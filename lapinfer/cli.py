@@ -223,6 +223,8 @@ def _load(name: str, verbose: bool = False, **options: Any) -> LanguageModel:
         _pull(name)
     with _Progress() as progress:
         model = load(name, progress=progress, **options)
+    if model.model.ctx > model.spec.context:
+        _note(f"note: this model was made for {model.spec.context:,} positions; behind them it may write nonsense")
     if verbose:
         m = model.model
         _note(f"{m.name}: loaded {m.load_s:.2f} s, packed {m.pack_s:.2f} s, compiled {m.compile_s:.2f} s")

@@ -98,8 +98,6 @@ def load_model(
     ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
     if spec.positions and ctx > spec.positions:
         raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
-    if ctx > spec.context:
-        say(f"note: this model was made for {spec.context:,} positions; behind them it may write nonsense")
     if activations == "auto":
         activations = "q16" if sum(math.prod(shape) for shape in tensors(spec).values()) < SMALL else "q8"
     # A chunk longer than the context would never be filled.
