@@ -30,7 +30,7 @@ def spec(vocab=258, window=None, routers=(None,)):
     norm = NormSpec("rms", 1e-5)
     attention = AttentionSpec(n_heads=1, n_kv_heads=1, k_dim=16, v_dim=16, scale=0.25, window=window)
     layers = tuple(LayerSpec(attention, FeedForwardSpec(32, "silu", router=r), norm, norm) for r in routers)
-    return ModelSpec(family="fake", vocab=vocab, hidden=16, layers=layers, norm=norm, context=1024)
+    return ModelSpec(family="fake", vocab=vocab, hidden=16, layers=layers, norm=norm, context=4096)
 
 
 class FakeModel:

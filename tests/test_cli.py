@@ -151,7 +151,7 @@ def test_more_positions_than_the_model_was_made_for_are_told(fake):
     fake.ctx = 2 * fake.spec.context
     result = invoke("run", "-m", "x", "capital?")
     assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
-    assert "was made for 1,024 positions" in result.stderr
+    assert "was made for 4,096 positions" in result.stderr
 
 
 @pytest.mark.parametrize(
