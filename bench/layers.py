@@ -1,7 +1,7 @@
 """Speed of feed-forward layers on their own: fast feedforward trees against dense layers of the same total and of the
 same active width, with our kernels, NumPy, torch and the package fastfeedforward.
 
-    python bench/layers.py TEXT… [--quick] [--only batch1,formats,batches,table3] [-o FILE]
+    python bench/layers.py TEXT… [--quick] [--only batch1,formats,narrow,batches,table3] [-o FILE]
 
 Inputs are windows of a text (sums of fixed random vectors, one for each character and distance), all different. Trees
 are random and calibrated: a node's bias is the median of the logits that reach it, so that leaves are visited evenly;
@@ -249,6 +249,11 @@ def grid(only: set[str], quick: bool) -> list[dict[str, Any]]:
                         add(D, width, leaf, quant, threads)
                     if quant != "f32" and leaf < 512:
                         add(D, width, leaf, quant, nodes="f16")
+    if "narrow" in only:  # of the formats, what descents and narrow leaves reach on one thread
+        for quant in ("q8", "q4", "f32"):
+            for D, width in ((768, 4096), (2048, 8192)):
+                for leaf in (8, 32):
+                    add(D, width, leaf, quant)
     if "batches" in only:
         for quant in ("f32", "q4"):
             for batch in (32, 512):
