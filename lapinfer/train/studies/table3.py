@@ -26,6 +26,8 @@ from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_s
 from lapinfer.train.studies.turns import interleaved, quartiles
 from lapinfer.train.studies.vit import NEURONS, ViT
 
+WEIGHTS = "model.safetensors"
+"""In a trial's folder."""
 STRAIGHT = "straight"
 RECIPES: tuple[str, ...] = ("5", "10", "frozen", STRAIGHT)
 """How trees are trained (vit_training.RECIPES); the last is not the paper's, which takes the best of the others."""
@@ -80,11 +82,9 @@ def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     fitted = vit_training.fit(images, arguments["leaf"], arguments["recipe"], caps.epochs, arguments["seed"])
     figures = vit_training.judge(fitted.model, images, caps.in_engine)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "model.safetensors"
-    save_file(fitted.model.state_dict(), weights)
+    save_file(fitted.model.state_dict(), folder / WEIGHTS)
     return {
-        "epoch": fitted.epoch, "valid": max(fitted.valid), "valid_by_epoch": fitted.valid,
-        "weights": str(weights.resolve()), **figures,
+        "epoch": fitted.epoch, "valid": max(fitted.valid), "valid_by_epoch": fitted.valid, **figures,
     }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _seconds(layers: list[Repeated]) -> float:
 
 def _repeated(best: Done, x: torch.Tensor) -> list[Repeated]:
     """A trial's layers as the engine has them, with what comes into each when the test images go through the model."""
-    path = Path(best.result["weights"])
+    path = best.folder / WEIGHTS
     model = ViT(x.shape[1], x.shape[2], best.trial.arguments["leaf"])
     try:
         model.load_state_dict(load_file(path))
