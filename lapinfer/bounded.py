@@ -31,8 +31,8 @@ SHORT_STEP = 32
 """Tokens of a step whose buffers are too small to be worth more slots."""
 
 NO_EXPERTS = (
-    "memory: only experts can be left on disk, and this model has none; leave the option out (whether a model fits is "
-    "checked anyway, and lapinfer info --memory tells)"
+    "memory: this model has no experts to leave on disk; leave the option out (whether a model fits is checked anyway, "
+    "and lapinfer info --memory tells)"
 )
 
 NARROW = "memory: leaves of a few neurons are read by the hundred and stay in memory; leave the option out"

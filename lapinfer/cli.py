@@ -127,14 +127,14 @@ QUANTS = ("auto", "q4", "q4_1", "q6", "q8", "mxfp4", "f16", "bf16", "f32")
 SIZES = ("100m", "1b", "7b")
 
 
-def _one_of(*choices: str) -> Callable[[Any], Any]:
+def _one_of(*choices: str) -> Callable[[typer.CallbackParam, Any], Any]:
     """An option's callback: its values are among these, in any case."""
 
-    def check(value: Any) -> Any:
-        if isinstance(value, list):
-            return [check(each) for each in value]
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [check(param, each) for each in value]
         if value is not None and value.lower() not in choices:
-            raise _UsageError(f"{value}: expected one of {', '.join(choices)}")
+            raise _UsageError(f"{param.opts[0]}: expected one of {', '.join(choices)}, got {value}")
         return value and value.lower()
 
     return check

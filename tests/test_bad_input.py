@@ -155,20 +155,20 @@ def cut(path, keep):
 @pytest.mark.parametrize(
     ("options", "word", "code"),
     [
-        (("-t", 0), "threads", 1),
-        (("-t", -1), "threads", 1),
+        (("-t", 0), "threads", 2),
+        (("-t", -1), "threads", 2),
         (("-t", 10_000), "threads", 1),
         (("-c", 10**12), "--ctx-size", 3),
         (("-c", 3), "context holds 3", 1),
-        (("--temp", -1), "temperature", 1),
-        (("--temp", "nan"), "temperature", 1),
-        (("--top-p", 2), "top_p", 1),
-        (("--min-p", "nan"), "min_p", 1),
-        (("--top-k", -1), "top_k", 1),
-        (("--seed", -1), "seed", 1),
-        (("--repeat-penalty", 1e300), "repetition_penalty", 1),
-        (("--quant", "q5"), "quant", 1),
-        (("--kv", "q3"), "kv", 1),
+        (("--temp", -1), "temperature", 2),
+        (("--temp", "nan"), "temperature", 2),
+        (("--top-p", 2), "top_p", 2),
+        (("--min-p", "nan"), "min_p", 2),
+        (("--top-k", -1), "top_k", 2),
+        (("--seed", -1), "seed", 2),
+        (("--repeat-penalty", 1e300), "repetition_penalty", 2),
+        (("--quant", "q5"), "quant", 2),
+        (("--kv", "q3"), "kv", 2),
     ],
 )
 def test_options_out_of_range(checkpoint, options, word, code):
@@ -870,8 +870,8 @@ def test_memory_that_is_no_amount(moe, memory):
 
 
 def test_an_unknown_policy(moe):
-    refused(run(moe, "--memory", 4, "--policy", "random"), "policy", "lru")
-    refused(run(moe, "--policy", "random"), "policy", "lru")
+    refused(run(moe, "--memory", 4, "--policy", "random"), "policy", "lru", code=2)
+    refused(run(moe, "--policy", "random"), "policy", "lru", code=2)
 
 
 def test_a_bound_with_the_policy_that_bounds_nothing(moe):
