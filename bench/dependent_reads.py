@@ -1,6 +1,7 @@
 """What reading pieces of memory takes when each tells where the next one lies, and nothing else is done with them.
 
-A descent through a tree cannot be faster: a node's decision says which row comes next, and the last one which leaf.
+So reads a descent through a tree: a node's decision says which row comes next, and the last one which leaf. It is
+a yardstick, not a bound: a layer asks for its leaf's lines ahead, and can be faster than these plain reads.
 """
 
 from __future__ import annotations

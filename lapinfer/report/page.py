@@ -183,9 +183,10 @@ def _headline(report: Report) -> str:
         notes.append("Models with random weights have real costs and no quality: that was not measured.")
     if ids:
         notes.append(f"No tokenizer, so random token ids were run, and were routed unlike text: {', '.join(ids)}.")
+    of_one_text = len({bool(m.ppl[2]) for m in models if m.ppl}) == 1  # else cards' texts beside this report's
     said = against_dense([
         Figures(f"{letter(i)} {m.name}", m.parameters, m.active, m.weight_bytes, m.decode.bytes, m.decode.speed,
-                m.ppl[0] if m.ppl else None)
+                m.ppl[0] if m.ppl and of_one_text else None)
         for i, m in enumerate(models)
     ])  # fmt: skip
     inner = (
