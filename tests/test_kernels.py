@@ -594,7 +594,7 @@ def test_embed(fmt: str, learned: bool) -> None:
     positions[:, :D] = rng.standard_normal((50, D))
     out = np.full((T + 1, wide), UNTOUCHED)
     operands: dict[str, Operand] = {
-        "weights": packed, "format": list(FORMATS).index(fmt), "row_blocks": len(packed),
+        "weights": packed, "format": FORMATS[fmt].id, "row_blocks": len(packed),
         "groups": wide // GROUP, "head_bytes": FORMATS[fmt].head_bytes, "block_bytes": FORMATS[fmt].block_bytes,
         "token": token, "pos": pos, "positions": positions if learned else 0, "scale": 1.5,
         "out": out, "out_stride": out.strides[0],

@@ -28,7 +28,6 @@ from lapinfer.checkpoint.entries import ALIGN, BankEntry, PackedEntry, with_bank
 from lapinfer.checkpoint.safetensors import SafetensorsFile, layout, read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.quant import FORMATS
-from lapinfer.quant.rows import ROW_FORMATS
 from lapinfer.tensors import bank_of, is_row_by_row
 
 try:
@@ -115,7 +114,8 @@ class PackedFile:
         for name, value in formats.items():
             match value:
                 case {"format": str(format), "shape": [*sizes]} if (
-                    format in (ROW_FORMATS if is_row_by_row(name) else FORMATS)
+                    format in FORMATS
+                    and (FORMATS[format].row is not None or not is_row_by_row(name))
                     and len(sizes) in (2, 3)
                     and all(type(size) is int and 0 < size < 1 << 40 for size in sizes)
                 ):

@@ -51,7 +51,7 @@ from lapinfer.kernels.simd import (
 )
 from lapinfer.kernels.vecmath import activate, gated
 from lapinfer.quant import GROUP
-from lapinfer.quant.rows import ROW_FORMATS
+from lapinfer.quant.rows import row_layout
 
 (
     LEAF_TABLE, LEAF_STRIDE, OUTWARD, WIDTH, IS_GATED, ACTIVATION, INWARD_GROUPS, OUTWARD_GROUPS, BIAS, BIAS_STRIDE,
@@ -61,8 +61,10 @@ from lapinfer.quant.rows import ROW_FORMATS
 COLUMN_BYTES = 4 * GROUP
 TOGETHER = 8
 """Neurons whose outward rows are read side by side: as many streams as a processor follows with ease."""
-HEAD_Q4, GROUP_Q4 = ROW_FORMATS["q4"]
-GROUP_F32, GROUP_F16, GROUP_BF16, GROUP_Q8 = (ROW_FORMATS[name][1] for name in ("f32", "f16", "bf16", "q8"))
+HEAD_Q4 = row_layout("q4").head_bytes
+GROUP_F32, GROUP_F16, GROUP_BF16, GROUP_Q8, GROUP_Q4 = (
+    row_layout(name).group_bytes for name in ("f32", "f16", "bf16", "q8", "q4")
+)
 f32 = np.float32
 
 

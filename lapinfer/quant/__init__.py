@@ -46,20 +46,36 @@ MXFP4_LEAST = 2
 Q6_ZERO = 32
 """The code of 0."""
 
-FormatName = Literal["f32", "f16", "bf16", "q8", "q4_1", "q4", "mxfp4", "q6"]
+FormatName = str
+"""A key of FORMATS."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """Bytes of a row that is stored by itself (lapinfer.quant.rows): its head, then groups of 32 columns."""
+
+    head_bytes: int
+    group_bytes: int
+
+    def row_bytes(self, columns: int) -> int:
+        return self.head_bytes + -(-columns // GROUP) * self.group_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A packed weight format. `activation` is what its kernel multiplies with: q8 groups, or float32.
+    """A packed weight format.
 
-    block_bytes: of 16 rows × 32 columns; head_bytes: of a whole row block, ahead of its blocks.
+    id: the number that kernels' operands carry; it never changes. block_bytes: of 16 rows × 32 columns. activation:
+    what its kernel multiplies with, q8 groups or float32. head_bytes: of a row block, ahead of its blocks.
+    row: the layout row by row; None: there is none.
     """
 
     name: FormatName
+    id: int
     block_bytes: int
     activation: Literal["q8", "f32"]
     head_bytes: int = 0
+    row: RowLayout | None = None
 
     @property
     def grouped(self) -> bool:
@@ -79,14 +95,14 @@ class Format:
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("f32", 2048, "f32"),
-        Format("f16", 1024, "f32"),
-        Format("bf16", 1024, "f32"),
-        Format("q8", 544, "q8"),
-        Format("q4_1", 320, "q8"),
-        Format("q4", 288, "q8", head_bytes=64),
-        Format("mxfp4", 272, "q8"),
-        Format("q6", 400, "q8", head_bytes=64),
+        Format("f32", 0, 2048, "f32", row=RowLayout(0, 128)),
+        Format("f16", 1, 1024, "f32", row=RowLayout(0, 64)),
+        Format("bf16", 2, 1024, "f32", row=RowLayout(0, 64)),
+        Format("q8", 3, 544, "q8", row=RowLayout(0, 34)),
+        Format("q4_1", 4, 320, "q8"),
+        Format("q4", 5, 288, "q8", head_bytes=64, row=RowLayout(4, 18)),
+        Format("mxfp4", 6, 272, "q8"),
+        Format("q6", 7, 400, "q8", head_bytes=64),
     )
 }
 

@@ -16,21 +16,25 @@ from typing import Final
 import numpy as np
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import GROUP, Grouped
+from lapinfer.quant import FORMATS, GROUP, Grouped, RowLayout
 from lapinfer.quant.blocks import from_bf16, to_bf16
 from lapinfer.quant.search import check_finite, quantize
-
-ROW_FORMATS: Final = {"f32": (0, 128), "f16": (0, 64), "bf16": (0, 64), "q8": (0, 34), "q4": (4, 18)}
-"""Bytes of a row's head and of a group."""
 
 NEAREST: Final = {"q4_1": "q4", "mxfp4": "q4", "q6": "q8"}
 """What other formats become here."""
 
 
+def row_layout(format: str) -> RowLayout:
+    """The layout of a format that has rows."""
+    layout = FORMATS[format].row
+    if layout is None:
+        raise ValueError(f"{format} is not stored row by row")
+    return layout
+
+
 def row_bytes(format: str, columns: int) -> int:
     """Bytes of a row."""
-    head, group = ROW_FORMATS[format]
-    return head + -(-columns // GROUP) * group
+    return row_layout(format).row_bytes(columns)
 
 
 def pack_rows(format: str, values: np.ndarray | Grouped) -> np.ndarray:
@@ -60,7 +64,8 @@ def unpack_rows(format: str, packed: np.ndarray, columns: int) -> np.ndarray:
     if format in ("f16", "bf16"):
         stored = np.ascontiguousarray(packed).view(np.float16 if format == "f16" else np.uint16)[:, :columns]
         return from_bf16(stored) if format == "bf16" else stored.astype(np.float32)
-    head, size = ROW_FORMATS[format]
+    layout = row_layout(format)
+    head, size = layout.head_bytes, layout.group_bytes
     R, G = len(packed), (packed.shape[1] - head) // size
     groups = packed[:, head:].reshape(R, G, size)
     if format == "q8":
@@ -73,7 +78,8 @@ def unpack_rows(format: str, packed: np.ndarray, columns: int) -> np.ndarray:
 
 def _packed_groups(grouped: Grouped) -> np.ndarray:
     R, C = grouped.codes.shape
-    head, size = ROW_FORMATS[grouped.format]
+    layout = row_layout(grouped.format)
+    head, size = layout.head_bytes, layout.group_bytes
     G = -(-C // GROUP)
     packed = np.zeros((R, head + G * size), np.uint8)
     groups = np.zeros((R, G, size), np.uint8)

@@ -130,7 +130,7 @@ class Builder(Ops):
             positions[:, : self.spec.hidden] = self.weights.tensor("positions")
         self.add(
             "embed", "embed", "embedding", -1, TILES, 1,
-            weights=table, format=list(FORMATS).index(fmt.name), row_blocks=len(table),
+            weights=table, format=fmt.id, row_blocks=len(table),
             groups=padded(self.spec.hidden) // GROUP, head_bytes=fmt.head_bytes, block_bytes=fmt.block_bytes,
             token=self.step.token, pos=self.step.pos, positions=positions,
             scale=self.spec.embed_scale, out=self.x, out_stride=self.x.strides[0],
