@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PROMPT = 32
-VARIANTS = ("lrfu", "lru", "lfu", "system", "lrfu-hinted", "system-hinted")
+VARIANTS = ("lrfu", "lru", "lfu", "system")
 GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -86,9 +86,9 @@ def child(args: argparse.Namespace) -> None:
     else:
         from lapinfer.loading import load_model
 
-        policy, _, hinted = args.child.partition("-")
+        policy = args.child
         began = time.perf_counter()
-        bounded = {} if policy == "unlimited" else {"policy": policy, "hints": bool(hinted)}
+        bounded = {} if policy == "unlimited" else {"policy": policy}
         if policy not in ("unlimited", "system"):
             bounded["memory"] = args.limit
         ours = load_model(args.packed, threads=args.threads, ctx=PROMPT + args.tokens, activations="q8", **bounded)  # type: ignore[arg-type]

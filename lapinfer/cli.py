@@ -174,10 +174,6 @@ Policy = Annotated[
         help="Which experts stay in memory: lru, lfu, lrfu (both); or, without --memory, as the system likes: system.",
     ),
 ]
-Hints = Annotated[
-    bool,
-    typer.Option("--hints", help="With --memory: foretell each layer's experts, and have them read one layer early."),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", callback=_remember_verbose, help="Say more; show tracebacks.")
@@ -263,7 +259,6 @@ def run(
     experts: Experts = None,
     memory: Memory = None,
     policy: Policy = "lrfu",
-    hints: Hints = False,
     experts_report: Annotated[
         Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
     ] = None,
@@ -301,7 +296,7 @@ def run(
     name = _default_model() if model is None else model
     shape = {"quant": quant, "kv": kv, "activations": activations, "threads": threads, "ctx": ctx_size}
     with (
-        _load(name, verbose, experts=experts, memory=memory, policy=policy, hints=hints, **shape) as loaded,
+        _load(name, verbose, experts=experts, memory=memory, policy=policy, **shape) as loaded,
         nullcontext() if experts_report is None else _experts_written(loaded, experts_report),
     ):
         if not raw and loaded.template is None:
@@ -542,7 +537,6 @@ def bench(
     experts: Experts = None,
     memory: Memory = None,
     policy: Policy = "lrfu",
-    hints: Hints = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure prompts and generation as llama-bench does, and what they touch; comma lists make a grid.
@@ -571,7 +565,7 @@ def bench(
             _note("random weights: speed and bytes are measured, quality is not")
         else:
             options = {"quant": quant, "kv": kv, "activations": activations, "experts": experts, "memory": memory,
-                       "policy": policy, "hints": hints}  # fmt: skip
+                       "policy": policy}  # fmt: skip
             opened = bench.of_names(names or _shipped_models(), progress, **options)
         try:
             for row in bench.bench(opened, tests, counts, progress):

@@ -49,7 +49,6 @@ def load_model(
     experts: int | None = None,
     memory: float | None = None,
     policy: str = "lrfu",
-    hints: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """Load a checkpoint folder, packed folder, .gguf file or hub name; packs the weights the first time.
@@ -60,9 +59,8 @@ def load_model(
     instead of the number that the model was trained with. memory: GB (10^9 bytes) that this process may take, all
     included, for a mixture of experts that is larger: some experts are kept, the others read when they are chosen;
     policy says which are kept: lru, lfu or lrfu (both); without memory also system, which leaves that to the system's
-    page cache and bounds nothing. hints: run the next layer's router one layer early, and ask the system for what it
-    chooses. InputError for options out of range, CheckpointError for bad files, DoesNotFitError when memory or disk is
-    too small.
+    page cache and bounds nothing. InputError for options out of range, CheckpointError for bad files, DoesNotFitError
+    when memory or disk is too small.
     """
     say = progress or (lambda *args: None)
     threads = default_threads() if threads is None else threads
@@ -101,7 +99,7 @@ def load_model(
     if activations == "auto":
         activations = "q16" if sum(math.prod(shape) for shape in tensors(spec).values()) < SMALL else "q8"
     # A chunk longer than the context would never be filled.
-    limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv, activations, hints=hints)  # type: ignore[arg-type]
+    limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv, activations)  # type: ignore[arg-type]
     options = {"name": str(path_or_name), "folder": folder, "notice": say}
     if policy == SYSTEM:
         model = mapped_model(spec, weights, limits, **options)

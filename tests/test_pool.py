@@ -96,7 +96,7 @@ def test_the_same_bits_as_with_all_in_memory(name: str, policy: Any, folder: Pat
         expected = decoded(model, ids)
     for slots in (k, E - 1, E, total):
         step = STEP if slots >= E else max(slots // k, 1)
-        with model_of(name, folder, hints=True, experts="pool", slots_of_pool=slots, policy=policy, step=step) as model:
+        with model_of(name, folder, experts="pool", slots_of_pool=slots, policy=policy, step=step) as model:
             for _ in range(2):  # with empty slots, and with those of the first time
                 np.testing.assert_array_equal(decoded(model, ids), expected, f"{slots} slots")
             if slots == total:
@@ -130,7 +130,7 @@ def test_large_experts_are_read_in_pieces(folder: Path, monkeypatch: pytest.Monk
         expected = decoded(model, ids)
     monkeypatch.setattr(pools, "PIECE", 1000)
     for threads in (1, 4):
-        with model_of("mixtral-plain", folder, hints=True, experts="pool", slots_of_pool=5, threads=threads) as model:
+        with model_of("mixtral-plain", folder, experts="pool", slots_of_pool=5, threads=threads) as model:
             np.testing.assert_array_equal(decoded(model, ids), expected)
 
 
@@ -180,7 +180,7 @@ def test_who_leaves_and_what_is_counted(
     spec, rng = spec_of(name), np.random.default_rng(0)
     k = sizes(spec)[1]
     plain = Simulated(policy, slots, 20 * sum(layer.feed_forward.router is not None for layer in spec.layers))
-    options = {"experts": "pool", "slots_of_pool": slots, "policy": policy, "step": slots // k, "hints": True}
+    options = {"experts": "pool", "slots_of_pool": slots, "policy": policy, "step": slots // k}
     with model_of(name, folder, **options) as model:
         pool = model.pool
         assert pool is not None
@@ -205,37 +205,19 @@ def test_who_leaves_and_what_is_counted(
         assert hits + misses == model.usage.totals()["experts"] - steps * shared
         assert hits > 0
         assert misses > slots
-        assert 0 < stats["hinted_rightly"] <= stats["hinted"]
         pool.reset()
-        assert not any(pool.stats()[name] for name in ("hits", "misses", "bytes_read", "hinted", "hinted_rightly"))
-
-
-@pytest.mark.parametrize("experts", ["pool", "mapped"])
-def test_what_is_hinted(experts: Any, folder: Path) -> None:
-    """Of one token as many as it gets in every routed layer but the first; of a long prompt nothing is foretold."""
-    spec = spec_of("deepseek_v3-groups")
-    routers = [layer.feed_forward.router for layer in spec.layers if layer.feed_forward.router]
-    with model_of("deepseek_v3-groups", folder, experts=experts, slots_of_pool=18, hints=True) as model:
-        pool = model.pool
-        assert pool is not None
-        model.prefill(tiny.prompt(101))
-        assert (pool.stats()["hinted"], pool.stats()["hinted_rightly"]) == (0, 0)
-        for i in range(10):
-            model.step([i], [0], [STEP + i], [True])
-        stats = pool.stats()
-        assert stats["hinted"] == 10 * sum(router.top_k for router in routers[1:])
-        assert 0 < stats["hinted_rightly"] <= stats["hinted"]
+        assert not any(pool.stats()[name] for name in ("hits", "misses", "bytes_read"))
 
 
 @pytest.mark.parametrize("experts", ["pool", "mapped"])
 def test_what_the_system_is_asked_for(experts: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole experts, of the layer that needs them or of the next one, in requests that the system does not refuse."""
+    """Mapped: whole experts, all that were chosen, in requests that the system does not refuse. Pool: nothing."""
     asked: list[tuple[int, int, int]] = []
     madvise = ctypes.CDLL(None, use_errno=True).madvise
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
-    def recorded(at: int, size: int, advice: int) -> int:
-        asked.append((at, size, madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), advice)))
+    def recorded(address: int, size: int, advice: int) -> int:
+        asked.append((address, size, madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)))
         return 0
 
     real = pools._address
@@ -247,33 +229,27 @@ def test_what_the_system_is_asked_for(experts: Any, folder: Path, monkeypatch: p
         assert pool is not None
         model.prefill(tiny.prompt(101))
         for i in range(8):
-            before = pool.slot_of.copy() if pool.pooled else np.full(sum(pool.experts), -1)
             asked.clear()
             model.step([i], [0], [STEP + i], [True])
             assert all(result == 0 for *_, result in asked)
+            if experts == "pool":
+                assert not asked
+                continue
             places = {}
             for position, (bank, _, size) in enumerate(pool.banks):
                 for e in range(len(bank)):
                     places[position, e] = bank.ctypes.data + e * bank.strides[0], size
-            whole = [
-                {key for key, (at, n) in places.items() if begin <= at and at + n <= begin + size}
+            experts_of_requests = [
+                {key for key, (start, n) in places.items() if begin <= start and start + n <= begin + size}
                 for begin, size, _ in asked
             ]
-            assert all(whole)
-            known: set[tuple[int, int]] = set().union(*whole)
-            routed = [(p, e) for p, count in enumerate(pool.experts) for e in range(count)]
-            hinted = {(p, e) for p, row in enumerate(pool.hinted) for e in np.flatnonzero(row)}
-            assert not hinted  # compared with what was chosen, and forgotten
-            if experts == "mapped":
-                needed = {
-                    (p, int(e))
-                    for p, chosen in enumerate(model.chosen_experts.values())
-                    for e in [*chosen[0][chosen[0] >= 0], *range(pool.experts[p], len(pool.banks[p][0]))]
-                }
-                assert needed <= known
-            else:
-                absent = {key for i, key in enumerate(routed) if before[i] < 0}
-                assert all(keys & absent for keys in whole)  # what is there already is not asked for
+            assert all(experts_of_requests)
+            needed = {
+                (p, int(e))
+                for p, chosen in enumerate(model.chosen_experts.values())
+                for e in [*chosen[0][chosen[0] >= 0], *range(pool.experts[p], len(pool.banks[p][0]))]
+            }
+            assert needed <= set().union(*experts_of_requests)
 
 
 def test_a_smaller_bound_leaves_fewer_slots_and_shorter_steps(folder: Path) -> None:
@@ -311,7 +287,7 @@ def test_a_read_that_fails_leaves_nothing_wrong_behind(folder: Path, tmp_path: P
     for name, slots in (("mixtral-plain", 10), ("qwen2_moe-dense_layer", 6), ("deepseek_v3-groups", 9)):
         with model_of(name, folder) as model:
             expected = decoded(model, ids)
-        with model_of(name, folder, hints=True, experts="pool", slots_of_pool=slots) as model:
+        with model_of(name, folder, experts="pool", slots_of_pool=slots) as model:
             pool = model.pool
             assert pool is not None
             first = next(iter(model.chosen_experts))

@@ -62,7 +62,7 @@ ROUTER = (
     "logits", "logits_stride", "experts", "top_k", "score", "normalise", "eps", "scale", "selection_bias", "groups",
     "top_groups", "group_best", "jitter",
 )  # fmt: skip
-"""Operands of a choice of experts (spec.RouterSpec), the first of every op that makes one."""
+"""Operands of a choice of experts (spec.RouterSpec), the first of the op that makes one."""
 
 SORT = (
     "routed", "choices", "shared", "shared_weight", "shared_gate", "gate_stride", "chosen", "chosen_stride", "weight",
@@ -113,18 +113,12 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "route": (*ROUTER, *SORT, "scratch", "scratch_stride"),
     # the leaf that each tree chooses for a token; sorted in the same way
     "descend": (*SORT, *TREE, "leaf_weight"),
-    # what the next routed layer would choose for this residual; asks the system for the experts that are not there
-    "hint": (
-        *ROUTER, "spare", "scratch", "scratch_stride", "hinted", "counters", "slot_of", "first", "bank", "stride",
-        "bytes", "advise",
-    ),
     # asks the system for the experts that were chosen
-    "request": ("experts", "active", "bank", "stride", "bytes", "advise", "hinted", "counters"),
+    "request": ("active", "bank", "stride", "bytes", "advise"),
     # slots for the experts that were chosen; those that come from the file are listed in `loads`
     "place": (
         "experts", "active", "weights", "first", "slot_of", "owner", "used", "rank", "uses", "slots", "pool",
-        "slot_bytes", "offset", "stride", "bytes", "piece", "policy", "half_life", "clock", "loads", "hinted",
-        "counters",
+        "slot_bytes", "offset", "stride", "bytes", "piece", "policy", "half_life", "clock", "loads", "counters",
     ),
     # one piece of an expert from the file into its slot
     "load": ("loads", "read", "file", "position"),
@@ -178,9 +172,9 @@ LOAD = ("address", "offset", "bytes")
 LOAD_ADDRESS, LOAD_OFFSET, LOAD_BYTES = range(len(LOAD))
 """int64 rows: a piece of an expert to be read."""
 
-POOL_COUNTERS = ("hits", "misses", "bytes_read", "hinted", "hinted_rightly")
-HITS, MISSES, BYTES_READ, HINTED, HINTED_RIGHTLY = range(len(POOL_COUNTERS))
-"""int64: experts that were there, that were not, bytes read for these, experts hinted, those of them then chosen."""
+POOL_COUNTERS = ("hits", "misses", "bytes_read")
+HITS, MISSES, BYTES_READ = range(len(POOL_COUNTERS))
+"""int64: experts that were there, experts that were not, bytes read for these."""
 
 POLICIES = ("lru", "lfu", "lrfu")
 LRU, LFU, LRFU = range(len(POLICIES))

@@ -1,4 +1,4 @@
-"""Experts of a model that is larger than memory: a pool of slots, reads from the file, and requests ahead of them.
+"""Experts of a model that is larger than memory: a pool of slots and reads from the file, or requests to the system.
 
 One chunk decides which expert lies in which slot, before any of the layer's experts is run; then threads read what is
 missing. A request (madvise) makes the system begin to read a part of the mapped file, and returns at once.
@@ -14,8 +14,6 @@ from lapinfer.kernels.operands import (
     BYTES_READ,
     EXPERT,
     EXPERTS,
-    HINTED,
-    HINTED_RIGHTLY,
     HITS,
     LFU,
     LOAD,
@@ -26,11 +24,9 @@ from lapinfer.kernels.operands import (
     LRU,
     MISSES,
     NOT_READ,
-    TILE,
-    TOKENS,
     offsets,
 )
-from lapinfer.kernels.route import choose, note_problem
+from lapinfer.kernels.route import note_problem
 from lapinfer.kernels.simd import call_advise, call_read, load_f32, load_f64, load_i64, store_f64, store_i64
 
 WILL_NEED = 3
@@ -41,7 +37,7 @@ PAGE = 16384
 
 (
     P_EXPERTS, P_ACTIVE, P_WEIGHTS, P_FIRST, P_SLOT_OF, P_OWNER, P_USED, P_RANK, P_USES, P_SLOTS, P_POOL, P_SLOT_BYTES,
-    P_OFFSET, P_STRIDE, P_BYTES, P_PIECE, P_POLICY, P_HALF_LIFE, P_CLOCK, P_LOADS, P_HINTED, P_COUNTERS,
+    P_OFFSET, P_STRIDE, P_BYTES, P_PIECE, P_POLICY, P_HALF_LIFE, P_CLOCK, P_LOADS, P_COUNTERS,
 ) = offsets("place")  # fmt: skip
 
 
@@ -56,17 +52,6 @@ def ask(advise, at, size):
     """Ask the system for bytes of the mapped file; small experts begin anywhere in a page."""
     before = at % PAGE
     call_advise(advise, at - before, size + before, WILL_NEED)
-
-
-@jit
-def check_hints(active, n, routed, hinted, counters):
-    """Count which of the n active experts had been foretold, and forget what was."""
-    for i in range(n):
-        e = load_i64(active + 8 * (len(ACTIVE_EXPERT) * i + EXPERT))
-        if e < routed and load_i64(hinted + 8 * e) != 0:
-            count_up(counters, HINTED_RIGHTLY, 1)
-    for e in range(routed):
-        store_i64(hinted + 8 * e, 0)
 
 
 @jit
@@ -123,12 +108,11 @@ def place(op, step, chunk, thread):
     """See that every routed expert of this step has a slot; shared experts stay where they are."""
     routed, active, first = load_i64(op + P_EXPERTS), load_i64(op + P_ACTIVE), load_i64(op + P_FIRST)
     slot_of, owner, used = load_i64(op + P_SLOT_OF), load_i64(op + P_OWNER), load_i64(op + P_USED)
-    counters, hinted, weights = load_i64(op + P_COUNTERS), load_i64(op + P_HINTED), load_i64(op + P_WEIGHTS)
+    counters, weights = load_i64(op + P_COUNTERS), load_i64(op + P_WEIGHTS)
     clock = load_i64(op + P_CLOCK)
     now = load_i64(clock) + 1
     store_i64(clock, now)
     loads, n = 0, load_i64(step + 8 * EXPERTS)
-    check_hints(active, n, routed, hinted, counters)
     for i in range(n):  # those that are there first, so that none of them leaves for another
         e = load_i64(active + 8 * (len(ACTIVE_EXPERT) * i + EXPERT))
         if e < routed:
@@ -176,46 +160,13 @@ def load(op, step, chunk, thread):
             return
 
 
-(Q_EXPERTS, Q_ACTIVE, Q_BANK, Q_STRIDE, Q_BYTES, Q_ADVISE, Q_HINTED, Q_COUNTERS) = offsets("request")
+(Q_ACTIVE, Q_BANK, Q_STRIDE, Q_BYTES, Q_ADVISE) = offsets("request")
 
 
 @kernel
 def request(op, step, chunk, thread):
     """Ask for all experts that this layer has chosen."""
-    active, n = load_i64(op + Q_ACTIVE), load_i64(step + 8 * EXPERTS)
-    check_hints(active, n, load_i64(op + Q_EXPERTS), load_i64(op + Q_HINTED), load_i64(op + Q_COUNTERS))
-    for i in range(n):
+    for i in range(load_i64(step + 8 * EXPERTS)):
         e = load_i64(load_i64(op + Q_ACTIVE) + 8 * (len(ACTIVE_EXPERT) * i + EXPERT))
         at = load_i64(op + Q_BANK) + e * load_i64(op + Q_STRIDE)
         ask(load_i64(op + Q_ADVISE), at, load_i64(op + Q_BYTES))
-
-
-(
-    H_LOGITS, H_LOGITS_STRIDE, H_EXPERTS, H_TOP_K, *_, H_SPARE, H_SCRATCH, H_SCRATCH_STRIDE, H_HINTED, H_COUNTERS,
-    H_SLOT_OF, H_FIRST, H_BANK, H_STRIDE, H_BYTES, H_ADVISE,
-) = offsets("hint")  # fmt: skip
-
-
-@kernel
-def hint(op, step, chunk, thread):
-    """Ask for the experts that the next layer would choose for this residual; of a long prompt, for all."""
-    tokens, experts = load_i64(step + 8 * TOKENS), load_i64(op + H_EXPERTS)
-    hinted, slot_of = load_i64(op + H_HINTED), load_i64(op + H_SLOT_OF)
-    scratch = load_i64(op + H_SCRATCH) + thread * load_i64(op + H_SCRATCH_STRIDE)
-    chosen, weight = load_i64(op + H_SPARE), load_i64(op + H_SPARE) + 8 * load_i64(op + H_TOP_K)
-    for e in range(experts):
-        store_i64(hinted + 8 * e, 1 if tokens > TILE else 0)
-    if tokens <= TILE:
-        for t in range(tokens):
-            choose(op, load_i64(op + H_LOGITS) + t * load_i64(op + H_LOGITS_STRIDE), scratch, chosen, weight)
-            for i in range(load_i64(op + H_TOP_K)):
-                store_i64(hinted + 8 * load_i64(chosen + 8 * i), 1)
-    for e in range(experts):
-        if load_i64(hinted + 8 * e) != 0:
-            if slot_of == 0 or load_i64(slot_of + 8 * (load_i64(op + H_FIRST) + e)) < 0:
-                at = load_i64(op + H_BANK) + e * load_i64(op + H_STRIDE)
-                ask(load_i64(op + H_ADVISE), at, load_i64(op + H_BYTES))
-            if tokens <= TILE:
-                count_up(load_i64(op + H_COUNTERS), HINTED, 1)
-            else:  # nothing was foretold
-                store_i64(hinted + 8 * e, 0)

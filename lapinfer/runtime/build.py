@@ -98,7 +98,6 @@ class Builder(Ops):
             scratch=max(map(_scratch_floats, attentions), default=0),
         )
         self.spec = spec
-        self.ff_norms = {i: layer.ff_norm for i, layer in enumerate(spec.layers)}
         T = len(self.x)
         self.qkv = np.zeros((T, max([*gates, *(padded(a.qkv_rows) for a in attentions)])), np.float32)
         self.q = np.zeros((T, max((padded(a.q_rows) for a in latent), default=0)), np.float32)
@@ -186,9 +185,7 @@ class Builder(Ops):
             size = max(self._end(f"{name}.{part}", part, rows, columns) for part, rows, columns in parts)
             banks.append((weights.tensor(name), weights.file_offset(name), size))
         slots = self.limits.slots_of_pool if self.limits.experts == "pool" else None
-        return ExpertPool(
-            list(self.feed_forwards.values()), weights.path, banks, slots, self.limits.policy, self.limits.hints
-        )
+        return ExpertPool(list(self.feed_forwards.values()), weights.path, banks, slots, self.limits.policy)
 
     def _end(self, name: str, part: str, rows: int, columns: int) -> int:
         """Where a matrix of a bank ends in each expert."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lapinfer.kernels.operands import (
-    ACT_F32,
     ACTIVATIONS,
     ADD,
     EXPERTS,
@@ -121,10 +120,10 @@ def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, 
 def _route(build: Ops, index: int, ff: FeedForwardSpec, tile_bytes: int) -> None:
     """The router's logits, and the experts that it chooses by them."""
     routing, router = build.routing, _router(build, index)
-    _logits(build, index, "router", routing.exact, routing.logits)
+    _logits(build, index)
     gate = routing.logits[:, router.n_experts :] if ff.shared_gate else None
     build.add(
-        "route", "route", "router", index, TILES, 1, **_router_operands(build, index, routing.logits),
+        "route", "route", "router", index, TILES, 1, **_router_operands(build, index),
         **sort_operands(build, index, ff, tile_bytes, build.tiles, gate=0 if gate is None else gate.ctypes.data),
         scratch=build.scratch, scratch_stride=build.scratch.strides[0],
         weight_bytes=4 * router.n_experts if router.selection_bias else 0,
@@ -137,9 +136,9 @@ def _router(build: Ops, index: int) -> RouterSpec:
     return router
 
 
-def _router_operands(build: Ops, index: int, logits: np.ndarray) -> dict[str, Operand]:
+def _router_operands(build: Ops, index: int) -> dict[str, Operand]:
     """How a layer chooses experts by its logits."""
-    router = _router(build, index)
+    router, logits = _router(build, index), build.routing.logits
     selection = 0
     if router.selection_bias:
         selection = build.vector(f"layers.{index}.router.selection_bias", router.n_experts)
@@ -151,15 +150,15 @@ def _router_operands(build: Ops, index: int, logits: np.ndarray) -> dict[str, Op
     }  # fmt: skip
 
 
-def _logits(build: Ops, index: int, part: str, exact: np.ndarray, out: np.ndarray, label: str = "router") -> None:
+def _logits(build: Ops, index: int) -> None:
     """A router's logits of normed tokens."""
-    router, p = _router(build, index), f"layers.{index}."
+    router, p, x, out = _router(build, index), f"layers.{index}.", build.routing.exact, build.routing.logits
     bias = build.vector(p + "router.bias", router.n_experts) if router.bias else None
     weights, fmt = build.weights.tensor(p + "router"), build.format(p + "router")
     rows, columns = router.n_experts + int(build.feed_forwards[index].shared_gate), build.hidden
     build.add(
-        f"router_{fmt}", label, part, index, ONE, len(weights), weights=weights, row_blocks=len(weights),
-        groups=padded(columns) // GROUP, x=exact, x_stride=exact.strides[0], out=out, out_stride=out.strides[0],
+        f"router_{fmt}", "router", "router", index, ONE, len(weights), weights=weights, row_blocks=len(weights),
+        groups=padded(columns) // GROUP, x=x, x_stride=x.strides[0], out=out, out_stride=out.strides[0],
         bias=0 if bias is None else bias,
         weight_bytes=weights.nbytes + (0 if bias is None else 4 * router.n_experts), macs=rows * columns,
         notes={"format": fmt, "shape": (rows, columns)},
@@ -167,39 +166,18 @@ def _logits(build: Ops, index: int, part: str, exact: np.ndarray, out: np.ndarra
 
 
 def _fetch(build: Ops, pool: ExpertPool, index: int, addresses: np.ndarray) -> None:
-    """See that the chosen experts are in memory; before that, ask for what the next routed layer will likely choose."""
+    """See that the chosen experts are in memory, or ask the system for them."""
     routing, position = build.routing, build.routing.position(index)
     if pool.pooled:
         build.add(
             "place", "place", "router", index, ONE, 1, active=routing.active, weights=addresses,
             **pool.place_operands(position),
         )  # fmt: skip
+        build.add("load", "load", "router", index, LOADS, 1, **pool.load_operands(), position=position)
     else:
         build.add(
             "request", "request", "router", index, ONE, 1, active=routing.active, **pool.request_operands(position)
         )
-    following = routing.layers[position + 1] if position + 1 < len(routing.layers) else index
-    if pool.hints and following != index and isinstance(build.feed_forwards[following].router, RouterSpec):
-        norm, name = build.ff_norms[following], f"layers.{following}.ff_norm"
-        build.norm_of(
-            build.x,
-            name,
-            norm,
-            build.hidden,
-            index,
-            "hint",
-            ACT_F32,
-            out=routing.hint_tiles,
-            exact=routing.hint_exact,
-            label="hint norm",
-        )
-        _logits(build, following, "hint", routing.hint_exact, routing.hint_logits, "hint router")
-        build.add(
-            "hint", "hint", "hint", index, ONE, 1, **_router_operands(build, following, routing.hint_logits),
-            **pool.hint_operands(position + 1), scratch=build.scratch, scratch_stride=build.scratch.strides[0],
-        )  # fmt: skip
-    if pool.pooled:
-        build.add("load", "load", "router", index, LOADS, 1, **pool.load_operands(), position=position)
 
 
 def _experts(

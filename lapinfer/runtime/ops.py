@@ -74,8 +74,7 @@ class Limits:
 
     `wanted`: tokens of a step whose logits may be wanted, all when 0. `activations`: what q8 and q4 weights are
     multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model that is larger than memory, in the
-    `mapped` file, or in a `pool` of so many slots, which they leave by a policy; `hints`: ask the system for what the
-    next layer will likely choose (runtime/pool.py).
+    `mapped` file, or in a `pool` of so many slots, which they leave by a policy (runtime/pool.py).
     """
 
     ctx: int
@@ -87,7 +86,6 @@ class Limits:
     experts: Literal["resident", "mapped", "pool"] = "resident"
     slots_of_pool: int = 0
     policy: Policy = "lrfu"
-    hints: bool = False
     wanted: int = 0
 
     @property
@@ -110,7 +108,6 @@ class Ops:
         that a thread needs for other ops."""
         self.hidden, self.weights, self.limits = hidden, weights, limits
         self.feed_forwards = dict(feed_forwards)
-        self.ff_norms: dict[int, NormSpec | None] = {}
         self.ops: list[Op] = []
         self.pool: ExpertPool | None = None
         T, D = padded(limits.step, TILE), padded(max(hidden, out))
@@ -160,11 +157,10 @@ class Ops:
     def norm_of(
         self, x: np.ndarray, name: str, norm: NormSpec | None, width: int, layer: int, part: str, kind: int,
         wanted: np.ndarray | None = None, exact: np.ndarray | None = None, out: np.ndarray | Literal[0] | None = None,
-        label: str = "",
     ) -> None:  # fmt: skip
         """The same of the first columns of any float32 [T, ≥ width], and to other tiles (0: to none)."""
         self.add(
-            "norm", label or name.rsplit(".", 1)[-1], part, layer, TILES if wanted is None else WANT_TILES, 1,
+            "norm", name.rsplit(".", 1)[-1], part, layer, TILES if wanted is None else WANT_TILES, 1,
             x=x, x_stride=x.strides[0], rows=0 if wanted is None else wanted,
             tokens=TOKENS if wanted is None else WANT,
             out=self.tiles if out is None else out, groups=padded(width) // GROUP, out_kind=kind,

@@ -2,7 +2,7 @@
 
 `pool`: a fixed number of slots of equal size in memory of this process, filled by positioned reads: an exact bound.
 `mapped`: experts stay in the mapped file, and the system decides which pages it keeps; it is asked for those that were
-chosen. With `hints` both ask for what the next layer's router would choose, one layer ahead.
+chosen.
 """
 
 from __future__ import annotations
@@ -48,23 +48,20 @@ class ExpertPool:
 
     def __init__(
         self, feed_forwards: Sequence[FeedForwardSpec], file: Path, banks: Sequence[tuple[np.ndarray, int, int]],
-        slots: int | None, policy: Policy = "lrfu", hints: bool = False,
+        slots: int | None, policy: Policy = "lrfu",
     ):  # fmt: skip
-        self.hints = hints
         self.file, self.policy, self.banks = file, policy, list(banks)
         routers = [ff.router for ff in feed_forwards if ff.router is not None]
         self.experts = [router.n_experts for router in routers]
         self.first = np.concatenate([[0], np.cumsum(self.experts)]).astype(np.int64)
         total, most = int(self.first[-1]), max(self.experts)
         self.counters = np.zeros(len(POOL_COUNTERS), np.int64)
-        self.hinted = np.zeros((len(routers), most), np.int64)
         self.top_k = max(router.top_k for router in routers)
-        self.spare = np.zeros(2 * self.top_k, np.int64)
-        self.advise = _address("madvise")
         self.slots = np.zeros(1, np.int64)
         self.slot_bytes = max(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for _, _, size in banks)
         self.pooled = slots is not None
         if slots is None:
+            self.advise = _address("madvise")
             return
         self.read = _address("pread")
         try:
@@ -104,21 +101,9 @@ class ExpertPool:
         if self.pooled:
             self.slot_of[:] = self.owner[:] = -1
 
-    def hint_operands(self, position: int) -> dict[str, Operand]:
-        """Of the op `hint` for a routed layer."""
-        bank, _, size = self.banks[position]
-        return {
-            "spare": self.spare, "hinted": self.hinted[position], "counters": self.counters,
-            "slot_of": self.slot_of if self.pooled else 0, "first": int(self.first[position]), "bank": bank.ctypes.data,
-            "stride": bank.strides[0], "bytes": size, "advise": self.advise,
-        }  # fmt: skip
-
     def request_operands(self, position: int) -> dict[str, Operand]:
         bank, _, size = self.banks[position]
-        return {
-            "experts": self.experts[position], "bank": bank.ctypes.data, "stride": bank.strides[0], "bytes": size,
-            "advise": self.advise, "hinted": self.hinted[position], "counters": self.counters,
-        }  # fmt: skip
+        return {"bank": bank.ctypes.data, "stride": bank.strides[0], "bytes": size, "advise": self.advise}
 
     def place_operands(self, position: int) -> dict[str, Operand]:
         bank, offset, size = self.banks[position]
@@ -127,15 +112,14 @@ class ExpertPool:
             "owner": self.owner, "used": self.used, "rank": self.rank, "uses": self.uses, "slots": self.slots,
             "pool": self.memory, "slot_bytes": self.slot_bytes, "offset": offset, "stride": bank.strides[0],
             "bytes": size, "piece": PIECE, "policy": POLICIES.index(self.policy), "clock": self.clock,
-            "half_life": float(HALF_LIFE * len(self.experts)), "loads": self.loads, "hinted": self.hinted[position],
-            "counters": self.counters,
+            "half_life": float(HALF_LIFE * len(self.experts)), "loads": self.loads, "counters": self.counters,
         }  # fmt: skip
 
     def load_operands(self) -> dict[str, Operand]:
         return {"loads": self.loads, "read": self.read, "file": self.fd}
 
     def stats(self) -> dict[str, Any]:
-        """Counts since the last `reset`: hits, misses, bytes read, hints and those that came true; slots, and bytes."""
+        """Counts since the last `reset`: hits, misses, bytes read; slots, and bytes."""
         found: dict[str, Any] = {name: int(n) for name, n in zip(POOL_COUNTERS, self.counters, strict=True)}
         found |= {"slots": int(self.slots[0]), "slot_bytes": self.slot_bytes, "policy": self.policy}
         return found
@@ -143,13 +127,12 @@ class ExpertPool:
     def line(self, tokens: int) -> str:
         """The same for a person, over so many tokens."""
         n = self.stats()
-        told = f"; {n['hinted_rightly'] / n['hinted']:.0%} of {n['hinted']} hints right" if n["hinted"] else ""
         if not self.pooled:
-            return f"experts in the mapped file{told}"
+            return "experts in the mapped file"
         used = n["hits"] + n["misses"]
         return (
             f"experts: {n['slots']} of {self.first[-1]} kept ({self.policy}), {n['hits'] / max(used, 1):.1%} of {used} "
-            f"were there, {n['bytes_read'] / max(tokens, 1) / 1e6:.1f} MB read a token{told}"
+            f"were there, {n['bytes_read'] / max(tokens, 1) / 1e6:.1f} MB read a token"
         )
 
     def reset(self) -> None:

@@ -33,9 +33,6 @@ class RoutingBuffers:
     layers: tuple[int, ...]
     exact: np.ndarray
     logits: np.ndarray
-    hint_tiles: np.ndarray
-    hint_exact: np.ndarray
-    hint_logits: np.ndarray
     chosen: np.ndarray
     weight: np.ndarray
     path: np.ndarray
@@ -75,9 +72,6 @@ class RoutingBuffers:
             layers=tuple(routed),
             exact=floats(T, hidden),
             logits=floats(T, scored),
-            hint_tiles=tile_bytes(T // TILE, hidden),
-            hint_exact=floats(T, hidden),
-            hint_logits=floats(T, scored),
             chosen=np.full((L, step, chosen), -1, np.int64),
             weight=np.zeros((L, step, chosen), np.float32),
             path=np.full((L, step, path), np.nan, np.float32),

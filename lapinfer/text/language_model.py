@@ -185,7 +185,6 @@ def load(
     experts: int | None = None,
     memory: float | None = None,
     policy: str = "lrfu",
-    hints: bool = False,
     progress: Callable[..., Any] | None = None,
 ) -> LanguageModel:
     """Load a checkpoint folder, a .gguf file or a hub name (org/name), packing its weights the first time.
@@ -202,7 +201,7 @@ def load(
 
     model = load_model(
         path_or_name, quant=quant, threads=threads, ctx=ctx, slots=slots, kv=kv, activations=activations,
-        experts=experts, memory=memory, policy=policy, hints=hints, progress=progress,
+        experts=experts, memory=memory, policy=policy, progress=progress,
     )  # fmt: skip
     try:
         return from_model(model)
