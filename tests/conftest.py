@@ -1,12 +1,16 @@
-"""One cache of compiled kernels for all test runs from this checkout, apart from the user's own."""
+"""What all tests share: a cache of compiled kernels apart from the user's own, and a Ctrl-C that arrives."""
 
 import os
+import signal
 
 import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("NUMBA_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "numba"))
+    # A shell that starts the suite in the background has Ctrl-C ignored, and so would every process that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
