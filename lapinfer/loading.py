@@ -20,7 +20,7 @@ from lapinfer.families import spec_from_config
 from lapinfer.model import Model, default_threads
 from lapinfer.pack import QUANTS, SMALL, pack_checkpoint, packed_copy, packed_rows
 from lapinfer.quant import FORMATS
-from lapinfer.runtime.build import context_bytes
+from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import DTYPES, cache_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec, RouterSpec

@@ -28,7 +28,7 @@ from lapinfer.kernels.operands import (
     WANT,
     WANT_TILES,
 )
-from lapinfer.runtime.build import Builder
+from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Weights, begin_step
@@ -74,7 +74,7 @@ class Model:
         self.ctx, self.slots, self.threads = limits.ctx, limits.slots, limits.threads
         self.max_step, self.max_wanted = limits.step, limits.most_wanted
         self.lock = threading.RLock()
-        built = Builder(spec, weights, limits).build()
+        built = build_model(spec, weights, limits)
         self._step, self._routed = built.step, built.routing
         self.routing: Routing | None = None
         self.pool = built.pool

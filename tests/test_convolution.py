@@ -21,7 +21,7 @@ from lapinfer.loading import load_model
 from lapinfer.pack import pack_checkpoint
 from lapinfer.report.explain import explain
 from lapinfer.report.info import info
-from lapinfer.runtime.build_convolution import gates_width
+from lapinfer.runtime.build.sizes import gates_width
 from lapinfer.runtime.kv import bytes_per_key, cache_bytes, convolution_state
 from lapinfer.spec import ConvolutionSpec, ModelSpec
 from lapinfer.text.language_model import LanguageModel

@@ -27,7 +27,7 @@ from lapinfer.report import bandwidth, doctor, machine, roofline
 from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.explain import explain
 from lapinfer.report.shapes import KINDS, SIZES, shape_model, shape_spec
-from lapinfer.runtime.build import Builder
+from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits
@@ -97,7 +97,7 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
         formats = dict(zip(matrices, drawn, strict=True))
     # A stored format of "q4" may have been raised for some matrices: what the file says counts.
     formats = {n: str(files[f].format(n)) for n, f in formats.items()}
-    built = Builder(spec, Mixed(files, formats), replace(LIMITS, kv=kv)).build()
+    built = build_model(spec, Mixed(files, formats), replace(LIMITS, kv=kv))
     meter = Meter(SimpleNamespace(ops=built.ops), lambda: 1.0)  # type: ignore[arg-type]
     slot, pos = step
     wanted = data.draw(st.integers(0, len(pos)))

@@ -17,8 +17,8 @@ from lapinfer.pack import pack_matrix
 from lapinfer.quant import FORMATS
 from lapinfer.quant.rows import NEAREST, pack_rows, unpack_rows
 from lapinfer.quant.search import quantize
-from lapinfer.runtime.build_feed_forward import feed_forward
-from lapinfer.runtime.build_trees import NODE_FORMATS, Target
+from lapinfer.runtime.build.feed_forward import feed_forward
+from lapinfer.runtime.build.trees import NODE_FORMATS, Target
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan

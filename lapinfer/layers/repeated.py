@@ -11,8 +11,8 @@ from lapinfer.kernels import library
 from lapinfer.kernels.control import COUNTER, NS
 from lapinfer.kernels.operands import ACT_F32, STEP, STORE
 from lapinfer.layers.layer import Layer
-from lapinfer.runtime.build_feed_forward import feed_forward
-from lapinfer.runtime.build_trees import Target
+from lapinfer.runtime.build.feed_forward import feed_forward
+from lapinfer.runtime.build.trees import Target
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Ops, Weights, begin_step
 from lapinfer.runtime.plan import Plan

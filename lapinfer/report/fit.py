@@ -11,7 +11,7 @@ from lapinfer.pack import choose_formats
 from lapinfer.quant import FormatName
 from lapinfer.report import machine
 from lapinfer.report.costs import main_format
-from lapinfer.runtime.build import context_bytes
+from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import KVName, cache_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes, predict_bytes

@@ -13,7 +13,7 @@ from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.loading import available_memory
 from lapinfer.model import Model
 from lapinfer.report.random_weights import random_weights
-from lapinfer.runtime.build import context_bytes
+from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec, TreeSpec

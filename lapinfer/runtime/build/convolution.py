@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from lapinfer.kernels.operands import ONE, STORE
 from lapinfer.quant import GROUP
+from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.kv import convolution_state
 from lapinfer.runtime.sizes import padded
 from lapinfer.spec import ConvolutionSpec, NormSpec
-
-if TYPE_CHECKING:
-    from lapinfer.runtime.build import Builder
 
 GROUPS_IN_A_CHUNK = 4
 """Groups of columns: long enough to read whole lines of each token's row, few enough for all threads to have some."""
 
 
-def gates_width(hidden: int) -> int:
-    """float32 of a token's row (B, C, x), with what is read behind x where the width is no multiple of a group."""
-    return padded(2 * hidden + padded(hidden))
-
-
 def convolution(
-    build: Builder, layer: int, spec: ConvolutionSpec, norm: NormSpec | None, post: NormSpec | None
+    build: ModelOps, layer: int, spec: ConvolutionSpec, norm: NormSpec | None, post: NormSpec | None
 ) -> None:
     """Norm, the matrix that gives gates and inputs, the convolution, and the matrix that returns to the residual."""
     p, D, groups = f"layers.{layer}.", build.spec.hidden, padded(build.spec.hidden) // GROUP

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lapinfer.kernels.operands import ITEMS, NO_ACTIVATION, NO_WINDOW, PARTIAL_EXTRA, PLAIN, STORE, TILES
 from lapinfer.quant import GROUP
+from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.kv import LayerCache, bytes_per_key, lanes, layer_cache
 from lapinfer.runtime.sizes import padded, rope_table
 from lapinfer.spec import AttentionSpec, NormSpec
 
-if TYPE_CHECKING:
-    from lapinfer.runtime.build import Builder
 
-
-def attention(build: Builder, layer: int, spec: AttentionSpec, norm: NormSpec | None, post: NormSpec | None) -> None:
+def attention(build: ModelOps, layer: int, spec: AttentionSpec, norm: NormSpec | None, post: NormSpec | None) -> None:
     """Norm, queries, keys and values, the cache, attention, and the matrix that returns to the residual stream."""
     p, D = f"layers.{layer}.", build.spec.hidden
     build.norm(p + "attn_norm", norm, layer, "attention", build.wants(p + "qkv"))
@@ -40,21 +38,21 @@ def attention(build: Builder, layer: int, spec: AttentionSpec, norm: NormSpec | 
     build.sublayer_end(p + "o", p + "attn_post_norm", post, layer, "attention", out, bias, (D, spec.out_width))
 
 
-def _cache_operands(build: Builder, cache: LayerCache) -> dict[str, Any]:
+def _cache_operands(build: ModelOps, cache: LayerCache) -> dict[str, Any]:
     return {
         "pos": build.step.pos, "k_cache": cache.keys, "v_cache": cache.values, "k_scale": cache.key_scales,
         "v_scale": cache.value_scales, "capacity": cache.capacity,
     }  # fmt: skip
 
 
-def _rope_operands(build: Builder, spec: AttentionSpec) -> dict[str, Any]:
+def _rope_operands(build: ModelOps, spec: AttentionSpec) -> dict[str, Any]:
     if spec.rope is None:
         return {"rope": 0, "rope_dim": 0, "interleaved": 0}
     table = build.ropes.setdefault(spec.rope, rope_table(spec.rope, build.limits.ctx))
     return {"rope": table, "rope_dim": spec.rope.dim, "interleaved": int(spec.rope.interleaved)}
 
 
-def _store_heads(build: Builder, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
+def _store_heads(build: ModelOps, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
     """Norm and rotate each head; keys and values into the cache."""
     p, H, K = f"layers.{layer}.", spec.n_heads, spec.n_kv_heads
     heads = (H, K) if spec.qk_norm_full else (1, 1)
@@ -73,7 +71,7 @@ def _store_heads(build: Builder, layer: int, spec: AttentionSpec, cache: LayerCa
 
 
 def _attend(
-    build: Builder, layer: int, spec: AttentionSpec, cache: LayerCache, query: np.ndarray, out_kind: int
+    build: ModelOps, layer: int, spec: AttentionSpec, cache: LayerCache, query: np.ndarray, out_kind: int
 ) -> None:
     """Attention over the cache, as activations [T, H · v]."""
     window, H = NO_WINDOW if spec.window is None else spec.window, spec.n_heads
@@ -95,13 +93,13 @@ def _attend(
     )  # fmt: skip
 
 
-def _partial_of(build: Builder, spec: AttentionSpec) -> np.ndarray:
+def _partial_of(build: ModelOps, spec: AttentionSpec) -> np.ndarray:
     """The partials' buffer at a layer's own sizes."""
     shape = (build.step.partials, spec.n_heads, lanes(spec.v_dim) + PARTIAL_EXTRA)
     return build.partial.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
 
-def _store_latents(build: Builder, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
+def _store_latents(build: ModelOps, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
     """Queries against latents: their rotated part as it is, the other one through the head's own k_up."""
     p, latent, rope = f"layers.{layer}.", spec.latent, spec.rope
     assert latent is not None
@@ -127,7 +125,7 @@ def _store_latents(build: Builder, layer: int, spec: AttentionSpec, cache: Layer
     )  # fmt: skip
 
 
-def _values_of_heads(build: Builder, layer: int, spec: AttentionSpec) -> None:
+def _values_of_heads(build: ModelOps, layer: int, spec: AttentionSpec) -> None:
     """Each head's weighted latent through its own v_up."""
     latent = spec.latent
     assert latent is not None

@@ -1,4 +1,4 @@
-"""From a spec and packed weights to a plan: the one place that says which ops a model is made of."""
+"""What the layers of a model share: the step's buffers, the KV caches, embedding and head."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import numpy as np
 
 from lapinfer.kernels.operands import ADD, HEAD, ITEM, KEY_BLOCK, PARTIAL_EXTRA, STEP, STORE, TILE, TILES
 from lapinfer.quant import FORMATS, GROUP, ROWS
-from lapinfer.runtime.build_attention import attention
-from lapinfer.runtime.build_convolution import convolution, gates_width
-from lapinfer.runtime.build_feed_forward import feed_forward_of_layer
+from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
 from lapinfer.runtime.kv import LayerCache, lanes
 from lapinfer.runtime.ops import Limits, Ops, Weights
 from lapinfer.runtime.plan import Op
@@ -18,10 +16,6 @@ from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.routed import RoutingBuffers
 from lapinfer.runtime.sizes import packed_blocks, padded
 from lapinfer.spec import AttentionSpec, ConvolutionSpec, ModelSpec, NormSpec, RopeSpec
-
-ATTENTION_ROWS = 4
-"""Query rows of a register tile in kernels/attention.py."""
-
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
@@ -39,47 +33,8 @@ class StepBuffers:
     block_max: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
-    """Ops, and the buffers that they and the step share."""
-
-    ops: list[Op]
-    step: StepBuffers
-    caches: list[LayerCache]
-    routing: RoutingBuffers
-    pool: ExpertPool | None
-
-
-def partials(limits: Limits) -> int:
-    """How many attention partials the buffer for them holds."""
-    blocks = padded(limits.ctx, KEY_BLOCK) // KEY_BLOCK
-    return max(padded(limits.step, TILE), 2 * TILE, TILE * blocks)
-
-
-def _scratch_floats(a: AttentionSpec) -> int:
-    """Floats of scratch that one thread needs for attention."""
-    attention = (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
-    attention += ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2)
-    merge = padded(a.n_heads * a.v_dim) + ROWS
-    latent = padded(a.k_dim) + padded(a.q_rows)
-    return max(attention, merge, latent)
-
-
-def context_bytes(spec: ModelSpec, limits: Limits) -> int:
-    """Bytes of the buffers, other than the KV cache, that grow with the context: rotary tables and partials."""
-    ropes = sum(4 * limits.ctx * rope.dim for rope in {a.rope for a in spec.attentions if a.rope is not None})
-    heads, width = partial_row(spec)
-    return ropes + 4 * partials(limits) * heads * width
-
-
-def partial_row(spec: ModelSpec) -> tuple[int, int]:
-    """Heads of an attention partial, and float32 of each, in the buffer that all layers share."""
-    heads = max((a.n_heads for a in spec.attentions), default=0)
-    return heads, max((lanes(a.v_dim) for a in spec.attentions), default=0) + PARTIAL_EXTRA
-
-
-class Builder(Ops):
-    """The ops of a whole model."""
+class ModelOps(Ops):
+    """Ops over the buffers of a whole model: embedding, head, and how a sublayer ends."""
 
     def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits):
         attentions = spec.attentions
@@ -95,7 +50,7 @@ class Builder(Ops):
             weights,
             limits,
             widths=widths,
-            scratch=max(map(_scratch_floats, attentions), default=0),
+            scratch=max(map(attention_scratch, attentions), default=0),
         )
         self.spec = spec
         T = len(self.x)
@@ -161,17 +116,6 @@ class Builder(Ops):
             softcap=spec.logit_softcap or 0.0, wanted=True, block_max=self.step.block_max,
             logical=(spec.vocab, spec.hidden),
         )  # fmt: skip
-
-    def build(self) -> Built:
-        self.embed()
-        for i, layer in enumerate(self.spec.layers):
-            if isinstance(layer.mixer, ConvolutionSpec):
-                convolution(self, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
-            else:
-                attention(self, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
-            feed_forward_of_layer(self, i, layer)
-        self.head()
-        return Built(self.ops, self.step, self.caches, self.routing, self.pool)
 
     def _pool(self) -> ExpertPool | None:
         """Where experts are kept that do not fit into memory."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from lapinfer.kernels.operands import (
@@ -22,7 +20,8 @@ from lapinfer.kernels.operands import (
 )
 from lapinfer.quant import FORMATS, GROUP
 from lapinfer.quant.blocks import interleaved_rows
-from lapinfer.runtime.build_trees import Target, descend, narrow_leaves, sort_operands
+from lapinfer.runtime.build.model_ops import ModelOps
+from lapinfer.runtime.build.trees import Target, descend, narrow_leaves, sort_operands
 from lapinfer.runtime.ops import Ops
 from lapinfer.runtime.plan import Operand
 from lapinfer.runtime.pool import ExpertPool
@@ -35,11 +34,8 @@ from lapinfer.runtime.sizes import (
 )
 from lapinfer.spec import FeedForwardSpec, LayerSpec, NormSpec, RouterSpec, TreeSpec
 
-if TYPE_CHECKING:
-    from lapinfer.runtime.build import Builder
 
-
-def feed_forward_of_layer(build: Builder, index: int, layer: LayerSpec) -> None:
+def feed_forward_of_layer(build: ModelOps, index: int, layer: LayerSpec) -> None:
     """Norm, feed-forward, and what returns to the residual stream."""
     p, post, D = f"layers.{index}.", layer.ff_post_norm, build.hidden
     target = Target(build.x, ADD, D, layer.residual_scale) if post is None else Target(build.y, STORE, D)
