@@ -26,9 +26,9 @@ import numpy as np
 
 from lapinfer import __version__
 from lapinfer.loading import load_model
-from lapinfer.model import Model, default_threads
+from lapinfer.machine import cpu_name, default_threads
+from lapinfer.model import Model
 from lapinfer.report.bandwidth import thread_scaling
-from lapinfer.report.machine import cpu_name
 from lapinfer.runtime.pace import Pace
 
 HASHING = "import hashlib; block = bytes(1 << 20)\nwhile True: hashlib.sha256(block).digest()"

@@ -252,6 +252,7 @@ def token_ids(text: Path | None, tokenizer: Path | None) -> np.ndarray:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
+    from lapinfer.machine import cpu_name
     from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
 
     ids = token_ids(args.text, args.tokenizer)
@@ -294,16 +295,6 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             flush=True,
         )
     return result
-
-
-def cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from compare_llamacpp import ANSWER, PROMPT, Ours
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lapinfer.machine import description
 from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
 from lapinfer.report.doctor import SCALING_WANTED
-from lapinfer.report.machine import machine
 
 
 class Transformers:
@@ -97,7 +97,7 @@ def main() -> None:
         results.append(found | {"turns_measured": turns})
         print(json.dumps(found), flush=True)
     if arguments.output is not None:
-        told = {"machine": machine(), "versions": versions, "model": Path(arguments.model).name,
+        told = {"machine": description(), "versions": versions, "model": Path(arguments.model).name,
                 "threads": arguments.threads, "results": results}  # fmt: skip
         arguments.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 

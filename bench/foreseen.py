@@ -14,8 +14,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lapinfer.machine import description
 from lapinfer.report.fit import decode_seconds
-from lapinfer.report.machine import machine
 from lapinfer.report.roofline import weights_bandwidth
 from lapinfer.report.shapes import KINDS, shape_model
 from lapinfer.runtime.ops import Limits
@@ -53,7 +53,7 @@ def main() -> None:
         ratios = [row["foreseen"] / row["measured"] for row in rows if row["quant"] == quant]
         print(f"{quant}: median ratio {median(ratios):.2f}")
     if arguments.output is not None:
-        told = {"machine": machine(), "threads": arguments.threads, "rows": rows}
+        told = {"machine": description(), "threads": arguments.threads, "rows": rows}
         arguments.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

@@ -28,8 +28,8 @@ from lapinfer.layers import keeps_neurons
 from lapinfer.layers.layer import P
 from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
+from lapinfer.machine import beyond_caches, description
 from lapinfer.memory import MemoryWeights
-from lapinfer.report.machine import beyond_caches, machine
 from lapinfer.report.random_weights import random_weights
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import feed_forward_tensors, is_matrix, is_router, router_tensors
@@ -278,7 +278,9 @@ def main() -> None:
         results.append(row(text, **options))
         print(show(results[-1]), flush=True)
         if arguments.output is not None:
-            arguments.output.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1), encoding="utf-8")
+            arguments.output.write_text(
+                json.dumps({"machine": description(), "rows": results}, indent=1), encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":

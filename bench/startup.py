@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from lapinfer import __version__
-from lapinfer.model import default_threads
-from lapinfer.report.machine import cpu_name
+from lapinfer.machine import cpu_name, default_threads
 
 WANTED = {"cold_s": 25.0, "warm_s": 1.5, "import_s": 0.15}
 REPEATS = 5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.kernels.operands import POLICIES
+from lapinfer.machine import resident_bytes
 from lapinfer.model import Model
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.sizes import aligned_copy
@@ -70,18 +69,6 @@ class Kept:
 
     def file_offset(self, bank: str) -> int:
         return self._weights.file_offset(bank)
-
-
-def resident_bytes() -> int:
-    """Memory of this process now; its peak where the platform tells no better."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        import resource
-
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return usage if sys.platform == "darwin" else 1024 * usage
 
 
 def check_policy(policy: str, memory: float | None) -> None:

@@ -456,7 +456,7 @@ def info(
 
     Of org/name that is not on this computer, only the config.json is fetched.
     """
-    from lapinfer.model import default_threads
+    from lapinfer.machine import default_threads
     from lapinfer.report.info import info
     from lapinfer.report.roofline import weights_bandwidth
 

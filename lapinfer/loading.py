@@ -17,7 +17,8 @@ from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.families import spec_from_config
-from lapinfer.model import Model, default_threads
+from lapinfer.machine import available_memory, default_threads
+from lapinfer.model import Model
 from lapinfer.pack import QUANTS, SMALL, pack_checkpoint, packed_copy, packed_rows
 from lapinfer.quant import FORMATS
 from lapinfer.runtime.build.sizes import context_bytes
@@ -146,18 +147,6 @@ def with_experts(spec: ModelSpec, top_k: int) -> ModelSpec:
     return replace(
         spec, layers=tuple(replace(layer, feed_forward=with_fewer(layer.feed_forward)) for layer in spec.layers)
     )
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that can still be had, or None where the platform does not tell."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:

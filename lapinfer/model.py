@@ -6,7 +6,6 @@ A prompt, one token of decoding, several sequences at once: the same call with a
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -53,11 +52,6 @@ class Logits:
 
     values: np.ndarray
     block_max: np.ndarray
-
-
-def default_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Model:

@@ -35,7 +35,8 @@ from lapinfer.checkpoint.home import home
 from lapinfer.checkpoint.packed import FILE_NAME, PackedFile, PackedWriter, is_packed
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import sources_for, spec_from_config
-from lapinfer.model import Model, default_threads
+from lapinfer.machine import default_threads
+from lapinfer.model import Model
 from lapinfer.quant import BAND, FORMATS, ROWS, FormatName
 from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
 from lapinfer.quant.calibrate import feedback_factors, quantize_with_feedback

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from lapinfer import machine
 from lapinfer.checkpoint import hub
 from lapinfer.cli import app
 from lapinfer.errors import CheckpointError
-from lapinfer.report import fit, machine, roofline
+from lapinfer.report import fit, roofline
 from lapinfer.report.info import info
 from lapinfer.report.shapes import shape_spec
 from lapinfer.runtime.kv import cache_bytes
@@ -56,7 +57,7 @@ def test_a_model_that_is_elsewhere_is_told_by_its_config_alone(remote):
 
 
 def test_speed_is_not_foreseen_of_weights_that_stay_in_caches(remote, monkeypatch):
-    monkeypatch.setattr(machine, "cache_bytes", lambda: 1 << 31)
+    monkeypatch.setattr(machine, "largest_cache", lambda: 1 << 31)
     told, _ = info("org/name", bandwidth=lambda format: 3e10)
     assert [fit["tokens_per_second"] is None for fit in told["fit"]] == [True, True, False]
     assert "tok/s" not in told["as q4"]

@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from lapinfer import machine
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.pack import pack_checkpoint
 from lapinfer.quant import FORMATS
-from lapinfer.report import bandwidth, doctor, machine, roofline
+from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.explain import explain
 from lapinfer.report.shapes import KINDS, SIZES, shape_model, shape_spec
@@ -175,7 +176,7 @@ def test_probe_reads_the_whole_buffer() -> None:
 
 def test_measured_memory_exceeds_the_largest_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     for size, expected in ((0, 256 << 20), (32 << 20, 256 << 20), (260 << 20, 1040 << 20), (1 << 30, 2 << 30)):
-        monkeypatch.setattr(machine, "cache_bytes", lambda size=size: size)
+        monkeypatch.setattr(machine, "largest_cache", lambda size=size: size)
         assert machine.beyond_caches() == expected
 
 

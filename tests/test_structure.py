@@ -20,7 +20,7 @@ PACKAGE = ROOT / "lapinfer"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
-    ("errors",),
+    ("errors", "machine"),
     ("spec",),
     ("tensors",),
     ("quant",),

@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from lapinfer.machine import LARGEST_PAGE
 from lapinfer.quant import FORMATS, ROWS
 from lapinfer.quant.rows import row_bytes
 from lapinfer.tensors import bank_of, is_row_by_row
 
-ALIGN = 16384
-"""Tensors and large experts start at multiples of this: the largest page in use, Apple's."""
+ALIGN = LARGEST_PAGE
+"""Tensors and large experts start at multiples of this."""
 LARGE_EXPERT = 16 * ALIGN
 LINE = 64
 

@@ -28,12 +28,13 @@ from lapinfer.kernels.operands import (
 )
 from lapinfer.kernels.route import note_problem
 from lapinfer.kernels.simd import call_advise, call_read, load_f32, load_f64, load_i64, store_f64, store_i64
+from lapinfer.machine import LARGEST_PAGE
 
 WILL_NEED = 3
 """MADV_WILLNEED, the same on Linux and macOS."""
 READ_TRIES = 3
-PAGE = 16384
-"""The largest page in use. Requests begin at a multiple of it, or are refused; the file's header is at least one."""
+PAGE = LARGEST_PAGE
+"""Requests begin at a multiple of it, or are refused; the file's header is at least one."""
 
 (
     P_EXPERTS, P_ACTIVE, P_WEIGHTS, P_FIRST, P_SLOT_OF, P_OWNER, P_USED, P_RANK, P_USES, P_SLOTS, P_POOL, P_SLOT_BYTES,

@@ -10,7 +10,7 @@ import numpy as np
 
 from lapinfer.kernels.control import COUNTER
 from lapinfer.kernels.operands import ONE, STEP, TOKENS
-from lapinfer.report.machine import beyond_caches
+from lapinfer.machine import beyond_caches
 from lapinfer.runtime.plan import Op, Plan
 from lapinfer.runtime.team import Team
 

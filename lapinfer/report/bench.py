@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,9 @@ import numpy as np
 from lapinfer import __version__
 from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import InputError, LapinferError
-from lapinfer.model import default_threads
+from lapinfer.machine import cpu_name, default_threads, major_faults, peak_resident_bytes
 from lapinfer.report import roofline
 from lapinfer.report.costs import arithmetic, formats_of, main_format
-from lapinfer.report.machine import cpu_name
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.tensors import active_parameters, tensors
@@ -245,7 +243,7 @@ def _measure(
                 steps += each
     progress(test, repetitions + 1, repetitions + 1)
     speeds = [count * 1e9 / ns for ns in samples]
-    rss, faults = _process_memory()
+    peak = peak_resident_bytes()
     params = sum(map(prod, tensors(model.spec).values()))
     formats = formats_of(model)
     main, tokens = main_format(model.spec, formats), repetitions * count
@@ -278,8 +276,8 @@ def _measure(
         perplexity_text=quality[1],
         compile_s=model.compile_s,
         load_s=model.load_s,
-        peak_rss_mb=rss,
-        major_faults=faults,
+        peak_rss_mb=None if peak is None else peak / 1e6,
+        major_faults=major_faults(),
         text=text,
         **_from_disk(pool, tokens),
         cpu_info=f"{cpu_name()} ({os.cpu_count()} threads)",
@@ -318,13 +316,3 @@ def _decode(model: Model, ids: np.ndarray, start: int, n: int) -> list[int]:
         model.step(ids[pos : pos + 1], slot, np.array([pos], np.int32), want)
         spent.append(time.perf_counter_ns() - began)
     return spent
-
-
-def _process_memory() -> tuple[float | None, int | None]:
-    """Peak resident MB (10^6) and major page faults of this process; None on Windows."""
-    if sys.platform == "win32":
-        return None, None
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, usage.ru_majflt

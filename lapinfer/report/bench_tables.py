@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer.errors import InputError
+from lapinfer.machine import largest_cache
 from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.bench import Row
-from lapinfer.report.machine import cache_bytes
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -53,10 +53,10 @@ def _three_digits(value: float) -> str:
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What else must be known to read the tables."""
     r, notes = rows[0], []
-    if cached := sorted({r.model_filename for r in rows if r.model_size <= cache_bytes()}):
+    if cached := sorted({r.model_filename for r in rows if r.model_size <= largest_cache()}):
         notes.append(
-            f"the processor's caches ({cache_bytes() / 1e6:,.0f} MB) can hold the weights of {', '.join(cached)}: then "
-            "reading them costs next to nothing; for models that don't fit, see --shapes 1b"
+            f"the processor's caches ({largest_cache() / 1e6:,.0f} MB) can hold the weights of {', '.join(cached)}: "
+            "then reading them costs next to nothing; for models that don't fit, see --shapes 1b"
         )
     if texts := sorted({r.perplexity_text for r in rows if r.perplexity_text}):
         notes.append(f"perplexity: of {', '.join(texts)}")

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lapinfer.bounded import resident_bytes
+from lapinfer import machine
 from lapinfer.checkpoint.shipped import SHIPPED, card_figures, shipped_model
 from lapinfer.errors import InputError, LapinferError
 from lapinfer.loading import CHUNK, MOST_THREADS
-from lapinfer.model import default_threads
 from lapinfer.report import roofline
-from lapinfer.report.machine import machine
 from lapinfer.report.measure import BATCH_CONTEXT, BATCHES, measure_batches, measure_model
 from lapinfer.report.measured import Machine, Measured, Report
 from lapinfer.report.shapes import KINDS, SIZES, shape_model
@@ -70,12 +65,12 @@ def collect(
             raise InputError(f"--shapes {size}: no such size; expected {', '.join(SIZES)}")
     if not names and not sizes:
         names = default_models()
-    threads = min(options.threads or default_threads(), MOST_THREADS)
+    threads = min(options.threads or machine.default_threads(), MOST_THREADS)
     text, source = (options.text, options.source) if options.text else (passage(), "the package's passage.txt")
     todo = [(name, None) for name in names] + [(size, kind) for size in sizes for kind in KINDS]
     say("measuring the machine")
     roof = roofline.measure(threads)
-    about = Machine(machine(), threads, roof.best_bandwidth, roof.peaks)
+    about = Machine(machine.description(), threads, roof.best_bandwidth, roof.peaks)
     report = Report(about, source, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     try:
         for name, kind in todo:
@@ -93,10 +88,8 @@ def collect(
 
 def _kept_bytes() -> int:
     """Resident memory of the process, without what was freed and not yet given back to the system."""
-    gc.collect()
-    with suppress(AttributeError, OSError, TypeError):  # the GNU C library has it
-        ctypes.CDLL(None).malloc_trim(0)
-    return resident_bytes()
+    machine.return_freed_memory()
+    return machine.resident_bytes()
 
 
 def _shown(name: str, kind: str | None) -> str:

@@ -12,11 +12,9 @@ from typing import Any
 from lapinfer import __version__
 from lapinfer.checkpoint.home import packed_models, pulled_models
 from lapinfer.checkpoint.hub import hub_cache
-from lapinfer.loading import available_memory
-from lapinfer.model import default_threads
+from lapinfer.machine import available_memory, cpu_name, default_threads
 from lapinfer.report import roofline
 from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
-from lapinfer.report.machine import cpu_name
 
 TELLING = (
     "avx512vnni", "avx512bw", "avx512f", "avxvnni", "avx2", "fma", "f16c", "sse2", "i8mm", "dotprod", "neon",

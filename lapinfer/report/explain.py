@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lapinfer.machine import largest_cache
 from lapinfer.report import roofline
 from lapinfer.report.costs import arithmetic, attention_macs, formats_of, main_format
 from lapinfer.report.fit import decode_seconds
-from lapinfer.report.machine import cache_bytes
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.predict import expected_reads, matrices_bytes, packed_bytes, parts_of, predict_bytes
@@ -151,7 +151,7 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
             f"\n{len(step.pos) / seconds:,.1f} tok/s ({seconds * 1e3:,.2f} ms a step, median of {len(walls)}), "
             f"{speed / 1e9:.1f} GB/s: {100 * speed / bandwidth:.0f} % MBU"
         )
-        if len(step.pos) == 1 and sum(packed_bytes(model.spec, formats_of(model)).values()) > cache_bytes():
+        if len(step.pos) == 1 and sum(packed_bytes(model.spec, formats_of(model)).values()) > largest_cache():
             rate = roofline.weights_bandwidth(main_format(model.spec, formats_of(model)), model.threads)
             foreseen = decode_seconds(model.spec, total.bytes, rate)
             text += f"\nexpected of these bytes: {1 / foreseen:,.1f} tok/s"

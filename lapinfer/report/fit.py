@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lapinfer.loading import available_memory
+from lapinfer import machine
+from lapinfer.machine import available_memory
 from lapinfer.pack import choose_formats
 from lapinfer.quant import FormatName
-from lapinfer.report import machine
 from lapinfer.report.costs import main_format
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import KVName, cache_bytes
@@ -72,7 +72,7 @@ def fits(
         memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
         touched = sum(predict_bytes(spec, formats, kv, [0], [ctx // 2], 1).values())
         rate = None if bandwidth is None else bandwidth(main_format(spec, formats))
-        speed = None if rate is None or packed <= machine.cache_bytes() else 1 / decode_seconds(spec, touched, rate)
+        speed = None if rate is None or packed <= machine.largest_cache() else 1 / decode_seconds(spec, touched, rate)
         found.append(Fit(quant, packed, memory, touched, ctx, speed))
     return found
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from lapinfer.kernels.control import COUNTER
 from lapinfer.kernels.operands import ACT_F32, ACT_Q8, STEP, STORE
+from lapinfer.machine import beyond_caches
 from lapinfer.quant import FORMATS as WEIGHT_FORMATS
 from lapinfer.quant import ROWS as PACKED_ROWS
 from lapinfer.report.bandwidth import LEAST, read_bandwidth
-from lapinfer.report.machine import beyond_caches
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan

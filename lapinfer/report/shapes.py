@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lapinfer.errors import DoesNotFitError, InputError
-from lapinfer.loading import available_memory
+from lapinfer.machine import available_memory
 from lapinfer.model import Model
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.build.sizes import context_bytes

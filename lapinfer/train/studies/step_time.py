@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lapinfer.errors import InputError
-from lapinfer.model import default_threads
+from lapinfer.machine import default_threads
 from lapinfer.train.config import Config
 from lapinfer.train.corpus import Batches, encode, read_texts, split, train_tokenizer
 from lapinfer.train.decoder import Decoder

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from lapinfer import machine
 from lapinfer.errors import CheckpointError, InputError, TrainingError
-from lapinfer.report.machine import machine
 from lapinfer.train.state import write_text
 
 Progress = Callable[..., None]
@@ -139,8 +139,8 @@ def run_study(
         _run(study, left, log, jobs, say, len(trials))
     say("reading the results")
     summary = study.summarise([log.found[trial.name] for trial in trials], setting)
-    about = {"study": study.name, "command": " ".join(sys.argv[1:]), "machine": machine(), "quick": setting.quick,
-             "seeds": setting.seeds}  # fmt: skip
+    about = {"study": study.name, "command": " ".join(sys.argv[1:]), "machine": machine.description(),
+             "quick": setting.quick, "seeds": setting.seeds}  # fmt: skip
     summary = about | _rounded(summary)
     write_text(out / f"{study.name}.json", json.dumps(summary) + "\n")
     write_text(out / f"{study.name}.md", f"# {study.title}\n\n{study.text(summary).rstrip()}\n")
