@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapinfer.kernels.operands import ADD, HEAD, ITEM, KEY_BLOCK, PARTIAL_EXTRA, STEP, STORE, TILE, TILES
+from lapinfer.kernels.operands import ADD, HEAD, ITEM, STEP, STORE, TILE, TILES
 from lapinfer.quant import FORMATS, GROUP, ROWS
 from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
-from lapinfer.runtime.kv import LayerCache, lanes
+from lapinfer.runtime.kv import LayerCache
 from lapinfer.runtime.ops import Limits, Ops, Weights
-from lapinfer.runtime.plan import Op
 from lapinfer.runtime.pool import ExpertPool
-from lapinfer.runtime.routed import RoutingBuffers
 from lapinfer.runtime.sizes import packed_blocks, padded
-from lapinfer.spec import AttentionSpec, ConvolutionSpec, ModelSpec, NormSpec, RopeSpec
+from lapinfer.spec import ModelSpec, NormSpec, RopeSpec
+
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:

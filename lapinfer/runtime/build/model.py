@@ -1,0 +1,41 @@
+"""Which ops a model is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lapinfer.runtime.build.attention import attention
+from lapinfer.runtime.build.convolution import convolution
+from lapinfer.runtime.build.feed_forward import feed_forward_of_layer
+from lapinfer.runtime.build.model_ops import ModelOps, StepBuffers
+from lapinfer.runtime.kv import LayerCache
+from lapinfer.runtime.ops import Limits, Weights
+from lapinfer.runtime.plan import Op
+from lapinfer.runtime.pool import ExpertPool
+from lapinfer.runtime.routed import RoutingBuffers
+from lapinfer.spec import ConvolutionSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """Ops, and the buffers that they and the step share."""
+
+    ops: list[Op]
+    step: StepBuffers
+    caches: list[LayerCache]
+    routing: RoutingBuffers
+    pool: ExpertPool | None
+
+
+def build_model(spec: ModelSpec, weights: Weights, limits: Limits) -> Built:
+    """The ops of a model's step: embedding, layers, head."""
+    build = ModelOps(spec, weights, limits)
+    build.embed()
+    for i, layer in enumerate(spec.layers):
+        if isinstance(layer.mixer, ConvolutionSpec):
+            convolution(build, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
+        else:
+            attention(build, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
+        feed_forward_of_layer(build, i, layer)
+    build.head()
+    return Built(build.ops, build.step, build.caches, build.routing, build.pool)

@@ -1,0 +1,46 @@
+"""How large the buffers are that the layers of a model share, from its spec alone."""
+
+from __future__ import annotations
+
+from lapinfer.kernels.operands import KEY_BLOCK, PARTIAL_EXTRA, TILE
+from lapinfer.quant import ROWS
+from lapinfer.runtime.kv import lanes
+from lapinfer.runtime.ops import Limits
+from lapinfer.runtime.sizes import padded
+from lapinfer.spec import AttentionSpec, ModelSpec
+
+ATTENTION_ROWS = 4
+"""Query rows of a register tile in kernels/attention.py."""
+
+
+def partials(limits: Limits) -> int:
+    """How many attention partials the buffer for them holds."""
+    blocks = padded(limits.ctx, KEY_BLOCK) // KEY_BLOCK
+    return max(padded(limits.step, TILE), 2 * TILE, TILE * blocks)
+
+
+def attention_scratch(a: AttentionSpec) -> int:
+    """Floats of scratch that one thread needs for attention."""
+    attention = (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
+    attention += ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2)
+    merge = padded(a.n_heads * a.v_dim) + ROWS
+    latent = padded(a.k_dim) + padded(a.q_rows)
+    return max(attention, merge, latent)
+
+
+def context_bytes(spec: ModelSpec, limits: Limits) -> int:
+    """Bytes of the buffers, other than the KV cache, that grow with the context: rotary tables and partials."""
+    ropes = sum(4 * limits.ctx * rope.dim for rope in {a.rope for a in spec.attentions if a.rope is not None})
+    heads, width = partial_row(spec)
+    return ropes + 4 * partials(limits) * heads * width
+
+
+def partial_row(spec: ModelSpec) -> tuple[int, int]:
+    """Heads of an attention partial, and float32 of each, in the buffer that all layers share."""
+    heads = max((a.n_heads for a in spec.attentions), default=0)
+    return heads, max((lanes(a.v_dim) for a in spec.attentions), default=0) + PARTIAL_EXTRA
+
+
+def gates_width(hidden: int) -> int:
+    """float32 of a token's row (B, C, x), with what is read behind x where the width is no multiple of a group."""
+    return padded(2 * hidden + padded(hidden))
