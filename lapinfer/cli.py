@@ -764,31 +764,6 @@ def train(
     _print_dict(figures, json)
 
 
-@app.command()
-def study(
-    name: Annotated[str, typer.Argument(help="Which one: docs/studies.md.")],
-    data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Texts, or MNIST's folder.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the results.  [study-NAME]")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=0, help="Trainings of each cell.  [the study's own]")] = 0,
-    jobs: Annotated[int, typer.Option("--jobs", min=0, help="Trainings at a time.  [all cores]")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A minute's version, which shows that it runs.")] = False,
-    json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Look at a claim about experts and trees by many small trainings (needs the extra `train`)."""
-    try:
-        from lapinfer.train import studies
-    except ImportError as error:
-        raise InputError(str(error)) from error
-    found, out = studies.find_study(name), Path(f"study-{name}") if output is None else output
-    with _Progress() as progress:
-        summary = studies.run_study(
-            found, studies.Setting(tuple(data), seeds, quick), out, jobs=jobs, progress=progress
-        )
-    _print_json(summary) if json else print(found.text(summary))
-    _note(f"wrote {out / name}.json, .md, .svg")
-
-
 @app.command("fff-sizes")
 def fff_sizes(
     width: Annotated[int, typer.Option("--width", min=4, help="Neurons of all leaves together, a power of 2.")] = 128,

@@ -16,23 +16,21 @@ from lapinfer.errors import InputError
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from lapinfer.train.fff import soft_forward  # noqa: E402
-from lapinfer.train.record import Balance  # noqa: E402
-from lapinfer.train.studies import (  # noqa: E402
+from bench.studies import (  # noqa: E402
     STUDIES,
-    Setting,
     clustered,
     collapse,
-    find_study,
     images,
     loads,
     routed_text,
-    run_study,
     table3,
     turns,
     vit_training,
 )
-from lapinfer.train.studies.vit import NEURONS, ViT, tree  # noqa: E402
+from bench.studies.study import Setting, find_study, run_study  # noqa: E402
+from bench.studies.vit import NEURONS, ViT, tree  # noqa: E402
+from lapinfer.train.fff import soft_forward  # noqa: E402
+from lapinfer.train.record import Balance  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lapinfer.cli import app
 from lapinfer.errors import CheckpointError, InputError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
+from bench.studies import classify, engine, table1, table2  # noqa: E402
+from bench.studies.__main__ import app  # noqa: E402
+from bench.studies.mnist import pixels, read_mnist  # noqa: E402
+from bench.studies.study import Setting, find_study, run_study  # noqa: E402
 from lapinfer.train.config import Mixture, Trees  # noqa: E402
-from lapinfer.train.studies import Setting, classify, engine, find_study, run_study, table1, table2  # noqa: E402
-from lapinfer.train.studies.mnist import pixels, read_mnist  # noqa: E402
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 STUDIES = {"table1": table1, "table2": table2}
@@ -124,7 +125,7 @@ def test_other_bad_data(tmp_path: Path) -> None:
     (folder / f"{FILES[3]}.gz").write_bytes(gzip.compress(idx(np.full(20, 10, np.uint8))))
     with pytest.raises(InputError, match="expected t10k labels from 0 to 9, got 10"):
         table2.trials(Setting((folder,), 1, True))
-    result = CliRunner().invoke(app, ["study", "table1", str(tmp_path / "gone"), "--quick", "-o", str(tmp_path / "o")])
+    result = CliRunner().invoke(app, ["table1", str(tmp_path / "gone"), "--quick", "-o", str(tmp_path / "o")])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
@@ -136,7 +137,7 @@ def test_other_bad_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list(STUDIES))
 def test_a_quick_study_finds_tables_and_a_figure(name: str, data: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
-        app, ["study", name, str(data), "-o", str(tmp_path), "--quick", "--seeds", "1", "--jobs", "1", "--json"]
+        app, [name, str(data), "-o", str(tmp_path), "--quick", "--seeds", "1", "--jobs", "1", "--json"]
     )
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
@@ -171,7 +172,7 @@ def test_a_quick_study_finds_tables_and_a_figure(name: str, data: Path, tmp_path
 
 
 def test_a_study_that_was_stopped_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lapinfer.train.studies import study as frame
+    from bench.studies import study as frame
 
     names = few(monkeypatch, table1, 4)
 
@@ -230,7 +231,7 @@ def test_a_study_that_was_stopped_goes_on(data: Path, tmp_path: Path, monkeypatc
 PARENT = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from lapinfer.train.studies import study
+from bench.studies import study
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), study._begin) as pool:

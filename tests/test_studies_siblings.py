@@ -14,11 +14,12 @@ pytest.importorskip("torch")
 
 import training_runs
 
+from bench.studies import siblings
+from bench.studies.study import Setting, find_study, run_study
 from lapinfer.errors import InputError
 from lapinfer.loading import load_model
 from lapinfer.tensors import active_parameters
 from lapinfer.train import Config
-from lapinfer.train.studies import Setting, find_study, run_study, siblings
 
 CONFIGS = Path(__file__).parent.parent / "weights" / "configs"
 
@@ -69,7 +70,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_nothing_else(tmp_path):
     for i in range(2):
         texts.append(tmp_path / f"{i}.txt")
         texts[-1].write_text(training_runs.text(8000, seed=i))
-    command = [sys.executable, "-m", "lapinfer", "study", "siblings", *map(str, texts), "--quick", "--jobs", "2", "-o"]
+    command = [sys.executable, "-m", "bench.studies", "siblings", *map(str, texts), "--quick", "--jobs", "2", "-o"]
     log = tmp_path / "out" / "trials.jsonl"
     process = subprocess.Popen(
         [*command, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -74,7 +74,7 @@ def write_model(source: Path, folder: Path) -> int:
 
 
 def arm_config(summary: dict[str, Any], arm: str, seed: int) -> Config:
-    from lapinfer.train.studies.siblings import ARMS
+    from bench.studies.siblings import ARMS
 
     sections = {name: summary["config"][name] for name in ("model", "training")}
     config = Config.from_dict(sections | {"training": sections["training"] | {"seed": seed}})

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from bench.studies.mnist import pixels
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.train.config import Mixture, Trees
 from lapinfer.train.fff import FFF, soft_forward
 from lapinfer.train.moe import MoE
 from lapinfer.train.record import Balance
-from lapinfer.train.studies.mnist import pixels
 
 CLASSES = 10
 HELD_OUT = 0.1

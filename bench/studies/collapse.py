@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bench.studies import clustered, routed_text
+from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
 from lapinfer.errors import InputError
 from lapinfer.train.corpus import read_texts
-from lapinfer.train.studies import clustered, routed_text
-from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
 
 CELLS = {"neither": (False, False), "noise": (True, False), "penalty": (False, True), "both": (True, True)}
 """(noise, penalty) by name."""
@@ -154,6 +154,6 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "collapse", "Noise and penalties against the collapse of experts", trials, run, summarise, text, plot,
+    "collapse", trials, run, summarise, text, plot,
     seeds=5,
 )  # fmt: skip

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from bench.studies.loads import described, max_over_mean
 from lapinfer.train import penalties
-from lapinfer.train.studies.loads import described, max_over_mean
 
 PATCHES, WIDTH, CLUSTERS, EXPERTS, FILTERS = 4, 50, 4, 8, 8
 SCALE = 10.0

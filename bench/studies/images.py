@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.studies.mnist import read_mnist
 from lapinfer.errors import InputError
-from lapinfer.train.studies.mnist import read_mnist
 
 RECORD = 1 + 3 * 32 * 32
 """Bytes of an image in CIFAR-10's binary files: the label, then red, green and blue."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from bench.studies import classify
+from bench.studies.mnist import mnist_folder, read_mnist
+from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, seeds_of, table
 from lapinfer.train.config import Mixture
-from lapinfer.train.studies import classify
-from lapinfer.train.studies.mnist import mnist_folder, read_mnist
-from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, seeds_of, table
 
 WIDTHS = (64, 128, 256, 512, 1024)
 LEAF, EXPERT, TOP_K = 32, 16, 2
@@ -179,7 +179,7 @@ def _routing(found: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
-    from lapinfer.train.studies.figures import figure, save
+    from bench.studies.figures import figure, save
 
     fig, axes = figure(2, 2, width=9.5, height=7.0)
     for column, (task, title) in enumerate(TASKS.items()):
@@ -207,6 +207,6 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "table2", "Table 2 of arXiv 2308.14711, its shape on MNIST", trials, run,
+    "table2", trials, run,
     summarise, text, plot,
 )  # fmt: skip

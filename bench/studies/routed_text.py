@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bench.studies.loads import described, max_over_mean
 from lapinfer.errors import InputError
 from lapinfer.train.config import Config
 from lapinfer.train.corpus import Batches, encode, read_texts, split, train_tokenizer
@@ -16,7 +17,6 @@ from lapinfer.train.decoder import Decoder
 from lapinfer.train.evaluation import perplexity
 from lapinfer.train.loop import adamw, train_step
 from lapinfer.train.record import Balance
-from lapinfer.train.studies.loads import described, max_over_mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
+from bench.studies.study import Done, Setting, Study, Trial, table
+from bench.studies.turns import interleaved, quartiles
 from lapinfer.errors import InputError
 from lapinfer.machine import default_threads
 from lapinfer.train.config import Config
 from lapinfer.train.corpus import Batches, encode, read_texts, split, train_tokenizer
 from lapinfer.train.decoder import Decoder
 from lapinfer.train.loop import adamw, has_bf16, train_step
-from lapinfer.train.studies.study import Done, Setting, Study, Trial, table
-from lapinfer.train.studies.turns import interleaved, quartiles
 
 KINDS = {"dense": "dense", "moe": "experts", "fff": "tree", "active": "dense, active width"}
 PARTS = 8
@@ -192,5 +192,5 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "step_time", "A training step with dense, mixture and tree feed-forwards", trials, run, summarise, text, plot,
+    "step_time", trials, run, summarise, text, plot,
 )  # fmt: skip

@@ -20,6 +20,7 @@ import numpy as np
 import tokenizers
 import torch
 
+from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
 from lapinfer.errors import InputError
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import active_parameters
@@ -29,7 +30,6 @@ from lapinfer.train.decoder import Decoder
 from lapinfer.train.evaluation import perplexity
 from lapinfer.train.fff import FFF, soft_forward
 from lapinfer.train.loop import train
-from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
 
 MODEL = Architecture(
     vocab_size=2048, max_position_embeddings=256, hidden_size=192, num_hidden_layers=4, num_attention_heads=6,
@@ -194,5 +194,5 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "siblings", "Dense, experts and trees in language models of one size", trials, run, summarise, text, plot,
+    "siblings", trials, run, summarise, text, plot,
 )  # fmt: skip

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lapinfer.train.studies import classify, engine
-from lapinfer.train.studies.mnist import mnist_folder, pixels, read_mnist
-from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, seeds_of, table
+from bench.studies import classify, engine
+from bench.studies.mnist import mnist_folder, pixels, read_mnist
+from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, seeds_of, table
 
 WIDTHS, LEAVES = (16, 32, 64, 128), (8, 4, 2, 1)
 RECIPE = classify.Recipe("sgd", 0.2, batch=256, epochs=40, patience=10, look_every=5)
@@ -177,7 +177,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
-    from lapinfer.train.studies.figures import figure, save
+    from bench.studies.figures import figure, save
 
     fig, axes = figure(1, 3, width=13.0, height=4.8)
     rows = summary["rows"]
@@ -219,6 +219,6 @@ def _line(ax: Any, rows: Sequence[dict[str, Any]], value: Callable[[dict[str, An
 
 
 STUDY = Study(
-    "table1", "Table 1 of arXiv 2308.14711 on MNIST", trials, run, summarise, text,
+    "table1", trials, run, summarise, text,
     plot,
 )  # fmt: skip

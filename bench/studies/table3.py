@@ -17,14 +17,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from bench.studies import vit_training
+from bench.studies.images import read_images
+from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
+from bench.studies.turns import interleaved, quartiles
+from bench.studies.vit import NEURONS, ViT
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
-from lapinfer.train.studies import vit_training
-from lapinfer.train.studies.images import read_images
-from lapinfer.train.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
-from lapinfer.train.studies.turns import interleaved, quartiles
-from lapinfer.train.studies.vit import NEURONS, ViT
 
 WEIGHTS = "model.safetensors"
 """In a trial's folder."""
@@ -292,6 +292,6 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
 
 STUDY = Study(
-    "table3", "Fast feedforward trees in a vision transformer", trials, run,
+    "table3", trials, run,
     summarise, text, plot, seeds=1,
 )  # fmt: skip

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bench.studies.images import Images
+from bench.studies.vit import ACTIVATION, Dense, Forward, ViT
 from lapinfer import layers
 from lapinfer.errors import InputError, TrainingError
 from lapinfer.train.fff import FFF, mixture, soft_forward
 from lapinfer.train.record import Balance
-from lapinfer.train.studies.images import Images
-from lapinfer.train.studies.vit import ACTIVATION, Dense, Forward, ViT
 
 RATE, BATCH = 4e-4, 64
 RECIPES: dict[str, tuple[Forward, float, float]] = {

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
+from bench.studies import STUDIES
 from lapinfer import machine
 from lapinfer.errors import CheckpointError, InputError, TrainingError
 from lapinfer.train.state import write_text
@@ -70,7 +72,6 @@ class Study:
     """
 
     name: str
-    title: str
     trials: Callable[[Setting], Sequence[Trial]]
     run: Callable[[dict[str, Any], Path], dict[str, Any]]
     summarise: Callable[[Sequence[Done], Setting], dict[str, Any]]
@@ -119,6 +120,13 @@ class Log:
         self.found[done.trial.name] = done
 
 
+def find_study(name: str) -> Study:
+    """The study of a name; InputError says which there are."""
+    if name not in STUDIES:
+        raise InputError(f"{name}: no such study; expected {', '.join(STUDIES)}")
+    return import_module(f"bench.studies.{name}").STUDY
+
+
 def run_study(
     study: Study, setting: Setting, out: Path, *, jobs: int = 0, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -143,7 +151,7 @@ def run_study(
              "quick": setting.quick, "seeds": setting.seeds}  # fmt: skip
     summary = about | _rounded(summary)
     write_text(out / f"{study.name}.json", json.dumps(summary) + "\n")
-    write_text(out / f"{study.name}.md", f"# {study.title}\n\n{study.text(summary).rstrip()}\n")
+    write_text(out / f"{study.name}.md", f"# {STUDIES[study.name][0]}\n\n{study.text(summary).rstrip()}\n")
     study.plot(summary, out / f"{study.name}.svg")
     return summary
 

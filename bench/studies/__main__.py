@@ -1,0 +1,53 @@
+"""The command `python -m bench.studies`: a command for each study, with the same options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.studies import STUDIES
+from lapinfer.cli import Json, Verbose, _Commands, _note, _print_json, _Progress
+from lapinfer.errors import InputError
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Look at claims about experts and trees by many small trainings (extra `train`); see docs/studies.md.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def add_command(name: str) -> None:
+    title, metavar = STUDIES[name]
+
+    @app.command(name, help=f"{title}.")
+    def study(
+        data: Annotated[list[Path], typer.Argument(metavar=metavar, help="What it learns from: docs/studies.md.")],
+        output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path(f"study-{name}"),
+        seeds: Annotated[
+            int, typer.Option("--seeds", min=0, help="Trainings of each cell; 0: the study's own number.")
+        ] = 0,
+        jobs: Annotated[int, typer.Option("--jobs", min=0, help="Trainings at a time; 0: one per core.")] = 0,
+        quick: Annotated[bool, typer.Option("--quick", help="A minute's version, which shows that it runs.")] = False,
+        json: Json = False,
+        verbose: Verbose = False,
+    ) -> None:
+        try:
+            from bench.studies.study import Setting, find_study, run_study
+        except ImportError as error:
+            raise InputError(str(error)) from error
+        found = find_study(name)
+        with _Progress() as progress:
+            summary = run_study(found, Setting(tuple(data), seeds, quick), output, jobs=jobs, progress=progress)
+        _print_json(summary) if json else print(found.text(summary))
+        _note(f"wrote {output / name}.json, .md, .svg")
+
+
+for each in STUDIES:
+    add_command(each)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m bench.studies")
