@@ -29,7 +29,7 @@ from lapinfer.layers.layer import P
 from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
 from lapinfer.machine import beyond_caches, description
-from lapinfer.memory import MemoryWeights
+from lapinfer.packing.memory import MemoryWeights
 from lapinfer.report.random_weights import random_weights
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import feed_forward_tensors, is_matrix, is_router, router_tensors

@@ -23,8 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lapinfer.memory import MemoryWeights
 from lapinfer.model import Model
+from lapinfer.packing.memory import MemoryWeights
 from lapinfer.report.bandwidth import read_bandwidth
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.ops import Limits

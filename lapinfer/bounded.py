@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from lapinfer.checkpoint.mapping import let_go
-from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.kernels.operands import POLICIES
 from lapinfer.machine import resident_bytes
 from lapinfer.model import Model
+from lapinfer.packing.memory import aligned_copy
+from lapinfer.packing.packed import PackedFile
 from lapinfer.runtime.ops import Limits
-from lapinfer.runtime.sizes import aligned_copy
 from lapinfer.spec import FeedForwardSpec, ModelSpec
 
 SYSTEM = "system"

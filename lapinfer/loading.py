@@ -14,12 +14,13 @@ from lapinfer.bounded import SYSTEM, bounded_model, check_policy, mapped_model
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_models
 from lapinfer.checkpoint.hub import resolve
-from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.families import spec_from_config
 from lapinfer.machine import available_memory, default_threads
 from lapinfer.model import Model
-from lapinfer.pack import QUANTS, SMALL, pack_checkpoint, packed_copy, packed_rows
+from lapinfer.packing.entries import packed_rows
+from lapinfer.packing.pack import QUANTS, SMALL, pack_checkpoint, packed_copy
+from lapinfer.packing.packed import PackedFile
 from lapinfer.quant import FORMATS
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import DTYPES, cache_bytes

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import tiny
 
-from lapinfer.checkpoint.entries import PackedEntry
-from lapinfer.memory import MemoryWeights
-from lapinfer.pack import pack_matrix
+from lapinfer.packing.entries import PackedEntry, pack_matrix
+from lapinfer.packing.memory import MemoryWeights
 from lapinfer.quant.rows import NEAREST
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import is_matrix, is_router, is_row_by_row, tensors

@@ -19,12 +19,12 @@ from fake_model import byte_tokenizer_folder
 from typer.testing import CliRunner
 
 import lapinfer
-from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.cli import app
 from lapinfer.errors import CheckpointError, InputError, LapinferError
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
+from lapinfer.packing.packed import PackedFile
 from lapinfer.text.language_model import from_model
 
 ROOT = Path(__file__).parent.parent
@@ -885,7 +885,7 @@ def test_a_bound_with_the_policy_that_bounds_nothing(moe):
 CUT_WHILE_IT_RUNS = """
 import os, sys
 import numpy as np
-from lapinfer.checkpoint.packed import PackedFile
+from lapinfer.packing.packed import PackedFile
 from lapinfer.errors import CheckpointError
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model

@@ -13,11 +13,11 @@ from safetensors.numpy import save_file
 
 from lapinfer.calibration import covariances, groups_within, random_tokens, second_moments, text_tokens
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert, load_model
 from lapinfer.model import Model
-from lapinfer.pack import pack_checkpoint
+from lapinfer.packing.pack import pack_checkpoint
+from lapinfer.packing.packed import PackedFile
 from lapinfer.quant import FORMATS, ROWS
 from lapinfer.quant.blocks import unpack
 from lapinfer.runtime.trace import traced
@@ -128,7 +128,7 @@ def test_calibration_lessens_the_error_of_outputs(tmp_path, monkeypatch):
     calibrated = convert(folder, tmp_path / "calibrated", "q4", calibrate=folder / "text.txt")
     assert PackedFile(random).metadata["calibration"] == "random"
     assert PackedFile(calibrated).metadata["calibration"] == text.label
-    monkeypatch.setattr("lapinfer.pack.second_moments", lambda model, chunks, shapes, progress: {
+    monkeypatch.setattr("lapinfer.packing.pack.second_moments", lambda model, chunks, shapes, progress: {
         name: np.ones(shape, np.float32) for name, shape in shapes.items()
     })  # fmt: skip
     plain = convert(folder, tmp_path / "plain", "q4")
@@ -141,11 +141,11 @@ def test_calibration_lessens_the_error_of_outputs(tmp_path, monkeypatch):
 
 def test_wide_matrices_are_weighed_by_the_text(tmp_path, monkeypatch):
     folder = write(tmp_path / "model")
-    monkeypatch.setattr("lapinfer.pack.FEEDBACK_COLUMNS", 48)
+    monkeypatch.setattr("lapinfer.packing.pack.FEEDBACK_COLUMNS", 48)
     seen = []
     real = covariances
     monkeypatch.setattr(
-        "lapinfer.pack.covariances", lambda m, c, shapes, p: seen.extend(shapes) or real(m, c, shapes, p)
+        "lapinfer.packing.pack.covariances", lambda m, c, shapes, p: seen.extend(shapes) or real(m, c, shapes, p)
     )
     target = convert(folder, tmp_path / "packed", "q4", calibrate=folder / "text.txt")
     assert sorted(seen) == sorted(f"layers.{i}.{name}" for i in range(2) for name in LAYER if name != "down")
@@ -214,9 +214,9 @@ def test_experts_are_calibrated_by_their_own_tokens(tmp_path, case, monkeypatch)
         assert covariance.shape == (*shapes[name], shapes[name][-1])
         np.testing.assert_allclose(np.diagonal(covariance, axis1=-2, axis2=-1), moments[name], rtol=1e-4)
     fed = convert(folder, tmp_path / "fed", "q4", calibrate=folder / "text.txt")
-    monkeypatch.setattr("lapinfer.pack.FEEDBACK_BANK", 0)
+    monkeypatch.setattr("lapinfer.packing.pack.FEEDBACK_BANK", 0)
     half = convert(folder, tmp_path / "half", "q4", calibrate=folder / "text.txt")
-    monkeypatch.setattr("lapinfer.pack.FEEDBACK_COLUMNS", 0)
+    monkeypatch.setattr("lapinfer.packing.pack.FEEDBACK_COLUMNS", 0)
     weighed = convert(folder, tmp_path / "weighed", "q4", calibrate=folder / "text.txt")
     exact = pack_checkpoint(FolderCheckpoint(folder), tmp_path / "exact", "f32")
     ratios = []

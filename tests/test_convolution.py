@@ -18,7 +18,7 @@ from test_parity import write_folder
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.kernels.operands import ACT_F32, ACT_Q8, ACT_Q16
 from lapinfer.loading import load_model
-from lapinfer.pack import pack_checkpoint
+from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.explain import explain
 from lapinfer.report.info import info
 from lapinfer.runtime.build.sizes import gates_width

@@ -19,7 +19,7 @@ from lapinfer.errors import CheckpointError, InputError, UnsupportedError
 from lapinfer.families import spec_from_config
 from lapinfer.families.fff import KEYS
 from lapinfer.loading import load_model
-from lapinfer.pack import pack_checkpoint
+from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.explain import explain
 from lapinfer.report.info import info
 from lapinfer.runtime.routing import Routing

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lapinfer.checkpoint.entries import PackedEntry
-from lapinfer.checkpoint.packed import PackedFile, PackedWriter
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import LapinferError
+from lapinfer.packing.entries import PackedEntry
+from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.writer import PackedWriter
 
 COUNT = 4000
 """Mutated files of each kind."""

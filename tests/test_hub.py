@@ -9,10 +9,10 @@ import pytest
 import safetensors.numpy
 
 from lapinfer.checkpoint import hub, smollm2
-from lapinfer.checkpoint.entries import PackedEntry
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import PackedWriter
 from lapinfer.errors import CheckpointError
+from lapinfer.packing.entries import PackedEntry
+from lapinfer.packing.writer import PackedWriter
 
 
 @pytest.fixture(autouse=True)

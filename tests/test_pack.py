@@ -17,10 +17,11 @@ import safetensors.numpy
 import tiny
 
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import FILE_NAME, PackedFile
+from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert
-from lapinfer.pack import cached_folder, pack_checkpoint
+from lapinfer.packing.pack import cached_folder, pack_checkpoint
+from lapinfer.packing.packed import PackedFile
 from lapinfer.quant import Grouped
 from lapinfer.quant.blocks import unpack
 from lapinfer.quant.search import quantize
@@ -92,8 +93,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import PackedWriter
-from lapinfer.pack import pack_checkpoint
+from lapinfer.packing.writer import PackedWriter
+from lapinfer.packing.pack import pack_checkpoint
 write = PackedWriter.write
 def slow(self, name, data):
     write(self, name, data)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lapinfer.checkpoint import packed
-from lapinfer.checkpoint.entries import ALIGN, LINE, BankEntry, PackedEntry, with_banks
-from lapinfer.checkpoint.packed import PackedFile, PackedWriter, is_packed
+from lapinfer.checkpoint.home import is_packed
 from lapinfer.errors import CheckpointError, DoesNotFitError
+from lapinfer.packing import writer as writing
+from lapinfer.packing.entries import ALIGN, LINE, BankEntry, PackedEntry, with_banks
+from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.writer import PackedWriter
 
 ENTRIES = [
     PackedEntry("embed", "q8", (50, 70)),
@@ -173,7 +175,7 @@ def test_a_killed_packing_leaves_no_whole_file(path):
     np.testing.assert_array_equal(PackedFile(path).tensor("layers.0.qkv"), arrays()["layers.0.qkv"])
 
 
-@pytest.mark.skipif(packed.fcntl is None, reason="no file locks here")
+@pytest.mark.skipif(writing.fcntl is None, reason="no file locks here")
 def test_a_second_process_waits_and_finds_the_file(path):
     end = "import time; time.sleep(0.5); writer.write('layers.0.qkv', arrays()['layers.0.qkv'][1:])"
     end += "; [writer.write(n, arrays()[n]) for n in writer.remaining()]; writer.finish()"
@@ -190,7 +192,7 @@ def test_a_second_process_waits_and_finds_the_file(path):
 
 
 def test_a_small_disk_is_seen_before_the_first_byte(path, monkeypatch):
-    monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: packed.shutil._ntuple_diskusage(10, 10, 100))
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: writing.shutil._ntuple_diskusage(10, 10, 100))
     with pytest.raises(DoesNotFitError, match=r"packing needs [\d,]+ bytes there, 100 are free"):
         PackedWriter(path, ENTRIES, METADATA)
     assert not path.exists()
@@ -201,7 +203,7 @@ def test_a_disk_that_fills_up(path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with PackedWriter(path, ENTRIES, METADATA) as writer:
-        monkeypatch.setattr(packed.os, "write", full)
+        monkeypatch.setattr(writing.os, "write", full)
         with pytest.raises(DoesNotFitError, match=str(path.parent)):
             writer.write("embed", arrays()["embed"])
     assert not path.exists()
@@ -215,7 +217,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(packed.os, "open", refuse)
+    monkeypatch.setattr(writing.os, "open", refuse)
     with pytest.raises(CheckpointError, match="Permission denied; set LAPINFER_HOME"):
         PackedWriter(tmp_path / "model.safetensors", ENTRIES, METADATA)
 

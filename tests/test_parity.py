@@ -13,11 +13,11 @@ import tiny
 from safetensors.numpy import save_file
 
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.model import Model
-from lapinfer.pack import pack_checkpoint
+from lapinfer.packing.pack import pack_checkpoint
+from lapinfer.packing.packed import PackedFile
 from lapinfer.runtime.ops import Limits
 
 BOUND = 1e-4

@@ -21,15 +21,17 @@ from random_weights import RandomWeights
 from safetensors.numpy import save_file
 
 from lapinfer.bounded import MARGIN, SHORT_STEP, WANTED
-from lapinfer.checkpoint.entries import BankEntry
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import FILE_NAME, PackedFile, PackedWriter
+from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import spec_from_config
 from lapinfer.kernels.operands import POLICIES
 from lapinfer.loading import load_model
 from lapinfer.model import Model
-from lapinfer.pack import pack_checkpoint, packed_entries
+from lapinfer.packing.entries import BankEntry, packed_entries
+from lapinfer.packing.pack import pack_checkpoint
+from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.writer import PackedWriter
 from lapinfer.runtime import pool as pools
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import ModelSpec

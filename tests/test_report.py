@@ -19,10 +19,10 @@ from safetensors.numpy import save_file
 
 from lapinfer import machine
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
-from lapinfer.pack import pack_checkpoint
+from lapinfer.packing.pack import pack_checkpoint
+from lapinfer.packing.packed import PackedFile
 from lapinfer.quant import FORMATS
 from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.against import Figures, against_dense

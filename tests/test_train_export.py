@@ -16,7 +16,7 @@ from test_parity import distance, run
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import load_model
-from lapinfer.pack import pack_checkpoint
+from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.perplexity import perplexity as engine_perplexity
 from lapinfer.text.language_model import from_model
 

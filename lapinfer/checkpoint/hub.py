@@ -12,8 +12,7 @@ from pathlib import Path
 from lapinfer.checkpoint import Checkpoint, smollm2
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.gguf import GGUFCheckpoint
-from lapinfer.checkpoint.home import home, packed_models, pulled_models
-from lapinfer.checkpoint.packed import is_packed
+from lapinfer.checkpoint.home import home, is_packed, packed_models, pulled_models
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.checkpoint.smollm2 import Progress
 from lapinfer.errors import CheckpointError

@@ -8,12 +8,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from lapinfer.checkpoint.entries import PackedEntry
 from lapinfer.errors import InputError
 from lapinfer.kernels.operands import ACTIVATIONS, PROBLEM, STEP, STORE
 from lapinfer.machine import default_threads
-from lapinfer.memory import MemoryWeights
-from lapinfer.pack import pack_matrix
+from lapinfer.packing.entries import PackedEntry, pack_matrix
+from lapinfer.packing.memory import MemoryWeights
 from lapinfer.quant import FORMATS
 from lapinfer.quant.rows import NEAREST, pack_rows, unpack_rows
 from lapinfer.quant.search import quantize

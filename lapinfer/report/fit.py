@@ -8,7 +8,7 @@ from typing import Any
 
 from lapinfer import machine
 from lapinfer.machine import available_memory
-from lapinfer.pack import choose_formats
+from lapinfer.packing.pack import choose_formats
 from lapinfer.quant import FormatName
 from lapinfer.report.costs import main_format
 from lapinfer.runtime.build.sizes import context_bytes

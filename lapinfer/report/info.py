@@ -8,13 +8,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lapinfer.assembly import Assembler
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.hub import remote_config, resolve
-from lapinfer.checkpoint.packed import PackedFile
 from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.loading import DEFAULT_CTX
+from lapinfer.packing.assembly import Assembler
+from lapinfer.packing.packed import PackedFile
 from lapinfer.report.fit import QUANTS, fits, verdict
 from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.predict import expected_experts, matrices_bytes, packed_bytes, predict_bytes

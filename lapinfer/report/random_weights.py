@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from lapinfer.checkpoint.entries import PackedEntry
-from lapinfer.memory import MemoryWeights
+from lapinfer.packing.entries import PackedEntry
+from lapinfer.packing.memory import MemoryWeights
 from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack
 from lapinfer.quant.rows import pack_rows

@@ -10,7 +10,6 @@ from lapinfer.spec import RopeSpec
 MANY_CHUNKS, FEW_CHUNKS = 24, 4
 CHUNKS_A_THREAD = 2
 MAX_CHUNK_BYTES = 400_000
-LINE = 64
 
 
 def padded(width: int, multiple: int = GROUP) -> int:
@@ -57,15 +56,6 @@ def padded_vector(values: np.ndarray, width: int) -> np.ndarray:
     out = np.zeros(padded(width), np.float32)
     out[: len(values)] = values
     return out
-
-
-def aligned_copy(values: np.ndarray) -> np.ndarray:
-    """A copy that begins at a cache line: a vector that straddles two costs twice, and up to half of memory's speed."""
-    memory = np.empty(values.nbytes + LINE, np.uint8)
-    skip = -memory.ctypes.data % LINE
-    copy = memory[skip : skip + values.nbytes].view(values.dtype).reshape(values.shape)
-    copy[...] = values
-    return copy
 
 
 def rope_table(rope: RopeSpec, ctx: int) -> np.ndarray:

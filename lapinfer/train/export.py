@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lapinfer.assembly import Assembler
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.families.decoder import MODULES
 from lapinfer.families.experts import LFM2, MIXTRAL, MLP
 from lapinfer.families.lfm2 import MODULES as LFM2_MODULES
+from lapinfer.packing.assembly import Assembler
 from lapinfer.spec import RouterSpec, TreeSpec
 from lapinfer.tensors import tensors
 from lapinfer.train.config import END

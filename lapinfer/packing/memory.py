@@ -7,10 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from lapinfer.checkpoint.entries import BankEntry, PackedEntry
-from lapinfer.pack import packed_entries
-from lapinfer.runtime.sizes import aligned_copy
+from lapinfer.packing.entries import LINE, BankEntry, PackedEntry, packed_entries
 from lapinfer.tensors import bank_of
+
+
+def aligned_copy(values: np.ndarray) -> np.ndarray:
+    """A copy that begins at a cache line: a vector that straddles two costs twice, and up to half of memory's speed."""
+    memory = np.empty(values.nbytes + LINE, np.uint8)
+    skip = -memory.ctypes.data % LINE
+    copy = memory[skip : skip + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
 
 
 class MemoryWeights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from lapinfer.machine import LARGEST_PAGE
 from lapinfer.quant import FORMATS, ROWS
-from lapinfer.quant.rows import row_bytes
+from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
+from lapinfer.quant.rows import pack_rows, row_bytes
 from lapinfer.tensors import bank_of, is_row_by_row
 
 ALIGN = LARGEST_PAGE
@@ -92,3 +93,30 @@ def with_banks(entries: Iterable[PackedEntry]) -> list[PackedEntry | BankEntry]:
             assert isinstance(before, tuple)
             found[bank] = (*before, entry)
     return [BankEntry(name, e) if isinstance(e, tuple) else e for name, e in found.items()]
+
+
+def packed_entries(shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, str]) -> list[PackedEntry | BankEntry]:
+    """What the file holds of tensors of such shapes, in the order in which a step reads it; `formats` of matrices."""
+    entries = []
+    for name, shape in shapes.items():
+        if name in formats:
+            shape = (*shape[:-2], len(packed_rows(name, shape[-2])), shape[-1])
+        entries.append(PackedEntry(name, formats.get(name), shape))
+    return with_banks(entries)
+
+
+def packed_rows(name: str, rows: int) -> np.ndarray:
+    """Which logical row each packed row of a matrix holds; −1: none, zeros."""
+    if name.endswith(".gate_up"):
+        return interleaved_rows(rows // 2)
+    if is_row_by_row(name):
+        return np.arange(rows)
+    multiple = 2 * ROWS if name.endswith(".up") else ROWS  # rows of `up` become groups of 32 activations
+    order = np.arange(-(-rows // multiple) * multiple)
+    return np.where(order < rows, order, -1)
+
+
+def pack_matrix(name: str, format: str, values: np.ndarray) -> np.ndarray:
+    """A whole matrix [R, C] of this name as it is stored."""
+    ordered = take_rows(values, packed_rows(name, len(values)))
+    return (pack_rows if is_row_by_row(name) else pack)(format, ordered)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lapinfer.assembly import Assembler
 from lapinfer.calibration import (
     Calibration,
     Progress,
@@ -30,15 +29,17 @@ from lapinfer.calibration import (
     text_tokens,
 )
 from lapinfer.checkpoint import Checkpoint
-from lapinfer.checkpoint.entries import BankEntry, PackedEntry, with_banks
-from lapinfer.checkpoint.home import home
-from lapinfer.checkpoint.packed import FILE_NAME, PackedFile, PackedWriter, is_packed
+from lapinfer.checkpoint.home import FILE_NAME, home, is_packed
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.machine import default_threads
 from lapinfer.model import Model
+from lapinfer.packing.assembly import Assembler
+from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, packed_rows
+from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.writer import PackedWriter
 from lapinfer.quant import BAND, FORMATS, ROWS, FormatName
-from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
+from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.quant.calibrate import feedback_factors, quantize_with_feedback
 from lapinfer.quant.rows import NEAREST, pack_rows
 from lapinfer.quant.search import joined
@@ -68,23 +69,6 @@ FEEDBACK_BANK = 1 << 29
 
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
           "chat_template.jinja")  # fmt: skip
-
-
-def packed_rows(name: str, rows: int) -> np.ndarray:
-    """Which logical row each packed row of a matrix holds; −1: none, zeros."""
-    if name.endswith(".gate_up"):
-        return interleaved_rows(rows // 2)
-    if is_row_by_row(name):
-        return np.arange(rows)
-    multiple = 2 * ROWS if name.endswith(".up") else ROWS  # rows of `up` become groups of 32 activations
-    order = np.arange(-(-rows // multiple) * multiple)
-    return np.where(order < rows, order, -1)
-
-
-def pack_matrix(name: str, format: str, values: np.ndarray) -> np.ndarray:
-    """A whole matrix [R, C] of this name as it is stored."""
-    ordered = take_rows(values, packed_rows(name, len(values)))
-    return (pack_rows if is_row_by_row(name) else pack)(format, ordered)
 
 
 def choose_formats(
@@ -146,16 +130,6 @@ def _packed_slices(
         else:
             grouped = joined([assembler.read_grouped(name, *span, columns, format, known) for span in spans])
             yield packed(format, take_rows(grouped, place))
-
-
-def packed_entries(shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, str]) -> list[PackedEntry | BankEntry]:
-    """What the file holds of tensors of such shapes, in the order in which a step reads it; `formats` of matrices."""
-    entries = []
-    for name, shape in shapes.items():
-        if name in formats:
-            shape = (*shape[:-2], len(packed_rows(name, shape[-2])), shape[-1])
-        entries.append(PackedEntry(name, formats.get(name), shape))
-    return with_banks(entries)
 
 
 Known = Mapping[str, np.ndarray]

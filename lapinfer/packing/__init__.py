@@ -1,0 +1,1 @@
+"""From a checkpoint to a packed file, and packed weights as the kernels read them."""
