@@ -77,7 +77,7 @@ class Model:
         self.caches = built.caches
         began = time.perf_counter()
         kernels = library.load(
-            [*{op.kernel for op in built.ops}, "lead", "follow", "read_clock"], notice, built.pool is not None
+            [*{op.kernel.name for op in built.ops}, "lead", "follow", "read_clock"], notice, built.pool is not None
         )
         self.compile_s = time.perf_counter() - began
         self.load_s = self.pack_s = 0.0

@@ -16,7 +16,7 @@ from test_kernels import assert_tiles, empty_tiles, run
 from test_parity import write_folder
 
 from lapinfer.checkpoint.folder import FolderCheckpoint
-from lapinfer.kernels.operands import ACT_F32, ACT_Q8, ACT_Q16
+from lapinfer.kernels.operands import ACT_F32, ACT_Q8, ACT_Q16, KernelId
 from lapinfer.loading import load_model
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.explain import explain
@@ -53,7 +53,7 @@ def convolve(
         "bias": 0 if bias is None else biases, "state": state, "out": out, "groups": groups, "out_kind": kind,
         "unit": unit,
     }  # fmt: skip
-    run("convolve", operands, -(-groups // unit), len(pos))
+    run(KernelId("convolve"), operands, -(-groups // unit), len(pos))
     return out
 
 
@@ -140,7 +140,7 @@ def test_memory_of_states_does_not_grow_with_the_context() -> None:
     states = 3 * 4 * 96 * (3 + 5)  # slots, bytes, 72 columns in whole groups, positions
     assert cache_bytes(spec, "q8", 3, 300, 8) == 3 * 256 * bytes_per_key(attention, "q8") + states
     model = build(spec=spec, slots=3)
-    found = [op.operands["state"] for op in model.plan.ops if op.kernel == "convolve"]
+    found = [op.operands["state"] for op in model.plan.ops if op.kernel.kind == "convolve"]
     assert sum(state.nbytes for state in found if isinstance(state, np.ndarray)) == states
     model.close()
 

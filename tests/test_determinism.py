@@ -215,7 +215,7 @@ def test_a_slot_recovers_from_a_poisoned_cache(kv: str, spec: ModelSpec) -> None
     expected = forward(ids, kv=kv, step=16, spec=spec)
     model = build(kv=kv, step=16, spec=spec)
     for op in model.plan.ops:
-        if op.kernel == "convolve":
+        if op.kernel.kind == "convolve":
             op.operands["state"][:] = np.nan  # type: ignore[index]
     for cache in model.caches:
         for array in (cache.keys, cache.values, cache.key_scales, cache.value_scales):

@@ -22,6 +22,7 @@ from test_kernels import (
     code_tiles,
     f32_tiles,
     gated,
+    multiplier,
     padded,
     random_weights,
 )
@@ -52,6 +53,7 @@ from lapinfer.kernels.operands import (
     TILE_GROUP_BYTES,
     TILES,
     TOKENS,
+    KernelId,
 )
 from lapinfer.quant import FORMATS, GROUP, ROWS
 from lapinfer.runtime.plan import Op, Operand, encode
@@ -89,12 +91,12 @@ class Buffers:
             assert (whole[-GUARD:] == SIDE).all(), "wrote behind a buffer"
 
 
-def run(name: str, operands: dict[str, Operand], header: np.ndarray, chunks: Iterable[int]) -> None:
+def run(kernel: KernelId, operands: dict[str, Operand], header: np.ndarray, chunks: Iterable[int]) -> None:
     """Chunks of one op, in this order; each in its turn belongs to another of two threads."""
     assert library
-    row = encode(Op(name, name, "test", -1, 0, 1, operands), address(name))
+    row = encode(Op(kernel, kernel.name, "test", -1, 0, 1, operands), address(kernel.name))
     for i, chunk in enumerate(chunks):
-        KERNEL(address(name))(row.ctypes.data, header.ctypes.data, chunk, i % 2)
+        KERNEL(address(kernel.name))(row.ctypes.data, header.ctypes.data, chunk, i % 2)
 
 
 # ---- the choice ----
@@ -148,7 +150,7 @@ class Routed:
             "tile_bytes": self.tile_bytes, "gathered": self.gathered, "distinct": self.distinct,
         }  # fmt: skip
         chunks = np.arange(-(-T // TILE))
-        run("route", operands, self.header, chunks if order is None else order.permutation(chunks))
+        run(KernelId("route"), operands, self.header, chunks if order is None else order.permutation(chunks))
         self.buffers.check()
         assert self.finished[0] == 0
         assert (self.chosen[T:] == -1).all()
@@ -387,7 +389,7 @@ def test_gather(kind: int) -> None:
             "x": buffers.holding(stored), "groups": stored.shape[1], "kind": kind, "tiles": table, "rows": rows,
             "gathered": gathered, "tile_bytes": stored[0].nbytes,
         }  # fmt: skip
-        run("gather", operands, np.zeros(len(STEP), np.int64), range(len(tiles)))
+        run(KernelId("gather"), operands, np.zeros(len(STEP), np.int64), range(len(tiles)))
         buffers.check()
         for i, (_, of) in enumerate(tiles):
             np.testing.assert_array_equal(gathered[i], activation_tiles(kind, x[of])[0][0])
@@ -452,7 +454,7 @@ class Bank:
             "unit": unit, "chunks": -(-self.blocks // unit), "scratch": scratch, "scratch_stride": scratch.strides[0],
         }  # fmt: skip
         order = np.random.default_rng(unit).permutation(chunks)
-        run(f"experts_{self.name}", self.operands | more | operands, self.header, order)
+        run(multiplier("experts", self.name), self.operands | more | operands, self.header, order)
         self.buffers.check()
 
 

@@ -37,6 +37,7 @@ from lapinfer.kernels.operands import (
     TILE_GROUP_BYTES,
     TOKENS,
     WANT,
+    KernelId,
 )
 from lapinfer.kernels.simd import (
     absolute,
@@ -95,15 +96,20 @@ DOT_ERROR = 2e-6
 """Error of a float32 sum of products, relative to the sum of their absolute values."""
 
 
-def run(name: str, operands: dict[str, Operand], chunks: int, tokens: int, want: int | None = None) -> None:
+def run(kernel: KernelId, operands: dict[str, Operand], chunks: int, tokens: int, want: int | None = None) -> None:
     """All chunks of one op in a step of so many tokens."""
     assert library
     header = np.zeros(len(STEP), np.int64)
     header[TOKENS], header[WANT] = tokens, tokens if want is None else want
-    row = encode(Op(name, name, "test", -1, 0, 1, operands), address(name))
-    function = KERNEL(address(name))
+    row = encode(Op(kernel, kernel.name, "test", -1, 0, 1, operands), address(kernel.name))
+    function = KERNEL(address(kernel.name))
     for chunk in range(chunks):
         function(row.ctypes.data, header.ctypes.data, chunk, 0)
+
+
+def multiplier(kind: str, name: str) -> KernelId:
+    """The kernel of one of PRODUCTS."""
+    return KernelId(kind, name.removesuffix("_q16"), ACTIVATION_KINDS[PRODUCTS[name]])
 
 
 def padded(width: int, multiple: int) -> int:
@@ -498,7 +504,7 @@ def matmul(
         "bias": 0, "scale": 1.0, "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": out_kind,
         "block_max": outputs["block_max"], "scratch": np.zeros(1 << 16, F32), "scratch_stride": 0,
     }  # fmt: skip
-    run(f"matmul_{name}", operands | options, -(-blocks // unit), tokens)
+    run(multiplier("matmul", name), operands | options, -(-blocks // unit), tokens)
     return outputs, meant @ W.T, np.abs(meant) @ np.abs(W).T
 
 
@@ -571,7 +577,7 @@ def test_router(fmt: str) -> None:
             "weights": packed, "row_blocks": len(packed), "groups": x.shape[1] // GROUP, "x": x,
             "x_stride": x.strides[0], "out": out, "out_stride": out.strides[0], "bias": bias,
         }  # fmt: skip
-        run(f"router_{fmt}", operands, len(packed), tokens)
+        run(KernelId("router", fmt), operands, len(packed), tokens)
         expected = x[:, :columns].astype(np.float64) @ W.T + bias
         size = np.abs(x[:, :columns]) @ np.abs(W).T + 4
         assert (np.abs(out[:tokens, : len(W)] - expected) <= DOT_ERROR * size).all()
@@ -600,7 +606,7 @@ def test_embed(fmt: str, learned: bool) -> None:
         "out": out, "out_stride": out.strides[0],
     }  # fmt: skip
     token[0], token[1] = vocab - 1, 0
-    run("embed", operands, -(-T // TILE), T)
+    run(KernelId("embed"), operands, -(-T // TILE), T)
     expected = W[token] * 1.5 + (positions[pos, :D] if learned else 0)
     np.testing.assert_allclose(out[:T, :D], expected, rtol=1e-6, atol=1e-6)
     assert (out[T:] == UNTOUCHED).all()
@@ -641,14 +647,14 @@ def test_norm(width: int, kind: int, out_kind: int) -> None:
     shared = operands | {"x": x, "x_stride": x.strides[0], "groups": groups, "out_kind": out_kind}
     out = empty_tiles(T, groups, out_kind)
     exact = np.full((T + 1, GROUP * groups), UNTOUCHED)
-    run("norm", shared | {"rows": 0, "tokens": TOKENS, "out": out, "exact": exact}, 2, T)
+    run(KernelId("norm"), shared | {"rows": 0, "tokens": TOKENS, "out": out, "exact": exact}, 2, T)
     assert_tiles(out, out_kind, oracle(x))
     np.testing.assert_allclose(exact[:T, :width], oracle(x), rtol=1e-5, atol=1e-5)
     assert (exact[T:] == UNTOUCHED).all()
     assert not exact[:T, width:].any() or kind == NONE
     rows = np.array([12, 3, 7])
     out = empty_tiles(3, groups, out_kind)
-    run("norm", shared | {"rows": rows, "tokens": WANT, "out": out, "exact": 0}, 1, T, want=3)
+    run(KernelId("norm"), shared | {"rows": rows, "tokens": WANT, "out": out, "exact": 0}, 1, T, want=3)
     assert_tiles(out, out_kind, oracle(x)[rows])
 
 
@@ -659,7 +665,7 @@ def test_add_norm(width: int, kind: int) -> None:
     y, operands, oracle = norm_data(kind, T, width, biased=kind == LAYER)
     x = np.ones((T + 1, y.shape[1]), F32)
     strides: dict[str, Operand] = {"y": y, "y_stride": y.strides[0], "x": x, "x_stride": x.strides[0], "scale": 0.25}
-    run("add_norm", operands | strides, 2, T)
+    run(KernelId("add_norm"), operands | strides, 2, T)
     np.testing.assert_allclose(x[:T, :width], 1 + 0.25 * oracle(y), rtol=1e-5, atol=1e-5)
     assert (x[T:] == 1).all()
 
@@ -713,7 +719,7 @@ def test_rope_store(kv: str, variant: str) -> None:
         "kv": KV_KINDS.index(kv), "q_norm": weights[0] if normed else 0, "k_norm": weights[1] if normed else 0,
         "norm_full": int(full), "eps": 1e-3, "clip": 0.5 if variant == "clip" else 0.0,
     }  # fmt: skip
-    run("rope_store", operands, 2, T)
+    run(KernelId("rope_store"), operands, 2, T)
     q, k, v = np.split(before[:T, : spec.qkv_rows].astype(np.float64), [6 * k_dim, 9 * k_dim], axis=1)
     q, k, v = q.reshape(T, 6, k_dim), k.reshape(T, 3, k_dim), v.reshape(T, 3, v_dim)
     if normed:
@@ -765,13 +771,13 @@ def run_attention(spec: AttentionSpec, kv: str, slot: np.ndarray, pos: np.ndarra
     scratch: dict[str, Operand] = {"scratch": np.zeros(1 << 18, F32), "scratch_stride": 0, "window": window}
     shared: dict[str, Operand] = {"partial": partial, "part_table": part, **scratch}
     options: dict[str, Operand] = {"items": items, "scale": spec.scale, "softcap": spec.softcap or 0.0}
-    run(f"attention_{kv}", cache_operands(cache, spec, qkv, pos) | shared | options, count * K, T)
+    run(KernelId("attention", kv), cache_operands(cache, spec, qkv, pos) | shared | options, count * K, T)
     groups = padded(H * spec.v_dim, GROUP) // GROUP
     out = empty_tiles(T, groups, 0)
     sinks = rng.standard_normal(H).astype(F32) * 3
     merge = {"heads": H, "v_dim": spec.v_dim, "pos": pos, "out": out, "groups": groups, "out_kind": 0}
     merge["sinks"] = sinks if spec.sinks else 0
-    run("merge", shared | merge, padded(T, TILE) // TILE, T)
+    run(KernelId("merge"), shared | merge, padded(T, TILE) // TILE, T)
     expected = np.zeros((T, H, spec.v_dim))
     for t in range(T):
         first = 0 if spec.window is None else max(pos[t] - spec.window + 1, 0)

@@ -8,6 +8,27 @@ half of their int64.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class KernelId:
+    """Which kernel an op runs.
+
+    kind: what it does, a key of OPERANDS. format: of the weights or keys that it reads, where there is a kernel for
+    each. activations: what such weights are multiplied with, one of ACTIVATION_KINDS, where there is a choice.
+    """
+
+    kind: str
+    format: str = ""
+    activations: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the kernel's function is called, and messages call it."""
+        return "_".join(filter(None, (self.kind, self.format, "q16" if self.activations == "q16" else "")))
+
+
 ROW = 64
 KERNEL, COUNT, TIMES, KIND, FIRST = range(5)
 

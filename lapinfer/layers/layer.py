@@ -99,7 +99,7 @@ class Layer:
         if self._plan is None:
             from lapinfer.kernels import library
 
-            kernels = library.load([*{op.kernel for op in self._ops.ops}, "lead", "follow", "read_clock"])
+            kernels = library.load([*{op.kernel.name for op in self._ops.ops}, "lead", "follow", "read_clock"])
             self._plan, self._team = Plan(self._ops.ops, kernels), Team(self.threads, kernels)
             self.meter = Meter(self._plan, self._team.ns_per_tick)
         return self._plan

@@ -44,7 +44,7 @@ class Repeated:
             build.norm_of(own, "input", None, width, 0, "input", ACT_F32, exact=build.x, out=0)
             build.weights = copies[which]
             feed_forward(build, 0, None, Target(build.y, STORE, out))
-        kernels = library.load([*{op.kernel for op in build.ops}, "lead", "follow", "read_clock"])
+        kernels = library.load([*{op.kernel.name for op in build.ops}, "lead", "follow", "read_clock"])
         self._plan, self._team = Plan(build.ops, kernels), Team(threads, kernels)
         self._inputs = np.array([op.part == "input" for op in build.ops])
         self._header, self._routing = np.zeros(len(STEP), np.int64), build.routing

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from lapinfer.kernels.control import COUNTER
-from lapinfer.kernels.operands import ONE, STEP, TOKENS
+from lapinfer.kernels.operands import ONE, STEP, TOKENS, KernelId
 from lapinfer.machine import beyond_caches
 from lapinfer.runtime.plan import Op, Plan
 from lapinfer.runtime.team import Team
@@ -33,7 +33,7 @@ class Probe:
         kernels = library.load(("probe", "lead", "follow", "read_clock"))
         self.sums = np.zeros((chunks, 16), np.float32)
         operands = {"buffer": buffer, "bytes": bytes, "stride": stride, "rounds": rounds, "out": self.sums}
-        self._plan = Plan([Op("probe", "probe", "probe", -1, ONE, chunks, operands)], kernels)
+        self._plan = Plan([Op(KernelId("probe"), "probe", "probe", -1, ONE, chunks, operands)], kernels)
         self._team = Team(threads, kernels)
         self._step = np.zeros(len(STEP), np.int64)
         self._step[ONE], self._step[TOKENS] = 1, 2  # more than one token: all threads take part

@@ -187,7 +187,7 @@ def _line(op: Op, row: dict, pos: np.ndarray, steps: int, machine: roofline.Roof
     read = row["bytes"] // steps
     kind = arithmetic(str(op.notes.get("format", "f32")))
     least = 0.0 if machine is None else machine.seconds(read, macs, kind)
-    return Line(op.name, op.kernel, shape, 1, read, macs, row["seconds"] / steps, least)
+    return Line(op.name, op.kernel.name, shape, 1, read, macs, row["seconds"] / steps, least)
 
 
 def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:

@@ -83,7 +83,7 @@ def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], rep
     build.norm("input", None, 0, "input", ACT_F32 if build.format(name) in FLOATS else ACT_Q8)
     for _ in range(repeated):
         build.matmul(name, 0, "input", build.tiles, STORE, logical=shape, out=build.y)
-    kernels = library.load([*{op.kernel for op in build.ops}, "lead", "follow", "read_clock"])
+    kernels = library.load([*{op.kernel.name for op in build.ops}, "lead", "follow", "read_clock"])
     team, plan = Team(threads, kernels), Plan(build.ops, kernels)
     header, counters = np.zeros(len(STEP), np.int64), np.zeros((len(build.ops), COUNTER), np.int64)
     times: list[int] = []

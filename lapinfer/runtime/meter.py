@@ -156,7 +156,7 @@ class Meter:
         return [
             {
                 "op": op.name,
-                "kernel": op.kernel,
+                "kernel": op.kernel.name,
                 "part": op.part,
                 "calls": int(count[CALLS]),
                 "seconds": float(count[NS]) * tick / 1e9,

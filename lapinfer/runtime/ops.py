@@ -11,7 +11,6 @@ import numpy as np
 
 from lapinfer.kernels.operands import (
     ACT_F32,
-    ACT_Q16,
     ACTIVATION_KINDS,
     ANY_WANT,
     CROWD,
@@ -30,6 +29,7 @@ from lapinfer.kernels.operands import (
     TOKENS,
     WANT,
     WANT_TILES,
+    KernelId,
 )
 from lapinfer.quant import BAND, FORMATS, GROUP, ROWS
 from lapinfer.runtime.kv import KVName
@@ -127,8 +127,9 @@ class Ops:
         """A float32 vector, padded with zeros to whole groups."""
         return padded_vector(self.weights.tensor(name) + np.float32(offset), width)
 
-    def add(self, kernel: str, label: str, part: str, layer: int, count: int, times: int, **operands) -> Op:
+    def add(self, kernel: str | KernelId, label: str, part: str, layer: int, count: int, times: int, **operands) -> Op:
         extra = {key: operands.pop(key) for key in ("weight_bytes", "macs", "notes") if key in operands}
+        kernel = KernelId(kernel) if isinstance(kernel, str) else kernel
         op = Op(kernel, label, part, layer, count, times, operands, **extra)
         self.ops.append(op)
         return op
@@ -207,9 +208,9 @@ class Ops:
             notes={"format": fmt, "shape": (copies * logical[0], logical[1])},
         )  # fmt: skip
 
-    def kernel(self, kind: str, name: str) -> str:
+    def kernel(self, kind: str, name: str) -> KernelId:
         """The kernel that multiplies a matrix."""
-        return f"{kind}_{self.format(name)}{'_q16' if self.wants(name) == ACT_Q16 else ''}"
+        return KernelId(kind, self.format(name), ACTIVATION_KINDS[self.wants(name)])
 
     def format(self, name: str) -> str:
         """The weight format of a matrix."""

@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lapinfer.kernels.operands import COUNT, FIRST, KERNEL, KIND, OPERANDS, ROW, TIMES
+from lapinfer.kernels.operands import COUNT, FIRST, KERNEL, KIND, OPERANDS, ROW, TIMES, KernelId
 
 Operand = np.ndarray | int | float
-
-BY_FORMAT = ("matmul", "attention", "experts", "router", "tree", "neurons", "inward", "outward")
-"""Kernels that there are for every format of weights, or of keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,7 @@ class Op:
     `layer` the layer or −1. `weight_bytes` are read in every step that has work for it; `macs` multiply-adds a token.
     """
 
-    kernel: str
+    kernel: KernelId
     label: str
     part: str
     layer: int
@@ -57,8 +54,7 @@ def encode_operand(value: Operand) -> int:
 
 def encode(op: Op, address: int) -> np.ndarray:
     """The op's row."""
-    by_format = op.kernel.split("_")[0] in BY_FORMAT
-    names = OPERANDS[op.kernel.split("_")[0] if by_format else op.kernel]
+    names = OPERANDS[op.kernel.kind]
     if unknown := set(op.operands) ^ set(names):
         raise ValueError(f"op {op.name}: operands {sorted(unknown)} missing or unknown")
     row = np.zeros(ROW, np.int64)
@@ -72,4 +68,4 @@ class Plan:
 
     def __init__(self, ops: list[Op], addresses: dict[str, int]):
         self.ops = ops
-        self.rows = np.stack([encode(op, addresses[op.kernel]) for op in ops])
+        self.rows = np.stack([encode(op, addresses[op.kernel.name]) for op in ops])

@@ -19,6 +19,7 @@ from lapinfer.kernels.operands import (
     ACT_F32,
     ACT_Q8,
     ACT_Q16,
+    ACTIVATION_KINDS,
     EXPERT_TILES,
     F32_TILE_GROUP,
     KERNEL,
@@ -29,7 +30,7 @@ from lapinfer.kernels.operands import (
     TILE_TOKENS,
     TOKENS,
 )
-from lapinfer.quant import FORMATS, GROUP
+from lapinfer.quant import GROUP
 from lapinfer.runtime import team
 from lapinfer.runtime.plan import Op, Plan
 
@@ -50,9 +51,7 @@ class Traceable(Protocol):
 
 def activation_kind(op: Op) -> int:
     """The form of the activations that a matmul op reads."""
-    if op.kernel.endswith("_q16"):
-        return ACT_Q16
-    return ACT_Q8 if FORMATS[op.notes["format"]].grouped else ACT_F32
+    return ACTIVATION_KINDS.index(op.kernel.activations)
 
 
 def decode(tiles: np.ndarray, kind: int, groups: int, tokens: int) -> np.ndarray:
@@ -95,19 +94,19 @@ class Tracer:
         with ThreadPoolExecutor(self.threads) as pool:
             for op, row in zip(plan.ops, plan.rows, strict=True):
                 chunks = int(step[op.count]) * op.times
-                if chunks and op.kernel.startswith("matmul_"):
+                if chunks and op.kernel.kind == "matmul":
                     x, tokens, groups = (op.operands[key] for key in ("x", "tokens", "groups"))
                     assert isinstance(x, np.ndarray)
                     self._before(op, decode(x, activation_kind(op), int(groups), int(step[int(tokens)])), None)
-                if chunks and op.kernel.startswith("router_"):
+                if chunks and op.kernel.kind == "router":
                     x = op.operands["x"]
                     assert isinstance(x, np.ndarray)
                     self._before(op, x[: int(step[TOKENS])].copy(), None)
-                if chunks and op.kernel == "descend":
+                if chunks and op.kernel.kind == "descend":
                     x = op.operands["columns"]
                     assert isinstance(x, np.ndarray)
                     self._before(op, x[: int(step[TOKENS])].copy(), None)
-                if chunks and op.kernel.startswith("experts_") and op.operands["tile_bytes"]:
+                if chunks and op.kernel.kind == "experts" and op.operands["tile_bytes"]:
                     self._before(op, *routed_inputs(op, int(step[EXPERT_TILES])))
                 kernel = team.KERNEL(int(row[KERNEL]))
                 left = iter(range(chunks))  # shared: each chunk is taken once

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lapinfer.kernels.operands import ITEMS, NO_ACTIVATION, NO_WINDOW, PARTIAL_EXTRA, PLAIN, STORE, TILES
+from lapinfer.kernels.operands import ITEMS, NO_ACTIVATION, NO_WINDOW, PARTIAL_EXTRA, PLAIN, STORE, TILES, KernelId
 from lapinfer.quant import GROUP
 from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.kv import LayerCache, bytes_per_key, lanes, layer_cache
@@ -78,7 +78,7 @@ def _attend(
     partial = {"partial": _partial_of(build, spec), "part_table": build.step.part}
     scratch = {"scratch": build.scratch, "scratch_stride": build.scratch.strides[0]}
     build.add(
-        f"attention_{cache.kind}", "attention", "kv", layer, ITEMS, spec.n_kv_heads, qkv=query,
+        KernelId("attention", cache.kind), "attention", "kv", layer, ITEMS, spec.n_kv_heads, qkv=query,
         qkv_stride=query.strides[0], heads=H, kv_heads=spec.n_kv_heads, k_dim=spec.k_dim, v_dim=spec.v_dim,
         **_cache_operands(build, cache), **partial, **scratch, items=build.step.items, window=window, scale=spec.scale,
         softcap=spec.softcap or 0.0,

@@ -153,9 +153,9 @@ def _logits(build: Ops, index: int) -> None:
     weights, fmt = build.weights.tensor(p + "router"), build.format(p + "router")
     rows, columns = router.n_experts + int(build.feed_forwards[index].shared_gate), build.hidden
     build.add(
-        f"router_{fmt}", "router", "router", index, ONE, len(weights), weights=weights, row_blocks=len(weights),
-        groups=padded(columns) // GROUP, x=x, x_stride=x.strides[0], out=out, out_stride=out.strides[0],
-        bias=0 if bias is None else bias,
+        build.kernel("router", p + "router"), "router", "router", index, ONE, len(weights), weights=weights,
+        row_blocks=len(weights), groups=padded(columns) // GROUP, x=x, x_stride=x.strides[0], out=out,
+        out_stride=out.strides[0], bias=0 if bias is None else bias,
         weight_bytes=weights.nbytes + (0 if bias is None else 4 * router.n_experts), macs=rows * columns,
         notes={"format": fmt, "shape": (rows, columns)},
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lapinfer.kernels.operands import ACT_F32, ACTIVATIONS, CROWD, CROWD_TILES, EXPERTS, LONE, TILES
+from lapinfer.kernels.operands import ACT_F32, ACTIVATIONS, CROWD, CROWD_TILES, EXPERTS, LONE, TILES, KernelId
 from lapinfer.quant import GROUP
 from lapinfer.quant.rows import row_bytes
 from lapinfer.runtime.ops import Ops
@@ -134,22 +134,22 @@ def narrow_leaves(
     there, back = _leaf_notes(build, index, ff, target)
     both = there | {key: there[key] + back[key] for key in ("expert_bytes", "expert_macs")} | {"lone": True}
     if tree.neurons:
-        build.add(f"neurons_{fmt}", "neurons", "experts", index, TILES, 1, **descent, **leaves, notes=both)
+        build.add(KernelId("neurons", fmt), "neurons", "experts", index, TILES, 1, **descent, **leaves, notes=both)
     else:
         notes = _notes(build, index, tree) | both
-        build.add(f"tree_{fmt}", "tree", "experts", index, LONE, 1, **descent, **leaves, notes=notes)
+        build.add(KernelId("tree", fmt), "tree", "experts", index, LONE, 1, **descent, **leaves, notes=notes)
         descend(build, index, ff, tree, columns, crowd=True)
     hidden: dict[str, Operand] = {
         "tiles": routing.tiles, "rows": routing.rows, "hidden": routing.leaf_hidden,
         "hidden_stride": routing.leaf_hidden.strides[0],
     }  # fmt: skip
     build.add(
-        f"inward_{fmt}", "leaves.inward", "experts", index, EXPERTS, 1, active=routing.active, columns=columns,
+        KernelId("inward", fmt), "leaves.inward", "experts", index, EXPERTS, 1, active=routing.active, columns=columns,
         column_stride=columns.strides[0], **hidden, **leaves, notes=there | {"lone": False},
     )  # fmt: skip
     unit = max(groups // OUTWARD_CHUNKS, 1)
     build.add(
-        f"outward_{fmt}", "leaves.outward", "experts", index, CROWD, -(-groups // unit), unit=unit,
+        KernelId("outward", fmt), "leaves.outward", "experts", index, CROWD, -(-groups // unit), unit=unit,
         row_weights=routing.row_weights, **hidden, **leaves, notes=back | {"lone": False},
     )  # fmt: skip
 
