@@ -135,6 +135,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path):
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     names = zipfile.ZipFile(wheel).namelist()
     assert "lapinfer/py.typed" in names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "lapinfer/report/passage.txt" in names
     for model in SHIPPED:
         for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
