@@ -19,9 +19,10 @@ from lapinfer.families import spec_from_config
 from lapinfer.machine import available_memory, default_threads
 from lapinfer.model import Model
 from lapinfer.packing.entries import packed_rows
-from lapinfer.packing.pack import QUANTS, SMALL, pack_checkpoint, packed_copy
+from lapinfer.packing.pack import pack_checkpoint, packed_copy
 from lapinfer.packing.packed import PackedFile
-from lapinfer.quant import FORMATS
+from lapinfer.quant.choice import AUTO, FED_BACK, QUANTS, SMALL
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import DTYPES, cache_bytes
 from lapinfer.runtime.ops import Limits
@@ -127,7 +128,7 @@ def check_packed(weights: PackedFile, spec: ModelSpec) -> None:
             )
         if name.endswith(".outward") and entry.format != weights.format(name.removesuffix("outward") + "inward"):
             raise CheckpointError(f"{weights.path}: tensor {name!r} is {entry.format}, expected the format of 'inward'")
-        if is_router(name) and entry.format is not None and FORMATS[entry.format].grouped:
+        if is_router(name) and entry.format is not None and not FORMATS[entry.format].for_routers:
             raise CheckpointError(f"{weights.path}: tensor {name!r} is {entry.format}, expected f32, f16 or bf16")
 
 
@@ -193,8 +194,8 @@ def convert(
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; name a folder to write")
-    if calibrate is not None and quant not in ("auto", "q4"):
-        raise InputError(f"a calibration text is for q4; quant is {quant}")
+    if calibrate is not None and quant not in (AUTO, *FED_BACK):
+        raise InputError(f"a calibration text is for {' or '.join(FED_BACK)}; quant is {quant}")
     return pack_checkpoint(
         found, target, quant, calibrate=calibrate, progress=_packing(progress or (lambda *args: None))
     )

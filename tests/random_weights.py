@@ -9,7 +9,7 @@ import tiny
 
 from lapinfer.packing.entries import PackedEntry, pack_matrix
 from lapinfer.packing.memory import MemoryWeights
-from lapinfer.quant.rows import NEAREST
+from lapinfer.quant.choice import narrow_format
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import is_matrix, is_router, is_row_by_row, tensors
 
@@ -22,7 +22,7 @@ class RandomWeights(MemoryWeights):
         self.values = {name: tiny.random_tensor(name, shape, rng) for name, shape in tensors(spec).items()}
         matrices = [name for name in self.values if is_matrix(name)]
         chosen = {n: (formats or {}).get(n, "f32" if is_router(n) else fmt) for n in matrices}
-        chosen |= {n: NEAREST.get(f, f) for n, f in chosen.items() if is_row_by_row(n)}
+        chosen |= {n: narrow_format(f) for n, f in chosen.items() if is_row_by_row(n)}
         super().__init__(tensors(spec), chosen, self._packed)
 
     def _packed(self, entry: PackedEntry) -> np.ndarray:

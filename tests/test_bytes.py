@@ -20,7 +20,7 @@ from test_determinism import tree_decoder
 
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model
-from lapinfer.quant import FORMATS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import predict_bytes

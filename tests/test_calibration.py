@@ -18,8 +18,9 @@ from lapinfer.loading import convert, load_model
 from lapinfer.model import Model
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.packing.packed import PackedFile
-from lapinfer.quant import FORMATS, ROWS
+from lapinfer.quant import ROWS
 from lapinfer.quant.blocks import unpack
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.trace import traced
 
 WORDS = [f"w{i}" for i in range(101)]

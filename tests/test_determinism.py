@@ -17,7 +17,7 @@ import tiny
 from random_weights import RandomWeights
 
 from lapinfer.model import Model
-from lapinfer.quant import FORMATS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import (

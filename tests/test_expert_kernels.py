@@ -55,7 +55,8 @@ from lapinfer.kernels.operands import (
     TOKENS,
     KernelId,
 )
-from lapinfer.quant import FORMATS, GROUP, ROWS
+from lapinfer.quant import GROUP, ROWS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.plan import Op, Operand, encode
 from lapinfer.runtime.routed import most_tiles
 from lapinfer.runtime.team import KERNEL

@@ -57,7 +57,7 @@ def test_groups_are_exact(tmp_path, kind):
         for rows in ((0, None), (3, 11)):
             grouped = checkpoint.read_grouped(name, *rows)
             assert grouped is not None
-            assert grouped.format == ("q8" if kind == "Q8_0" else "q4_1")
+            assert grouped.format.name == ("q8" if kind == "Q8_0" else "q4_1")
             values = grouped.codes.reshape(len(grouped.codes), -1, 32) * grouped.scale.astype(np.float32)[..., None]
             if grouped.minimum is not None:
                 values = values + grouped.minimum.astype(np.float32)[..., None]

@@ -70,8 +70,11 @@ from lapinfer.kernels.simd import (
     where_less,
 )
 from lapinfer.kernels.vecmath import activate, cap, erf, exp, tanh
-from lapinfer.quant import FORMATS, GROUP, ROWS, Grouped
-from lapinfer.quant.blocks import from_bf16, pack, unpack
+from lapinfer.quant import GROUP, ROWS
+from lapinfer.quant.blocks import pack, unpack
+from lapinfer.quant.formats import FORMATS, group_format
+from lapinfer.quant.formats.bf16 import from_bf16
+from lapinfer.quant.groups import Grouped
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.kv import lanes, layer_cache
 from lapinfer.runtime.plan import Op, Operand, encode
@@ -196,25 +199,27 @@ def random_weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np
     if fmt == "q8":
         codes = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
         codes[0] = np.resize([-127, 127], columns)
-        made: np.ndarray | Grouped = Grouped("q8", codes, scale)
+        made: np.ndarray | Grouped = Grouped(group_format("q8"), codes, scale)
     elif fmt == "q6":
         codes = rng.integers(0, 64, (rows, columns)).astype(np.uint8)
         whole = rng.integers(0, 256, scale.shape).astype(np.uint8)
-        made = Grouped("q6", codes, whole, unit=rng.uniform(1e-5, 1e-4, rows).astype(F32))
+        made = Grouped(group_format("q6"), codes, whole, unit=rng.uniform(1e-5, 1e-4, rows).astype(F32))
     elif fmt == "mxfp4":
         codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
         exponents = rng.integers(118, 124, scale.shape).astype(np.uint8)
         exponents[0] = 0
-        made = Grouped("mxfp4", codes, exponents)
+        made = Grouped(group_format("mxfp4"), codes, exponents)
     elif fmt in ("q4_1", "q4"):
         codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
         codes[0] = 15
         if fmt == "q4_1":
-            made = Grouped("q4_1", codes, scale, (-8 * scale + rng.normal(0, 0.01, scale.shape)).astype(np.float16))
+            made = Grouped(
+                group_format("q4_1"), codes, scale, (-8 * scale + rng.normal(0, 0.01, scale.shape)).astype(np.float16)
+            )
         else:
             whole = [rng.integers(0, 256, scale.shape).astype(np.uint8) for _ in range(2)]
             whole[0][0] = whole[1][1] = 255
-            made = Grouped("q4", codes, *whole, unit=rng.uniform(1e-5, 1e-4, rows).astype(F32))
+            made = Grouped(group_format("q4"), codes, *whole, unit=rng.uniform(1e-5, 1e-4, rows).astype(F32))
     else:
         made = (rng.standard_normal((rows, columns)) * 0.1).astype(F32)
     blocks = pack(fmt, made)

@@ -22,9 +22,10 @@ from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert
 from lapinfer.packing.pack import cached_folder, pack_checkpoint
 from lapinfer.packing.packed import PackedFile
-from lapinfer.quant import Grouped
 from lapinfer.quant.blocks import unpack
-from lapinfer.quant.search import quantize
+from lapinfer.quant.formats import group_format
+from lapinfer.quant.groups import Grouped
+from lapinfer.quant.quantize import quantize
 
 
 def write(folder: Path, case: str = "llama-odd", **changed: np.ndarray | None) -> FolderCheckpoint:
@@ -213,7 +214,7 @@ class Stored:
             return None
         g = self.groups(name)
         assert g.minimum is not None
-        return Grouped("q4_1", g.codes[start:stop], g.scale[start:stop], g.minimum[start:stop])
+        return Grouped(group_format("q4_1"), g.codes[start:stop], g.scale[start:stop], g.minimum[start:stop])
 
 
 def test_stored_groups_are_kept_and_not_calibrated(tmp_path):

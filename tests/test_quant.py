@@ -8,19 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import BAND, FORMATS, Grouped
+from lapinfer.quant import BAND
 from lapinfer.quant.blocks import (
     interleave,
     interleaved_rows,
     pack,
     packed_size,
     separated_rows,
-    to_bf16,
     unpack,
     unpack_groups,
 )
-from lapinfer.quant.calibrate import feedback_factors, guess_importance, quantize_with_feedback
-from lapinfer.quant.search import quantize
+from lapinfer.quant.calibrate import feedback_factors, quantize_with_feedback
+from lapinfer.quant.formats import FORMATS, group_format
+from lapinfer.quant.formats.bf16 import to_bf16
+from lapinfer.quant.groups import Grouped
+from lapinfer.quant.quantize import quantize
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 100))
 
@@ -131,11 +133,11 @@ def test_groups_on_a_grid_come_back_exactly(format):
     rng = np.random.default_rng(1)
     scale = rng.uniform(0.001, 0.1, (33, 3)).astype(np.float16)
     if format == "q8":
-        grouped = Grouped("q8", rng.integers(-127, 128, (33, 96)).astype(np.int8), scale)
+        grouped = Grouped(group_format("q8"), rng.integers(-127, 128, (33, 96)).astype(np.int8), scale)
         grouped.codes[:, ::32] = 127
     else:
         codes = rng.integers(0, 16, (33, 96)).astype(np.uint8)
-        grouped = Grouped("q4_1", codes, scale, (scale * np.float16(-8)).astype(np.float16))
+        grouped = Grouped(group_format("q4_1"), codes, scale, (scale * np.float16(-8)).astype(np.float16))
     back = unpack_groups(format, pack(format, grouped), (33, 96))
     for one, other in ((back.codes, grouped.codes), (back.scale, grouped.scale), (back.minimum, grouped.minimum)):
         np.testing.assert_array_equal(one, other)
@@ -219,18 +221,10 @@ def test_feedback_keeps_outputs_better(columns):
         error = grouped.weights() - weights
         return float(np.einsum("rc,cd,rd->", error, covariance, error))
 
-    fed = quantize_with_feedback(weights, feedback_factors(covariance))
+    fed = quantize_with_feedback("q4", weights, feedback_factors(covariance))
     assert loss(fed) < 0.5 * loss(quantize("q4", weights, np.diag(covariance)))
 
 
 def test_feedback_refuses_a_covariance_that_is_none():
     with pytest.raises(CheckpointError, match="covariance"):
         feedback_factors(np.full((32, 32), np.nan))
-
-
-def test_guessed_importance_follows_the_norm_and_the_value_rows():
-    qkv, norm = random((4 * 8 + 2 * 2 * 8, 32)), np.ones(32, np.float32)
-    qkv[-8 + 3], norm[5] = 10, 7
-    guess = guess_importance(qkv, norm, n_heads=4, n_kv_heads=2, v_dim=8)
-    assert guess["qkv"].argmax() == 5
-    assert sorted(np.argsort(guess["o"])[-2:]) == [2 * 8 + 3, 3 * 8 + 3]

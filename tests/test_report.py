@@ -23,7 +23,7 @@ from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.packing.packed import PackedFile
-from lapinfer.quant import FORMATS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.explain import explain

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lapinfer.quant import Grouped
+from lapinfer.quant.groups import Grouped
 
 
 class Checkpoint(Protocol):

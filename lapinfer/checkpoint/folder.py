@@ -14,7 +14,7 @@ from lapinfer.checkpoint import mxfp4
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError, UnsupportedError
-from lapinfer.quant import Grouped
+from lapinfer.quant.groups import Grouped
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

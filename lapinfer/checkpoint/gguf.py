@@ -19,7 +19,8 @@ from lapinfer.checkpoint.gguf_tokenizer import write_folder
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.safetensors import bf16_to_f32
 from lapinfer.errors import CheckpointError, UnsupportedError
-from lapinfer.quant import Grouped
+from lapinfer.quant.formats import STORED
+from lapinfer.quant.groups import Grouped, GroupFormat
 
 LLAMA = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -135,30 +136,16 @@ class GGUFCheckpoint:
         return values.reshape(-1, *mapped.tensor.shape[1:])
 
     def read_grouped(self, name: str, start: int = 0, stop: int | None = None) -> Grouped | None:
-        """Q4_0, Q4_1 and Q8_0 as they are stored; None for other types and where float16 could not say the same."""
+        """As they are stored; None for types that no quantized format holds to the bit."""
         mapped = self._of(name)
-        if mapped.tensor.type not in ("Q4_0", "Q4_1", "Q8_0") or mapped.transposed or len(mapped.tensor.shape) != 2:
+        form = STORED.get(mapped.tensor.type)
+        if not isinstance(form, GroupFormat) or mapped.transposed or len(mapped.tensor.shape) != 2:
             return None
         rows = self._rows(mapped, start, stop)
         blocks = rows.reshape(len(rows), -1, mapped.tensor.block_bytes)
-        scale = blocks[..., :2].copy().view(np.float16)[..., 0]
-        if mapped.tensor.type == "Q8_0":
-            codes = blocks[..., 2:].copy().view(np.int8).reshape(len(rows), -1)
-            let_go(rows)
-            return None if (codes == -128).any() else Grouped("q8", codes, scale)
-        if mapped.tensor.type == "Q4_1":
-            minimum, packed = blocks[..., 2:4].copy().view(np.float16)[..., 0], blocks[..., 4:]
-        else:
-            # Exact: a power of two times a float16 is one too, unless it is too large.
-            with np.errstate(all="ignore"):  # a damaged file may have NaN here
-                wide = scale.astype(np.float32) * -8
-            if (np.abs(wide) > np.finfo(np.float16).max).any():
-                return None
-            minimum, packed = wide.astype(np.float16), blocks[..., 2:]
-        # Byte j of a block holds element j in its low and element j + 16 in its high nibble.
-        codes = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(len(rows), -1)
+        groups = form.from_gguf(mapped.tensor.type, blocks)
         let_go(rows)
-        return Grouped("q4_1", codes, scale, minimum)
+        return groups
 
     def _rows(self, mapped: Mapped, start: int, stop: int | None) -> np.ndarray:
         """Stored bytes of published rows start:stop."""

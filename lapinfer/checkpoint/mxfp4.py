@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.errors import CheckpointError
-from lapinfer.quant import GROUP, Grouped
+from lapinfer.quant import GROUP
+from lapinfer.quant.formats import mxfp4
+from lapinfer.quant.groups import Grouped
 
 BLOCKS, SCALES = "_blocks", "_scales"
 PAIRS = GROUP // 2
@@ -41,4 +43,4 @@ def groups(where: str, name: str, blocks: np.ndarray, scales: np.ndarray) -> Gro
         raise CheckpointError(f"{where}: the scales of tensor {name!r} have values that are not numbers (255)")
     pairs = blocks.reshape(-1, blocks.shape[2] * PAIRS)
     codes = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(len(pairs), -1)
-    return Grouped("mxfp4", codes, np.ascontiguousarray(scales).reshape(len(pairs), -1))
+    return Grouped(mxfp4.FORMAT, codes, np.ascontiguousarray(scales).reshape(len(pairs), -1))

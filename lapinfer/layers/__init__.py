@@ -24,10 +24,10 @@ import numpy as np
 from lapinfer.errors import InputError
 from lapinfer.layers.layer import Array, Layer, P, check_activation, rounded
 from lapinfer.layers.state_dicts import fff_arrays
+from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
 
 SCORES = ("softmax", "sigmoid", "logits")
-FLOATS = ("f32", "f16", "bf16")
 NARROW_OF_FLOATS = 64
 """Leaves of floats that are less wide are kept neuron by neuron: up to there one op on one thread is faster than three
 on two (bench/LOG.md)."""
@@ -187,7 +187,7 @@ class FFF(Layer):
 
 def keeps_neurons(quant: str, width: int) -> bool:
     """Whether leaves of a width are kept neuron by neuron in a format, though they are not narrow."""
-    return quant in FLOATS and width < NARROW_OF_FLOATS
+    return quant in FORMATS and not FORMATS[quant].grouped and width < NARROW_OF_FLOATS
 
 
 def _shape(name: str, values: Array, dimensions: int) -> tuple[int, ...]:

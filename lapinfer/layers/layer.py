@@ -13,11 +13,12 @@ from lapinfer.kernels.operands import ACTIVATIONS, PROBLEM, STEP, STORE
 from lapinfer.machine import default_threads
 from lapinfer.packing.entries import PackedEntry, pack_matrix
 from lapinfer.packing.memory import MemoryWeights
-from lapinfer.quant import FORMATS
-from lapinfer.quant.rows import NEAREST, pack_rows, unpack_rows
-from lapinfer.quant.search import quantize
+from lapinfer.quant.choice import ROUTERS, narrow_format
+from lapinfer.quant.formats import FORMATS
+from lapinfer.quant.quantize import quantize
+from lapinfer.quant.rows import pack_rows, unpack_rows
 from lapinfer.runtime.build.feed_forward import feed_forward
-from lapinfer.runtime.build.trees import NODE_FORMATS, Target
+from lapinfer.runtime.build.trees import Target
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan
@@ -66,8 +67,8 @@ class Layer:
         """
         if quant not in FORMATS:
             raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(FORMATS)}")
-        if nodes not in NODE_FORMATS:
-            raise InputError(f"nodes {nodes!r} is not known, expected one of {', '.join(NODE_FORMATS)}")
+        if nodes not in ROUTERS:
+            raise InputError(f"nodes {nodes!r} is not known, expected one of {', '.join(ROUTERS)}")
         if activations not in ("q8", "q16"):
             raise InputError(f"activations {activations!r} is not known, expected q8 or q16")
         if batch < 1:
@@ -248,14 +249,14 @@ def _checked(name: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> 
 def _format(name: str, quant: str, nodes: str) -> str:
     if is_router(name):
         return nodes if name.endswith("nodes") else "f32"
-    return NEAREST.get(quant, quant) if is_row_by_row(name) else quant
+    return narrow_format(quant) if is_row_by_row(name) else quant
 
 
 def rounded(values: Array, format: str) -> Array:
     """float32 of what a matrix's numbers become in a format."""
     flat = values.reshape(-1, values.shape[-1])
     if FORMATS[format].grouped:
-        return quantize(FORMATS[format].name, flat).weights().reshape(values.shape)
+        return quantize(format, flat).weights().reshape(values.shape)
     if format == "f32":
         return values
     return unpack_rows(format, pack_rows(format, flat), flat.shape[1]).reshape(values.shape)

@@ -14,15 +14,12 @@ import numpy as np
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.errors import CheckpointError
 from lapinfer.families import Source
-from lapinfer.quant import FormatName, Grouped
 from lapinfer.quant.blocks import take_rows
-from lapinfer.quant.search import joined, quantize
+from lapinfer.quant.choice import Stored
+from lapinfer.quant.formats import STORED
+from lapinfer.quant.groups import Grouped, joined
+from lapinfer.quant.quantize import quantize
 from lapinfer.tensors import has_rows
-
-STORED_FORMATS: dict[str, FormatName] = {
-    "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4_1", "Q4_1": "q4_1", "MXFP4": "mxfp4",
-}  # fmt: skip
-"""What a stored type becomes without a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +100,11 @@ class Assembler:
                 f"config.json says {rows}"
             )
 
-    def formats_of(self, name: str) -> set[FormatName | None]:
+    def formats_of(self, name: str) -> Stored:
         """The formats that hold its sources without a loss; None: there is no such format."""
         named = {source.name for source in self.sources[name] if source.name}
-        return {STORED_FORMATS.get(self.checkpoint.stored_as(source)) for source in named}
+        kinds = {self.checkpoint.stored_as(source) for source in named}
+        return {STORED[kind].name if kind in STORED else None for kind in kinds}
 
     def _spans(self, name: str, start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
         """The pieces that rows start:stop are made of, and which of each piece's rows."""
@@ -161,13 +159,13 @@ class Assembler:
         return values
 
     def read_grouped(
-        self, name: str, start: int, stop: int, columns: int, format: FormatName, importance: np.ndarray | None
+        self, name: str, start: int, stop: int, columns: int, format: str, importance: np.ndarray | None
     ) -> Grouped:
         """The same rows in groups: as they are stored where they have this format already, else quantized."""
         parts = []
         for piece, low, high in self._spans(name, start, stop):
             part = self._stored_groups(piece.source, low, high)
-            if part is None or part.format != format:
+            if part is None or part.format.name != format:
                 values = _widened(self._values(piece, low, high), columns)
                 with self.naming(f"tensor {piece.source.name!r} from row {low}"):
                     part = quantize(format, values, importance)

@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from lapinfer.machine import LARGEST_PAGE
-from lapinfer.quant import FORMATS, ROWS
+from lapinfer.quant import ROWS
 from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
+from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.rows import pack_rows, row_bytes
 from lapinfer.tensors import bank_of, is_row_by_row
 

@@ -38,27 +38,18 @@ from lapinfer.packing.assembly import Assembler
 from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, packed_rows
 from lapinfer.packing.packed import PackedFile
 from lapinfer.packing.writer import PackedWriter
-from lapinfer.quant import BAND, FORMATS, ROWS, FormatName
+from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.quant.calibrate import feedback_factors, quantize_with_feedback
-from lapinfer.quant.rows import NEAREST, pack_rows
-from lapinfer.quant.search import joined
+from lapinfer.quant.choice import FED_BACK, QUANTS, Stored, matrix_format, model_size, narrow_format, router_format
+from lapinfer.quant.formats import FORMATS
+from lapinfer.quant.groups import joined
+from lapinfer.quant.rows import pack_rows
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import bank_of, has_rows, is_matrix, is_router, is_row_by_row, tensors
 
-QUANTS = ("auto", *FORMATS)
 SLICE = 1 << 23
-SMALL = 400_000_000
-"""Models of fewer weights than this are packed as q8 by default: they are fast anyway, and 4 bits cost them more."""
-
-FOUR_BITS = ("q4", "q4_1")
-WEIGHED: tuple[FormatName, ...] = (*FOUR_BITS, "q6")
-"""Formats whose errors are weighed by what is known of a matrix's inputs."""
-
-SMALL_HEAD, LARGE_HEAD = "q8", "q6"
-"""What embed and head of a small and of a large q4 (or q4_1) model are: a tenth of the bytes, or in small models a
-third, and every logit depends on them. q6 costs SmolLM2 1.2 % of perplexity."""
 
 UNKNOWN_INPUTS = (".k_up", ".v_up", ".inward", ".outward")
 
@@ -71,48 +62,33 @@ BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
           "chat_template.jinja")  # fmt: skip
 
 
-def choose_formats(
-    spec: ModelSpec, quant: str, stored_of: Callable[[str], set[FormatName | None]]
-) -> dict[str, FormatName]:
-    """The format of each matrix. auto keeps what is stored in 8 or 4 bits, and else is q8 for small models or q4.
-
-    q4 is q4_1 where a source is stored so: its groups are then kept to the bit. stored_of: the formats that a matrix is
-    made of in the checkpoint.
-    """
+def choose_formats(spec: ModelSpec, quant: str, stored_of: Callable[[str], Stored]) -> dict[str, str]:
+    """The format of each matrix. stored_of: the formats that a matrix is made of in the checkpoint."""
     if quant not in QUANTS:
         raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
-    names = [name for name in tensors(spec) if is_matrix(name)]
-    weights = sum(prod(tensors(spec)[name]) for name in names)
-    formats: dict[str, FormatName] = {}
-    for name in names:
-        asked = quant if quant != "auto" else "q8" if weights < SMALL else "q4"
-        stored = stored_of(name)
-        if is_router(name):  # a wrong choice costs more than its few bytes
-            formats[name] = stored.pop() if len(stored) == 1 and stored <= {"f16", "bf16"} else "f32"  # type: ignore[assignment]
+    matrices = {name: shape for name, shape in tensors(spec).items() if is_matrix(name)}
+    size = model_size(sum(prod(shape) for shape in matrices.values()))
+    formats: dict[str, str] = {}
+    for name in matrices:
+        if is_router(name):
+            formats[name] = router_format(stored_of(name))
             continue
-        if quant == "auto" and stored <= {"q8", "q4_1"}:
-            asked = "q8" if "q8" in stored else "q4_1"
-        if quant == "auto" and stored == {"mxfp4"}:
-            asked = "mxfp4"
-        if asked in FOUR_BITS and name in ("embed", "head"):
-            asked = SMALL_HEAD if weights < SMALL or stored == {"q8"} else LARGE_HEAD
-        elif asked == "q4" and "q4_1" in stored:
-            asked = "q4_1"
+        chosen = matrix_format(quant, stored_of(name), size, head=name in ("embed", "head"))
         if name.endswith(".outward"):  # one op reads both of a leaf's matrices
-            asked = formats[name.removesuffix("outward") + "inward"]
-        formats[name] = NEAREST.get(asked, asked) if is_row_by_row(name) else asked  # type: ignore[assignment]
+            chosen = formats[name.removesuffix("outward") + "inward"]
+        formats[name] = narrow_format(chosen) if is_row_by_row(name) else chosen
     return formats
 
 
 def _packed_slices(
-    assembler: Assembler, name: str, order: np.ndarray, columns: int, format: FormatName, known: np.ndarray | None
+    assembler: Assembler, name: str, order: np.ndarray, columns: int, format: str, known: np.ndarray | None
 ) -> Iterator[np.ndarray]:
     """Slices of bands of one packed matrix. known: importance [C] of its columns, or factors [C, C] of feedback."""
     packed = pack_rows if is_row_by_row(name) else pack
     whole, first = None, int(order[order >= 0].min())
     if known is not None and known.ndim == 2:
         with assembler.naming(f"{name}, all rows"):
-            whole = quantize_with_feedback(assembler.read(name, first, int(order.max()) + 1, columns), known)
+            whole = quantize_with_feedback(format, assembler.read(name, first, int(order.max()) + 1, columns), known)
     step = max(SLICE // max(columns, 1) // (BAND * ROWS), 1) * BAND * ROWS
     for at in range(0, len(order), step):
         rows = order[at : at + step]
@@ -123,7 +99,7 @@ def _packed_slices(
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
         spans = [(int(run[0]), int(run[-1]) + 1) for run in runs]
         place = np.where(rows < 0, -1, np.searchsorted(wanted, rows))
-        if FORMATS[format].activation == "f32":
+        if not FORMATS[format].grouped:
             values = take_rows(np.concatenate([assembler.read(name, *span, columns) for span in spans]), place)
             with assembler.naming(f"{name} from row {spans[0][0]}"):
                 yield packed(format, values)
@@ -143,7 +119,7 @@ class _Packing:
 
     assembler: Assembler
     shapes: Mapping[str, tuple[int, ...]]
-    formats: Mapping[str, FormatName]
+    formats: Mapping[str, str]
 
     def matrices(self, entry: PackedEntry | BankEntry) -> list[str]:
         """Our names of what an entry holds."""
@@ -176,8 +152,8 @@ class _Packing:
         return _packed_slices(self.assembler, name, rows_of, columns, self.formats[name], weigh)
 
 
-def inexact(formats: Mapping[str, FormatName], assembler: Assembler) -> list[str]:
-    """The matrices that become 4 or 6 bits with a loss, not being stored in such groups, and whose inputs are known.
+def inexact(formats: Mapping[str, str], assembler: Assembler) -> list[str]:
+    """The matrices that are quantized with a loss, weighed by their inputs, as far as these are known.
 
     A head's own matrices of latent attention and the rows that leaves give back are not weighed: they are packed along
     the other axis.
@@ -185,7 +161,7 @@ def inexact(formats: Mapping[str, FormatName], assembler: Assembler) -> list[str
     return [
         name
         for name, format in formats.items()
-        if format in WEIGHED and assembler.formats_of(name) != {format} and not name.endswith(UNKNOWN_INPUTS)
+        if FORMATS[format].weighed and assembler.formats_of(name) != {format} and not name.endswith(UNKNOWN_INPUTS)
     ]
 
 
@@ -212,7 +188,9 @@ def pack_checkpoint(
     packing = _Packing(assembler, shapes, choose_formats(spec, quant, assembler.formats_of))
     lossy = inexact(packing.formats, assembler)
     if calibrate is not None and not lossy:
-        raise InputError(f"{checkpoint.path}: nothing becomes q4 with a loss, so a calibration text has no use")
+        raise InputError(
+            f"{checkpoint.path}: nothing becomes {' or '.join(FED_BACK)} with a loss, so a calibration text has no use"
+        )
     calibration = text_tokens(spec, checkpoint.folder, calibrate) if calibrate is not None else random_tokens(spec)
     entries = {entry.name: entry for entry in packed_entries(shapes, packing.formats)}
     # In the header, so that a packing goes on only with weights that were made in the same way.
@@ -225,7 +203,7 @@ def pack_checkpoint(
         done = total - sum(sizes[name] for name in remaining)
         unknown = {n: shapes[n] for name in remaining for n in packing.matrices(entries[name]) if n in lossy}
         later = {bank_of(name) or name for name in unknown}
-        weighed = _known_inputs(checkpoint, assembler, spec, folder, calibration, unknown, progress)
+        weighed = _known_inputs(checkpoint, assembler, spec, folder, calibration, packing.formats, unknown, progress)
         with closing(weighed):
             for name, known in chain(weighed, ((name, {}) for name in remaining if name not in later)):
                 progress("packing", done, total)
@@ -241,7 +219,7 @@ def pack_checkpoint(
 
 def _known_inputs(
     checkpoint: Checkpoint, assembler: Assembler, spec: ModelSpec, folder: Path, calibration: Calibration,
-    shapes: Mapping[str, tuple[int, ...]], progress: Progress,
+    formats: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], progress: Progress,
 ) -> Generator[tuple[str, Known], None, None]:  # fmt: skip
     """The file's tensors with what is known of the inputs of their matrices."""
     if not shapes:
@@ -251,7 +229,7 @@ def _known_inputs(
     sizes = {name: 4 * prod(shape) * shape[-1] for name, shape in inputs.items()}
 
     def feedback(name: str) -> bool:
-        if calibration.random or name in ("embed", "head") or "q4_1" in assembler.formats_of(name):
+        if calibration.random or formats[name] not in FED_BACK:
             return False
         return inputs[name][-1] <= FEEDBACK_COLUMNS and (len(inputs[name]) == 1 or sizes[name] <= FEEDBACK_BANK)
 

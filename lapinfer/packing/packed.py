@@ -20,7 +20,7 @@ from lapinfer.checkpoint.home import packed_path
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
 from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry, with_banks
-from lapinfer.quant import FORMATS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.tensors import bank_of, is_row_by_row
 
 VERSION = "2"

@@ -7,26 +7,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from lapinfer.errors import CheckpointError
-from lapinfer.quant import BAND, FORMATS, GROUP, ROWS, Grouped
-from lapinfer.quant.search import check_finite, quantize
+from lapinfer.quant import BAND, GROUP, ROWS
+from lapinfer.quant.floats import FloatFormat
+from lapinfer.quant.formats import FORMATS, group_format
+from lapinfer.quant.groups import Grouped, blocks_groups, group_blocks, padded
+from lapinfer.quant.quantize import check_finite, quantize
 
 Rows = TypeVar("Rows", np.ndarray, Grouped)
-
-SCALARS = {
-    "q8": (np.float16,),
-    "q4_1": (np.float16, np.float16),
-    "q4": (np.uint8, np.uint8),
-    "mxfp4": (np.uint8,),
-    "q6": (np.uint8,),
-}
-"""What a group has ahead of its codes: scale and minimum."""
-
-LOW_BYTES = ROWS * GROUP // 2
-"""The lower four bits of a block's codes."""
-
-LANES = 4
-"""Columns of one row that lie side by side: a 32-bit lane of an integer dot product."""
 
 
 def packed_shape(format: str, shape: tuple[int, int]) -> tuple[int, int]:
@@ -75,74 +62,38 @@ def _out_of_bands(packed: np.ndarray, format: str) -> tuple[np.ndarray, np.ndarr
     return heads, blocks
 
 
-def to_bf16(values: np.ndarray) -> np.ndarray:
-    """The upper 16 bits (uint16) of finite float32 values, rounded to nearest, ties to even."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
-
-
-def from_bf16(bits: np.ndarray) -> np.ndarray:
-    """float32 of uint16 bit patterns."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 def pack(format: str, values: np.ndarray | Grouped) -> np.ndarray:
     """uint8 [ceil(R/16), bytes of a row block] of float32 [R, C], or of groups that have this format already.
 
     A matrix may be packed in slices of whole bands. Floats for quantized formats are quantized without importance.
     Raises CheckpointError for weights that the format can't hold: NaN, infinite, or too large.
     """
-    if isinstance(values, Grouped):
-        if values.format != format:
-            raise ValueError(f"groups are {values.format}, expected {format}")
-        heads, blocks = _group_blocks(values)
-    elif FORMATS[format].grouped:
-        heads, blocks = _group_blocks(quantize(FORMATS[format].name, values))
-    else:
+    form = FORMATS[format]
+    if isinstance(form, FloatFormat) and not isinstance(values, Grouped):
         check_finite(values)
-        blocks = _float_blocks(format, np.asarray(values, np.float32))
-        heads = np.empty((len(blocks), 0), np.uint8)
-    return _in_bands(heads, blocks)
+        blocks = _float_blocks(form, np.asarray(values, np.float32))
+        return _in_bands(np.empty((len(blocks), 0), np.uint8), blocks)
+    groups = values if isinstance(values, Grouped) else quantize(format, values)
+    if groups.format is not form:
+        raise ValueError(f"groups are {groups.format.name}, expected {format}")
+    return _in_bands(*group_blocks(groups))
 
 
 def unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """float32 [R, C] of packed blocks: what the kernels multiply with."""
-    if FORMATS[format].grouped:
+    form = FORMATS[format]
+    if not isinstance(form, FloatFormat):
         return unpack_groups(format, packed, shape).weights()
     _, blocks = _out_of_bands(packed, format)
     B, G, _ = blocks.shape
-    stored = blocks.view({"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[format])
-    values = from_bf16(stored) if format == "bf16" else stored.astype(np.float32)
+    values = form.widened(blocks.view(form.dtype))
     rows = values.reshape(B, G, GROUP, ROWS).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(rows.reshape(B * ROWS, G * GROUP)[: shape[0], : shape[1]])
 
 
 def unpack_groups(format: str, packed: np.ndarray, shape: tuple[int, int]) -> Grouped:
     """Codes, scales and minima of packed blocks of a quantized format."""
-    heads, blocks = _out_of_bands(packed, format)
-    B, G, _ = blocks.shape
-    kinds = SCALARS[format]
-    at, scalars = 0, []
-    for kind in kinds:
-        size = ROWS * np.dtype(kind).itemsize
-        values = np.ascontiguousarray(blocks[..., at : at + size]).view(kind)
-        scalars.append(np.ascontiguousarray(values.transpose(0, 2, 1).reshape(B * ROWS, G)[: shape[0]]))
-        at += size
-    lines = blocks[..., at:]
-    if format != "q8":
-        low = lines[..., :LOW_BYTES].reshape(B, G, 4, 1, ROWS, LANES)
-        low = np.concatenate([low & 15, low >> 4], axis=3).reshape(B, G, GROUP // LANES, ROWS, LANES)
-        if format == "q6":
-            high = lines[..., LOW_BYTES:].reshape(B, G, 2, 1, ROWS, LANES)
-            high = np.concatenate([high >> 2 * i & 3 for i in range(4)], axis=3)
-            low |= high.reshape(low.shape) << 4
-        lines = low
-    lines = lines.reshape(B, G, GROUP // LANES, ROWS, LANES).transpose(0, 3, 1, 2, 4)
-    codes = np.ascontiguousarray(lines.reshape(B * ROWS, G * GROUP)[: shape[0], : shape[1]])
-    if format == "q8":
-        return Grouped("q8", codes.view(np.int8), scalars[0])
-    unit = heads.view(np.float32).reshape(-1)[: shape[0]] if FORMATS[format].head_bytes else None
-    return Grouped(FORMATS[format].name, codes, *scalars, unit=unit)
+    return blocks_groups(group_format(format), *_out_of_bands(packed, format), shape)
 
 
 def interleaved_rows(width: int) -> np.ndarray:
@@ -183,47 +134,8 @@ def take_rows(values: Rows, order: np.ndarray) -> Rows:
     return taken
 
 
-def _padded(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    R, C = values.shape
-    return values if (rows, columns) == (R, C) else np.pad(values, ((0, rows - R), (0, columns - C)))
-
-
-def _float_blocks(format: str, values: np.ndarray) -> np.ndarray:
+def _float_blocks(form: FloatFormat, values: np.ndarray) -> np.ndarray:
     """Blocks [B, G, block bytes]."""
     B, G = -(-len(values) // ROWS), -(-values.shape[1] // GROUP)
-    with np.errstate(over="ignore"):
-        stored = {"f32": np.asarray, "f16": lambda v: v.astype(np.float16), "bf16": to_bf16}[format](values)
-    infinite = (stored & 0x7FFF) == 0x7F80 if format == "bf16" else np.isinf(stored)
-    if infinite.any():
-        raise CheckpointError(f"row {np.argwhere(infinite)[0, 0]} has weights too large for {format}; use f32")
-    lines = _padded(stored, B * ROWS, G * GROUP).reshape(B, ROWS, G, GROUP)
+    lines = padded(form.store(values), B * ROWS, G * GROUP).reshape(B, ROWS, G, GROUP)
     return np.ascontiguousarray(lines.transpose(0, 2, 3, 1)).view(np.uint8).reshape(B, G, -1)
-
-
-def _group_blocks(grouped: Grouped) -> tuple[np.ndarray, np.ndarray]:
-    """Heads [B, head bytes] and blocks [B, G, block bytes]."""
-    R, C = grouped.codes.shape
-    B, G = -(-R // ROWS), -(-C // GROUP)
-    whole = blocks = np.empty((B, G, FORMATS[grouped.format].block_bytes), np.uint8)
-    at = 0
-    for kind, per_group in zip(SCALARS[grouped.format], (grouped.scale, grouped.minimum), strict=False):
-        assert per_group is not None
-        size = ROWS * np.dtype(kind).itemsize
-        lines = _padded(per_group.astype(kind, copy=False), B * ROWS, G).reshape(B, ROWS, G).transpose(0, 2, 1)
-        blocks[..., at : at + size] = np.ascontiguousarray(lines).view(np.uint8)
-        at += size
-    codes = _padded(grouped.codes.view(np.uint8), B * ROWS, G * GROUP)
-    lines = codes.reshape(B, ROWS, G, GROUP // LANES, LANES).transpose(0, 2, 3, 1, 4)
-    if grouped.format == "q6":
-        high = lines >> 4
-        pairs = high[:, :, 0::4] | high[:, :, 1::4] << 2 | high[:, :, 2::4] << 4 | high[:, :, 3::4] << 6
-        blocks[..., at + LOW_BYTES :] = pairs.reshape(B, G, -1)
-        blocks = blocks[..., : at + LOW_BYTES]
-        lines = lines & 15
-    if grouped.format != "q8":
-        lines = lines[:, :, 0::2] | lines[:, :, 1::2] << 4
-    blocks[..., at:] = lines.reshape(B, G, -1)
-    heads = np.empty((B, 0), np.uint8)
-    if grouped.unit is not None:
-        heads = _padded(grouped.unit[None], 1, B * ROWS).reshape(B, ROWS).astype(np.float32).view(np.uint8)
-    return heads, whole

@@ -1,27 +1,19 @@
 """Matrices row by row: for what is read one row at a time, the nodes of a tree and the neurons of narrow leaves.
 
-A row is its head (q4's unit, float32), then a group for every 32 columns; missing columns are zero:
-
-    f32, f16, bf16   32 numbers
-    q8   (34 bytes)  f16 scale, 32 int8 codes
-    q4   (18 bytes)  u8 scale, u8 minimum, 16 bytes: byte i has column i in its low and column 16 + i in its high nibble
-
-The numbers are those of the same format in blocks (lapinfer.quant).
+A row is its head, then a group for every 32 columns (floats.py and groups.py say what these hold); missing columns are
+zero. The numbers are those of the same format in blocks.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
-from lapinfer.errors import CheckpointError
-from lapinfer.quant import FORMATS, GROUP, Grouped, RowLayout
-from lapinfer.quant.blocks import from_bf16, to_bf16
-from lapinfer.quant.search import check_finite, quantize
-
-NEAREST: Final = {"q4_1": "q4", "mxfp4": "q4", "q6": "q8"}
-"""What other formats become here."""
+from lapinfer.quant import GROUP
+from lapinfer.quant.floats import FloatFormat
+from lapinfer.quant.format import RowLayout
+from lapinfer.quant.formats import FORMATS, group_format
+from lapinfer.quant.groups import Grouped, padded
+from lapinfer.quant.quantize import check_finite, quantize
 
 
 def row_layout(format: str) -> RowLayout:
@@ -39,61 +31,54 @@ def row_bytes(format: str, columns: int) -> int:
 
 def pack_rows(format: str, values: np.ndarray | Grouped) -> np.ndarray:
     """uint8 [R, bytes of a row] of float32 [R, C], or of groups that have this format already."""
-    if format in ("q8", "q4"):
-        grouped = values if isinstance(values, Grouped) else quantize(format, values)
-        if grouped.format != format:
-            raise ValueError(f"groups are {grouped.format}, expected {format}")
-        return _packed_groups(grouped)
-    assert isinstance(values, np.ndarray)
-    check_finite(values)
-    with np.errstate(over="ignore"):
-        stored = {"f32": np.asarray, "f16": lambda v: v.astype(np.float16), "bf16": to_bf16}[format](values)
-    infinite = (stored & 0x7FFF) == 0x7F80 if format == "bf16" else np.isinf(stored)
-    if infinite.any():
-        raise CheckpointError(f"row {np.argwhere(infinite)[0, 0]} has weights too large for {format}; use f32")
-    R, C = stored.shape
-    padded = np.zeros((R, -(-C // GROUP) * GROUP), stored.dtype)
-    padded[:, :C] = stored
-    return padded.view(np.uint8)
+    form = FORMATS[format]
+    if isinstance(form, FloatFormat) and not isinstance(values, Grouped):
+        check_finite(values)
+        stored = form.store(values)
+        rows = np.zeros((len(stored), -(-stored.shape[1] // GROUP) * GROUP), stored.dtype)
+        rows[:, : stored.shape[1]] = stored
+        return rows.view(np.uint8)
+    groups = values if isinstance(values, Grouped) else quantize(format, values)
+    if groups.format is not form:
+        raise ValueError(f"groups are {groups.format.name}, expected {format}")
+    return _packed_groups(groups)
 
 
 def unpack_rows(format: str, packed: np.ndarray, columns: int) -> np.ndarray:
     """float32 [R, C]: what the kernels multiply with."""
-    if format == "f32":
-        return np.ascontiguousarray(packed).view(np.float32)[:, :columns].copy()
-    if format in ("f16", "bf16"):
-        stored = np.ascontiguousarray(packed).view(np.float16 if format == "f16" else np.uint16)[:, :columns]
-        return from_bf16(stored) if format == "bf16" else stored.astype(np.float32)
-    layout = row_layout(format)
-    head, size = layout.head_bytes, layout.group_bytes
-    R, G = len(packed), (packed.shape[1] - head) // size
-    groups = packed[:, head:].reshape(R, G, size)
-    if format == "q8":
-        scale = np.ascontiguousarray(groups[..., :2]).view(np.float16)[..., 0]
-        return Grouped("q8", groups[..., 2:].reshape(R, -1).view(np.int8)[:, :columns], scale).weights()
-    unit = np.ascontiguousarray(packed[:, :head]).view(np.float32)[:, 0]
-    codes = np.concatenate([groups[..., 2:] & 15, groups[..., 2:] >> 4], axis=2).reshape(R, -1)[:, :columns]
-    return Grouped("q4", codes, groups[..., 0], groups[..., 1], unit).weights()
+    form = FORMATS[format]
+    if isinstance(form, FloatFormat):
+        return form.widened(np.ascontiguousarray(packed).view(form.dtype)[:, :columns]).copy()
+    form, layout = group_format(format), row_layout(format)
+    R = len(packed)
+    groups = packed[:, layout.head_bytes :].reshape(R, -1, layout.group_bytes)
+    offset, scalars = 0, []
+    for kind in form.scalars:
+        size = np.dtype(kind).itemsize
+        scalars.append(np.ascontiguousarray(groups[..., offset : offset + size]).view(kind)[..., 0])
+        offset += size
+    codes = groups[..., offset:]
+    if form.planes == (4,):
+        codes = np.concatenate([codes & 15, codes >> 4], axis=2)
+    codes = codes.reshape(R, -1)[:, :columns].view(form.code_type)
+    unit = np.ascontiguousarray(packed[:, : layout.head_bytes]).view(np.float32)[:, 0] if form.units else None
+    return Grouped(form, codes, *scalars, unit=unit).weights()
 
 
 def _packed_groups(grouped: Grouped) -> np.ndarray:
+    form, layout = grouped.format, row_layout(grouped.format.name)
     R, C = grouped.codes.shape
-    layout = row_layout(grouped.format)
-    head, size = layout.head_bytes, layout.group_bytes
     G = -(-C // GROUP)
-    packed = np.zeros((R, head + G * size), np.uint8)
-    groups = np.zeros((R, G, size), np.uint8)
-    codes = np.zeros((R, G * GROUP), np.uint8)
-    codes[:, :C] = grouped.codes.view(np.uint8)
-    codes = codes.reshape(R, G, GROUP)
-    if grouped.format == "q8":
-        groups[..., :2] = grouped.scale.astype(np.float16)[..., None].view(np.uint8)
-        groups[..., 2:] = codes
-    else:
-        assert grouped.unit is not None
-        assert grouped.minimum is not None
-        packed[:, :head] = grouped.unit.astype(np.float32)[:, None].view(np.uint8)
-        groups[..., 0], groups[..., 1] = grouped.scale, grouped.minimum
-        groups[..., 2:] = codes[..., : GROUP // 2] | codes[..., GROUP // 2 :] << 4
-    packed[:, head:] = groups.reshape(R, -1)
-    return packed
+    codes = padded(grouped.codes.view(np.uint8), R, G * GROUP).reshape(R, G, GROUP)
+    if form.planes == (4,):
+        codes = codes[..., : GROUP // 2] | codes[..., GROUP // 2 :] << 4
+    parts = []
+    for kind, per_group in zip(form.scalars, (grouped.scale, grouped.minimum), strict=False):
+        assert per_group is not None
+        parts.append(np.ascontiguousarray(per_group.astype(kind, copy=False))[..., None].view(np.uint8))
+    groups = np.concatenate([*parts, codes], axis=2).reshape(R, -1)
+    if grouped.unit is None:
+        return groups
+    head = np.ascontiguousarray(grouped.unit.astype(np.float32))[:, None].view(np.uint8)
+    assert head.shape[1] == layout.head_bytes
+    return np.concatenate([head, groups], axis=1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lapinfer.quant import FORMATS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.plan import Op
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import is_matrix, tensors

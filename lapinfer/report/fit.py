@@ -9,7 +9,7 @@ from typing import Any
 from lapinfer import machine
 from lapinfer.machine import available_memory
 from lapinfer.packing.pack import choose_formats
-from lapinfer.quant import FormatName
+from lapinfer.quant.choice import Stored
 from lapinfer.report.costs import main_format
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import KVName, cache_bytes
@@ -59,7 +59,7 @@ def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:
 
 
 def fits(
-    spec: ModelSpec, stored: Callable[[str], set[FormatName | None]], ctx: int, kv: KVName = "f16",
+    spec: ModelSpec, stored: Callable[[str], Stored], ctx: int, kv: KVName = "f16",
     quants: Sequence[str] = QUANTS, bandwidth: Callable[[str], float] | None = None,
 ) -> list[Fit]:  # fmt: skip
     """stored: formats that a matrix is made of in its checkpoint; bandwidth: bytes a second of weights in a format."""

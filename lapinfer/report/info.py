@@ -15,6 +15,7 @@ from lapinfer.families import sources_for, spec_from_config
 from lapinfer.loading import DEFAULT_CTX
 from lapinfer.packing.assembly import Assembler
 from lapinfer.packing.packed import PackedFile
+from lapinfer.quant.choice import Stored
 from lapinfer.report.fit import QUANTS, fits, verdict
 from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.predict import expected_experts, matrices_bytes, packed_bytes, predict_bytes
@@ -61,17 +62,17 @@ def info(
     }
     if isinstance(found, Path):
         quant = str(PackedFile(folder).metadata.get("quant", "auto"))
-        made_of: Callable[[str], set[Any]] = lambda name: {formats[name]}  # noqa: E731
+        made_of: Callable[[str], Stored] = lambda name: {formats[name]}  # noqa: E731
     else:
         made_of = _formats_in(Assembler(found, sources_for(spec, found.names())))
     told, fitting = _told(spec, told, formats, made_of, ctx, kv, quant, memory, bandwidth)
     return told | last, fitting
 
 
-def _formats_in(assembler: Assembler) -> Callable[[str], set[Any]]:
+def _formats_in(assembler: Assembler) -> Callable[[str], Stored]:
     """Formats that matrices are stored in; none where tensors are missing, which loading will tell."""
 
-    def formats(name: str) -> set[Any]:
+    def formats(name: str) -> Stored:
         try:
             return assembler.formats_of(name)
         except CheckpointError:
@@ -81,7 +82,7 @@ def _formats_in(assembler: Assembler) -> Callable[[str], set[Any]]:
 
 
 def _told(
-    spec: ModelSpec, first: dict[str, Any], formats: dict[str, str], made_of: Callable[[str], set[Any]],
+    spec: ModelSpec, first: dict[str, Any], formats: dict[str, str], made_of: Callable[[str], Stored],
     ctx: int | None, kv: KVName, quant: str | None, memory: float | None, bandwidth: Callable[[str], float] | None,
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
     ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx

@@ -14,8 +14,8 @@ import numpy as np
 from lapinfer.kernels.control import COUNTER
 from lapinfer.kernels.operands import ACT_F32, ACT_Q8, STEP, STORE
 from lapinfer.machine import beyond_caches
-from lapinfer.quant import FORMATS as WEIGHT_FORMATS
 from lapinfer.quant import ROWS as PACKED_ROWS
+from lapinfer.quant.formats import FORMATS as WEIGHT_FORMATS
 from lapinfer.report.bandwidth import LEAST, read_bandwidth
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.ops import Limits, Ops, begin_step
@@ -29,7 +29,6 @@ REPEATED = 8
 """Products in a pass."""
 WIDE = 2048
 """Columns of such weights."""
-FLOATS = ("f32", "f16", "bf16")
 FORMATS = {"int8": "q8", "float32": "f32"}
 """Arithmetic, and the format whose kernel is measured for it."""
 
@@ -80,7 +79,7 @@ def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], rep
     limits = Limits(1, step=max(tokens, 8), threads=threads)
     build = Ops(columns, {0: FeedForwardSpec(ROWS, "relu", gated=False)}, weights, limits, out=rows)
     build.x[:] = np.random.default_rng(0).standard_normal(build.x.shape, np.float32)
-    build.norm("input", None, 0, "input", ACT_F32 if build.format(name) in FLOATS else ACT_Q8)
+    build.norm("input", None, 0, "input", ACT_Q8 if WEIGHT_FORMATS[build.format(name)].grouped else ACT_F32)
     for _ in range(repeated):
         build.matmul(name, 0, "input", build.tiles, STORE, logical=shape, out=build.y)
     kernels = library.load([*{op.kernel.name for op in build.ops}, "lead", "follow", "read_clock"])

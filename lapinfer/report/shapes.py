@@ -12,6 +12,7 @@ from typing import Final
 from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.machine import available_memory
 from lapinfer.model import Model
+from lapinfer.quant.choice import head_format
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.ops import Limits
@@ -73,8 +74,8 @@ def shape_spec(size: str, kind: str) -> ModelSpec:
 
 
 def shape_formats(spec: ModelSpec, quant: str) -> dict[str, str]:
-    """As a model of this size is packed: routers in float32, the head of a q4 one in q6."""
-    head = "q6" if quant == "q4" else quant
+    """As a model of this size is packed: routers in float32, the head finer."""
+    head = head_format(quant, set(), "large")
     matrices = (name for name in tensors(spec) if is_matrix(name))
     return {name: "f32" if is_router(name) else head if name == "embed" else quant for name in matrices}
 

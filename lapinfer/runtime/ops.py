@@ -31,7 +31,8 @@ from lapinfer.kernels.operands import (
     WANT_TILES,
     KernelId,
 )
-from lapinfer.quant import BAND, FORMATS, GROUP, ROWS
+from lapinfer.quant import BAND, GROUP, ROWS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.pool import ExpertPool, Policy

@@ -10,7 +10,8 @@ from math import prod
 
 import numpy as np
 
-from lapinfer.quant import FORMATS, GROUP, ROWS
+from lapinfer.quant import GROUP, ROWS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.rows import row_bytes
 from lapinfer.runtime.kv import KVName, bytes_per_position
 from lapinfer.runtime.routing import expected_distinct

@@ -18,8 +18,9 @@ from lapinfer.kernels.operands import (
     TILE_GROUP_BYTES,
     TILES,
 )
-from lapinfer.quant import FORMATS, GROUP
+from lapinfer.quant import GROUP
 from lapinfer.quant.blocks import interleaved_rows
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.build.trees import Target, descend, narrow_leaves, sort_operands
 from lapinfer.runtime.ops import Ops

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lapinfer.kernels.operands import ADD, HEAD, ITEM, STEP, STORE, TILE, TILES
-from lapinfer.quant import FORMATS, GROUP, ROWS
+from lapinfer.quant import GROUP, ROWS
+from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
 from lapinfer.runtime.kv import LayerCache
 from lapinfer.runtime.ops import Limits, Ops, Weights

@@ -9,13 +9,13 @@ import numpy as np
 
 from lapinfer.kernels.operands import ACT_F32, ACTIVATIONS, CROWD, CROWD_TILES, EXPERTS, LONE, TILES, KernelId
 from lapinfer.quant import GROUP
+from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.rows import row_bytes
 from lapinfer.runtime.ops import Ops
 from lapinfer.runtime.plan import Operand
 from lapinfer.runtime.sizes import padded, padded_vector
 from lapinfer.spec import FeedForwardSpec, NormSpec, RouterSpec, TreeSpec
 
-NODE_FORMATS = ("f32", "f16", "bf16")
 """In the order of kernels/tree.py."""
 OUTWARD_CHUNKS = 8
 """Pieces that the columns of several tokens' results are cut into, where they have so many groups."""
@@ -65,7 +65,7 @@ def _tree_operands(build: Ops, index: int, tree: TreeSpec, columns: np.ndarray) 
     fmt, stride, bias, out, out_bias = 0, 0, 0, 0, 0
     if tree.path:
         nodes = build.weights.tensor(p + "nodes")
-        fmt, stride = NODE_FORMATS.index(build.format(p + "nodes")), nodes.strides[0]
+        fmt, stride = FORMATS[build.format(p + "nodes")].id, nodes.strides[0]
         bias = padded_vector(build.weights.tensor(p + "nodes.bias"), N * tree.node_width) if tree.node_bias else 0
         if tree.node_width > 1:
             out = np.ascontiguousarray(build.weights.tensor(p + "node_out"))

@@ -1,0 +1,20 @@
+"""float32, as it is stored: 2,048 bytes a block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lapinfer.quant.floats import FloatFormat
+
+
+class Float32(FloatFormat):
+    __slots__ = ()
+
+    def narrowed(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(values, np.float32)
+
+    def widened(self, stored: np.ndarray) -> np.ndarray:
+        return stored
+
+
+FORMAT = Float32(name="f32", id=0, max_error=0.0, dtype=np.float32, stored_types=("F32",), for_routers=True)
