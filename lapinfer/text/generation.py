@@ -1,4 +1,4 @@
-"""Generation: a prompt's token ids in, one event a token out."""
+"""Generation: a prompt's token ids in, one event per token out."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
     checked = [int(id) for id in ids]
     if not checked:
         raise InputError("the prompt is empty, and this model has no token to begin with (BOS)")
-    for place, id in enumerate(checked):
+    for index, id in enumerate(checked):
         if not 0 <= id < vocab:
-            raise InputError(f"token {place} of the prompt is {id}, but the model's ids go from 0 to {vocab - 1}")
+            raise InputError(f"token {index} of the prompt is {id}, but the model's ids go from 0 to {vocab - 1}")
     return checked
 
 
@@ -126,13 +126,13 @@ def _generate(
     ids = list(prompt)
     decoder = None if tokenizer is None else StreamDecoder(tokenizer, prompt)
     eos_ids = frozenset() if tokenizer is None else tokenizer.eos_ids
-    held = _HeldText(stop)
+    held_back = _HeldText(stop)
     reused, first, ttft = 0, 0.0, 0.0
-    me = object()
+    writer = object()
     for count in range(1, limit + 1):
         # Logits are views that the next step overwrites: the token is chosen before the lock is left.
         with model.lock:
-            logits, kept = _advance(model, slot, conversation, me, ids)
+            logits, kept = _advance(model, slot, conversation, writer, ids)
             token, logprob = sampler.sample(logits.values[-1], logits.block_max[-1], ids)
         ids.append(token)
         now = time.perf_counter()
@@ -142,11 +142,11 @@ def _generate(
         if token in eos_ids:
             finish = "stop"
         else:
-            text, hit = held.push("" if decoder is None else decoder.push(token))
+            text, hit = held_back.push("" if decoder is None else decoder.push(token))
             finish = "stop_string" if hit else "length" if count == limit else None
         if finish in ("stop", "length") and decoder is not None:
-            rest, hit = held.push(decoder.flush())
-            text += rest if hit else rest + held.text
+            rest, hit = held_back.push(decoder.flush())
+            text += rest if hit else rest + held_back.text
             finish = "stop_string" if hit else finish
         timings = Timings(
             prompt_tokens=len(prompt),
@@ -160,14 +160,14 @@ def _generate(
             return
 
 
-def _advance(model: Model, slot: int, conversation: Conversation, me: object, ids: list[int]) -> tuple[Logits, int]:
+def _advance(model: Model, slot: int, conversation: Conversation, writer: object, ids: list[int]) -> tuple[Logits, int]:
     """Logits after `ids`, and how many of them the slot's KV cache already held."""
     windows = [layer.window for layer in model.spec.layers if layer.window is not None]
-    known = conversation.ids
+    cached = conversation.ids
     # Its own earlier tokens are a prefix of `ids`: no need to compare.
-    kept = len(known) if conversation.writer is me else _reusable(known, ids, min(windows, default=None))
-    del known[kept:]
-    conversation.writer = me
+    kept = len(cached) if conversation.writer is writer else _reusable(cached, ids, min(windows, default=None))
+    del cached[kept:]
+    conversation.writer = writer
     if windows:
         conversation.ids = []  # interrupted half-way, a ring would hold neither the old positions nor the new ones
     if kept == len(ids) - 1:
@@ -175,8 +175,8 @@ def _advance(model: Model, slot: int, conversation: Conversation, me: object, id
         logits = model.step(token, slots, pos, np.array([True]))
     else:
         logits = model.prefill(ids[kept:], slot, kept)
-    known.extend(ids[kept:])
-    conversation.ids = known
+    cached.extend(ids[kept:])
+    conversation.ids = cached
     return logits, kept
 
 
@@ -199,10 +199,10 @@ class _HeldText:
     def push(self, text: str) -> tuple[str, bool]:
         """(text that is certain, whether a stop string was met, before which it ends)."""
         text = self.text + text
-        found = [place for place in (text.find(s) for s in self._stop) if place >= 0]
-        if found:
+        matches = [start for start in (text.find(s) for s in self._stop) if start >= 0]
+        if matches:
             self.text = ""
-            return text[: min(found)], True
-        held = max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-        self.text = text[len(text) - held :]
-        return text[: len(text) - held], False
+            return text[: min(matches)], True
+        undecided = max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        self.text = text[len(text) - undecided :]
+        return text[: len(text) - undecided], False

@@ -62,17 +62,17 @@ class SamplingParams:
         for name in (f.name for f in fields(cls) if f.name != "seed"):
             value = config.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                one: dict[str, Any] = {name: value}
+                recommended: dict[str, Any] = {name: value}
                 try:
-                    cls(**one)
+                    cls(**recommended)
                 except InputError:
                     continue
-                params |= one
+                params |= recommended
         return cls(**params)
 
 
-def _require(fine: bool, name: str, expected: str, got: object) -> None:
-    if not fine:
+def _require(valid: bool, name: str, expected: str, got: object) -> None:
+    if not valid:
         raise InputError(f"{name}: expected {expected}, got {got}")
 
 
@@ -89,7 +89,7 @@ class Sampler:
         """The next token and its log-probability under the model's own logits (no filter, temperature 1).
 
         logits: [V] float32, not changed; block_max: [ceil(V/16)] float32, the maximum of each 16 consecutive
-        logits (computed when None); history: ids before, of which the last 64 are penalized.
+        logits (computed when None); history: earlier ids, of which the last 64 are penalized.
         """
         if block_max is None:
             block_max = _block_max(logits)
@@ -111,8 +111,8 @@ class Sampler:
             # Drawn in the order of ids, so that tokens need no order where nothing was cut.
             with np.errstate(over="ignore"):  # of a tiny temperature: −inf is right
                 weight = np.exp((values[ids].astype(np.float64) - float(top)) / p.temperature).cumsum()
-            place = int(weight.searchsorted(self._random.random() * weight[-1], side="right"))
-            token = int(ids[min(place, len(ids) - 1)])
+            index = int(weight.searchsorted(self._random.random() * weight[-1], side="right"))
+            token = int(ids[min(index, len(ids) - 1)])
         return token, float(logits[token]) - log_total
 
 

@@ -3,7 +3,7 @@
 A template comes with a checkpoint, so it is untrusted. Jinja's immutable sandbox keeps it from Python's
 internals; `_BoundedEnvironment` keeps it from running forever or filling the memory: everything that can
 repeat or grow (loop rounds, calls, filters, concatenations, literals, arithmetic, output) is charged for
-before or right after it happens, against one budget and one deadline a rendering.
+before or right after it happens, against one budget and one deadline per rendering.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _size(value: Any) -> int:
     return 1 + value.bit_length() if isinstance(value, int) else 1
 
 
-def _most_made_of(values: Iterable[Any]) -> int:
+def _largest_result(values: Iterable[Any]) -> int:
     """An upper bound of what a call can make of its arguments: the product of sizes and of integers."""
     return math.prod(max(1, abs(v) if isinstance(v, int) else _size(v)) for v in values)
 
@@ -138,7 +138,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
     def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)  # keeps what Jinja notes on functions that want the context
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            self.charge(_most_made_of(v for v in (*args, *kwargs.values()) if isinstance(v, _VALUES)))
+            self.charge(_largest_result(v for v in (*args, *kwargs.values()) if isinstance(v, _VALUES)))
             return function(*args, **kwargs)
 
         return guarded
@@ -167,7 +167,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and "format" in getattr(obj, "__name__", "") and re.search(r"\d{5,}", owner):
             raise SecurityError("a format is too wide")
         values = (owner, *args, *kwargs.values())
-        self.charge(_most_made_of(v for v in values if isinstance(v, _VALUES)))
+        self.charge(_largest_result(v for v in values if isinstance(v, _VALUES)))
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -178,7 +178,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif isinstance(left, int) and isinstance(right, int):
             self.charge(left.bit_length() * (right if operator == "**" else right.bit_length()) + 1)
         else:
-            self.charge(_most_made_of((left, right)))
+            self.charge(_largest_result((left, right)))
         return super().call_binop(context, operator, left, right)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -210,7 +210,7 @@ def _strftime_now(format: str) -> str:
 
 
 class ChatTemplate:
-    """A checkpoint's chat template. `where` names its file in messages; rendering is safe from threads."""
+    """A checkpoint's chat template. `where` names its file in error messages; rendering is safe from threads."""
 
     def __init__(self, source: str, where: str = "chat template", bos_token: str = "", eos_token: str = "") -> None:
         self._where, self._lock = where, threading.Lock()

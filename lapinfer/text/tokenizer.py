@@ -1,4 +1,4 @@
-"""Token ids from text and back: Hugging Face's fast tokenizers, and text that grows a token at a time."""
+"""Token ids from text and back: Hugging Face's fast tokenizers, and text that grows token by token."""
 
 from __future__ import annotations
 
@@ -102,17 +102,17 @@ class Tokenizer:
         ids = _guarded("the tokenizer failed", lambda: self._backend.encode(text, add_special_tokens=special).ids)
         if special and self.bos_id is not None and self._add_bos is not None:
             # add_bos_token overrules tokenizer.json, as it does in transformers.
-            has = ids[:1] == [self.bos_id]
-            if self._add_bos and not has:
+            begins_with_bos = ids[:1] == [self.bos_id]
+            if self._add_bos and not begins_with_bos:
                 return [self.bos_id, *ids]
-            if not self._add_bos and has and not (self.bos_token and text.startswith(self.bos_token)):
+            if not self._add_bos and begins_with_bos and not (self.bos_token and text.startswith(self.bos_token)):
                 return ids[1:]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special and unknown ones left out."""
-        known = [int(id) for id in ids if self.is_text(id)]
-        return _guarded("the tokenizer failed", lambda: self._backend.decode(known, skip_special_tokens=False))
+        text_ids = [int(id) for id in ids if self.is_text(id)]
+        return _guarded("the tokenizer failed", lambda: self._backend.decode(text_ids, skip_special_tokens=False))
 
     def is_text(self, id: int) -> bool:
         """Whether a token id stands for text: known, and not special."""
