@@ -679,7 +679,7 @@ def experts(
     with _load(model, verbose, experts=experts, **options) as loaded, loaded.watch_experts() as routing:
         with _Progress() as progress:
             report.run_texts(loaded, texts, ctx_size, chunks, progress)
-        _print_json(routing.summary()) if json else print(report.table(routing))
+        _print_json(routing.summary()) if json else print(report.text_table(routing))
         if output is not None:
             report.write(output, routing, loaded.model.name)
             _note(f"wrote {output}")
@@ -713,15 +713,15 @@ def report(
 
     A model that fails is named in the page, and the exit code is 1. Ctrl-C writes what was measured so far.
     """
-    from lapinfer.report import collect, outputs
+    from lapinfer.report import collect
     from lapinfer.report.perplexity import read_text
 
-    outputs.check(output, data, png)
+    collect.check_outputs(output, data, png)
     options = collect.Options(quant, threads, ctx_size, *(("", "") if text is None else (read_text(text), text.name)))
     with _Progress() as progress:
         found = collect.collect(models or [], shapes or [], options, progress)
     if found.models:
-        for path in outputs.write(found, output, data, png):
+        for path in collect.write_report(found, output, data, png):
             _note(f"wrote {path}")
     elif not found.interrupted:
         _note("error: no model could be measured; nothing was written")

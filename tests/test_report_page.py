@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 from lapinfer.cli import app
 from lapinfer.errors import InputError
 from lapinfer.families import spec_from_config
-from lapinfer.report import collect, measure, outputs, page_charts, roofline, whatif
-from lapinfer.report.measured import Machine, Report, from_json, read_json, to_json
+from lapinfer.report import collect, drawing, measure, roofline, whatif
+from lapinfer.report.measured import Machine, Report, to_json
 from lapinfer.report.page import page
 from lapinfer.report.page_whatif import SCRIPT
 from lapinfer.report.roofline import Roofline
@@ -116,10 +116,13 @@ def test_models_are_measured(report: Report) -> None:
     assert moe.batches[0].distinct == moe.routed.prompts[0][1] == 2
 
 
-def test_the_report_survives_json(report: Report) -> None:
-    again = from_json(to_json(report))
-    assert again == replace(report)
-    assert page(again) == page(report)
+def test_json_holds_all_that_was_measured(report: Report) -> None:
+    value = json.loads(to_json(report))
+    assert set(value) == {"machine", "text", "created", "models", "failures", "interrupted"}
+    for content, m in zip(value["models"], report.models, strict=True):
+        assert content == json.loads(json.dumps(asdict(m)))
+        assert content["decode"]["bytes"] == m.decode.bytes
+        assert (content["routed"] is None) == (m.routed is None)
 
 
 def test_random_shapes_have_no_perplexity() -> None:
@@ -185,14 +188,15 @@ def test_many_experts_share_cells(monkeypatch: pytest.MonkeyPatch, report: Repor
 @pytest.mark.parametrize("log", [True, False])
 def test_scales_have_a_handful_of_round_ticks(log: bool) -> None:
     for high in (1.3, 7, 40, 999, 1e4, 3e7, 2e12):
-        ticks = page_charts.Scale(1 if log else 0, high, 0, 100, log).ticks()
+        axis = drawing.Axis("", 1 if log else 0, high, log)
+        ticks = axis.ticks()
         assert 1 <= len(ticks) <= 8
-        assert all(0 <= page_charts.Scale(1 if log else 0, high, 0, 100, log)(t) <= 100.1 for t in ticks)
+        assert all(0 <= axis.place(tick) <= 1.001 for tick in ticks)
 
 
 def test_numbers_are_short() -> None:
-    assert [page_charts.short(v) for v in (0, 0.5, 999.6, 1234, 27_440_000)] == ["0", "0.5", "1 k", "1.23 k", "27.4 M"]
-    assert [page_charts.mb(v) for v in (4e3, 1.1e6, 23.75e6, 1.5e9)] == ["0.00", "1.10", "23.8", "1,500"]
+    assert [drawing.short(v) for v in (0, 0.5, 999.6, 1234, 27_440_000)] == ["0", "0.5", "1 k", "1.23 k", "27.4 M"]
+    assert [drawing.megabytes(v) for v in (4e3, 1.1e6, 23.75e6, 1.5e9)] == ["0.00", "1.10", "23.8", "1,500"]
 
 
 # What if
@@ -282,9 +286,12 @@ def test_the_command_writes_page_data_and_pictures(folders: dict[str, Path], tex
     arguments = ("--text", tmp_path / "t.txt", "-c", 24, "--json", tmp_path / "r.json", "--png", tmp_path / "png")
     result = invoke(*folders.values(), *arguments, "-t", 1, "--quant", "q8", "-o", tmp_path / "r.html")
     assert (result.exit_code, result.stdout) == (0, ""), result.stderr
-    found = read_json(tmp_path / "r.json")
-    assert (found.text, [m.format for m in found.models]) == ("t.txt", ["q8"] * 3)
-    assert (tmp_path / "r.html").read_text(encoding="utf-8") == page(found)
+    stored = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert (stored["text"], [m["format"] for m in stored["models"]]) == ("t.txt", ["q8"] * 3)
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Perplexity is of t.txt" in html
+    for m in stored["models"]:
+        assert f"{drawing.megabytes(m['decode']['bytes'])} MB touched a token" in html
     pngs = sorted(path.name for path in (tmp_path / "png").iterdir())
     assert pngs == ["bytes.png", "distinct.png", "roofline.png", "tradeoff.png"]
     assert (tmp_path / "png" / "bytes.png").read_bytes().startswith(b"\x89PNG")
@@ -330,13 +337,13 @@ def test_bad_input_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytes
     fails("is a file; name a folder", "x", "-o", tmp_path / "r.html", "--png", tmp_path / "file")
     fails("No such file", "x", "-o", tmp_path / "r.html", "--text", tmp_path / "none.txt")
     assert invoke("x", "-c", 1).exit_code == 2
-    monkeypatch.setattr(outputs, "find_spec", lambda name: None)
+    monkeypatch.setattr(collect, "find_spec", lambda name: None)
     fails("--png needs matplotlib", "x", "-o", tmp_path / "r.html", "--png", tmp_path / "png")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_matplotlib_is_imported_for_pictures_alone() -> None:
-    code = "import sys; from lapinfer.report import collect, outputs, page; print('matplotlib' in sys.modules)"
+    code = "import sys; from lapinfer.report import collect, page; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -150,7 +150,7 @@ def test_nothing_recorded_is_no_error():
     routing = Routing(routed_spec((4, 2), (1, 1)))
     assert all(np.isfinite(value).all() for value in routing.arrays().values())
     assert routing.summary()["tokens"] == 0
-    assert "0 tokens" in report.table(routing)
+    assert "0 tokens" in report.text_table(routing)
     assert b"</html>" in report.to_html(routing)
 
 

@@ -1,4 +1,4 @@
-"""Collect a report: measure the machine, then one model after the other; one that fails does not end it."""
+"""Collect a report and write it: measure the machine, then one model after the other; a failure does not end it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from lapinfer.errors import InputError, LapinferError
 from lapinfer.loading import CHUNK, MOST_THREADS
 from lapinfer.report import roofline
 from lapinfer.report.measure import BATCH_CONTEXT, BATCHES, measure_batches, measure_model
-from lapinfer.report.measured import Machine, Measured, Report
+from lapinfer.report.measured import Machine, Measured, Report, to_json
+from lapinfer.report.outputs import check_ending, write_whole
+from lapinfer.report.page import page
 from lapinfer.report.shapes import KINDS, SIZES, shape_model
 from lapinfer.runtime.ops import Limits
 from lapinfer.text.language_model import LanguageModel, load
@@ -133,3 +136,41 @@ def _load(
     quant = "q4" if options.quant == "auto" else options.quant
     step = max(min(CHUNK, ctx), slots)
     return LanguageModel(shape_model(name, kind, quant, Limits(ctx, slots, step, threads, wanted=slots)))
+
+
+PAGES = (".html", ".htm")
+
+
+def check_outputs(output: Path, data: Path | None = None, png: Path | None = None) -> None:
+    """InputError when something of it could not be written."""
+    check_ending(output, PAGES)
+    if data is not None:
+        check_ending(data, (".json",))
+    if png is None:
+        return
+    if find_spec("matplotlib") is None:
+        raise InputError("--png needs matplotlib: pip install matplotlib")
+    if png.exists() and not png.is_dir():
+        raise InputError(f"{png} is a file; name a folder for the pictures")
+    try:
+        png.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{png}: cannot be made: {error.strerror or error}") from error
+    check_ending(png / "roofline.png", (".png",))
+
+
+def write_report(report: Report, output: Path, data: Path | None = None, png: Path | None = None) -> list[Path]:
+    """The files written. Data first: the page can be made from it again."""
+    written: list[Path] = []
+    if data is not None:
+        write_whole(data, to_json(report).encode())
+        written.append(data)
+    write_whole(output, page(report).encode())
+    written.append(output)
+    if png is not None:
+        from lapinfer.report.pictures import pictures
+
+        for name, content in pictures(report).items():
+            write_whole(png / name, content)
+            written.append(png / name)
+    return written

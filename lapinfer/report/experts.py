@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,10 @@ import numpy as np
 
 from lapinfer import __version__
 from lapinfer.errors import InputError
-from lapinfer.report.experts_page import page
+from lapinfer.report.charts import LOAD_KEYS, load_map, recorded_distinct_chart, reuse_chart
+from lapinfer.report.document import document, figure, legend, pair, section, table, wide
+from lapinfer.report.drawing import svg
+from lapinfer.report.outputs import check_ending, write_whole
 
 if TYPE_CHECKING:
     from lapinfer.runtime.routing import Routing
@@ -64,41 +66,15 @@ def experts_a_token(spec: ModelSpec) -> int:
     return max((router.top_k for router in routers if router is not None), default=0)
 
 
-def check_path(path: Path, endings: Iterable[str] | None = None) -> None:
-    """InputError when a report cannot be written to this path: called before the work that it is about."""
-    endings = WRITERS if endings is None else endings
-    if path.suffix.lower() not in endings:
-        raise InputError(f"{path}: expected a name that ends with {', '.join(endings)}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file to write")
-    try:
-        with _beside(path) as part:
-            part.touch()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+def check_path(path: Path) -> None:
+    """InputError when no report can be written to this path: called before the work that it is about."""
+    check_ending(path, WRITERS)
 
 
 def write(path: Path, routing: Routing, name: str = "") -> None:
     """Write what was recorded, in the form that the path's ending says: whole, or not at all."""
     check_path(path)
     write_whole(path, WRITERS[path.suffix.lower()](routing, name))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A file with this content, or else the one that was there."""
-    with _beside(path) as part:
-        part.write_bytes(content)
-        part.replace(path)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A file of another name in the same folder, which does not outlive the block."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def to_json(routing: Routing, name: str = "") -> bytes:
@@ -118,8 +94,27 @@ def to_npz(routing: Routing, name: str = "") -> bytes:
 
 def to_html(routing: Routing, name: str = "") -> bytes:
     """One page that needs nothing else."""
-    summary = routing.summary()
-    return page(routing.arrays(), summary, name, columns(summary)).encode()
+    arrays, summary = routing.arrays(), routing.summary()
+    steps, layers = summary["steps"], len(summary["layers"])
+    introduction = (
+        f"{summary['tokens']:,} tokens in {steps:,} step{'s' * (steps != 1)}, "
+        f"{layers} routed layer{'s' * (layers != 1)},\n"
+        f"{span(arrays['experts'])} experts each, {span(arrays['top_k'])} a token. lapinfer {__version__}"
+    )
+    meanings = "".join(
+        f"<dt>{escape(head)}</dt><dd>{escape(meaning)}</dd>" for head, (meaning, _) in columns(summary).items()
+    )
+    body = "".join((
+        section("Load", "A row a layer, a column an expert; colours say how many tokens an expert got, by the mean of "
+                "its layer.", legend(LOAD_KEYS) + wide(svg(load_map(arrays)))),
+        pair(section("Different experts in a step", "Mean over the layers. A step reads the weights of each expert "
+                     "that any of its tokens got, once.",
+                     figure(recorded_distinct_chart(arrays, summary["step_sizes"]))),
+             section("Tokens since an expert's last use", "Share of all uses. A cache of experts lives on short "
+                     "distances.", figure(reuse_chart(arrays)))),
+        section("Layers", "", f"{layer_table(summary)}<dl>{meanings}</dl>"),
+    ))  # fmt: skip
+    return document(f"Experts of {name}" if name else "Experts", introduction, body).encode()
 
 
 WRITERS: dict[str, Callable[[Routing, str], bytes]] = {".json": to_json, ".npz": to_npz, ".html": to_html}
@@ -154,7 +149,19 @@ def columns(summary: dict[str, Any]) -> dict[str, tuple[str, Callable[[dict[str,
     return COLUMNS | OF_TREES if trees else COLUMNS
 
 
-def table(routing: Routing) -> str:
+def layer_table(summary: dict[str, Any]) -> str:
+    """HTML: a row for each layer."""
+    shown = columns(summary)
+    rows = [[escape(cell(layer)) for _, cell in shown.values()] for layer in summary["layers"]]
+    return table([escape(head) for head in shown], rows)
+
+
+def span(values: Sequence[int] | np.ndarray) -> str:
+    low, high = int(min(values)), int(max(values))
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def text_table(routing: Routing) -> str:
     """For the terminal: a row a layer, then a line for each size of step."""
     summary = routing.summary()
     shown = columns(summary)

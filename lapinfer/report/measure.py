@@ -19,7 +19,7 @@ from lapinfer.report.whatif import own_bits, terms
 from lapinfer.runtime.kv import cache_bytes
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
-from lapinfer.runtime.routing import Routing, expected_distinct, expected_distinct_by_load
+from lapinfer.runtime.routing import Routing, expected_means
 from lapinfer.spec import ModelSpec, TreeSpec
 from lapinfer.tensors import active_parameters, tensors
 from lapinfer.text.language_model import LanguageModel
@@ -232,9 +232,7 @@ def _routed(model: Model, ids: np.ndarray, context: int) -> Routed:
     arrays = whole.arrays()
     load, experts, top_k = arrays["tokens_routed"], arrays["experts"], arrays["top_k"]
     steps = 2.0 ** np.arange(0, 9.01, 0.5)
-    layers = list(zip(experts.tolist(), top_k.tolist(), load, strict=True))
-    uniform = np.mean([expected_distinct(E, k, steps) for E, k, _ in layers], axis=0)
-    by_load = np.mean([expected_distinct_by_load(of, k, steps) for _, k, of in layers], axis=0)
+    uniform, by_load = expected_means(arrays, steps)
     merged = -(-load.shape[1] // MOST_CELLS)
     cells = np.pad(load, ((0, 0), (0, -load.shape[1] % merged))).reshape(len(load), -1, merged).sum(axis=2)
     return Routed(

@@ -1,10 +1,9 @@
-"""What a report knows of one model and of all: plain data that JSON holds, and from which the page is made again."""
+"""What a report knows of one model and of all: plain data that JSON holds, and from which the page is made."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from lapinfer.report.roofline import Roofline
@@ -36,6 +35,11 @@ class Step:
     def intensity(self) -> float:
         """Multiply-adds a byte."""
         return self.macs / self.bytes
+
+    @property
+    def rate(self) -> float:
+        """Multiply-adds a second."""
+        return self.macs / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,28 +133,3 @@ class Report:
 
 def to_json(report: Report) -> str:
     return json.dumps(asdict(report), ensure_ascii=False, allow_nan=False)
-
-
-def from_json(text: str) -> Report:
-    """The report that `to_json` wrote."""
-    value = json.loads(text)
-    models = [_model(model) for model in value["models"]]
-    failures = [(name, message) for name, message in value["failures"]]
-    return Report(**value | {"machine": Machine(**value["machine"]), "models": models, "failures": failures})
-
-
-def _model(value: dict[str, Any]) -> Measured:
-    return Measured(
-        **value
-        | {
-            "decode": Step(**value["decode"]),
-            "prompt": Step(**value["prompt"]),
-            "terms": [Term(**term) for term in value["terms"]],
-            "batches": [Batch(**batch) for batch in value["batches"]],
-            "routed": None if value["routed"] is None else Routed(**value["routed"]),
-        }
-    )
-
-
-def read_json(path: Path) -> Report:
-    return from_json(path.read_text(encoding="utf-8"))

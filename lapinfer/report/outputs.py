@@ -1,48 +1,40 @@
-"""Where a report goes: a page, its data, pictures; checked before the work, written whole."""
+"""Files that reports are written to: checked before the work that they are about, written whole or not at all."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lapinfer.errors import InputError
-from lapinfer.report.experts import check_path, write_whole
-from lapinfer.report.measured import Report, to_json
-from lapinfer.report.page import page
-
-PAGES = (".html", ".htm")
 
 
-def check(output: Path, data: Path | None = None, png: Path | None = None) -> None:
-    """InputError when something of it could not be written."""
-    check_path(output, PAGES)
-    if data is not None:
-        check_path(data, (".json",))
-    if png is None:
-        return
-    if find_spec("matplotlib") is None:
-        raise InputError("--png needs matplotlib: pip install matplotlib")
-    if png.exists() and not png.is_dir():
-        raise InputError(f"{png} is a file; name a folder for the pictures")
+def check_ending(path: Path, endings: Iterable[str]) -> None:
+    """InputError when no file with one of these endings can be written there."""
+    if path.suffix.lower() not in endings:
+        raise InputError(f"{path}: expected a name that ends with {', '.join(endings)}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file to write")
     try:
-        png.mkdir(parents=True, exist_ok=True)
+        with _beside(path) as part:
+            part.touch()
     except OSError as error:
-        raise InputError(f"{png}: cannot be made: {error.strerror or error}") from error
-    check_path(png / "roofline.png", (".png",))
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def write(report: Report, output: Path, data: Path | None = None, png: Path | None = None) -> list[Path]:
-    """The files written. Data first: the page can be made from it again."""
-    written: list[Path] = []
-    if data is not None:
-        write_whole(data, to_json(report).encode())
-        written.append(data)
-    write_whole(output, page(report).encode())
-    written.append(output)
-    if png is not None:
-        from lapinfer.report.pictures import pictures
+def write_whole(path: Path, content: bytes) -> None:
+    """A file with this content, or else the one that was there."""
+    with _beside(path) as part:
+        part.write_bytes(content)
+        part.replace(path)
 
-        for name, content in pictures(report).items():
-            write_whole(png / name, content)
-            written.append(png / name)
-    return written
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file of another name in the same folder, which does not outlive the block."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)

@@ -42,6 +42,14 @@ def expected_distinct_by_load(load: np.ndarray, top_k: int, batch: Any) -> np.nd
     return (1 - (1 - p) ** np.asarray(batch, np.float64)[..., None]).sum(axis=-1)
 
 
+def expected_means(arrays: dict[str, np.ndarray], batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the layers of `Routing.arrays()`: (expected_distinct, expected_distinct_by_load)."""
+    layers = list(zip(arrays["experts"].tolist(), arrays["top_k"].tolist(), arrays["tokens_routed"], strict=True))
+    uniform = [expected_distinct(experts, top_k, batch) for experts, top_k, _ in layers]
+    by_load = [expected_distinct_by_load(load, top_k, batch) for _, top_k, load in layers]
+    return np.mean(uniform, axis=0), np.mean(by_load, axis=0)
+
+
 def magnitude(values: np.ndarray) -> np.ndarray:
     """The bin of each number from 1: floor(log2)."""
     return np.minimum(np.frexp(values)[1] - 1, BINS - 1)
@@ -318,14 +326,11 @@ def _step_size(a: dict[str, np.ndarray], i: int) -> dict[str, float]:
     """What `Routing.summary` says of the steps of one bin."""
     steps = int(a["steps"][i])
     size = int(a["step_tokens"][i]) / steps
-    uniform = [expected_distinct(int(E), int(k), size) for E, k in zip(a["experts"], a["top_k"], strict=True)]
-    by_load = [
-        expected_distinct_by_load(load, int(k), size) for load, k in zip(a["tokens_routed"], a["top_k"], strict=True)
-    ]
+    uniform, by_load = expected_means(a, size)
     return {
         "tokens": size,
         "steps": steps,
         "distinct": float(a["distinct"][:, i].mean()) / steps,
-        "uniform": float(np.mean(uniform)),
-        "by_load": float(np.mean(by_load)),
+        "uniform": float(uniform),
+        "by_load": float(by_load),
     }
