@@ -18,10 +18,11 @@ from safetensors.numpy import load_file
 from lapinfer.errors import InputError
 from lapinfer.layers import FFF, Dense, MoE
 from lapinfer.layers.soft import activate, leaf_output, node_logits
+from lapinfer.quant.formats import FORMATS as WEIGHT_FORMATS
 
 F32 = np.float32
 DATA = Path(os.environ.get("LAPINFER_DATA", Path(__file__).parents[2] / "shared" / "data"))
-FORMATS = ["f32", "f16", "bf16", "q8", "q4"]
+FORMATS = [name for name, form in WEIGHT_FORMATS.items() if form.row]
 
 
 def random(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
@@ -100,7 +101,7 @@ def test_hard_is_one_leaf(shape: Any, quant: str) -> None:
     leaves, expected = hard(layer, x)
     got = layer(x)
     # 16-bit activations of wide quantized leaves are exact to 2^-15, and so is nothing behind them.
-    near(got, expected, 2e-3 if width >= 32 and quant in ("q8", "q4") else 2e-5)
+    near(got, expected, 2e-3 if width >= 32 and WEIGHT_FORMATS[quant].grouped else 2e-5)
     np.testing.assert_array_equal(layer.leaves(x), leaves)
     np.testing.assert_array_equal(np.concatenate([layer(x[i : i + 1]) for i in range(20)]), got[:20])
     np.testing.assert_array_equal(np.concatenate([layer(x[:3]), layer(x[3:20])]), got[:20])

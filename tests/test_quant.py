@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lapinfer.checkpoint.gguf_file import TYPES
 from lapinfer.errors import CheckpointError
 from lapinfer.quant import BAND
 from lapinfer.quant.blocks import (
@@ -19,10 +25,12 @@ from lapinfer.quant.blocks import (
     unpack_groups,
 )
 from lapinfer.quant.calibrate import feedback_factors, quantize_with_feedback
-from lapinfer.quant.formats import FORMATS, group_format
+from lapinfer.quant.choice import HEADS, MODELS, ROUTERS, matrix_format, narrow_format
+from lapinfer.quant.formats import FORMATS, STORED, group_format
 from lapinfer.quant.formats.bf16 import to_bf16
-from lapinfer.quant.groups import Grouped
+from lapinfer.quant.groups import Grouped, GroupFormat
 from lapinfer.quant.quantize import quantize
+from lapinfer.quant.rows import pack_rows, row_bytes, unpack_rows
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 100))
 
@@ -31,8 +39,11 @@ def random(shape, seed=0, scale=0.05):
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
 
 
+LOOPS = ("f32", "f16", "bf16", "q8", "q6", "mxfp4", "q4_1", "q4")
+
+
 def loop_unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The layout as the package's docstring says it, one weight at a time."""
+    """The layout as docs/formats.md says it, one weight at a time."""
     out = np.zeros(shape, np.float32)
     data, size, head_bytes = packed.tobytes(), FORMATS[format].block_bytes, FORMATS[format].head_bytes
     for R in range(shape[0]):
@@ -76,27 +87,125 @@ def loop_unpack(format: str, packed: np.ndarray, shape: tuple[int, int]) -> np.n
     return out
 
 
+def loop_codes(form: GroupFormat, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Codes as the docstring of lapinfer.quant.groups lays them out, one at a time; uint8."""
+    codes = np.zeros(shape, np.uint8)
+    data, size = packed.tobytes(), form.block_bytes
+    for R in range(shape[0]):
+        place = R // 16 % BAND
+        first = R // 16 - place
+        width = min(BAND, len(packed) - first)
+        for C in range(shape[1]):
+            block = first * packed.shape[1] + width * form.head_bytes + (C // 32 * width + place) * size
+            line, shift = block + size - 64 * sum(form.planes), 0
+            for bits in form.planes:
+                columns = 8 // bits
+                k, i, j = C % 32 // (4 * columns), C % 32 // 4 % columns, C % 4
+                byte = data[line + 64 * k + 4 * (R % 16) + j]
+                codes[R, C] |= (byte >> bits * i & (1 << bits) - 1) << shift
+                line, shift = line + 64 * bits, shift + bits
+    return codes
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @given(shape=shapes, seed=st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
 def test_round_trip_agrees_with_plain_loops(format, shape, seed):
-    weights = random(shape, seed)
+    weights, form = random(shape, seed), FORMATS[format]
     packed = pack(format, weights)
     assert packed.dtype == np.uint8
     assert packed.nbytes == packed_size(format, shape)
     values = unpack(format, packed, shape)
-    np.testing.assert_array_equal(values, loop_unpack(format, packed, shape))
-    if FORMATS[format].grouped:
+    if format in LOOPS:
+        np.testing.assert_array_equal(values, loop_unpack(format, packed, shape))
+    if isinstance(form, GroupFormat):
         grouped = quantize(format, weights)
         np.testing.assert_array_equal(values, grouped.weights())
-        np.testing.assert_array_equal(unpack_groups(format, packed, shape).codes, grouped.codes)
-        # q8: the search may cut 0.9 % off the range, and a float16 scale another 2^-11; 4 bits: a step.
-        # mxfp4: half the largest step, from 4 to 6, or what lies beyond 6 of 8.
-        step = {"q8": 0.0095, "q4_1": 2 / 15, "q4": 2 / 15, "mxfp4": 1 / 4, "q6": 1.2 / 31}[format]
-        step *= np.abs(weights).max()
-        assert np.abs(values - weights).max() <= step
+        unpacked = unpack_groups(format, packed, shape)
+        for one, other in zip(fields(unpacked), fields(grouped), strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(grouped.codes.view(np.uint8), loop_codes(form, packed, shape))
+        assert np.abs(values - weights).max() <= form.max_error * np.abs(weights).max()
     else:
-        np.testing.assert_allclose(values, weights, rtol={"f32": 0, "f16": 2**-11, "bf16": 2**-8}[format], atol=1e-7)
+        np.testing.assert_allclose(values, weights, rtol=form.max_error, atol=1e-7)
+
+
+def fields(groups: Grouped) -> list[np.ndarray]:
+    return [part for part in (groups.codes, groups.scale, groups.minimum, groups.unit) if part is not None]
+
+
+@pytest.mark.parametrize("format", [name for name, form in FORMATS.items() if form.row])
+@pytest.mark.parametrize("columns", [1, 32, 70])
+def test_rows_hold_the_same_numbers_as_blocks(format, columns):
+    weights = random((9, columns))
+    packed = pack_rows(format, weights)
+    assert packed.shape == (9, row_bytes(format, columns))
+    np.testing.assert_array_equal(
+        unpack_rows(format, packed, columns), unpack(format, pack(format, weights), weights.shape)
+    )
+
+
+def test_names_are_listed_without_numpy():
+    code = "import sys; from lapinfer.quant.names import format_names; print(format_names(), 'numpy' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == f"{sorted(FORMATS)} False"
+
+
+def test_what_formats_say_of_others_is_true():
+    assert sorted(MODELS) == sorted(HEADS) == ["large", "small"]
+    assert ROUTERS[0] == "f32"
+    kinds = [kind for form in FORMATS.values() for kind in form.stored_types]
+    assert len(kinds) == len(set(kinds))
+    assert {kind for kind in kinds if isinstance(STORED[kind], GroupFormat)} <= {kind for kind, *_ in TYPES.values()}
+    for name, form in FORMATS.items():
+        assert 0 <= form.id < 256
+        assert FORMATS[narrow_format(name)].row is not None
+        assert not (form.for_routers and form.grouped)
+        assert form.exact_variant is None or FORMATS[form.exact_variant].stored_types
+
+
+@pytest.mark.parametrize(
+    ("quant", "stored", "size", "head", "expected"),
+    [
+        ("auto", {"bf16"}, "small", False, "q8"),
+        ("auto", {"bf16"}, "large", False, "q4"),
+        ("auto", {"bf16"}, "large", True, "q6"),
+        ("auto", set(), "large", False, "q4"),
+        ("auto", {"q8"}, "large", False, "q8"),
+        ("auto", {"q4_1", "q8"}, "large", False, "q8"),
+        ("auto", {"q4_1"}, "small", False, "q4_1"),
+        ("auto", {"q4_1"}, "small", True, "q8"),
+        ("auto", {"mxfp4"}, "small", False, "mxfp4"),
+        ("auto", {"q4_1", None}, "small", False, "q8"),
+        ("q4", {"f32"}, "small", True, "q8"),
+        ("q4", {"f32"}, "large", True, "q6"),
+        ("q4", {"q8"}, "large", True, "q8"),
+        ("q4", {"q4_1"}, "large", False, "q4_1"),
+        ("q4", {"q4_1"}, "large", True, "q6"),
+        ("q4_1", {"f16"}, "large", True, "q6"),
+        ("q6", {"q4_1"}, "large", False, "q6"),
+        ("f16", {"q8"}, "large", True, "f16"),
+    ],
+)
+def test_format_of_a_matrix(quant, stored, size, head, expected):
+    assert matrix_format(quant, stored, size, head=head) == expected
+
+
+def test_tables_of_the_docs_are_true():
+    page = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| (\d+) \|.*\| (float32|int8, groups of 32) \|$", page, re.MULTILINE)
+    assert len(rows) > 7
+    for name, bits, block_bytes, activation in rows:
+        form = FORMATS[name]
+        assert (float(bits), int(block_bytes)) == (form.bits, form.block_bytes), name
+        assert (activation == "float32") == (form.activation == "f32"), name
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (\d bits[^|]*) \| ([^|]+) \|$", page, re.MULTILINE)
+    assert len(rows) > 4
+    for name, scalars, planes, head in rows:
+        form, words = group_format(name), scalars.split(", ")
+        assert ["float16" in word for word in words] == [kind is np.float16 for kind in form.scalars], name
+        assert tuple(map(int, re.findall(r"(\d) bits", planes))) == form.planes, name
+        assert head == ("16 float32 units (64 bytes)" if form.units else "–"), name
 
 
 def test_missing_rows_are_zero():
@@ -178,11 +287,12 @@ def test_important_columns_lose_less():
     assert (error**2).mean() < 0.7 * ((quantize("q4", x).weights() - x)[:, ::8] ** 2).mean()
 
 
-@pytest.mark.parametrize("format", ["q8", "q4_1", "q4"])
+@pytest.mark.parametrize("format", [name for name, form in FORMATS.items() if form.grouped])
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 6e-8, 1e-30, 6e4])
 def test_constant_groups(format, value):
     x = np.full((3, 40), value, np.float32)
-    np.testing.assert_allclose(quantize(format, x).weights(), x, rtol=0.001, atol=6e-8)
+    rtol = FORMATS[format].max_error if format == "mxfp4" else 0.001  # a power of two and few values, or any scale
+    np.testing.assert_allclose(quantize(format, x).weights(), x, rtol=rtol, atol=6e-8)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -194,7 +304,7 @@ def test_weights_that_are_not_finite_are_refused_by_row(format, bad):
         pack(format, x)
 
 
-@pytest.mark.parametrize("format", ["f16", "q8", "q4_1", "q4"])
+@pytest.mark.parametrize("format", ["f16", *(name for name, form in FORMATS.items() if form.grouped)])
 def test_weights_beyond_float16_are_refused_by_row(format):
     x = random((40, 64))
     x[31, 5] = 1e6

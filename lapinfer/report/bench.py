@@ -155,7 +155,7 @@ def of_shapes(size: str, quant: str) -> dict[str, Open]:
     def opener(kind: str) -> Open:
         def open_model(threads: int | None, ctx: int) -> Model:
             limits = Limits(ctx, step=min(CHUNK, ctx), threads=threads or default_threads())
-            return shape_model(size, kind, "q4" if quant == "auto" else quant, limits)
+            return shape_model(size, kind, quant, limits)
 
         return open_model
 

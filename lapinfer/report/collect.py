@@ -133,9 +133,8 @@ def _load(
 ) -> LanguageModel:
     if kind is None:
         return load(name, quant=options.quant, threads=threads, ctx=ctx, slots=slots, progress=say)
-    quant = "q4" if options.quant == "auto" else options.quant
     step = max(min(CHUNK, ctx), slots)
-    return LanguageModel(shape_model(name, kind, quant, Limits(ctx, slots, step, threads, wanted=slots)))
+    return LanguageModel(shape_model(name, kind, options.quant, Limits(ctx, slots, step, threads, wanted=slots)))
 
 
 PAGES = (".html", ".htm")

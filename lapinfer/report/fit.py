@@ -9,7 +9,7 @@ from typing import Any
 from lapinfer import machine
 from lapinfer.machine import available_memory
 from lapinfer.packing.pack import choose_formats
-from lapinfer.quant.choice import Stored
+from lapinfer.quant.choice import MODELS, Stored
 from lapinfer.report.costs import main_format
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import KVName, cache_bytes
@@ -17,7 +17,7 @@ from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
 
-QUANTS = ("q4", "q8", "f16")
+QUANTS = (MODELS["large"], MODELS["small"], "f16")
 PROCESS_BYTES = 210_000_000
 """Python, NumPy, the compiled kernels and the buffers of a step, as measured with small models."""
 OP_SECONDS = 9e-6

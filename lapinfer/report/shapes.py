@@ -12,7 +12,7 @@ from typing import Final
 from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.machine import available_memory
 from lapinfer.model import Model
-from lapinfer.quant.choice import head_format
+from lapinfer.quant.choice import AUTO, MODELS, ROUTERS, head_format
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.ops import Limits
@@ -74,10 +74,11 @@ def shape_spec(size: str, kind: str) -> ModelSpec:
 
 
 def shape_formats(spec: ModelSpec, quant: str) -> dict[str, str]:
-    """As a model of this size is packed: routers in float32, the head finer."""
+    """As a large model is packed: routers in float32, a finer head."""
+    quant = MODELS["large"] if quant == AUTO else quant
     head = head_format(quant, set(), "large")
     matrices = (name for name in tensors(spec) if is_matrix(name))
-    return {name: "f32" if is_router(name) else head if name == "embed" else quant for name in matrices}
+    return {name: ROUTERS[0] if is_router(name) else head if name == "embed" else quant for name in matrices}
 
 
 def shape_model(size: str, kind: str, quant: str, limits: Limits) -> Model:
