@@ -28,6 +28,7 @@ from lapinfer import __version__
 from lapinfer.loading import load_model
 from lapinfer.machine import cpu_name, default_threads
 from lapinfer.model import Model
+from lapinfer.options import LoadOptions
 from lapinfer.report.bandwidth import thread_scaling
 from lapinfer.runtime.pace import Pace
 
@@ -114,7 +115,7 @@ def main() -> None:
     results = []
     for name in options.models:
         load = {"quant": options.quant, "ctx": options.prompt + options.tokens}
-        models = load_model(name, **load), load_model(name, threads=1, **load)
+        models = load_model(name, LoadOptions(**load)), load_model(name, LoadOptions(threads=1, **load))
         for model in models:
             model.prefill(np.arange(options.prompt) % model.spec.vocab)
         for told in options.only or NEIGHBOURS:

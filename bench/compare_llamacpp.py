@@ -219,10 +219,11 @@ class Ours:
 
     def __init__(self, source: Path, variant: str, threads: int):
         from lapinfer.loading import load_model
+        from lapinfer.options import LoadOptions
 
         quant, _, activations = variant.partition("+")
         self.model = load_model(
-            source, quant=quant, threads=threads, ctx=PROMPT + ANSWER, activations=activations or "auto"
+            source, LoadOptions(quant=quant, threads=threads, ctx=PROMPT + ANSWER, activations=activations or "auto")
         )
 
     def measure(self, ids: np.ndarray) -> dict[str, float]:

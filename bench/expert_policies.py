@@ -25,9 +25,10 @@ SHARES = (0.25, 0.5, 0.75)
 def accesses(model: str, text: Path, tokens: int) -> tuple[list[list[int]], int]:
     """For each token and layer, the experts chosen (numbered over all layers); and how many experts there are."""
     from lapinfer.loading import load_model
+    from lapinfer.options import LoadOptions
     from lapinfer.text.tokenizer import Tokenizer
 
-    loaded = load_model(model, ctx=512)
+    loaded = load_model(model, LoadOptions(ctx=512))
     assert loaded.folder is not None
     tokenizer = Tokenizer.from_folder(loaded.folder)
     assert tokenizer is not None

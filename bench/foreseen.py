@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lapinfer.machine import description
 from lapinfer.report.fit import decode_seconds
+from lapinfer.report.random_weights import shape_model
 from lapinfer.report.roofline import weights_bandwidth
-from lapinfer.report.shapes import KINDS, shape_model
+from lapinfer.report.shapes import KINDS
 from lapinfer.runtime.ops import Limits
 
 START, TOKENS = 100, 40

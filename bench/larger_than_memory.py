@@ -85,13 +85,16 @@ def child(args: argparse.Namespace) -> None:
             return int(np.ctypeslib.as_array(logits, (vocab,)).argmax())
     else:
         from lapinfer.loading import load_model
+        from lapinfer.options import LoadOptions
 
         policy = args.child
         began = time.perf_counter()
         bounded = {} if policy == "unlimited" else {"policy": policy}
         if policy not in ("unlimited", "system"):
             bounded["memory"] = args.limit
-        ours = load_model(args.packed, threads=args.threads, ctx=PROMPT + args.tokens, activations="q8", **bounded)  # type: ignore[arg-type]
+        ours = load_model(
+            args.packed, LoadOptions(threads=args.threads, ctx=PROMPT + args.tokens, activations="q8", **bounded)
+        )  # type: ignore[arg-type]
         at = 0
 
         def run(ids: list[int]) -> int:

@@ -29,10 +29,11 @@ SPREAD = 0.02
 def activations(model: str, text: Path, tokens: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Of each layer: inputs of the feed-forward [T, D], and its hidden values [T, F]."""
     from lapinfer.loading import load_model
+    from lapinfer.options import LoadOptions
     from lapinfer.runtime.trace import traced
     from lapinfer.text.tokenizer import Tokenizer
 
-    loaded = load_model(model, quant="f32", ctx=512)
+    loaded = load_model(model, LoadOptions(quant="f32", ctx=512))
     assert loaded.folder is not None
     tokenizer = Tokenizer.from_folder(loaded.folder)
     assert tokenizer is not None

@@ -10,16 +10,12 @@ import numpy as np
 
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.errors import DoesNotFitError, InputError
-from lapinfer.kernels.operands import POLICIES
 from lapinfer.machine import resident_bytes
 from lapinfer.model import Model
 from lapinfer.packing.memory import aligned_copy
 from lapinfer.packing.packed import PackedFile
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec
-
-SYSTEM = "system"
-"""The policy that leaves it to the system's page cache which experts are in memory."""
 
 MARGIN = 24_000_000
 """Bytes left for what Python allocates while it runs: tokenizer state, texts, reports."""
@@ -71,17 +67,6 @@ class Kept:
         return self._weights.file_offset(bank)
 
 
-def check_policy(policy: str, memory: float | None) -> None:
-    """InputError for an unknown policy, and for a bound together with the policy that bounds nothing."""
-    if policy not in (*POLICIES, SYSTEM):
-        raise InputError(f"policy {policy!r} is not known, expected one of {', '.join((*POLICIES, SYSTEM))}")
-    if policy == SYSTEM and memory is not None:
-        raise InputError(
-            f"policy {SYSTEM} bounds nothing, which contradicts --memory: leave out --memory, or choose the policy "
-            f"{', '.join(POLICIES[:-1])} or {POLICIES[-1]}"
-        )
-
-
 def bounded_model(
     spec: ModelSpec, weights: PackedFile, limits: Limits, memory: float, policy: str, **options: Any
 ) -> Model:
@@ -94,8 +79,6 @@ def bounded_model(
         raise InputError(NO_EXPERTS)
     if any(ff.narrow for ff in routed):
         raise InputError(NARROW)
-    if not 0 < memory < 1e6:
-        raise InputError(f"memory: expected a number of GB above 0, got {memory:g}")
     bound = int(memory * 1e9)
     banks = {i: weights.tensor(f"layers.{i}.experts") for i, _ in enumerate_routed(spec)}
     shared = sum(ff.shared * banks[i].shape[1] for i, ff in enumerate_routed(spec))

@@ -1,4 +1,4 @@
-"""From a name to a model that can run: find it, pack it once, check that it fits, build it."""
+"""From a name to a model that can run: find it, pack it once, read its spec, check that it fits, build it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lapinfer.bounded import SYSTEM, bounded_model, check_policy, mapped_model
+from lapinfer.bounded import bounded_model, mapped_model
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_models
 from lapinfer.checkpoint.hub import resolve
@@ -18,13 +18,14 @@ from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.families import spec_from_config
 from lapinfer.machine import available_memory, default_threads
 from lapinfer.model import Model
+from lapinfer.options import SYSTEM, LoadOptions
 from lapinfer.packing.entries import packed_rows
 from lapinfer.packing.pack import pack_checkpoint, packed_copy
 from lapinfer.packing.packed import PackedFile
-from lapinfer.quant.choice import AUTO, FED_BACK, QUANTS, SMALL
+from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.sizes import context_bytes
-from lapinfer.runtime.kv import DTYPES, cache_bytes
+from lapinfer.runtime.kv import cache_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec, RouterSpec
 from lapinfer.tensors import is_matrix, is_router, tensors
@@ -36,84 +37,79 @@ DEFAULT_CTX = 4096
 CHUNK = 512
 """Tokens of a prompt that a step takes at most."""
 OR_ON_DISK = ", or leave experts on disk with --memory GB"
-MOST_THREADS = 256
-"""More than any laptop has: thousands would bring the computer to a halt."""
 
 
 def load_model(
-    path_or_name: str | Path,
-    *,
-    quant: str = "auto",
-    threads: int | None = None,
-    ctx: int | None = None,
-    slots: int = 1,
-    kv: str = "f16",
-    activations: str = "auto",
-    experts: int | None = None,
-    memory: float | None = None,
-    policy: str = "lrfu",
-    progress: Progress | None = None,
+    path_or_name: str | Path, options: LoadOptions | None = None, *, progress: Progress | None = None
 ) -> Model:
     """Load a checkpoint folder, packed folder, .gguf file or hub name; packs the weights the first time.
 
-    ctx: positions a slot holds, by default what the model was trained for, at most 4,096. activations: what q8 and
-    q4 weights are multiplied with, q8 (int8) or q16 (two int8 a number: no loss to speak of, and prompts take up to
-    twice as long); auto is q16 for small models, which are quick anyway and lose most. experts: how many a token gets,
-    instead of the number that the model was trained with. memory: GB (10^9 bytes) that this process may take, all
-    included, for a mixture of experts that is larger: some experts are kept, the others read when they are chosen;
-    policy says which are kept: lru, lfu or lrfu (both); without memory also system, which leaves that to the system's
-    page cache and bounds nothing. InputError for options out of range, CheckpointError for bad files, DoesNotFitError
-    when memory or disk is too small.
+    InputError for options that the model cannot have, CheckpointError for bad files, DoesNotFitError when memory or
+    disk is too small.
     """
-    say = progress or (lambda *args: None)
-    threads = default_threads() if threads is None else threads
-    for what, value in (("threads", threads), ("slots", slots), ("ctx", 1 if ctx is None else ctx)):
-        if value < 1:
-            raise InputError(f"{what}: expected a number from 1, got {value}")
-    if threads > MOST_THREADS:
-        raise InputError(f"threads: expected at most {MOST_THREADS}, got {threads}")
-    if kv not in DTYPES:
-        raise InputError(f"kv {kv!r} is not known, expected one of {', '.join(DTYPES)}")
-    if activations not in ("auto", "q8", "q16"):
-        raise InputError(f"activations {activations!r} is not known, expected auto, q8 or q16")
-    if quant not in QUANTS:
-        raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
-    check_policy(policy, memory)
-    if threads > (processors := os.cpu_count() or threads):
-        say(f"note: {threads} threads on {processors} processors will wait for each other")
+    options, say = options or LoadOptions(), progress or (lambda *args: None)
     began = time.perf_counter()
-    found = resolve(path_or_name)
-    folder = found if isinstance(found, Path) else packed_copy(found, quant, packed_models(), _packing(say))
+    folder, is_copy = _packed_folder(path_or_name, options.quant, say)
     pack_s = time.perf_counter() - began
-    if isinstance(found, Path) and quant not in ("auto", PackedFile(folder).metadata.get("quant")):
-        raise InputError(f"{found} is already packed as {PackedFile(folder).metadata.get('quant')}, not as {quant}")
+    spec, weights = _read_packed(folder, is_copy)
+    if options.experts is not None:
+        spec = with_experts(spec, options.experts)
+    limits = _limits(spec, options)
+    if limits.threads > (processors := os.cpu_count() or limits.threads):
+        say(f"note: {limits.threads} threads on {processors} processors will wait for each other")
+    about = {"name": str(path_or_name), "folder": folder, "notice": say}
+    if options.policy == SYSTEM:
+        model = mapped_model(spec, weights, limits, **about)
+    elif options.memory is not None:
+        model = bounded_model(spec, weights, limits, options.memory, options.policy, **about)
+    else:
+        check_memory(weights, spec, limits)
+        model = Model(spec, weights, limits, **about)
+    model.pack_s = pack_s
+    model.load_s = time.perf_counter() - began - pack_s - model.compile_s
+    return model
+
+
+def _packed_folder(path_or_name: str | Path, quant: str, say: Progress) -> tuple[Path, bool]:
+    """The folder of the packed weights, and whether it is our copy of a checkpoint, which is made now if need be."""
+    source = resolve(path_or_name)
+    if not isinstance(source, Path):
+        return packed_copy(source, quant, packed_models(), _packing(say)), True
+    stored = PackedFile(source).metadata.get("quant")
+    if quant not in ("auto", stored):
+        raise InputError(f"{source} is already packed as {stored}, not as {quant}")
+    return source, False
+
+
+def _read_packed(folder: Path, is_copy: bool) -> tuple[ModelSpec, PackedFile]:
+    """The spec and the weights of a packed folder, which agree; CheckpointError when they do not."""
     try:
         spec = spec_from_config(read_json(folder / "config.json"), str(folder / "config.json"))
         weights = PackedFile(folder)
         check_packed(weights, spec)
     except CheckpointError as error:
-        if isinstance(found, Path):
+        if not is_copy:
             raise
         raise CheckpointError(f"{error} (a packed copy: delete {folder}, and it is packed again)") from error
-    spec = spec if experts is None else with_experts(spec, experts)
-    ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
+    return spec, weights
+
+
+def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:
+    """What buffers are allocated for; InputError for a context that the model cannot have."""
+    ctx = default_ctx(spec) if options.ctx is None else options.ctx
     if spec.positions and ctx > spec.positions:
         raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
+    activations = options.activations
     if activations == "auto":
-        activations = "q16" if sum(math.prod(shape) for shape in tensors(spec).values()) < SMALL else "q8"
-    # A chunk longer than the context would never be filled.
-    limits = Limits(ctx, slots, min(CHUNK, max(ctx, 1)), threads, kv, activations)  # type: ignore[arg-type]
-    options = {"name": str(path_or_name), "folder": folder, "notice": say}
-    if policy == SYSTEM:
-        model = mapped_model(spec, weights, limits, **options)
-    elif memory is not None:
-        model = bounded_model(spec, weights, limits, memory, policy, **options)
-    else:
-        check_memory(weights, spec, limits)
-        model = Model(spec, weights, limits, **options)
-    model.pack_s = pack_s
-    model.load_s = time.perf_counter() - began - pack_s - model.compile_s
-    return model
+        activations = "q16" if sum(map(math.prod, tensors(spec).values())) < SMALL else "q8"
+    threads = default_threads() if options.threads is None else options.threads
+    step = min(CHUNK, ctx)  # a longer chunk than the context would never be filled
+    return Limits(ctx, options.slots, step, threads, options.kv, activations)  # type: ignore[arg-type]
+
+
+def default_ctx(spec: ModelSpec) -> int:
+    """Positions of the context where none are asked for: the model's own, at most 4,096."""
+    return min(spec.context, DEFAULT_CTX)
 
 
 def check_packed(weights: PackedFile, spec: ModelSpec) -> None:

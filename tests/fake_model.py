@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,8 +155,8 @@ def install(monkeypatch, make, slow_load=0.0):
     """Put a fake engine, hub and doctor in the place of the real ones; returns the list of what they were asked."""
     asked = []
 
-    def load_model(name, *, progress, **options):
-        asked.append((name, options))
+    def load_model(name, options, *, progress):
+        asked.append((name, asdict(options)))
         if slow_load:
             print("loading", file=sys.stderr, flush=True)
             time.sleep(slow_load)

@@ -16,6 +16,7 @@ from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert, load_model
 from lapinfer.model import Model
+from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.packing.packed import PackedFile
 from lapinfer.quant import ROWS
@@ -50,7 +51,7 @@ def write(folder: Path, case: str = "llama-plain", tokenizer: bool = True) -> Pa
 
 def packed(folder: Path, format: str, activations: str = "q8") -> Model:
     target = pack_checkpoint(FolderCheckpoint(folder), folder.parent / f"{folder.name}-{format}", format)
-    return load_model(target, threads=2, activations=activations)
+    return load_model(target, LoadOptions(threads=2, activations=activations))
 
 
 def matrix(file: PackedFile, name: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from lapinfer.errors import CheckpointError, InputError, UnsupportedError
 from lapinfer.families import spec_from_config
 from lapinfer.families.fff import KEYS
 from lapinfer.loading import load_model
+from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.explain import explain
 from lapinfer.report.info import info
@@ -114,7 +115,7 @@ def test_models_compute_what_the_oracle_does(name: str, tmp_path: Path) -> None:
     routed: dict[int, np.ndarray] = {}
     expected = reference.forward(spec, weights, ids, routed=routed)
     assert distance(run(folder, ids), expected) < 1e-4
-    model = load_model(tmp_path / "packed", kv="f32", ctx=30, threads=1)
+    model = load_model(tmp_path / "packed", LoadOptions(kv="f32", ctx=30, threads=1))
     model.prefill(ids)
     for layer, chosen in model.chosen_experts.items():
         k = routed[layer].shape[1]
@@ -131,7 +132,7 @@ def test_every_format_is_packed_and_runs(quant: str, tmp_path: Path) -> None:
     spec = spec_from_config(json.loads((folder / "config.json").read_text()), quant)
     expected = reference.forward(spec, reference.load_weights(folder, spec), ids)
     packed = pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", quant)
-    model = load_model(packed, kv="f32", threads=2, activations="q16")
+    model = load_model(packed, LoadOptions(kv="f32", threads=2, activations="q16"))
     assert model.weights.format("layers.0.nodes") == "f32"
     assert model.weights.format("layers.0.leaves.inward") == quant
     got = model.forward(ids)
@@ -144,7 +145,7 @@ def test_every_format_is_packed_and_runs(quant: str, tmp_path: Path) -> None:
 
 def test_telemetry_knows_leaves_and_decisions(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", CASES["plain"])
-    model = load_model(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"), threads=1)
+    model = load_model(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"), LoadOptions(threads=1))
     model.routing = Routing(model.spec)
     ids = tiny.prompt(V, 40)
     model.prefill(ids)
@@ -290,6 +291,6 @@ def test_options_that_trees_have_not(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", CASES["plain"])
     packed = pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "q8")
     with pytest.raises(InputError, match="a leaf of a tree is one, and always one"):
-        load_model(packed, experts=2)
+        load_model(packed, LoadOptions(experts=2))
     with pytest.raises(InputError, match="leaves of a few neurons"):
-        load_model(packed, memory=1.0)
+        load_model(packed, LoadOptions(memory=1.0))

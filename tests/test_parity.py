@@ -16,6 +16,7 @@ from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.model import Model
+from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.packing.packed import PackedFile
 from lapinfer.runtime.ops import Limits
@@ -55,7 +56,7 @@ def write_folder(folder: Path, config: dict[str, Any], stored: dict[str, np.ndar
 def run(folder: Path, ids: list[int]) -> np.ndarray:
     """Logits [T, V] of the engine for a Hugging Face folder."""
     packed = pack_checkpoint(FolderCheckpoint(folder), folder.parent / "packed", "f32")
-    model = load_model(packed, kv="f32", ctx=len(ids), threads=2)
+    model = load_model(packed, LoadOptions(kv="f32", ctx=len(ids), threads=2))
     try:
         return model.forward(ids)
     finally:

@@ -28,6 +28,7 @@ from lapinfer.families import spec_from_config
 from lapinfer.kernels.operands import POLICIES
 from lapinfer.loading import load_model
 from lapinfer.model import Model
+from lapinfer.options import LoadOptions
 from lapinfer.packing.entries import BankEntry, packed_entries
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.packing.packed import PackedFile
@@ -260,16 +261,16 @@ def test_a_smaller_bound_leaves_fewer_slots_and_shorter_steps(folder: Path) -> N
     source = packed(name, folder).path.parent
     E, k, _ = sizes(spec_of(name))
     ids = tiny.prompt(101)
-    resident = load_model(source, threads=2, ctx=64)
+    resident = load_model(source, LoadOptions(threads=2, ctx=64))
     expected = decoded(resident, ids)
     resident.close()
-    bounded = load_model(source, threads=2, ctx=64, memory=4)
+    bounded = load_model(source, LoadOptions(threads=2, ctx=64, memory=4))
     assert bounded.pool is not None
     assert bounded.max_step == 64
     np.testing.assert_array_equal(decoded(bounded, ids), expected)
     bounded.close()
     for slots in (E - 1, k):
-        model = load_model(source, threads=2, ctx=64, memory=4)
+        model = load_model(source, LoadOptions(threads=2, ctx=64, memory=4))
         assert model.pool is not None
         model.pool.shrink(slots)
         model.max_step = max(slots // k, 1)
@@ -350,6 +351,7 @@ import json, re, sys
 import numpy as np
 from lapinfer.errors import DoesNotFitError
 from lapinfer.loading import load_model
+from lapinfer.options import LoadOptions
 
 def peak():
     with open("/proc/self/status") as file:
@@ -357,13 +359,13 @@ def peak():
 
 options = {"threads": 2, "ctx": 512, "kv": "f32"}
 try:
-    load_model(sys.argv[1], memory=0.01, **options)
+    load_model(sys.argv[1], LoadOptions(memory=0.01, **options))
 except DoesNotFitError as error:
     least = float(re.search(r"needs at least ([0-9.]+) GB", str(error)).group(1))
 with open("/proc/self/clear_refs", "w") as file:  # a first run compiles kernels, which takes more
     file.write("5")
 memory = least + float(sys.argv[2])
-model = load_model(sys.argv[1], memory=memory, **options)
+model = load_model(sys.argv[1], LoadOptions(memory=memory, **options))
 ids = np.random.default_rng(0).integers(0, 300, 400)
 model.prefill(ids)
 for i in range(60):

@@ -21,13 +21,15 @@ from lapinfer import machine
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
+from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.packing.packed import PackedFile
 from lapinfer.quant.formats import FORMATS
 from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.explain import explain
-from lapinfer.report.shapes import KINDS, SIZES, shape_model, shape_spec
+from lapinfer.report.random_weights import shape_model
+from lapinfer.report.shapes import KINDS, SIZES, shape_spec
 from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.meter import Meter
@@ -113,7 +115,7 @@ def test_explain(folder: Path, analyze: bool, monkeypatch: pytest.MonkeyPatch) -
     measured = roofline.Roofline(2, {2: 1e10}, {"int8": 1e11, "float32": 1e10})
     monkeypatch.setattr(roofline, "measure", lambda threads, **options: measured)
     monkeypatch.setattr(roofline, "weights_bandwidth", lambda format, threads: 9e9)
-    model = load_model(packings("gemma2-options", folder)[1]["q4"].path.parent, ctx=40, threads=2)
+    model = load_model(packings("gemma2-options", folder)[1]["q4"].path.parent, LoadOptions(ctx=40, threads=2))
     try:
         before = model.usage.totals()
         text = explain(model, analyze)

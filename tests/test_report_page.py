@@ -21,15 +21,18 @@ from fake_model import byte_tokenizer_folder
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from lapinfer.checkpoint import shipped
 from lapinfer.cli import app
 from lapinfer.errors import InputError
 from lapinfer.families import spec_from_config
+from lapinfer.options import LoadOptions
 from lapinfer.report import collect, drawing, measure, roofline, whatif
 from lapinfer.report.measured import Machine, Report, to_json
 from lapinfer.report.page import page
 from lapinfer.report.page_whatif import SCRIPT
+from lapinfer.report.random_weights import shape_formats
 from lapinfer.report.roofline import Roofline
-from lapinfer.report.shapes import Size, shape_formats, shape_spec
+from lapinfer.report.shapes import Size, shape_spec
 from lapinfer.report.whatif import Settings, stored, terms, touched
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
@@ -82,7 +85,9 @@ def text() -> str:
 @pytest.fixture
 def report(folders: dict[str, Path], text: str) -> Report:
     names = [str(folders[kind]) for kind in KINDS]
-    return collect.collect(names, options=collect.Options(threads=1, context=32, text=text, source="a text"))
+    return collect.collect(
+        names, options=collect.Options(LoadOptions(threads=1), context=32, text=text, source="a text")
+    )
 
 
 def invoke(*arguments: object) -> Any:
@@ -126,7 +131,7 @@ def test_json_holds_all_that_was_measured(report: Report) -> None:
 
 
 def test_random_shapes_have_no_perplexity() -> None:
-    found = collect.collect([], ["100m"], collect.Options(threads=1, context=16))
+    found = collect.collect([], ["100m"], collect.Options(LoadOptions(threads=1), context=16))
     assert [m.name for m in found.models] == ["100m-dense", "100m-dense-active", "100m-moe", "100m-fff"]
     assert {(m.ppl, m.unscored, m.text) for m in found.models} == {(None, "random weights", "random")}
     assert "real costs and no quality" in page(found)
@@ -178,7 +183,7 @@ def test_a_page_of_one_dense_model(report: Report) -> None:
 
 def test_many_experts_share_cells(monkeypatch: pytest.MonkeyPatch, report: Report, folders: dict[str, Path]) -> None:
     monkeypatch.setattr(measure, "MOST_CELLS", 3)
-    found = collect.collect([str(folders["fff"])], options=collect.Options(threads=1, context=32))
+    found = collect.collect([str(folders["fff"])], options=collect.Options(LoadOptions(threads=1), context=32))
     routed = found.models[0].routed
     assert routed is not None
     assert (routed.merged, len(routed.load[0])) == (3, 3)
@@ -321,7 +326,7 @@ def test_nothing_is_written_when_nothing_was_measured(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "shipped_model", lambda name: None)
+    monkeypatch.setattr(shipped, "shipped_model", lambda name: None)
     (tmp_path / "file").write_text("")
 
     def fails(message: str, *arguments: object, code: int = 1) -> None:
@@ -348,7 +353,7 @@ def test_matplotlib_is_imported_for_pictures_alone() -> None:
 
 
 def test_an_empty_text_is_refused(folders: dict[str, Path]) -> None:
-    found = collect.collect([str(folders["dense"])], options=collect.Options(threads=1, context=64))
+    found = collect.collect([str(folders["dense"])], options=collect.Options(LoadOptions(threads=1), context=64))
     assert found.text == "the package's passage.txt"
     with pytest.raises(InputError, match="empty"):
         measure._ids(_FakeText(), "")  # type: ignore[arg-type]

@@ -359,7 +359,7 @@ def test_perplexity_tells_what_fewer_experts_cost(folder, tmp_path, monkeypatch)
     asked = install(monkeypatch, make)
     lines = invoke("perplexity", "x", text, "-c", 32, "--experts", 1).stdout.splitlines()
     assert [options["experts"] for _, options in asked] == [1, None]
-    assert lines[0] == "1 experts a token; the reference is the model with its own 2"
+    assert lines[0] == "1 experts per token; the reference is the model with its own 2"
     asked.clear()
     value = json.loads(invoke("perplexity", "x", text, "-c", 32, "--experts", 1, "--json").stdout)
     assert (value["experts"], value["reference_experts"]) == (1, 2)

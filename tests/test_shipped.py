@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lapinfer.checkpoint import hub
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.loading import load_model
+from lapinfer.options import LoadOptions
 from lapinfer.runtime.predict import predict_bytes
 from lapinfer.tensors import is_matrix, tensors
 from lapinfer.text.language_model import load
@@ -80,7 +81,7 @@ def test_predicted_bytes_are_metered_ones(name, quant, kv, batch, prompt, seed):
 
 @cache
 def loaded(name, quant, kv):
-    return load_model(name, quant=quant, kv=kv, ctx=64, slots=3, threads=2)
+    return load_model(name, LoadOptions(quant=quant, kv=kv, ctx=64, slots=3, threads=2))
 
 
 def check_step(model, formats, kv, ids, slots, positions):

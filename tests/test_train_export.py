@@ -16,6 +16,7 @@ from test_parity import distance, run
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import load_model
+from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.perplexity import perplexity as engine_perplexity
 from lapinfer.text.language_model import from_model
@@ -113,7 +114,7 @@ def test_a_trained_model_runs_with_the_perplexity_that_was_measured(kind: str, t
     texts = [training_runs.text()]
     result = train(config, texts, tmp_path / "run")
     packed = pack_checkpoint(FolderCheckpoint(result.checkpoint), tmp_path / "packed", "f32")
-    with from_model(load_model(packed, kv="f32", threads=1)) as model:
+    with from_model(load_model(packed, LoadOptions(kv="f32", threads=1))) as model:
         assert model.tokenizer is not None
         assert model.tokenizer.eos_ids == {0}
         *_, found = engine_perplexity(model, split(texts, config.training.validation)[1], ctx=32)

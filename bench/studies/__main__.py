@@ -6,16 +6,14 @@ from typing import Annotated
 import typer
 
 from bench.studies import STUDIES
-from lapinfer.cli import Json, Verbose, _Commands, _note, _print_json, _Progress
+from lapinfer.cli.console import Progress, note, print_json
+from lapinfer.cli.failures import application
+from lapinfer.cli.options import Json, Verbose
 from lapinfer.errors import InputError
 
-app = typer.Typer(
-    cls=_Commands,
-    help="Look at claims about experts and trees by many small trainings (extra `train`); see docs/studies.md.",
-    no_args_is_help=True,
+app = application(
+    "Look at claims about experts and trees by many small trainings (extra `train`); see docs/studies.md.",
     add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -39,10 +37,10 @@ def add_command(name: str) -> None:
         except ImportError as error:
             raise InputError(str(error)) from error
         found = find_study(name)
-        with _Progress() as progress:
+        with Progress() as progress:
             summary = run_study(found, Setting(tuple(data), seeds, quick), output, jobs=jobs, progress=progress)
-        _print_json(summary) if json else print(found.text(summary))
-        _note(f"wrote {output / name}.json, .md, .svg")
+        print_json(summary) if json else print(found.text(summary))
+        note(f"wrote {output / name}.json, .md, .svg")
 
 
 for each in STUDIES:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from lapinfer.errors import InputError
+
 SHIPPED: Final = ("austen-dense", "austen-dense-active", "austen-moe", "austen-fff")
 """Siblings that differ in their feed-forwards: dense, dense of what a token computes in the others, experts, trees."""
 
@@ -20,6 +22,15 @@ def shipped_model(name: str) -> Path | None:
         if (weights / name / "config.json").is_file():
             return weights / name
     return None
+
+
+def installed_models() -> list[str]:
+    """Names of the shipped models; InputError when this installation has none of them."""
+    if names := [name for name in SHIPPED if shipped_model(name) is not None]:
+        return names
+    raise InputError(
+        f"no models are named, and those that come with the package ({', '.join(SHIPPED)}) are not there; name some"
+    )
 
 
 def card_figures(name: str) -> dict[str, Any] | None:

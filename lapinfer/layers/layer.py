@@ -11,6 +11,7 @@ import numpy as np
 from lapinfer.errors import InputError
 from lapinfer.kernels.operands import ACTIVATIONS, PROBLEM, STEP, STORE
 from lapinfer.machine import default_threads
+from lapinfer.options import MOST_THREADS
 from lapinfer.packing.entries import PackedEntry, pack_matrix
 from lapinfer.packing.memory import MemoryWeights
 from lapinfer.quant.choice import ROUTERS, narrow_format
@@ -30,8 +31,6 @@ from lapinfer.tensors import feed_forward_tensors, is_matrix, is_router, is_row_
 Array = np.ndarray
 P = "layers.0."
 """What the names of a layer's tensors begin with, as in a model of one layer."""
-
-MOST_THREADS = 256
 
 
 def packed_weights(arrays: Mapping[str, Array], formats: Mapping[str, str]) -> MemoryWeights:

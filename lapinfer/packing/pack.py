@@ -34,6 +34,7 @@ from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.machine import default_threads
 from lapinfer.model import Model
+from lapinfer.options import QUANT
 from lapinfer.packing.assembly import Assembler
 from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, packed_rows
 from lapinfer.packing.packed import PackedFile
@@ -41,7 +42,7 @@ from lapinfer.packing.writer import PackedWriter
 from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.quant.calibrate import feedback_factors, quantize_with_feedback
-from lapinfer.quant.choice import FED_BACK, QUANTS, Stored, matrix_format, model_size, narrow_format, router_format
+from lapinfer.quant.choice import FED_BACK, Stored, matrix_format, model_size, narrow_format, router_format
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.groups import joined
 from lapinfer.quant.rows import pack_rows
@@ -64,8 +65,7 @@ BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 
 def choose_formats(spec: ModelSpec, quant: str, stored_of: Callable[[str], Stored]) -> dict[str, str]:
     """The format of each matrix. stored_of: the formats that a matrix is made of in the checkpoint."""
-    if quant not in QUANTS:
-        raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(QUANTS)}")
+    QUANT.check("quant", quant)
     matrices = {name: shape for name, shape in tensors(spec).items() if is_matrix(name)}
     size = model_size(sum(prod(shape) for shape in matrices.values()))
     formats: dict[str, str] = {}

@@ -10,8 +10,6 @@ from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.groups import FeedbackFormat
 
 AUTO: Final = "auto"
-QUANTS: Final = (AUTO, *FORMATS)
-"""What users may ask for."""
 
 SMALL: Final = 400_000_000
 """Models of fewer weights are small: they are fast anyway, and 4 bits cost them more."""

@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from math import prod
@@ -26,6 +26,7 @@ from lapinfer import __version__
 from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import InputError, LapinferError
 from lapinfer.machine import cpu_name, default_threads, major_faults, peak_resident_bytes
+from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
 from lapinfer.report.costs import arithmetic, formats_of, main_format
 from lapinfer.runtime.ops import Limits
@@ -136,19 +137,20 @@ Open = Callable[[int | None, int], "Model"]
 """A model for (threads or None for all, positions)."""
 
 
-def of_names(names: Sequence[str], progress: Progress | None = None, **options: Any) -> dict[str, Open]:
-    """Models by name; options as of `load_model`."""
+def of_names(names: Sequence[str], options: LoadOptions, progress: Progress | None = None) -> dict[str, Open]:
+    """Models by name; their threads and context are those that a test asks for."""
     from lapinfer.loading import load_model
 
     def opener(name: str) -> Open:
-        return lambda threads, ctx: load_model(name, threads=threads, ctx=ctx, progress=progress, **options)
+        return lambda threads, ctx: load_model(name, replace(options, threads=threads, ctx=ctx), progress=progress)
 
     return {name: opener(name) for name in names}
 
 
 def of_shapes(size: str, quant: str) -> dict[str, Open]:
     """The dense and the routed models of a size, with random weights."""
-    from lapinfer.report.shapes import KINDS, shape_model, shape_spec
+    from lapinfer.report.random_weights import shape_model
+    from lapinfer.report.shapes import KINDS, shape_spec
 
     shape_spec(size, KINDS[0])  # an unknown size
 

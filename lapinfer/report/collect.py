@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from importlib.util import find_spec
@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer import machine
-from lapinfer.checkpoint.shipped import SHIPPED, card_figures, shipped_model
+from lapinfer.checkpoint.shipped import card_figures, installed_models
 from lapinfer.errors import InputError, LapinferError
-from lapinfer.loading import CHUNK, MOST_THREADS
+from lapinfer.loading import CHUNK
+from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
 from lapinfer.report.measure import BATCH_CONTEXT, BATCHES, measure_batches, measure_model
 from lapinfer.report.measured import Machine, Measured, Report, to_json
 from lapinfer.report.outputs import check_ending, write_whole
 from lapinfer.report.page import page
-from lapinfer.report.shapes import KINDS, SIZES, shape_model
+from lapinfer.report.random_weights import shape_model
+from lapinfer.report.shapes import KINDS, SIZES
 from lapinfer.runtime.ops import Limits
-from lapinfer.text.language_model import LanguageModel, load
+from lapinfer.text.language_model import LanguageModel, open_model
 
 CONTEXT = 512
 
@@ -30,10 +32,10 @@ Progress = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """context: positions that the decoded token sees; text: for perplexity and routing; source: its name."""
+    """loading: of whose fields only quant and threads count; context: positions that the decoded token sees; text: for
+    perplexity and routing; source: its name."""
 
-    quant: str = "auto"
-    threads: int | None = None
+    loading: LoadOptions = field(default_factory=LoadOptions)
     context: int = CONTEXT
     text: str = ""
     source: str = ""
@@ -44,21 +46,10 @@ def passage() -> str:
     return (files("lapinfer.report") / "passage.txt").read_text(encoding="utf-8")
 
 
-def default_models() -> list[str]:
-    """The shipped siblings; InputError when there is none."""
-    there = [name for name in SHIPPED if shipped_model(name) is not None]
-    if not there:
-        raise InputError(
-            f"no models are named, and those that come with the package ({', '.join(SHIPPED)}) are not there; "
-            f"name some, or try --shapes {next(iter(SIZES))}"
-        )
-    return there
-
-
 def collect(
     names: Sequence[str], sizes: Sequence[str] = (), options: Options | None = None, progress: Progress | None = None
 ) -> Report:
-    """Measure models by name, then the four random ones of each size; without any, those of `default_models`.
+    """Measure models by name, then the four random ones of each size; without any, the shipped ones.
 
     Ctrl-C ends it with what there is, and `interrupted`.
     """
@@ -67,8 +58,8 @@ def collect(
         if size not in SIZES:
             raise InputError(f"--shapes {size}: no such size; expected {', '.join(SIZES)}")
     if not names and not sizes:
-        names = default_models()
-    threads = min(options.threads or machine.default_threads(), MOST_THREADS)
+        names = installed_models()
+    threads = options.loading.threads or machine.default_threads()
     text, source = (options.text, options.source) if options.text else (passage(), "the package's passage.txt")
     todo = [(name, None) for name in names] + [(size, kind) for size in sizes for kind in KINDS]
     say("measuring the machine")
@@ -132,9 +123,11 @@ def _load(
     name: str, kind: str | None, options: Options, threads: int, ctx: int, slots: int, say: Progress
 ) -> LanguageModel:
     if kind is None:
-        return load(name, quant=options.quant, threads=threads, ctx=ctx, slots=slots, progress=say)
+        return open_model(name, replace(options.loading, threads=threads, ctx=ctx, slots=slots), say)
     step = max(min(CHUNK, ctx), slots)
-    return LanguageModel(shape_model(name, kind, options.quant, Limits(ctx, slots, step, threads, wanted=slots)))
+    return LanguageModel(
+        shape_model(name, kind, options.loading.quant, Limits(ctx, slots, step, threads, wanted=slots))
+    )
 
 
 PAGES = (".html", ".htm")

@@ -12,7 +12,7 @@ from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.hub import remote_config, resolve
 from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
-from lapinfer.loading import DEFAULT_CTX
+from lapinfer.loading import default_ctx
 from lapinfer.packing.assembly import Assembler
 from lapinfer.packing.packed import PackedFile
 from lapinfer.quant.choice import Stored
@@ -85,7 +85,7 @@ def _told(
     spec: ModelSpec, first: dict[str, Any], formats: dict[str, str], made_of: Callable[[str], Stored],
     ctx: int | None, kv: KVName, quant: str | None, memory: float | None, bandwidth: Callable[[str], float] | None,
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
-    ctx = min(spec.context, DEFAULT_CTX) if ctx is None else ctx
+    ctx = default_ctx(spec) if ctx is None else ctx
     will = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), bandwidth)
     fitting, words = verdict(will, memory)
     told = first | {

@@ -10,12 +10,21 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from lapinfer.errors import DoesNotFitError
+from lapinfer.machine import available_memory
+from lapinfer.model import Model
 from lapinfer.packing.entries import PackedEntry
 from lapinfer.packing.memory import MemoryWeights
 from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack
+from lapinfer.quant.choice import AUTO, MODELS, ROUTERS, head_format
 from lapinfer.quant.rows import pack_rows
-from lapinfer.tensors import is_row_by_row
+from lapinfer.report.shapes import shape_spec
+from lapinfer.runtime.build.sizes import context_bytes
+from lapinfer.runtime.ops import Limits
+from lapinfer.runtime.predict import packed_bytes
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import is_matrix, is_router, is_row_by_row, tensors
 
 ROWS_PACKED = 64
 """Of a matrix that is packed row by row."""
@@ -49,3 +58,25 @@ def random_weights(
         return np.broadcast_to(np.tile(rows, (-(-whole // len(rows)), 1))[:whole], stored)
 
     return MemoryWeights(shapes, formats, packed)
+
+
+def shape_formats(spec: ModelSpec, quant: str) -> dict[str, str]:
+    """As a large model is packed: routers in float32, a finer head."""
+    quant = MODELS["large"] if quant == AUTO else quant
+    head = head_format(quant, set(), "large")
+    matrices = (name for name in tensors(spec) if is_matrix(name))
+    return {name: ROUTERS[0] if is_router(name) else head if name == "embed" else quant for name in matrices}
+
+
+def shape_model(size: str, kind: str, quant: str, limits: Limits) -> Model:
+    """In memory, without a file. DoesNotFitError when there is too little memory for it."""
+    spec = shape_spec(size, kind)
+    formats = shape_formats(spec, quant)
+    needed = sum(packed_bytes(spec, formats).values()) + context_bytes(spec, limits)
+    free = available_memory()
+    if free is not None and needed > free:
+        raise DoesNotFitError(
+            f"{size}-{kind}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; try --quant q4"
+        )
+    weights = random_weights(tensors(spec), formats)
+    return Model(spec, weights, limits, name=f"{size}-{kind}")

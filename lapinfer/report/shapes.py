@@ -1,4 +1,4 @@
-"""Models of realistic sizes with random weights, dense and sparse: for speed and bytes, not for quality.
+"""Shapes of models of realistic sizes, dense and sparse: for speed and bytes, not for quality.
 
 Of one size, all have the same attention and vocabulary. `dense`, `moe` and `fff` have as many neurons; `dense-active`
 has as many as a token computes in `moe` and `fff`.
@@ -9,16 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from lapinfer.errors import DoesNotFitError, InputError
-from lapinfer.machine import available_memory
-from lapinfer.model import Model
-from lapinfer.quant.choice import AUTO, MODELS, ROUTERS, head_format
-from lapinfer.report.random_weights import random_weights
-from lapinfer.runtime.build.sizes import context_bytes
-from lapinfer.runtime.ops import Limits
-from lapinfer.runtime.predict import packed_bytes
+from lapinfer.errors import InputError
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec, TreeSpec
-from lapinfer.tensors import is_matrix, is_router, tensors
 
 KINDS: Final = ("dense", "dense-active", "moe", "fff")
 
@@ -71,25 +63,3 @@ def shape_spec(size: str, kind: str) -> ModelSpec:
     layers = (LayerSpec(attention, feed_forward, norm, norm),) * of.layers
     return ModelSpec({"moe": "mixtral", "fff": "lapinfer"}.get(kind, "llama"), of.vocab, of.hidden, layers, norm,
                      of.context)  # fmt: skip
-
-
-def shape_formats(spec: ModelSpec, quant: str) -> dict[str, str]:
-    """As a large model is packed: routers in float32, a finer head."""
-    quant = MODELS["large"] if quant == AUTO else quant
-    head = head_format(quant, set(), "large")
-    matrices = (name for name in tensors(spec) if is_matrix(name))
-    return {name: ROUTERS[0] if is_router(name) else head if name == "embed" else quant for name in matrices}
-
-
-def shape_model(size: str, kind: str, quant: str, limits: Limits) -> Model:
-    """In memory, without a file. DoesNotFitError when there is too little memory for it."""
-    spec = shape_spec(size, kind)
-    formats = shape_formats(spec, quant)
-    needed = sum(packed_bytes(spec, formats).values()) + context_bytes(spec, limits)
-    free = available_memory()
-    if free is not None and needed > free:
-        raise DoesNotFitError(
-            f"{size}-{kind}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; try --quant q4"
-        )
-    weights = random_weights(tensors(spec), formats)
-    return Model(spec, weights, limits, name=f"{size}-{kind}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 
 from lapinfer.errors import InputError, UnsupportedError
+from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams
 from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
-from lapinfer.text.sampling import SamplingParams
 from lapinfer.text.template import ChatTemplate, Message
 from lapinfer.text.tokenizer import Tokenizer, optional_json
 
 if TYPE_CHECKING:
+    from lapinfer.loading import Progress
     from lapinfer.model import Model
     from lapinfer.runtime.routing import Routing
     from lapinfer.spec import ModelSpec
@@ -174,35 +175,25 @@ def completed(events: Iterator[Token]) -> Completion:
 
 
 def load(
-    path_or_name: str | Path,
-    *,
-    quant: str = "auto",
-    threads: int | None = None,
-    ctx: int | None = None,
-    slots: int = 1,
-    kv: str = "f16",
-    activations: str = "auto",
-    experts: int | None = None,
-    memory: float | None = None,
-    policy: str = "lrfu",
-    progress: Callable[..., Any] | None = None,
+    path_or_name: str | Path, *, progress: Progress | None = None, **options: Unpack[LoadKeywords]
 ) -> LanguageModel:
     """Load a checkpoint folder, a .gguf file or a hub name (org/name), packing its weights the first time.
 
-    quant: "auto" or a packed format (f32, f16, bf16, q8, q4, q4_1); ctx: positions a slot holds; slots: sequences
-    kept at once; kv: format of the KV cache; activations: what q8 and 4-bit weights are multiplied with, "q8" or
-    "q16" (more exact, slower prompts), "auto" is q16 for small models; experts: how many routed experts a token gets,
-    instead of the number that the model was trained with; memory: GB that the whole process may take, for a mixture
-    of experts that is larger (some are kept in memory by `policy`: "lru", "lfu" or "lrfu", the others are read when
-    they are chosen; `model.pool.stats()` counts); policy "system" bounds nothing, so it contradicts memory. Errors are
+    The options are those of `LoadOptions`, all with defaults: quant, the format of the weights; threads; ctx, the
+    positions that a slot holds; slots, the sequences that are kept at once; kv, the format of the KV cache;
+    activations, what quantized weights are multiplied with; experts, how many a token gets; memory, the GB that the
+    process may take, for a mixture of experts that is larger (`model.pool.stats()` counts); policy, which experts it
+    keeps. progress(what, done, total) is told of long work, progress(line) of what should be noticed. Errors are
     `LapinferError`s.
     """
+    return open_model(path_or_name, LoadOptions(**options), progress)
+
+
+def open_model(path_or_name: str | Path, options: LoadOptions, progress: Progress | None = None) -> LanguageModel:
+    """As `load`, which makes the LoadOptions."""
     from lapinfer.loading import load_model
 
-    model = load_model(
-        path_or_name, quant=quant, threads=threads, ctx=ctx, slots=slots, kv=kv, activations=activations,
-        experts=experts, memory=memory, policy=policy, progress=progress,
-    )  # fmt: skip
+    model = load_model(path_or_name, options, progress=progress)
     try:
         return from_model(model)
     except BaseException:

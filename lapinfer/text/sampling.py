@@ -8,72 +8,18 @@ is ever found and sorted. Which blocks of 16 logits can hold it follows from the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from lapinfer.errors import CheckpointError, InputError
+from lapinfer.errors import CheckpointError
+from lapinfer.options import SamplingParams
 
 BLOCK = 16
 """Logits a maximum in `block_max` stands for."""
 
 REPETITION_WINDOW = 64
 """Tokens of the past that the repetition penalty looks at."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen; the defaults are llama.cpp's.
-
-    temperature: 0 takes the most likely token, and nothing below matters but the penalty.
-    top_k: keep the k most likely tokens; 0 keeps all.
-    top_p: keep the fewest most likely tokens that have this share of what top-k left; 1 keeps all.
-    min_p: keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
-    repetition_penalty: divides positive and multiplies negative logits of the last 64 tokens; 1 is none.
-    seed: the same one gives the same tokens on every machine; None differs each time.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.temperature < math.inf, "temperature", "a number from 0", self.temperature)
-        _require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", "a whole number from 0", self.top_k)
-        _require(0 <= self.top_p <= 1, "top_p", "a number from 0 to 1", self.top_p)
-        _require(0 <= self.min_p <= 1, "min_p", "a number from 0 to 1", self.min_p)
-        penalty = self.repetition_penalty
-        _require(0.01 <= penalty <= 100, "repetition_penalty", "a number from 0.01 to 100", penalty)
-        seed = self.seed
-        _require(seed is None or (isinstance(seed, int) and seed >= 0), "seed", "a whole number from 0", seed)
-
-    @classmethod
-    def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
-        """What a model's makers recommend in generation_config.json; our defaults where that says nothing.
-
-        Values that would be refused here are ignored: they are no reason not to run the model.
-        """
-        params: dict[str, Any] = {}
-        for name in (f.name for f in fields(cls) if f.name != "seed"):
-            value = config.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                recommended: dict[str, Any] = {name: value}
-                try:
-                    cls(**recommended)
-                except InputError:
-                    continue
-                params |= recommended
-        return cls(**params)
-
-
-def _require(valid: bool, name: str, expected: str, got: object) -> None:
-    if not valid:
-        raise InputError(f"{name}: expected {expected}, got {got}")
 
 
 class Sampler:

@@ -1,0 +1,52 @@
+"""The command line: `lapinfer COMMAND`. Each module has a group of commands; here they are put together.
+
+A command parses, calls the library, and prints: answers to stdout, everything else to stderr. It imports what it needs
+when it runs, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from lapinfer import __version__
+from lapinfer.cli import bench, describe, files, quality, report, run, train
+from lapinfer.cli.failures import application
+from lapinfer.cli.options import expanded
+
+app = application("Run language models on this computer's CPU.")
+
+for command in (
+    run.run, describe.info, describe.explain, files.convert, bench.bench, quality.perplexity, quality.experts,
+    report.report, train.train, describe.fff_sizes, files.pull, files.ls, describe.doctor,
+):  # fmt: skip
+    app.command(command.__name__.replace("_", "-"))(expanded(command))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lapinfer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """The `lapinfer` command."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets a '?' instead of an error.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    app(prog_name="lapinfer")

@@ -1,0 +1,102 @@
+"""lapinfer bench: speed and bytes of models side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lapinfer.cli.console import Progress, note
+from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, loading_option, option
+
+
+def _numbers(text: str) -> list[int]:
+    """Of 512, or of 128,512."""
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 0:
+        raise ValueError
+    return numbers
+
+
+def _comma_list(text: str | None) -> str | None:
+    """Checks what `_numbers` reads, while Typer still knows which option it is."""
+    try:
+        _numbers(text or "0")
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers from 0 with commas between them, got {text!r}") from None
+    return text
+
+
+def bench(
+    models: Models = None,
+    *,
+    model: Annotated[
+        list[str] | None, typer.Option("-m", "--model", help="The same, as llama-bench has it; repeatable.")
+    ] = None,
+    shapes: Annotated[
+        str | None, option(SIZE, "--shapes", help="Random weights instead, dense and routed, of this size.")
+    ] = None,
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", callback=_comma_list, help="Prompt lengths.")] = "512",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", callback=_comma_list, help="Tokens to generate.")] = "128",
+    depth: Annotated[str, typer.Option("-d", "--n-depth", callback=_comma_list, help="Tokens before the test.")] = "0",
+    threads: Annotated[
+        str | None,
+        typer.Option("-t", "--threads", callback=_comma_list, help="Threads.", show_default="all cores"),
+    ] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Repetitions of a test.")] = 5,
+    output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
+    text: Annotated[Path | None, typer.Option("--text", help="A text to measure perplexity on, too.")] = None,
+    compare: Annotated[Path | None, typer.Option("--compare", help="Older rows (-o json) to compare with.")] = None,
+    loading: LoadingGrid,
+    verbose: Verbose = False,
+) -> None:
+    """Measure prompts and generation as llama-bench does, and what they touch; comma lists make a grid.
+
+    Several models are set side by side; without any, the small ones that come along: dense, experts, and trees.
+    """
+    from lapinfer.checkpoint.shipped import installed_models
+    from lapinfer.report import bench, bench_tables
+
+    if output not in bench_tables.WRITERS:
+        raise typer.BadParameter(f"-o: expected one of {', '.join(bench_tables.WRITERS)}, got {output}")
+    names = [*(models or []), *(model or [])]
+    if shapes is not None and (names or loading.memory):
+        raise typer.BadParameter("--shapes: random weights in memory go with neither models nor --memory")
+    counts = [None] if threads is None else _numbers(threads)
+    for count in counts:
+        check_usage(loading_option("threads"), "--threads", count)
+    tests = bench.Tests(_numbers(n_prompt), _numbers(n_gen), _numbers(depth), repetitions, text)
+    older_rows = None if compare is None else bench_tables.read_rows(compare)
+    write = bench_tables.WRITERS[output]
+    rows, failed, stopped = [], 0, False
+    with Progress() as progress:
+        if shapes is not None:
+            to_open = bench.of_shapes(shapes, loading.quant)
+            note("random weights: speed and bytes are measured, quality is not")
+        else:
+            to_open = bench.of_names(names or installed_models(), loading, progress)
+        try:
+            for row in bench.bench(to_open, tests, counts, progress):
+                if isinstance(row, bench.Failure):
+                    if len(to_open) == 1:
+                        raise row.error
+                    message = str(row.error) or "not enough memory"
+                    note(f"error: {row.model}: {message.removeprefix(f'{row.model}: ')}")
+                    failed += 1
+                    continue
+                rows.append(row)
+                if output == "jsonl":
+                    print(write([row]), flush=True)
+        except KeyboardInterrupt:
+            stopped = True
+    if output != "jsonl" and (rows or not stopped):
+        print(write(rows))
+    if older_rows is not None:  # beside rows for programs, for people
+        print(f"\n{bench_tables.compared(rows, older_rows)}", file=sys.stdout if output == "md" else sys.stderr)
+    if stopped:
+        note(f"stopped; {len(rows)} finished tests are shown")
+        raise typer.Exit(130)
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,76 @@
+"""Printing: answers and tables to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+
+def note(message: str) -> None:
+    """A line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    from json import dumps
+
+    print(dumps(value, ensure_ascii=False, indent=1, default=str))
+
+
+def print_figures(figures: dict[str, Any], json: bool) -> None:
+    """One line per entry, or all of them as a JSON object."""
+    if json:
+        print_json(figures)
+        return
+    width = max(map(len, figures), default=0)
+    for key, value in figures.items():
+        _print_wrapped(f"{key:<{width}}  ", _in_words(value))
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key} {inner}" for key, inner in value.items()]
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _print_wrapped(first: str, text: str) -> None:
+    """At a terminal, lines that are too long continue below the text of the first one."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if len(first) + len(text) <= columns or columns < len(first) + 20:
+        print(first + text)
+        return
+    print(textwrap.fill(text, columns, initial_indent=first, subsequent_indent=" " * len(first)))
+
+
+class Progress:
+    """progress("packing", done, total) moves a bar on stderr if that is a terminal; progress("…") prints a line."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, what: str, done: float | None = None, total: float | None = None) -> None:
+        if done is None:
+            note(what)
+        elif self._bars is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total)
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            self._bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()

@@ -1,0 +1,81 @@
+"""What a model is, and what this computer can do: info, explain, doctor, fff-sizes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lapinfer.cli.console import print_figures, print_json
+from lapinfer.cli.models import default_model, open_model
+from lapinfer.cli.options import DefaultModel, Json, LoadingInMemory, Verbose, load_option
+from lapinfer.errors import InputError
+
+
+def info(
+    model: DefaultModel = None,
+    quant: Annotated[
+        str | None, load_option("quant", help="Only packed as this.", show_default="q4, q8 and f16")
+    ] = None,
+    kv: Annotated[str, load_option("kv")] = "f16",
+    ctx_size: Annotated[int | None, load_option("ctx")] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", min=0.001, help="GB to fit into (else exit 3).", show_default="what is free"),
+    ] = None,
+    threads: Annotated[int | None, load_option("threads")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a model is, what it takes in memory, and how fast it will be here; reads no weights.
+
+    Of org/name that is not on this computer, only the config.json is fetched.
+    """
+    from lapinfer.machine import default_threads
+    from lapinfer.report.info import info
+    from lapinfer.report.roofline import weights_bandwidth
+
+    told, fitting = info(
+        model or default_model(), ctx=ctx_size, kv=kv, quant=quant, memory=memory,  # type: ignore[arg-type]
+        bandwidth=lambda format: weights_bandwidth(format, threads or default_threads()),
+    )  # fmt: skip
+    fits = told.pop("fit")
+    print_figures(told | ({"fit": fits} if json else {}), json)
+    if memory is not None and not fitting:
+        raise typer.Exit(3)
+
+
+def explain(
+    model: DefaultModel = None,
+    *,
+    analyze: Annotated[bool, typer.Option("--analyze", help="Run it, and add measured time and bandwidth.")] = False,
+    loading: LoadingInMemory,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer's ops instead of their sums.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """The ops of a step, with predicted bytes and operations."""
+    from lapinfer.report.explain import explain
+
+    with open_model(model or default_model(), loading, verbose) as loaded:
+        print(explain(loaded.model, analyze=analyze, layers=layers))
+
+
+def doctor(json: Json = False, verbose: Verbose = False) -> None:
+    """What this computer can do, and what lapinfer makes of it."""
+    from lapinfer.report.doctor import doctor
+
+    print_figures(doctor(), json)
+
+
+def fff_sizes(
+    width: Annotated[int, typer.Option("--width", min=4, help="Neurons of all leaves together, a power of 2.")] = 128,
+    json: Json = False,
+) -> None:
+    """Sizes of fast feedforward layers of one width: neurons in all, and those that a token computes."""
+    from dataclasses import asdict
+
+    from lapinfer.layers.sizes import size_table, table_3
+
+    if width & (width - 1):
+        raise InputError(f"--width: expected a power of 2, got {width}")
+    print_json([asdict(sizes) for sizes in table_3(width)]) if json else print(size_table(width))

@@ -1,0 +1,50 @@
+"""Models on this computer: convert, pull, ls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lapinfer.cli.console import Progress, note, print_json
+from lapinfer.cli.models import CHAT_MODEL, pull_model
+from lapinfer.cli.options import MODEL_NAMES, Json, Verbose, load_option
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help=MODEL_NAMES)],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    quant: Annotated[str, load_option("quant")] = "q4",
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", help="A text whose activations weigh the quantization error.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write a packed checkpoint, which starts without packing."""
+    from lapinfer.loading import convert
+
+    with Progress() as progress:
+        convert(source, target, quant, calibrate=calibrate, progress=progress)
+    note(f"wrote {target}")
+
+
+def pull(name: Annotated[str, typer.Argument(help="smollm2, or org/name.")], verbose: Verbose = False) -> None:
+    """Download a model."""
+    print(pull_model(name))
+
+
+def ls(json: Json = False, verbose: Verbose = False) -> None:
+    """List the models on this computer."""
+    from dataclasses import asdict
+
+    from lapinfer.checkpoint import hub
+
+    models = hub.list_local()
+    if json:
+        print_json([asdict(model) for model in models])
+        return
+    for line in models:
+        print(line)
+    if not models:
+        note(f"no models yet; get one with: lapinfer pull {CHAT_MODEL}")

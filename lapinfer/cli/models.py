@@ -1,0 +1,52 @@
+"""From what -m names to a loaded model: the default where nothing is named, and downloads with their progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lapinfer.cli.console import Progress, note
+from lapinfer.options import LoadOptions
+
+if TYPE_CHECKING:
+    from lapinfer.text.language_model import LanguageModel
+
+CHAT_MODEL, SMALL_MODEL = "smollm2", "austen-fff"
+"""What runs when no model is named: the first if it was pulled, else the other, which comes with the package."""
+
+
+def default_model() -> str:
+    """The chat model where it was pulled, else a small one that comes with the package: there is always an answer."""
+    from lapinfer.checkpoint import hub
+
+    if hub.is_local(CHAT_MODEL):
+        note(f"no -m given: running {CHAT_MODEL}; others: lapinfer ls")
+        return CHAT_MODEL
+    note(f"no -m given: running {SMALL_MODEL}, which continues novels; for answers: lapinfer run -m {CHAT_MODEL} …")
+    return SMALL_MODEL
+
+
+def pull_model(name: str) -> Path:
+    """Download a model with a bar of progress; its folder or file."""
+    from lapinfer.checkpoint import hub
+
+    with Progress() as progress:
+        return hub.pull(name, lambda done, total: progress(f"pulling {name}", done, total))
+
+
+def open_model(name: str, options: LoadOptions, verbose: bool = False) -> LanguageModel:
+    """Load a model, an alias after its first download; what takes long is shown."""
+    from lapinfer.checkpoint import hub
+    from lapinfer.text.language_model import open_model
+
+    if name in hub.ALIASES and not hub.is_local(name):
+        note(f"pulling {name} (once)")
+        pull_model(name)
+    with Progress() as progress:
+        model = open_model(name, options, progress)
+    if model.model.ctx > model.spec.context:
+        note(f"note: this model was made for {model.spec.context:,} positions; after them it may write nonsense")
+    if verbose:
+        m = model.model
+        note(f"{m.name}: loaded {m.load_s:.2f} s, packed {m.pack_s:.2f} s, compiled {m.compile_s:.2f} s")
+    return model

@@ -1,0 +1,163 @@
+"""Options that several commands have, made from what the library declares (lapinfer/options.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any
+
+import typer
+
+from lapinfer.cli.failures import UsageError
+from lapinfer.errors import InputError
+from lapinfer.options import LoadOptions, Option, SamplingParams, choice, declared
+from lapinfer.report.shapes import SIZES
+
+MODEL_NAMES = "Folder, .gguf file, org/name on the hub, smollm2, or the name of a model that lapinfer ls shows."
+SHIPPED_MODELS = "those that come with lapinfer"
+
+FLAGS = {
+    "threads": ("-t", "--threads"),
+    "ctx": ("-c", "--ctx-size"),
+    "temperature": ("--temp",),
+    "repetition_penalty": ("--repeat-penalty",),
+}
+"""Of fields that have another name on the command line, or a short one."""
+
+
+def option(declaration: Option, *flags: str, **more: Any) -> Any:
+    """Typer's option for a declared one: its help, and what it accepts, which is otherwise wrong usage (exit 2)."""
+
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [check(param, each) for each in value]
+        if declaration.choices and isinstance(value, str):
+            value = value.lower()
+        if value is not None:
+            check_usage(declaration, max(param.opts, key=len), value)
+        return value
+
+    metavar = f"[{'|'.join(declaration.choices)}]" if declaration.choices else None
+    given = {"help": declaration.help, "show_default": declaration.unset or True, "metavar": metavar} | more
+    return typer.Option(*flags, callback=check, **given)
+
+
+def check_usage(declaration: Option, name: str, value: object) -> None:
+    """UsageError for a value that is not accepted."""
+    try:
+        declaration.check(name, value)
+    except InputError as error:
+        raise UsageError(str(error)) from None
+
+
+def loading_option(field: str) -> Option:
+    """How a field of LoadOptions is declared, for an option that is much like it."""
+    return declared(LoadOptions)[field][1]
+
+
+def load_option(field: str, *flags: str, **more: Any) -> Any:
+    """Typer's option for a field of LoadOptions."""
+    return option(loading_option(field), *(flags or FLAGS.get(field, (f"--{field}",))), **more)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Metadata of a command's parameter that is made from several options."""
+
+    parameters: tuple[Parameter, ...]
+    make: Callable[[dict[str, Any]], Any]
+
+
+def _parameter(name: str, kind: Any, typer_option: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, typer_option])
+
+
+def load_group(*names: str) -> Group:
+    """LoadOptions from options for these fields."""
+    defaults = LoadOptions()
+    parameters = (
+        _parameter(
+            name, declared(LoadOptions)[name][0], load_option(name, rich_help_panel="Loading"), getattr(defaults, name)
+        )
+        for name in names
+    )
+    return Group(tuple(parameters), lambda values: LoadOptions(**values))
+
+
+def sampling_group() -> Group:
+    """Those sampling parameters that are given, by name; checked before a model is loaded for them."""
+    defaults = SamplingParams()
+    parameters = []
+    for name, (kind, declaration) in declared(SamplingParams).items():
+        flags = FLAGS.get(name, (f"--{name.replace('_', '-')}",))
+        default = getattr(defaults, name)
+        shown = True if default is None else f"{default:g}"
+        made = typer.Option(*flags, help=declaration.help, show_default=shown, rich_help_panel="Sampling")
+        parameters.append(_parameter(name, kind | None, made, None))
+    return Group(tuple(parameters), _given_sampling)
+
+
+def _given_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        SamplingParams(**given)
+    except InputError as error:
+        raise UsageError(str(error)) from None
+    return given
+
+
+Loading = Annotated[
+    LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy")
+]
+LoadingInMemory = Annotated[LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts")]
+LoadingChunks = Annotated[LoadOptions, load_group("quant", "threads", "kv", "activations", "experts")]
+"""Of commands whose -c is the length of a chunk."""
+LoadingGrid = Annotated[LoadOptions, load_group("quant", "kv", "activations", "experts", "memory", "policy")]
+"""Of bench, whose -t is a list, and whose context follows from its tests."""
+LoadingPage = Annotated[LoadOptions, load_group("quant", "threads")]
+Sampling = Annotated[dict[str, Any], sampling_group()]
+
+Model = Annotated[str, typer.Argument(help=MODEL_NAMES)]
+DefaultModel = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_NAMES)]
+Models = Annotated[
+    list[str] | None, typer.Argument(metavar="[MODELS...]", help=MODEL_NAMES, show_default=SHIPPED_MODELS)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SIZE = choice("Random weights.", tuple(SIZES))
+
+
+def _remember_verbose(ctx: typer.Context, verbose: bool) -> bool:
+    ctx.meta["verbose"] = verbose
+    return verbose
+
+
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", callback=_remember_verbose, help="Say more; show tracebacks.")
+]
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer reads it: a parameter that is made from a group of options is replaced by these."""
+    groups: dict[str, Group] = {}
+    parameters: list[Parameter] = []
+    for parameter in signature(command, eval_str=True).parameters.values():
+        metadata = getattr(parameter.annotation, "__metadata__", ())
+        if group := next((each for each in metadata if isinstance(each, Group)), None):
+            groups[parameter.name] = group
+            parameters += group.parameters
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        made = {
+            name: group.make({each.name: values.pop(each.name) for each in group.parameters})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    run.__signature__ = signature(command).replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

@@ -1,0 +1,97 @@
+"""What a model makes of texts: perplexity, experts."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lapinfer.cli.console import Progress, note, print_json
+from lapinfer.cli.models import open_model
+from lapinfer.cli.options import Json, LoadingChunks, Model, Verbose, load_option
+
+
+def perplexity(
+    model: Model,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The text to score.")],
+    *,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=4, help="Tokens per chunk.")] = 512,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, help="Chunks to score.", show_default="all")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="A reference model: adds KL divergence.")] = None,
+    loading: LoadingChunks,
+    against_quant: Annotated[str, load_option("quant", "--against-quant", help="--quant of the reference.")] = "auto",
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Perplexity of a text by llama-perplexity's method, and KL divergence from a reference.
+
+    With --experts the reference, where none is named, is the model with its own number of experts.
+    """
+    from lapinfer.report.experts import experts_a_token
+    from lapinfer.report.perplexity import perplexity, read_text
+
+    text, loading = read_text(file), replace(loading, ctx=ctx_size)
+    own_experts = against is None and loading.experts is not None
+    with open_model(model, loading, verbose) as scored:
+        if against is not None:
+            reference = open_model(against, replace(loading, quant=against_quant, experts=None), verbose)
+        elif own_experts:
+            reference = open_model(model, replace(loading, experts=None), verbose)
+        else:
+            reference = None
+        result, experts = None, {}
+        with nullcontext() if reference is None else reference:
+            if reference is not None and own_experts:
+                experts = {"experts": loading.experts, "reference_experts": experts_a_token(reference.spec)}
+            for result in perplexity(scored, text, ctx_size, chunks, reference):
+                if sys.stderr.isatty() or verbose:
+                    note(f"[{result.chunks}] {result.ppl:.4f}")
+    if result is None:
+        return
+    if json:
+        print_json(result.as_dict() | experts)
+        return
+    if experts:
+        print(
+            f"{experts['experts']} experts per token; "
+            f"the reference is the model with its own {experts['reference_experts']}"
+        )
+    print(result)
+
+
+def experts(
+    model: Model,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The texts to read.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the report, too: .html, .json or .npz.")
+    ] = None,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=1, help="Tokens per chunk.")] = 512,
+    chunks: Annotated[
+        int | None, typer.Option("--chunks", min=1, help="Chunks of each text.", show_default="all")
+    ] = None,
+    loading: LoadingChunks,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Which experts the tokens of texts are routed to: load, reuse, and different experts in a step."""
+    from lapinfer.report import experts as report
+    from lapinfer.report.perplexity import read_text
+
+    if output is not None:
+        report.check_path(output)
+    texts = [read_text(file) for file in files]
+    with (
+        open_model(model, replace(loading, ctx=ctx_size), verbose) as loaded,
+        loaded.watch_experts() as routing,
+    ):
+        with Progress() as progress:
+            report.run_texts(loaded, texts, ctx_size, chunks, progress)
+        print_json(routing.summary()) if json else print(report.text_table(routing))
+        if output is not None:
+            report.write(output, routing, loaded.model.name)
+            note(f"wrote {output}")

@@ -1,0 +1,182 @@
+"""lapinfer run: answer a prompt, or chat."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lapinfer.cli.console import note, print_json
+from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
+from lapinfer.cli.options import MODEL_NAMES, Json, Loading, Sampling, Verbose
+from lapinfer.errors import InputError
+
+if TYPE_CHECKING:
+    from lapinfer.text.generation import Token
+    from lapinfer.text.language_model import LanguageModel
+
+
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="What to say; - reads it from stdin. None: a chat.")] = None,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--model", help=MODEL_NAMES, show_default=f"{CHAT_MODEL} if it was pulled, else {SMALL_MODEL}"
+        ),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer.")] = None,
+    sampling: Sampling,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="The system message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")] = False,
+    loading: Loading,
+    experts_report: Annotated[
+        Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
+    ] = None,
+    json: Json = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Answer a prompt, or chat when there is none and stdin is a terminal.
+
+    Sampling options that are not given are those that the model's makers recommend, else the defaults shown.
+    """
+    if raw and system is not None:
+        raise typer.BadParameter("--system needs the chat template that --raw turns off")
+    chatting = prompt is None and sys.stdin.isatty()
+    if prompt == "-" or (prompt is None and not chatting):
+        prompt = _read_stdin()
+    if not (prompt or chatting or raw):
+        raise InputError("the prompt is empty")
+    if chatting and json:
+        raise typer.BadParameter("--json needs a prompt")
+    if experts_report is not None:
+        from lapinfer.report.experts import check_path
+
+        check_path(experts_report)
+    name = default_model() if model is None else model
+    with (
+        open_model(name, loading, verbose) as loaded,
+        nullcontext() if experts_report is None else _experts_written(loaded, experts_report),
+    ):
+        if not raw and loaded.template is None:
+            note("note: this model has no chat template; the prompt is continued as plain text")
+            raw = True
+        if raw and system is not None:
+            raise InputError("this model has no chat template, which --system needs")
+        options = {"max_tokens": max_tokens, "stop": stop or [], **sampling}
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        if chatting:
+            _chat(loaded, messages, options, raw, verbose)
+            return
+        messages.append({"role": "user", "content": prompt or ""})
+        events = _answer(loaded, messages, options, raw)
+        if json:
+            print_json({"model": loaded.model.name} | _completion(events))
+            return
+        _print_answer(loaded, events, [], streaming=not no_stream, verbose=verbose)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on stdin is not UTF-8 text: {error}") from error
+
+
+@contextmanager
+def _experts_written(model: LanguageModel, path: Path) -> Iterator[None]:
+    """Records which experts tokens get, and writes that at the end, however the block ends."""
+    from lapinfer.report.experts import write
+
+    with model.watch_experts() as routing:
+        try:
+            yield
+        finally:
+            if routing.tokens:
+                write(path, routing, model.model.name)
+                note(f"wrote {path}")
+            else:
+                note(f"{path}: not written, no tokens were run")
+
+
+def _completion(events: Iterator[Token]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from lapinfer.text.language_model import completed
+
+    return asdict(completed(events))
+
+
+def _answer(
+    model: LanguageModel, messages: list[dict[str, str]], options: dict[str, Any], raw: bool
+) -> Iterator[Token]:
+    return model.stream(messages[-1]["content"], **options) if raw else model.stream_chat(messages, **options)
+
+
+def _print_answer(
+    model: LanguageModel, events: Iterator[Token], texts: list[str], *, streaming: bool, verbose: bool
+) -> None:
+    """Write the answer to stdout as it grows, then a line of figures to stderr.
+
+    `texts` gets its pieces, so that the caller has those of an answer that Ctrl-C has stopped.
+    """
+    last, prompt_bytes = None, 0
+    try:
+        for last in events:
+            prompt_bytes = prompt_bytes if texts else model.usage.totals()["bytes"]
+            texts.append(last.text)
+            if streaming:
+                sys.stdout.write(last.text)
+                sys.stdout.flush()
+        if not streaming:
+            sys.stdout.write("".join(texts))
+    finally:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    if last is not None and (verbose or sys.stderr.isatty()):
+        t, read = last.timings, last.timings.prompt_tokens - last.timings.reused_tokens
+        touched = (model.usage.totals()["bytes"] - prompt_bytes) / max(len(texts) - 1, 1)
+        note(
+            f"prompt {read} tokens, {t.prompt_per_second:.1f} tok/s, first token {t.ttft_ms:.0f} ms; "
+            f"answer {len(texts)} tokens, {t.tokens_per_second:.1f} tok/s; {touched / 1e6:.1f} MB touched per token"
+        )
+        if (pool := getattr(model.model, "pool", None)) is not None:
+            note(pool.line(last.timings.prompt_tokens + len(texts)))
+
+
+def _chat(
+    model: LanguageModel, messages: list[dict[str, str]], options: dict[str, Any], raw: bool, verbose: bool
+) -> None:
+    """A conversation until /exit or Ctrl-D; Ctrl-C stops an answer, and at the prompt ends the chat."""
+    with suppress(ImportError):  # line editing, where the platform has it
+        import readline  # noqa: F401
+    note("Ctrl-C stops an answer; /exit or Ctrl-D ends the chat.")
+    while True:
+        if not sys.stdout.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = input("> " if sys.stdout.isatty() else "")
+        except EOFError:
+            note("")
+            return
+        if line.strip() == "/exit":
+            return
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line})
+        texts: list[str] = []
+        try:
+            _print_answer(model, _answer(model, messages, options, raw), texts, streaming=True, verbose=verbose)
+        except KeyboardInterrupt:
+            pass
+        except InputError as error:  # the context is full, say: the conversation is still there
+            note(f"error: {error}")
+            messages.pop()
+            continue
+        messages.append({"role": "assistant", "content": "".join(texts)})

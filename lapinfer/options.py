@@ -1,0 +1,190 @@
+"""What a caller may choose: how a model is loaded (`LoadOptions`), and how its next token is (`SamplingParams`).
+
+Each option is declared once, as a field: type, default, line of help, and what it accepts. The library, the command
+line and reports all take these. Nothing heavy is imported here, because `lapinfer --help` needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from math import inf
+from numbers import Integral, Real
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from lapinfer.errors import InputError
+from lapinfer.kernels.operands import KV_KINDS, POLICIES
+from lapinfer.quant.names import format_names
+
+QUANTS = ("auto", *format_names())
+SYSTEM = "system"
+"""The policy that leaves it to the system's page cache which experts are in memory."""
+MOST_THREADS = 256
+"""More than any laptop has: thousands would bring the computer to a halt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What an option says and accepts.
+
+    help: its line in --help; expected: its values in words; accepts: whether a value is one of them; unset: what
+    happens when it is not given (None), in words; choices: its values when they are names.
+    """
+
+    help: str
+    expected: str
+    accepts: Callable[[Any], bool]
+    unset: str = ""
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: object) -> None:
+        """InputError that names the option, what is expected, and what was given."""
+        if not self.accepts(value):
+            given = repr(value) if isinstance(value, str) and not self.choices else value
+            raise InputError(f"{name}: expected {self.expected}, got {given}")
+
+
+def choice(help: str, choices: tuple[str, ...]) -> Option:
+    """One of some names."""
+    return Option(help, f"one of {', '.join(choices)}", lambda value: value in choices, choices=choices)
+
+
+def whole(help: str, least: int, unset: str | None = None) -> Option:
+    """A whole number from `least`. With `unset`, None is accepted, too."""
+
+    def accepts(value: Any) -> bool:
+        return (value is None and unset is not None) or (isinstance(value, Integral) and int(value) >= least)
+
+    return Option(help, f"a whole number from {least}", accepts, unset or "")
+
+
+def number(help: str, least: float, most: float = inf) -> Option:
+    """A finite number from `least` to `most`."""
+    expected = f"a number from {least:g}" + (f" to {most:g}" if most < inf else "")
+    return Option(help, expected, lambda value: _is_number(value) and least <= value <= most and value < inf)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def _gigabytes(value: Any) -> bool:
+    return value is None or (_is_number(value) and 0 < value < 1e6)
+
+
+@cache
+def declared(options: type) -> dict[str, tuple[Any, Option]]:
+    """(type, Option) of each field of a class of options."""
+    hints = get_type_hints(options, include_extras=True)
+    return {field.name: (hints[field.name].__origin__, hints[field.name].__metadata__[0]) for field in fields(options)}
+
+
+def _check(options: Any) -> None:
+    for name, (_, option) in declared(type(options)).items():
+        option.check(name, getattr(options, name))
+
+
+QUANT = choice("Format of the weights.", QUANTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded; InputError names the option that is out of range.
+
+    quant: the packed format; auto keeps what is stored in 8 or 4 bits, and else takes q8 for small models and q4 for
+    others. ctx: positions that a slot holds. slots: sequences that are kept at once. kv: format of the KV cache.
+    activations: what q8 and 4-bit weights are multiplied with: q8 (int8), or q16 (two int8 per number: no loss to
+    speak of, and prompts take up to twice as long); auto is q16 for small models, which are quick anyway and lose
+    most. experts: how many a token gets. memory: GB (10^9 bytes) that this process may take, all included, for a
+    mixture of experts that is larger: some experts are kept, the others are read when they are chosen. policy: which
+    are kept; `system` leaves that to the system's page cache, which bounds nothing, so it contradicts `memory`.
+    """
+
+    quant: Annotated[str, QUANT] = "auto"
+    threads: Annotated[int | None, whole("Threads.", 1, unset="all cores")] = None
+    ctx: Annotated[
+        int | None, whole("Positions that the context holds.", 1, unset="the model's own, at most 4,096")
+    ] = None
+    slots: Annotated[int, whole("Sequences that are kept at once.", 1)] = 1
+    kv: Annotated[str, choice("Format of the KV cache.", KV_KINDS)] = "f16"
+    activations: Annotated[
+        str,
+        choice("Multiply quantized weights with q8 or q16 (more exact, slower) numbers.", ("auto", "q8", "q16")),
+    ] = "auto"
+    experts: Annotated[int | None, whole("Experts per token.", 1, unset="the model's own number")] = None
+    memory: Annotated[
+        float | None,
+        Option(
+            "GB that the process may take; experts that do not fit are read when they are chosen.",
+            "a number of GB above 0",
+            _gigabytes,
+        ),
+    ] = None
+    policy: Annotated[
+        str,
+        choice(
+            "Which experts stay in memory: lru, lfu, lrfu (both); or, without --memory, as the system likes: system.",
+            (*POLICIES, SYSTEM),
+        ),
+    ] = "lrfu"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise InputError(f"threads: expected at most {MOST_THREADS}, got {self.threads}")
+        if self.policy == SYSTEM and self.memory is not None:
+            raise InputError(
+                f"policy {SYSTEM} bounds nothing, which contradicts --memory: leave out --memory, or choose the policy "
+                f"{', '.join(POLICIES[:-1])} or {POLICIES[-1]}"
+            )
+
+
+class LoadKeywords(TypedDict, total=False):
+    """The fields of `LoadOptions`, for type checkers: the keywords of `lapinfer.load`."""
+
+    quant: str
+    threads: int | None
+    ctx: int | None
+    slots: int
+    kv: str
+    activations: str
+    experts: int | None
+    memory: float | None
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; the defaults are llama.cpp's.
+
+    temperature: 0 takes the most likely token, and nothing below matters but the penalty.
+    top_k: keep the k most likely tokens; 0 keeps all.
+    top_p: keep the fewest most likely tokens that have this share of what top-k left; 1 keeps all.
+    min_p: keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
+    repetition_penalty: divides positive and multiplies negative logits of the last 64 tokens; 1 is none.
+    seed: the same one gives the same tokens on every machine; None differs each time.
+    """
+
+    temperature: Annotated[float, number("Temperature; 0: the most likely token.", 0)] = 0.8
+    top_k: Annotated[int, whole("Keep the k most likely tokens; 0: all.", 0)] = 40
+    top_p: Annotated[float, number("Keep this share of probability.", 0, 1)] = 0.95
+    min_p: Annotated[float, number("Keep this fraction of the best token's probability.", 0, 1)] = 0.05
+    repetition_penalty: Annotated[float, number("Penalty on repetition; 1: none.", 0.01, 100)] = 1.0
+    seed: Annotated[int | None, whole("The same seed gives the same answer.", 0, unset="")] = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
+        """What a model's makers recommend in generation_config.json; our defaults where that says nothing.
+
+        Values that would be refused here are ignored: they are no reason not to run the model.
+        """
+        recommended = {
+            name: config[name]
+            for name, (_, option) in declared(cls).items()
+            if name != "seed" and not isinstance(config.get(name), bool) and option.accepts(config.get(name))
+        }
+        return cls(**recommended)
