@@ -16,22 +16,10 @@ from lapinfer.quant.quantize import check_finite, quantize
 Rows = TypeVar("Rows", np.ndarray, Grouped)
 
 
-def packed_shape(format: str, shape: tuple[int, int]) -> tuple[int, int]:
-    """[row blocks, bytes of a row block] of a matrix [R, C]."""
-    rows, columns = shape
-    return -(-rows // ROWS), FORMATS[format].row_block_bytes(columns)
-
-
-def packed_size(format: str, shape: tuple[int, int]) -> int:
-    """Bytes of a packed matrix [R, C]."""
-    blocks, row_block_bytes = packed_shape(format, shape)
-    return blocks * row_block_bytes
-
-
 def _spans(row_blocks: int) -> list[tuple[int, int, int]]:
-    """(start, stop, width) of the row blocks in whole bands, and of those in the last."""
-    whole = row_blocks // BAND * BAND
-    spans = (0, whole, BAND), (whole, row_blocks, row_blocks - whole)
+    """(start, stop, width) of the row blocks in full bands, and of those in the last."""
+    full = row_blocks // BAND * BAND
+    spans = (0, full, BAND), (full, row_blocks, row_blocks - full)
     return [span for span in spans if span[0] < span[1]]
 
 
@@ -105,20 +93,6 @@ def interleaved_rows(width: int) -> np.ndarray:
     padded = -(-width // GROUP) * GROUP
     side = np.where(np.arange(padded) < width, np.arange(padded), -1).reshape(-1, 1, ROWS)
     return np.concatenate([side, np.where(side < 0, -1, side + width)], axis=1).reshape(-1)
-
-
-def separated_rows(width: int) -> np.ndarray:
-    """The inverse: where each row of [2F, C] lies in packed order."""
-    order = interleaved_rows(width)
-    packed = np.empty(2 * width, np.int64)
-    packed[order[order >= 0]] = np.flatnonzero(order >= 0)
-    return packed
-
-
-def interleave(gate_up: Rows) -> Rows:
-    """Rows of a gate_up matrix [2F, C], or of its groups, in packed order."""
-    rows = gate_up.codes if isinstance(gate_up, Grouped) else gate_up
-    return take_rows(gate_up, interleaved_rows(len(rows) // 2))
 
 
 def take_rows(values: Rows, order: np.ndarray) -> Rows:

@@ -34,7 +34,7 @@ UNIT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """What a search gives for N = R · G groups: codes [32, N], scale and minimum [N], unit [R]."""
 
     codes: np.ndarray
@@ -79,7 +79,7 @@ class GroupFormat(Format):
     by_row: bool = False
 
     @abstractmethod
-    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> Found:
+    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> SearchResult:
         """The groups with the least squared error of the columns of x [32, N], N / rows groups of each row.
 
         x: float32 within ±65504. w: weights of the errors [32, N]; None: all equal.

@@ -56,10 +56,10 @@ def quantize(name: str, weights: np.ndarray, importance: np.ndarray | None = Non
             )
         groups = np.ascontiguousarray(rows.reshape(n * G, GROUP).T)
         w = None if uniform else np.ascontiguousarray(np.broadcast_to(weigh, (n, G, GROUP)).reshape(n * G, GROUP).T)
-        found = form.search(groups, w, n)
-        minimum = None if found.minimum is None else found.minimum.reshape(n, G)
-        codes = found.codes.T.reshape(n, G * GROUP)[:, :C]
-        return Grouped(form, codes, found.scale.reshape(n, G), minimum, found.unit)
+        result = form.search(groups, w, n)
+        minimum = None if result.minimum is None else result.minimum.reshape(n, G)
+        codes = result.codes.T.reshape(n, G * GROUP)[:, :C]
+        return Grouped(form, codes, result.scale.reshape(n, G), minimum, result.unit)
 
     step = max(1, SLICE // G)
     with ThreadPoolExecutor(threads) as pool:

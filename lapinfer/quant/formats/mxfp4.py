@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lapinfer.quant.groups import Found, Grouped, GroupFormat
+from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
 from lapinfer.quant.search import squared
 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -24,12 +24,12 @@ MIDDLES = (VALUES[:7] + VALUES[1:8]) / 2
 class MXFP4(GroupFormat):
     __slots__ = ()
 
-    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> Found:
+    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> SearchResult:
         """The power of two that just holds the largest, or half of it."""
         with np.errstate(divide="ignore"):
             power = np.ceil(np.log2(np.abs(x).max(axis=0) / VALUES[7]))
         holds = np.clip(power + BIAS, LEAST, 254).astype(np.int32)
-        found: Found | None = None
+        result: SearchResult | None = None
         least = np.full(x.shape[1], np.inf, np.float32)
         for exponent in (holds, np.maximum(holds - 1, LEAST)):
             unit = np.ldexp(np.float32(1), exponent - BIAS)
@@ -37,11 +37,11 @@ class MXFP4(GroupFormat):
             error = squared(x - VALUES[codes] * unit, w)
             better = error < least
             least = np.where(better, error, least)
-            if found is not None:
-                codes, exponent = np.where(better, codes, found.codes), np.where(better, exponent, found.scale)
-            found = Found(codes, exponent)
-        assert found is not None
-        return Found(found.codes, found.scale.astype(np.uint8))
+            if result is not None:
+                codes, exponent = np.where(better, codes, result.codes), np.where(better, exponent, result.scale)
+            result = SearchResult(codes, exponent)
+        assert result is not None
+        return SearchResult(result.codes, result.scale.astype(np.uint8))
 
     def weights(self, groups: Grouped) -> np.ndarray:
         scale = np.ldexp(np.float32(1), groups.scale.astype(np.int32) - BIAS)

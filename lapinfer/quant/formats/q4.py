@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.quant import GROUP
-from lapinfer.quant.groups import FeedbackFormat, Found, Grid, Grouped
+from lapinfer.quant.groups import FeedbackFormat, Grid, Grouped, SearchResult
 from lapinfer.quant.search import NIBBLE, best_rounding, inverse, search_scale_and_minimum
 
 MINIMUM_STEP = 8
@@ -22,11 +22,11 @@ NEAR = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
 class Q4(FeedbackFormat):
     __slots__ = ()
 
-    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> Found:
+    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> SearchResult:
         scale, minimum = search_scale_and_minimum(x, w, below_zero=True)
         groups = x.shape[1] // rows
         unit = row_units(scale.reshape(rows, groups), minimum.reshape(rows, groups))
-        return Found(*rounded_to_units(x, w, scale, minimum, np.repeat(unit, groups)), unit)
+        return SearchResult(*rounded_to_units(x, w, scale, minimum, np.repeat(unit, groups)), unit)
 
     def weights(self, groups: Grouped) -> np.ndarray:
         assert groups.minimum is not None

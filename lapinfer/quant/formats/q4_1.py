@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from lapinfer.quant.groups import Found, Grouped, GroupFormat
+from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
 from lapinfer.quant.search import HALF_MAX, NIBBLE, best_rounding, half, search_scale_and_minimum
 
 
-class Q4_1(GroupFormat):  # noqa: N801
+class Q4WithMinimum(GroupFormat):
     __slots__ = ()
 
-    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> Found:
+    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> SearchResult:
         """In float16: the scales and minima of the search, or the plain range where its rounding is better."""
         low = x.min(axis=0)
         plain = (x.max(axis=0) - low) / np.float32(NIBBLE), low
         pairs = [(half(s), m.astype(np.float16)) for s, m in (search_scale_and_minimum(x, w), plain)]
-        return Found(*best_rounding(x, w, [(s, m, s.astype(np.float32), m.astype(np.float32)) for s, m in pairs]))
+        return SearchResult(
+            *best_rounding(x, w, [(s, m, s.astype(np.float32), m.astype(np.float32)) for s, m in pairs])
+        )
 
     def weights(self, groups: Grouped) -> np.ndarray:
         assert groups.minimum is not None
@@ -43,7 +45,7 @@ class Q4_1(GroupFormat):  # noqa: N801
         return Grouped(self, codes, scale, minimum)
 
 
-FORMAT = Q4_1(
+FORMAT = Q4WithMinimum(
     name="q4_1", id=4, scalars=(np.float16, np.float16), planes=(4,), max_error=2 / 15,
     stored_types=("Q4_0", "Q4_1"), kept_by_auto=True, finer_head=True, weighed=True, narrow="q4",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lapinfer.quant.groups import Found, Grouped, GroupFormat
+from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
 from lapinfer.quant.search import best_scale, inverse, nearest_codes
 
 ZERO = 32
@@ -23,7 +23,7 @@ BYTE = 255
 class Q6(GroupFormat):
     __slots__ = ()
 
-    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> Found:
+    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> SearchResult:
         top = np.abs(x).max(axis=0)
 
         def codes(scale: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ class Q6(GroupFormat):
         unit = scale.reshape(rows, groups).max(axis=1, initial=0) / np.float32(BYTE)
         spread = np.repeat(unit, groups)
         stored = np.clip(np.rint(scale * inverse(spread)), scale > 0, BYTE)
-        return Found((codes(stored * spread) + ZERO).astype(np.uint8), stored.astype(np.uint8), unit=unit)
+        return SearchResult((codes(stored * spread) + ZERO).astype(np.uint8), stored.astype(np.uint8), unit=unit)
 
     def weights(self, groups: Grouped) -> np.ndarray:
         assert groups.unit is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lapinfer.quant.groups import Found, Grouped, GroupFormat
+from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
 from lapinfer.quant.search import best_scale, half, nearest_codes
 
 LARGEST = 127
@@ -18,14 +18,14 @@ SHRINKS = (1.0, 0.997, 0.994, 0.991)
 class Q8(GroupFormat):
     __slots__ = ()
 
-    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> Found:
+    def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> SearchResult:
         top = np.abs(x).max(axis=0) / np.float32(LARGEST)
 
         def codes(scale: np.ndarray) -> np.ndarray:
             return nearest_codes(x, scale, -LARGEST, LARGEST)
 
         scale = best_scale(x, w, (half(top * np.float32(shrink)) for shrink in SHRINKS), codes)
-        return Found(codes(scale).astype(np.int8), scale)
+        return SearchResult(codes(scale).astype(np.int8), scale)
 
     def weights(self, groups: Grouped) -> np.ndarray:
         return groups.codes * groups.spread(groups.scale)
