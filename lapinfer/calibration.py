@@ -166,8 +166,7 @@ def _run(
                 add(name, inputs, experts)
 
     def after(op: Op) -> None:
-        weights = op.notes.get("bank", op.operands.get("weights"))
-        if isinstance(weights, np.ndarray):  # the model may be larger than what packing should take
+        if (weights := op.weights) is not None:  # the model may be larger than what packing should take
             let_go(weights)
 
     length = chunks.shape[1]

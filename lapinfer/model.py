@@ -169,11 +169,8 @@ class Model:
 
     def buffer_bytes(self) -> int:
         """Bytes of everything that steps write: KV cache, activations, logits, tables; whether touched yet or not."""
-        found = {value.ctypes.data: value.nbytes for op in self.plan.ops for value in op.operands.values()
-                 if isinstance(value, np.ndarray) and value.flags.writeable}  # fmt: skip
-        if self.pool is not None and self.pool.pooled:
-            found.pop(self.pool.memory.ctypes.data, None)
-        return sum(found.values())
+        slots = self.pool.memory.nbytes if self.pool is not None and self.pool.pooled else 0
+        return self.plan.buffer_bytes() - slots
 
     @property
     def chosen_experts(self) -> dict[int, np.ndarray]:

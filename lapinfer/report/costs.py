@@ -1,4 +1,4 @@
-"""What all reports ask of a packed model: its formats, the arithmetic that they need, and the work of attention."""
+"""What all reports ask of a packed model: its formats, and the arithmetic that they need."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from lapinfer.quant.formats import FORMATS
-from lapinfer.runtime.plan import Op
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import is_matrix, tensors
 
@@ -34,11 +31,3 @@ def main_format(spec: ModelSpec, formats: Mapping[str, str]) -> str:
 def arithmetic(format: str) -> Literal["int8", "float32"]:
     """What weights of a format are multiplied in; anything that is not packed, too, in float32."""
     return "int8" if format in FORMATS and FORMATS[format].grouped else "float32"
-
-
-def attention_macs(op: Op, pos: np.ndarray) -> int:
-    """Multiply-adds of an op of attention for tokens at these positions, which the meter does not count; else 0."""
-    if (spec := op.notes.get("attention")) is None:
-        return 0
-    keys = pos + 1 if spec.window is None else np.minimum(pos + 1, spec.window)
-    return spec.n_heads * (spec.k_dim + spec.v_dim) * int(keys.sum())

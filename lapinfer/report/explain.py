@@ -13,7 +13,7 @@ import numpy as np
 
 from lapinfer.machine import largest_cache
 from lapinfer.report import roofline
-from lapinfer.report.costs import arithmetic, attention_macs, formats_of, main_format
+from lapinfer.report.costs import formats_of, main_format
 from lapinfer.report.fit import decode_seconds
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
@@ -176,18 +176,10 @@ def _run(model: Model, step: Step, meter: Meter) -> list[float]:
 
 
 def _line(op: Op, row: dict, pos: np.ndarray, steps: int, machine: roofline.Roofline | None) -> Line:
-    macs = row["macs"] // steps
-    shape = ""
-    if "shape" in op.notes:
-        shape = "{} × {}".format(*op.notes["shape"])
-    if "attention" in op.notes:
-        spec = op.notes["attention"]
-        macs += attention_macs(op, pos)
-        shape = f"{spec.n_heads} on {spec.n_kv_heads} × {spec.k_dim}"
-    read = row["bytes"] // steps
-    kind = arithmetic(str(op.notes.get("format", "f32")))
+    macs, read = row["macs"] // steps + op.cost.attention_macs(pos), row["bytes"] // steps
+    kind = "int8" if op.kernel.activations in ("q8", "q16") else "float32"
     least = 0.0 if machine is None else machine.seconds(read, macs, kind)
-    return Line(op.name, op.kernel.name, shape, 1, read, macs, row["seconds"] / steps, least)
+    return Line(op.name, op.kernel.name, op.shape, 1, read, macs, row["seconds"] / steps, least)
 
 
 def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
@@ -195,7 +187,7 @@ def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
     kinds: dict[tuple, Line] = {}
     for op, line in zip(ops, lines, strict=True):
         # What routed layers read differs by their choices alone.
-        numbers = () if "routed" in op.notes else (line.bytes, line.macs)
+        numbers = () if op.cost.routed is not None else (line.bytes, line.macs)
         kind = (op.label, op.part, line.kernel, line.shape, *numbers)
         kinds.setdefault(kind, Line(op.label, line.kernel, line.shape)).add(line)
     return list(kinds.values())

@@ -12,7 +12,7 @@ import numpy as np
 
 from lapinfer.errors import InputError
 from lapinfer.model import Model
-from lapinfer.report.costs import arithmetic, attention_macs, formats_of, main_format
+from lapinfer.report.costs import arithmetic, formats_of, main_format
 from lapinfer.report.measured import Batch, Kind, Measured, Routed, Step
 from lapinfer.report.perplexity import perplexity
 from lapinfer.report.whatif import own_bits, terms
@@ -138,7 +138,7 @@ class _Watch:
         finally:
             self.seconds.append(time.perf_counter() - began)
             self.model.usage = usual
-        self.attended += sum(attention_macs(op, pos) for op in self.model.plan.ops)
+        self.attended += sum(op.cost.attention_macs(pos) for op in self.model.plan.ops)
 
     @property
     def enough(self) -> bool:

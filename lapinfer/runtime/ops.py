@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -33,8 +33,9 @@ from lapinfer.kernels.operands import (
 )
 from lapinfer.quant import BAND, GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
+from lapinfer.runtime.cost import FREE, Cost, Steps
 from lapinfer.runtime.kv import KVName
-from lapinfer.runtime.plan import Op
+from lapinfer.runtime.plan import Op, Operand
 from lapinfer.runtime.pool import ExpertPool, Policy
 from lapinfer.runtime.routed import RoutingBuffers
 from lapinfer.runtime.sizes import blocks_in_a_chunk, padded, padded_vector
@@ -128,25 +129,25 @@ class Ops:
         """A float32 vector, padded with zeros to whole groups."""
         return padded_vector(self.weights.tensor(name) + np.float32(offset), width)
 
-    def add(self, kernel: str | KernelId, label: str, part: str, layer: int, count: int, times: int, **operands) -> Op:
-        extra = {key: operands.pop(key) for key in ("weight_bytes", "macs", "notes") if key in operands}
+    def add(
+        self, kernel: str | KernelId, label: str, part: str, layer: int, count: int, times: int, *, cost: Cost = FREE,
+        shape: str = "", bank: np.ndarray | None = None, **operands: Operand,
+    ) -> None:  # fmt: skip
+        """Add an op (runtime/plan.Op says what each argument is)."""
         kernel = KernelId(kernel) if isinstance(kernel, str) else kernel
-        op = Op(kernel, label, part, layer, count, times, operands, **extra)
-        self.ops.append(op)
-        return op
+        self.ops.append(Op(kernel, label, part, layer, count, times, operands, cost, shape, bank))
 
     # ---- the ops ----
 
-    def _norm_operands(self, name: str, norm: NormSpec | None, width: int) -> dict:
+    def _norm_operands(self, name: str, norm: NormSpec | None, width: int) -> dict[str, Any]:
         if norm is None:
-            return {"weight": 0, "bias": 0, "eps": 0.0, "norm": NONE, "width": width, "weight_bytes": 0}
+            return {"weight": 0, "bias": 0, "eps": 0.0, "norm": NONE, "width": width}
         return {
             "weight": self.vector(f"{name}.weight", width, norm.offset),
             "bias": self.vector(f"{name}.bias", width) if norm.bias else 0,
             "eps": norm.eps,
             "norm": RMS if norm.kind == "rms" else LAYER,
             "width": width,
-            "weight_bytes": 4 * width * (2 if norm.bias else 1),
         }
 
     def norm(
@@ -167,13 +168,14 @@ class Ops:
             tokens=TOKENS if wanted is None else WANT,
             out=self.tiles if out is None else out, groups=padded(width) // GROUP, out_kind=kind,
             exact=0 if exact is None else exact, **self._norm_operands(name, norm, width),
+            cost=_norm_cost(norm, width, "all" if wanted is None else "wanted"),
         )  # fmt: skip
 
     def add_norm(self, name: str, norm: NormSpec, layer: int, part: str, scale: float) -> None:
         self.add(
             "add_norm", name.rsplit(".", 1)[-1], part, layer, TILES, 1,
             y=self.y, y_stride=self.y.strides[0], x=self.x, x_stride=self.x.strides[0], scale=scale,
-            **self._norm_operands(name, norm, self.hidden),
+            **self._norm_operands(name, norm, self.hidden), cost=_norm_cost(norm, self.hidden),
         )  # fmt: skip
 
     def matmul(
@@ -183,7 +185,7 @@ class Ops:
         block_max: np.ndarray | None = None, out_step: int = 0,
     ) -> None:  # fmt: skip
         """A matrix, or several of one shape [n, …], each for its own columns of x and of out (out_step apart)."""
-        weights, fmt = self.weights.tensor(name), self.format(name)
+        weights = self.weights.tensor(name)
         *several, blocks, row_block_bytes = weights.shape
         copies = several[0] if several else 1
         groups = padded(logical[1]) // GROUP
@@ -204,9 +206,11 @@ class Ops:
             out_groups=copies * blocks // least if tiled else 0, out_kind=out_kind,
             block_max=0 if block_max is None else block_max, scratch=self.scratch,
             scratch_stride=self.scratch.strides[0],
-            weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]),
-            macs=copies * logical[0] * logical[1],
-            notes={"format": fmt, "shape": (copies * logical[0], logical[1])},
+            cost=Cost(
+                weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]),
+                macs=copies * logical[0] * logical[1], steps="wanted" if wanted else "all",
+            ),
+            shape=f"{copies * logical[0]} × {logical[1]}",
         )  # fmt: skip
 
     def kernel(self, kind: str, name: str) -> KernelId:
@@ -224,3 +228,7 @@ class Ops:
         if FORMATS[self.format(name)].activation == "f32":
             return ACT_F32
         return ACTIVATION_KINDS.index(self.limits.activations)
+
+
+def _norm_cost(norm: NormSpec | None, width: int, steps: Steps = "all") -> Cost:
+    return FREE if norm is None else Cost(4 * width * (2 if norm.bias else 1), steps=steps)

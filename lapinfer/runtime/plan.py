@@ -7,12 +7,12 @@ alive by the plan.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from lapinfer.kernels.operands import COUNT, FIRST, KERNEL, KIND, OPERANDS, ROW, TIMES, KernelId
+from lapinfer.runtime.cost import FREE, Cost
 
 Operand = np.ndarray | int | float
 
@@ -22,7 +22,8 @@ class Op:
     """One kernel with its operands, run in (step[count] · times) chunks.
 
     `part` is what its bytes are accounted as (attention, feed-forward, head, …), `label` what a person reads,
-    `layer` the layer or −1. `weight_bytes` are read in every step that has work for it; `macs` multiply-adds a token.
+    `layer` the layer or −1, `shape` for a person, too. `bank`: the experts that it reads, where its operands hold only
+    their addresses.
     """
 
     kernel: KernelId
@@ -32,13 +33,19 @@ class Op:
     count: int
     times: int
     operands: dict[str, Operand]
-    weight_bytes: int = 0
-    macs: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
+    cost: Cost = FREE
+    shape: str = ""
+    bank: np.ndarray | None = None
 
     @property
     def name(self) -> str:
         return self.label if self.layer < 0 else f"{self.layer}.{self.label}"
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """The packed weights that it reads: a matrix, or a bank of experts."""
+        weights = self.operands.get("weights") if self.bank is None else self.bank
+        return weights if isinstance(weights, np.ndarray) else None
 
 
 def encode_operand(value: Operand) -> int:
@@ -69,3 +76,12 @@ class Plan:
     def __init__(self, ops: list[Op], addresses: dict[str, int]):
         self.ops = ops
         self.rows = np.stack([encode(op, addresses[op.kernel.name]) for op in ops])
+
+    def buffer_bytes(self) -> int:
+        """Bytes of all arrays that ops may write, each once."""
+        sizes: dict[int, int] = {}
+        for op in self.ops:
+            for value in op.operands.values():
+                if isinstance(value, np.ndarray) and value.flags.writeable:
+                    sizes[value.ctypes.data] = max(value.nbytes, sizes.get(value.ctypes.data, 0))
+        return sum(sizes.values())

@@ -19,7 +19,6 @@ import numpy as np
 
 from lapinfer.errors import CheckpointError, DoesNotFitError, UnsupportedError
 from lapinfer.kernels.operands import LOAD, POLICIES, POOL_COUNTERS
-from lapinfer.runtime.plan import Operand
 from lapinfer.spec import FeedForwardSpec
 
 Policy = Literal["lru", "lfu", "lrfu"]
@@ -101,11 +100,11 @@ class ExpertPool:
         if self.pooled:
             self.slot_of[:] = self.owner[:] = -1
 
-    def request_operands(self, position: int) -> dict[str, Operand]:
+    def request_operands(self, position: int) -> dict[str, Any]:
         bank, _, size = self.banks[position]
         return {"bank": bank.ctypes.data, "stride": bank.strides[0], "bytes": size, "advise": self.advise}
 
-    def place_operands(self, position: int) -> dict[str, Operand]:
+    def place_operands(self, position: int) -> dict[str, Any]:
         bank, offset, size = self.banks[position]
         return {
             "experts": self.experts[position], "first": int(self.first[position]), "slot_of": self.slot_of,
@@ -115,7 +114,7 @@ class ExpertPool:
             "half_life": float(HALF_LIFE * len(self.experts)), "loads": self.loads, "counters": self.counters,
         }  # fmt: skip
 
-    def load_operands(self) -> dict[str, Operand]:
+    def load_operands(self) -> dict[str, Any]:
         return {"loads": self.loads, "read": self.read, "file": self.fd}
 
     def stats(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from lapinfer.kernels.operands import ITEMS, NO_ACTIVATION, NO_WINDOW, PARTIAL_EXTRA, PLAIN, STORE, TILES, KernelId
 from lapinfer.quant import GROUP
 from lapinfer.runtime.build.model_ops import ModelOps
+from lapinfer.runtime.cost import FREE, Cost, Remembered
 from lapinfer.runtime.kv import LayerCache, bytes_per_key, lanes, layer_cache
 from lapinfer.runtime.sizes import padded, rope_table
 from lapinfer.spec import AttentionSpec, NormSpec
@@ -66,7 +67,7 @@ def _store_heads(build: ModelOps, layer: int, spec: AttentionSpec, cache: LayerC
         heads=H, kv_heads=K, k_dim=spec.k_dim, v_dim=spec.v_dim, **_cache_operands(build, cache), **norms,
         **_rope_operands(build, spec), slot=build.step.slot, kv=cache.code, norm_full=int(spec.qk_norm_full),
         eps=spec.qk_norm.eps if spec.qk_norm else 0.0, clip=spec.clip or 0.0,
-        weight_bytes=0 if spec.qk_norm is None else 4 * spec.k_dim * sum(heads),
+        cost=FREE if spec.qk_norm is None else Cost(weight_bytes=4 * spec.k_dim * sum(heads)),
     )  # fmt: skip
 
 
@@ -82,14 +83,15 @@ def _attend(
         qkv_stride=query.strides[0], heads=H, kv_heads=spec.n_kv_heads, k_dim=spec.k_dim, v_dim=spec.v_dim,
         **_cache_operands(build, cache), **partial, **scratch, items=build.step.items, window=window, scale=spec.scale,
         softcap=spec.softcap or 0.0,
-        notes={"attention": spec, "remembered": (spec.window, bytes_per_key(spec, cache.kind))},
+        cost=Cost(remembered=Remembered(spec.window, bytes_per_key(spec, cache.kind), H * (spec.k_dim + spec.v_dim))),
+        shape=f"{H} on {spec.n_kv_heads} × {spec.k_dim}",
     )  # fmt: skip
     width = H * spec.v_dim
     sinks = build.vector(f"layers.{layer}.sinks", H) if spec.sinks else 0
     build.add(
         "merge", "merge", "attention" if spec.sinks else "kv", layer, TILES, 1, **partial, **scratch, heads=H,
         v_dim=spec.v_dim, pos=build.step.pos, window=window, sinks=sinks, out=build.tiles,
-        groups=padded(width) // GROUP, out_kind=out_kind, weight_bytes=4 * H if spec.sinks else 0,
+        groups=padded(width) // GROUP, out_kind=out_kind, cost=Cost(weight_bytes=4 * H) if spec.sinks else FREE,
     )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def _store_latents(build: ModelOps, layer: int, spec: AttentionSpec, cache: Laye
         norm=build.vector(p + "kv_norm.weight", latent.rank, latent.norm.offset), eps=latent.norm.eps,
         out=build.hidden_tiles, groups=groups, out_kind=build.wants(p + "k_up"), query=build.query,
         query_stride=build.query.strides[0], scratch=build.scratch, scratch_stride=build.scratch.strides[0],
-        weight_bytes=4 * latent.rank,
+        cost=Cost(weight_bytes=4 * latent.rank),
     )  # fmt: skip
     build.matmul(
         p + "k_up", layer, "attention", build.hidden_tiles, STORE, out=build.query, out_step=4 * spec.k_dim,

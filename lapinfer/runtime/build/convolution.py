@@ -7,6 +7,7 @@ import numpy as np
 from lapinfer.kernels.operands import ONE, STORE
 from lapinfer.quant import GROUP
 from lapinfer.runtime.build.model_ops import ModelOps
+from lapinfer.runtime.cost import Cost, Remembered
 from lapinfer.runtime.kv import convolution_state
 from lapinfer.runtime.sizes import padded
 from lapinfer.spec import ConvolutionSpec, NormSpec
@@ -30,8 +31,11 @@ def convolution(
         x_stride=build.qkv.strides[0], width=D, weight=weight,
         bias=build.vector(p + "conv.bias", D) if spec.bias else 0, taps=spec.kernel, pos=build.step.pos,
         slot=build.step.slot, state=convolution_state(spec, D, build.limits.slots), out=build.tiles, groups=groups,
-        out_kind=build.wants(p + "conv_out"), unit=GROUPS_IN_A_CHUNK, weight_bytes=4 * D * (spec.kernel + spec.bias),
-        macs=D * spec.kernel, notes={"remembered": (spec.kernel, 4 * D), "shape": (D, spec.kernel)},
+        out_kind=build.wants(p + "conv_out"), unit=GROUPS_IN_A_CHUNK, shape=f"{D} × {spec.kernel}",
+        cost=Cost(
+            weight_bytes=4 * D * (spec.kernel + spec.bias), macs=D * spec.kernel,
+            remembered=Remembered(spec.kernel, 4 * D),
+        ),
     )  # fmt: skip
     bias = build.vector(p + "conv_out.bias", D) if spec.bias else None
     build.sublayer_end(p + "conv_out", p + "attn_post_norm", post, layer, "convolution", build.tiles, bias, (D, D))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from lapinfer.kernels.operands import (
@@ -23,8 +25,8 @@ from lapinfer.quant.blocks import interleaved_rows
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.build.trees import Target, descend, narrow_leaves, sort_operands
+from lapinfer.runtime.cost import FREE, Cost
 from lapinfer.runtime.ops import Ops
-from lapinfer.runtime.plan import Operand
 from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.sizes import (
     blocks_of_all_experts,
@@ -123,7 +125,7 @@ def _route(build: Ops, index: int, ff: FeedForwardSpec, tile_bytes: int) -> None
         "route", "route", "router", index, TILES, 1, **_router_operands(build, index),
         **sort_operands(build, index, ff, tile_bytes, build.tiles, gate=0 if gate is None else gate.ctypes.data),
         scratch=build.scratch, scratch_stride=build.scratch.strides[0],
-        weight_bytes=4 * router.n_experts if router.selection_bias else 0,
+        cost=Cost(weight_bytes=4 * router.n_experts) if router.selection_bias else FREE,
     )  # fmt: skip
 
 
@@ -133,7 +135,7 @@ def _router(build: Ops, index: int) -> RouterSpec:
     return router
 
 
-def _router_operands(build: Ops, index: int) -> dict[str, Operand]:
+def _router_operands(build: Ops, index: int) -> dict[str, Any]:
     """How a layer chooses experts by its logits."""
     router, logits = _router(build, index), build.routing.logits
     selection = 0
@@ -151,14 +153,14 @@ def _logits(build: Ops, index: int) -> None:
     """A router's logits of normed tokens."""
     router, p, x, out = _router(build, index), f"layers.{index}.", build.routing.exact, build.routing.logits
     bias = build.vector(p + "router.bias", router.n_experts) if router.bias else None
-    weights, fmt = build.weights.tensor(p + "router"), build.format(p + "router")
+    weights = build.weights.tensor(p + "router")
     rows, columns = router.n_experts + int(build.feed_forwards[index].shared_gate), build.hidden
     build.add(
         build.kernel("router", p + "router"), "router", "router", index, ONE, len(weights), weights=weights,
         row_blocks=len(weights), groups=padded(columns) // GROUP, x=x, x_stride=x.strides[0], out=out,
         out_stride=out.strides[0], bias=0 if bias is None else bias,
-        weight_bytes=weights.nbytes + (0 if bias is None else 4 * router.n_experts), macs=rows * columns,
-        notes={"format": fmt, "shape": (rows, columns)},
+        cost=Cost(weights.nbytes + (0 if bias is None else 4 * router.n_experts), macs=rows * columns),
+        shape=f"{rows} × {columns}",
     )  # fmt: skip
 
 
@@ -205,11 +207,11 @@ def _experts(
         bias_stride=0 if bias is None else bias.strides[0], scale=scale, activation=activation,
         out_groups=blocks // least if tiled else 0, out_kind=out_kind, scratch=build.scratch,
         scratch_stride=build.scratch.strides[0],
-        notes={
-            "format": fmt.name, "shape": logical, "experts": ff.active, "routed": routing.position(layer),
-            "expert_bytes": blocks * size + (0 if bias is None else 4 * logical[0]),
-            "expert_macs": logical[0] * logical[1], "bank": build.weights.tensor(bank),
-        },
+        bank=build.weights.tensor(bank), shape=f"{logical[0]} × {logical[1]}",
+        cost=Cost(
+            macs=ff.active * logical[0] * logical[1], routed=routing.position(layer),
+            expert_bytes=blocks * size + (0 if bias is None else 4 * logical[0]),
+        ),
     )  # fmt: skip
 
 

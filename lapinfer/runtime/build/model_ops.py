@@ -10,6 +10,7 @@ from lapinfer.kernels.operands import ADD, HEAD, ITEM, STEP, STORE, TILE, TILES
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
+from lapinfer.runtime.cost import Cost
 from lapinfer.runtime.kv import LayerCache
 from lapinfer.runtime.ops import Limits, Ops, Weights
 from lapinfer.runtime.pool import ExpertPool
@@ -88,7 +89,7 @@ class ModelOps(Ops):
             groups=padded(self.spec.hidden) // GROUP, head_bytes=fmt.head_bytes, block_bytes=fmt.block_bytes,
             token=self.step.token, pos=self.step.pos, positions=positions,
             scale=self.spec.embed_scale, out=self.x, out_stride=self.x.strides[0],
-            notes={"row_bytes": table.shape[1] // ROWS + (4 * self.spec.hidden if self.spec.positions else 0)},
+            cost=Cost(token_bytes=table.shape[1] // ROWS + (4 * self.spec.hidden if self.spec.positions else 0)),
         )  # fmt: skip
 
     def sublayer_end(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from lapinfer.kernels.operands import ACT_F32, ACTIVATIONS, CROWD, CROWD_TILES, 
 from lapinfer.quant import GROUP
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.rows import row_bytes
+from lapinfer.runtime.cost import FREE, Cost, Steps
 from lapinfer.runtime.ops import Ops
-from lapinfer.runtime.plan import Operand
 from lapinfer.runtime.sizes import padded, padded_vector
 from lapinfer.spec import FeedForwardSpec, NormSpec, RouterSpec, TreeSpec
 
@@ -34,7 +34,7 @@ class Target:
 def sort_operands(
     build: Ops, index: int, ff: FeedForwardSpec, tile_bytes: int, x: np.ndarray | int, gate: int = 0,
     shared_weight: float = 1.0,
-) -> dict[str, Operand]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """What tokens are sorted by expert with. gate: address of the first token's logit for the shared experts."""
     routing, router = build.routing, ff.router
     assert router is not None
@@ -58,7 +58,7 @@ def mixed(build: Ops, index: int, tree: TreeSpec) -> tuple[float, float]:
     return leaf, 1.0 - leaf
 
 
-def _tree_operands(build: Ops, index: int, tree: TreeSpec, columns: np.ndarray) -> dict[str, Operand]:
+def _tree_operands(build: Ops, index: int, tree: TreeSpec, columns: np.ndarray) -> dict[str, Any]:
     routing, p = build.routing, f"layers.{index}."
     position, N = routing.position(index), tree.trees * tree.nodes
     nodes: np.ndarray | int = 0
@@ -87,16 +87,19 @@ def node_bytes(build: Ops, index: int, tree: TreeSpec) -> int:
     return n * row_bytes(build.format(f"layers.{index}.nodes"), build.hidden) + scalars
 
 
-def _notes(build: Ops, index: int, tree: TreeSpec) -> dict[str, Any]:
-    """What the meter counts of a descent."""
+def _descent_cost(build: Ops, index: int, tree: TreeSpec, steps: Steps) -> Cost:
+    """What a descent reads: a path of nodes per token, each node once a step."""
     if not tree.path:
-        return {}
+        return FREE
     n = tree.node_width
-    return {
-        "routed": build.routing.position(index), "node_bytes": node_bytes(build, index, tree),
-        "node_macs": tree.path * n * (build.hidden + (n > 1)), "format": build.format(f"layers.{index}.nodes"),
-        "shape": (tree.trees * tree.nodes * n, build.hidden),
-    }  # fmt: skip
+    return Cost(
+        macs=tree.path * n * (build.hidden + (n > 1)), routed=build.routing.position(index),
+        node_bytes=node_bytes(build, index, tree), steps=steps,
+    )  # fmt: skip
+
+
+def _nodes_shape(build: Ops, tree: TreeSpec) -> str:
+    return f"{tree.trees * tree.nodes * tree.node_width} × {build.hidden}" if tree.path else ""
 
 
 def descend(
@@ -112,7 +115,8 @@ def descend(
         "descend", "descend", "router", index, CROWD_TILES if crowd else TILES, 1,
         **sort_operands(build, index, ff, tile_bytes, build.tiles, shared_weight=shared),
         **_tree_operands(build, index, tree, columns),
-        leaf_weight=leaf, notes=_notes(build, index, tree) | ({"lone": False} if crowd else {}),
+        leaf_weight=leaf, cost=_descent_cost(build, index, tree, "several" if crowd else "all"),
+        shape=_nodes_shape(build, tree),
     )  # fmt: skip
 
 
@@ -130,43 +134,52 @@ def narrow_leaves(
     leaf_weight, shared_weight = mixed(build, index, tree)
     leaves = _leaf_operands(build, index, ff, target, leaf_weight)
     sort = sort_operands(build, index, ff, 0, 0, shared_weight=shared_weight)
-    descent: dict[str, Operand] = {**sort, **_tree_operands(build, index, tree, columns)}
-    there, back = _leaf_notes(build, index, ff, target)
-    both = there | {key: there[key] + back[key] for key in ("expert_bytes", "expert_macs")} | {"lone": True}
+    descent: dict[str, Any] = {**sort, **_tree_operands(build, index, tree, columns)}
+    bank = build.weights.tensor(p + "leaves")
+    inward, outward = _leaf_costs(build, index, ff, target)
+    descent_cost = _descent_cost(build, index, tree, "lone")
+    both = replace(
+        inward, macs=descent_cost.macs + inward.macs + outward.macs, node_bytes=descent_cost.node_bytes,
+        expert_bytes=inward.expert_bytes + outward.expert_bytes, steps="lone",
+    )  # fmt: skip
+    rows = (1 + ff.gated) * ff.width
+    shape = f"{rows} × {build.hidden}"
     if tree.neurons:
-        build.add(KernelId("neurons", fmt), "neurons", "experts", index, TILES, 1, **descent, **leaves, notes=both)
+        build.add(
+            KernelId("neurons", fmt), "neurons", "experts", index, TILES, 1, **descent, **leaves,
+            cost=both, shape=shape, bank=bank,
+        )  # fmt: skip
     else:
-        notes = _notes(build, index, tree) | both
-        build.add(KernelId("tree", fmt), "tree", "experts", index, LONE, 1, **descent, **leaves, notes=notes)
+        build.add(
+            KernelId("tree", fmt), "tree", "experts", index, LONE, 1, **descent, **leaves,
+            cost=both, shape=shape, bank=bank,
+        )  # fmt: skip
         descend(build, index, ff, tree, columns, crowd=True)
-    hidden: dict[str, Operand] = {
+    hidden: dict[str, Any] = {
         "tiles": routing.tiles, "rows": routing.rows, "hidden": routing.leaf_hidden,
         "hidden_stride": routing.leaf_hidden.strides[0],
     }  # fmt: skip
     build.add(
         KernelId("inward", fmt), "leaves.inward", "experts", index, EXPERTS, 1, active=routing.active, columns=columns,
-        column_stride=columns.strides[0], **hidden, **leaves, notes=there | {"lone": False},
+        column_stride=columns.strides[0], **hidden, **leaves, cost=inward, shape=shape, bank=bank,
     )  # fmt: skip
     unit = max(groups // OUTWARD_CHUNKS, 1)
     build.add(
         KernelId("outward", fmt), "leaves.outward", "experts", index, CROWD, -(-groups // unit), unit=unit,
-        row_weights=routing.row_weights, **hidden, **leaves, notes=back | {"lone": False},
+        row_weights=routing.row_weights, **hidden, **leaves, cost=outward, shape=f"{target.width} × {ff.width}",
+        bank=bank,
     )  # fmt: skip
 
 
-def _leaf_notes(build: Ops, index: int, ff: FeedForwardSpec, target: Target) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the meter counts of a leaf's first neurons, and of what they give back."""
-    bank, rows = f"layers.{index}.leaves", (1 + ff.gated) * ff.width
-    fmt, D = build.format(bank + ".inward"), build.hidden
-    common = {
-        "format": fmt, "experts": ff.active, "routed": build.routing.position(index),
-        "bank": build.weights.tensor(bank),
-    }  # fmt: skip
-    there = rows * row_bytes(fmt, D) + (4 * rows if ff.bias else 0)
-    back = ff.width * row_bytes(fmt, target.width) + (4 * target.width if ff.bias and not _neurons(ff) else 0)
+def _leaf_costs(build: Ops, index: int, ff: FeedForwardSpec, target: Target) -> tuple[Cost, Cost]:
+    """What leaves' first neurons read, and what these give back, in steps of several tokens."""
+    rows, D, fmt = (1 + ff.gated) * ff.width, build.hidden, build.format(f"layers.{index}.leaves.inward")
+    inward = rows * row_bytes(fmt, D) + (4 * rows if ff.bias else 0)
+    outward = ff.width * row_bytes(fmt, target.width) + (4 * target.width if ff.bias and not _neurons(ff) else 0)
+    routed = build.routing.position(index)
     return (
-        common | {"expert_bytes": there, "expert_macs": rows * D, "shape": (rows, D)},
-        common | {"expert_bytes": back, "expert_macs": ff.width * target.width, "shape": (target.width, ff.width)},
+        Cost(macs=ff.active * rows * D, routed=routed, expert_bytes=inward, steps="several"),
+        Cost(macs=ff.active * ff.width * target.width, routed=routed, expert_bytes=outward, steps="several"),
     )
 
 
@@ -174,9 +187,7 @@ def _neurons(ff: FeedForwardSpec) -> bool:
     return isinstance(ff.router, TreeSpec) and ff.router.neurons
 
 
-def _leaf_operands(
-    build: Ops, index: int, ff: FeedForwardSpec, target: Target, leaf_weight: float
-) -> dict[str, Operand]:
+def _leaf_operands(build: Ops, index: int, ff: FeedForwardSpec, target: Target, leaf_weight: float) -> dict[str, Any]:
     bank = f"layers.{index}.leaves"
     leaves = build.weights.tensor(bank)
     inward, outward = (0, 0), (0, 0)

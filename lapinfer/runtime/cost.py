@@ -1,0 +1,99 @@
+"""What an op reads and computes, declared where the op is added to a plan (runtime/ops.py, runtime/build/).
+
+Costs are linear in a few sums over steps, a `Tally`, so the meter keeps those alone, and asks ops when it is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Steps = Literal["all", "wanted", "lone", "several"]
+"""Kinds of steps: all; those that give logits, where only tokens whose logits are wanted count; those of one token;
+those of several."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over steps of one kind: steps, their tokens, experts and nodes [routed layers] that they have read.
+
+    positions: earlier positions that tokens saw, each once a step and slot, by window (None: no window).
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    experts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    nodes: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    positions: dict[int | None, int] = field(default_factory=dict)
+
+    def add(self, tokens: np.ndarray, experts: np.ndarray, nodes: np.ndarray) -> None:
+        """Add steps: tokens [steps], experts and nodes [steps, routed layers]."""
+        self.steps += len(tokens)
+        self.tokens += int(tokens.sum())
+        self.experts = self.experts + experts.sum(axis=0)
+        self.nodes = self.nodes + nodes.sum(axis=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What an op reads of earlier positions: keys and values, or inputs of a convolution.
+
+    window: how many positions a token sees (None: all). bytes: of one position. macs: of one token with one position,
+    which are not among the multiply-adds with weights.
+    """
+
+    window: int | None
+    bytes: int
+    macs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes that an op touches and multiply-adds with weights, in `steps` of a kind.
+
+    weight_bytes: once a step. token_bytes: rows looked up for each token. macs: multiply-adds per token.
+    expert_bytes, node_bytes: of one expert or node, once for each that a step reads; `routed` is then the layer's
+    position among the routed ones.
+    """
+
+    weight_bytes: int = 0
+    token_bytes: int = 0
+    macs: int = 0
+    routed: int | None = None
+    expert_bytes: int = 0
+    node_bytes: int = 0
+    remembered: Remembered | None = None
+    steps: Steps = "all"
+
+    def touched(self, tally: Tally) -> int:
+        """Bytes that these steps read, those of nodes included."""
+        total = self.weight_bytes * tally.steps + self.token_bytes * tally.tokens + self.touched_nodes(tally)
+        if self.routed is not None and self.expert_bytes and tally.steps:
+            total += self.expert_bytes * int(tally.experts[self.routed])
+        if self.remembered is not None:
+            total += self.remembered.bytes * tally.positions.get(self.remembered.window, 0)
+        return total
+
+    def touched_nodes(self, tally: Tally) -> int:
+        """Bytes of nodes alone: they count as the router's, whatever the op's part."""
+        if self.routed is None or not self.node_bytes or not tally.steps:
+            return 0
+        return self.node_bytes * int(tally.nodes[self.routed])
+
+    def multiply_adds(self, tally: Tally) -> int:
+        """Multiply-adds with weights."""
+        return self.macs * tally.tokens
+
+    def attention_macs(self, pos: np.ndarray) -> int:
+        """Multiply-adds of attention for tokens at these positions, none of them with weights."""
+        if self.remembered is None:
+            return 0
+        window = self.remembered.window
+        seen = pos + 1 if window is None else np.minimum(pos + 1, window)
+        return self.remembered.macs * int(seen.sum())
+
+
+FREE = Cost()
+"""An op that reads only what a step itself has written."""
