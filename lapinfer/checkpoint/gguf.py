@@ -17,8 +17,8 @@ from lapinfer.checkpoint.gguf_config import config_of
 from lapinfer.checkpoint.gguf_file import GGUFFile, GGUFTensor
 from lapinfer.checkpoint.gguf_tokenizer import write_folder
 from lapinfer.checkpoint.mapping import let_go
-from lapinfer.checkpoint.safetensors import bf16_to_f32
 from lapinfer.errors import CheckpointError, UnsupportedError
+from lapinfer.quant.floats import FloatFormat
 from lapinfer.quant.formats import STORED
 from lapinfer.quant.groups import Grouped, GroupFormat
 
@@ -163,28 +163,23 @@ class GGUFCheckpoint:
         return values
 
     def _floats(self, mapped: Mapped, rows: np.ndarray) -> np.ndarray:
-        match mapped.tensor.type:
-            case "F32":
-                return rows.view("<f4").astype(np.float32)
-            case "F16":
-                with np.errstate(all="ignore"):  # NumPy warns of some NaNs
-                    return rows.view("<f2").astype(np.float32)
-            case "BF16":
-                return bf16_to_f32(rows.view("<u2"))
-            case kind:
-                try:
-                    import gguf
-                    import gguf.quants
-                except ImportError:
-                    raise UnsupportedError(
-                        f'{self.path}: reading {kind} weights needs the gguf package: pip install "lapinfer[gguf]"'
-                    ) from None
-                # Scales of a damaged file may be NaN or infinite: what comes of them is not a warning's business.
-                with np.errstate(all="ignore"):
-                    try:
-                        return gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
-                    except (NotImplementedError, KeyError):
-                        raise UnsupportedError(f"{self.path}: tensor {mapped.name!r} has type {kind}") from None
+        kind = mapped.tensor.type
+        form = STORED.get(kind)
+        # Numbers of a damaged file may be NaN or infinite: what comes of them is not a warning's business.
+        with np.errstate(all="ignore"):
+            if isinstance(form, FloatFormat):
+                return form.widened(rows.view(np.dtype(form.dtype).newbyteorder("<")))
+            try:
+                import gguf
+                import gguf.quants
+            except ImportError:
+                raise UnsupportedError(
+                    f'{self.path}: reading {kind} weights needs the gguf package: pip install "lapinfer[gguf]"'
+                ) from None
+            try:
+                return gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
+            except (NotImplementedError, KeyError):
+                raise UnsupportedError(f"{self.path}: tensor {mapped.name!r} has type {kind}") from None
 
 
 def _published_order(rows: np.ndarray, heads: int) -> np.ndarray:

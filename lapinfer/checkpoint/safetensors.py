@@ -17,6 +17,7 @@ import numpy as np
 
 from lapinfer.checkpoint.mapping import let_go, map_file
 from lapinfer.errors import CheckpointError
+from lapinfer.quant.formats.bf16 import from_bf16
 
 MAX_HEADER = 100_000_000
 """Bytes; the official library's own limit."""
@@ -46,11 +47,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     stop: int
-
-
-def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
-    """float32 of bfloat16 bits, exactly."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 class SafetensorsFile:
@@ -109,7 +105,7 @@ class SafetensorsFile:
         view = self.view(name)
         rows = view[start:stop] if view.ndim else view
         with np.errstate(all="ignore"):  # NumPy warns of some NaNs
-            values = bf16_to_f32(rows) if dtype == "BF16" else rows.astype(np.float32)
+            values = from_bf16(rows) if dtype == "BF16" else rows.astype(np.float32)
         let_go(rows)
         return values
 

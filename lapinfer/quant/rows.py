@@ -48,7 +48,7 @@ def unpack_rows(format: str, packed: np.ndarray, columns: int) -> np.ndarray:
     """float32 [R, C]: what the kernels multiply with."""
     form = FORMATS[format]
     if isinstance(form, FloatFormat):
-        return form.widened(np.ascontiguousarray(packed).view(form.dtype)[:, :columns]).copy()
+        return form.widened(np.ascontiguousarray(packed).view(form.dtype)[:, :columns])
     form, layout = group_format(format), row_layout(format)
     R = len(packed)
     groups = packed[:, layout.head_bytes :].reshape(R, -1, layout.group_bytes)

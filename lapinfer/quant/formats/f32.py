@@ -14,7 +14,7 @@ class Float32(FloatFormat):
         return np.asarray(values, np.float32)
 
     def widened(self, stored: np.ndarray) -> np.ndarray:
-        return stored
+        return stored.astype(np.float32)
 
 
 FORMAT = Float32(name="f32", id=0, max_error=0.0, dtype=np.float32, stored_types=("F32",), for_routers=True)
