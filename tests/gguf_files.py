@@ -5,6 +5,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from lapinfer.families import family_of_gguf
+from lapinfer.families.gguf import published_name
+
 HEADS, KV_HEADS, DIM, WIDTH, FF, VOCAB = 4, 2, 8, 32, 64, 300
 
 
@@ -27,30 +30,33 @@ def permute(weights: np.ndarray, heads: int) -> np.ndarray:
     return weights.reshape(heads, 2, len(weights) // heads // 2, -1).swapaxes(1, 2).reshape(weights.shape)
 
 
+QKV = (HEADS + 2 * KV_HEADS) * DIM
+SHAPES = {
+    "attn_norm": (WIDTH,), "attn_q": (HEADS * DIM, WIDTH), "attn_k": (KV_HEADS * DIM, WIDTH),
+    "attn_v": (KV_HEADS * DIM, WIDTH), "attn_qkv": (QKV, WIDTH), "attn_output": (WIDTH, HEADS * DIM),
+    "post_attention_norm": (WIDTH,), "ffn_norm": (WIDTH,), "ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH),
+    "ffn_down": (WIDTH, FF), "post_ffw_norm": (WIDTH,),
+}  # fmt: skip
+"""Of the modules of a layer, of which a family has some."""
+
+
 def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Published-order weights of one layer under GGUF names."""
+    """Published-order weights of one layer under GGUF names: all that the architecture's family can have."""
     rng = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    made = {"token_embd.weight": normal(VOCAB, WIDTH), "output_norm.weight": normal(WIDTH)}
-    if architecture == "gpt2":
-        shapes = {
-            "attn_norm": (WIDTH,), "attn_qkv": (3 * WIDTH, WIDTH), "attn_output": (WIDTH, WIDTH),
-            "ffn_norm": (WIDTH,), "ffn_up": (FF, WIDTH), "ffn_down": (WIDTH, FF),
-        }  # fmt: skip
-        made |= {"output_norm.bias": normal(WIDTH), "position_embd.weight": normal(64, WIDTH)}
-        made |= {f"blk.0.{name}.bias": normal(shape[0]) for name, shape in shapes.items()}
-    else:
-        shapes = {
-            "attn_norm": (WIDTH,), "attn_q": (HEADS * DIM, WIDTH), "attn_k": (KV_HEADS * DIM, WIDTH),
-            "attn_v": (KV_HEADS * DIM, WIDTH), "attn_output": (WIDTH, HEADS * DIM), "ffn_norm": (WIDTH,),
-            "ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH), "ffn_down": (WIDTH, FF),
-        }  # fmt: skip
-    if architecture.startswith("gemma"):
-        shapes |= {"post_attention_norm": (WIDTH,), "post_ffw_norm": (WIDTH,)}
-    return made | {f"blk.0.{name}.weight": normal(*shape) for name, shape in shapes.items()}
+    family = family_of_gguf(architecture) or family_of_gguf("llama")
+    assert family is not None
+    shapes = {m: shape for m, shape in SHAPES.items() if published_name(family.names, m, "0") is not None}
+    biased = architecture == "gpt2"
+    if biased:
+        shapes["attn_qkv"] = (3 * WIDTH, WIDTH)
+    elif "ffn_gate" not in shapes:
+        shapes["ffn_up"] = (2 * FF, WIDTH)
+    named: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, WIDTH), "output_norm.weight": (WIDTH,)}
+    if biased:
+        named |= {"output_norm.bias": (WIDTH,), "position_embd.weight": (64, WIDTH)}
+        named |= {f"blk.0.{module}.bias": shape[:1] for module, shape in shapes.items()}
+    named |= {f"blk.0.{module}.weight": shape for module, shape in shapes.items()}
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in named.items()}
 
 
 def write(
@@ -99,12 +105,15 @@ def write(
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
         writer.add_chat_template("{{ messages }}")
+    # llama.cpp's own list of what its converter does, not ours.
+    permuted = architecture in ("llama", "granite", "smollm3")
+    plus_one = architecture.startswith("gemma")
     for name, array in weights(architecture).items():
-        if architecture in ("llama", "granite", "smollm3") and ".attn_q." in name:
+        if permuted and ".attn_q." in name:
             array = permute(array, HEADS)
-        elif architecture in ("llama", "granite", "smollm3") and ".attn_k." in name:
+        elif permuted and ".attn_k." in name:
             array = permute(array, KV_HEADS)
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        if plus_one and name.endswith("norm.weight"):
             array = array + 1
         quantization = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
         writer.add_tensor(name, gguf.quants.quantize(array, quantization), raw_dtype=quantization)

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapinfer.errors import CheckpointError, LapinferError, UnsupportedError
-from lapinfer.families import FAMILIES, Source, sources_for, spec_from_config
-from lapinfer.families.experts import LAYOUTS, Layout
+from lapinfer.families import Source, model_types, sources_for, spec_from_config
+from lapinfer.families.names import LAYOUTS, Layout
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
 
@@ -111,10 +111,10 @@ def test_golden_logits(path: Path) -> None:
 
 def test_every_family_has_golden_files() -> None:
     assert {path.stem for path in GOLDEN} == set(CASES)
-    assert {case.family for case in tiny.CASES} | {"gemma3", OURS} == set(FAMILIES)
+    assert {case.family for case in tiny.CASES} | {"gemma3", OURS} == set(model_types())
 
 
-@pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"gemma3", OURS}))
+@pytest.mark.parametrize("model_type", sorted(set(model_types()) - {"gemma3", OURS}))
 def test_absent_options_mean_what_transformers_means(model_type: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     written = transformers.AutoConfig.for_model(**sizes(model_type), pad_token_id=None)
@@ -402,7 +402,7 @@ def test_unsupported_options_are_refused_by_name(named: str, config: dict[str, A
 def test_unknown_model_type_lists_the_supported_ones() -> None:
     with pytest.raises(UnsupportedError) as error:
         spec_of(model_type="mamba")
-    assert all(name in str(error.value) for name in FAMILIES)
+    assert all(name in str(error.value) for name in model_types())
 
 
 WRONG = [

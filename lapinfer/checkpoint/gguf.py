@@ -1,6 +1,6 @@
 """GGUF files as checkpoints: llama.cpp's names, row order and norms turned back into what was published.
 
-The changes undone here are those of llama.cpp's converter (conversion/llama.py, gemma.py, gpt2.py).
+What the converter of llama.cpp changed, the families say (families/gguf.py).
 """
 
 from __future__ import annotations
@@ -13,41 +13,15 @@ from typing import Any
 import numpy as np
 
 from lapinfer.checkpoint.folder import fingerprint
-from lapinfer.checkpoint.gguf_config import config_of
 from lapinfer.checkpoint.gguf_file import GGUFFile, GGUFTensor
 from lapinfer.checkpoint.gguf_tokenizer import write_folder
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.errors import CheckpointError, UnsupportedError
+from lapinfer.families import Family, families, family_of_gguf
+from lapinfer.families.gguf import VECTORS, Metadata, published_name
 from lapinfer.quant.floats import FloatFormat
 from lapinfer.quant.formats import STORED
 from lapinfer.quant.groups import Grouped, GroupFormat
-
-LLAMA = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-SANDWICH = LLAMA | {
-    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}  # fmt: skip
-GPT2 = {
-    "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
-    "output": "lm_head", "attn_norm": "ln_1", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj",
-    "ffn_norm": "ln_2", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj",
-}  # fmt: skip
-MODULES = {
-    "phi3": LLAMA | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
-    "gemma2": SANDWICH, "gemma3": SANDWICH, "olmo2": SANDWICH, "gpt2": GPT2,
-}  # fmt: skip
-"""Architecture -> GGUF module -> published module; LLAMA for the others."""
-
-PERMUTED = {"llama", "granite", "smollm3"}
-"""Whose query and key rows llama.cpp interleaves, for its rotation of neighbouring pairs."""
-
-READ_ELSEWHERE = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,39 +41,38 @@ class GGUFCheckpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file = GGUFFile(self.path)
-        self.config: dict[str, Any] = config_of(self._file)
-        self._mapped = self._map()
+        family = _family(self._file)
+        self.config = _config(self._file, family)
+        self._mapped = self._map(family)
         self._fingerprint = fingerprint([self.path])
         self.folder = write_folder(self._file, self.config, self._fingerprint)
 
-    def _map(self) -> dict[str, Mapped]:
-        architecture = self._file.metadata["general.architecture"]
-        modules = MODULES.get(architecture, LLAMA)
-        layers = "transformer.h" if architecture == "gpt2" else "model.layers"
+    def _map(self, family: Family) -> dict[str, Mapped]:
+        assert family.gguf is not None
         mapped: dict[str, Mapped] = {}
         for name, tensor in self._file.tensors.items():
-            if name in READ_ELSEWHERE:
+            if name in VECTORS:
                 continue
             match = re.fullmatch(r"(?:blk\.(\d{1,4})\.)?(\w+)\.(weight|bias)", name, re.ASCII)
-            if match is None or match[2] not in modules:
+            published = match and published_name(family.names, match[2], match[1])
+            if match is None or published is None:
                 raise UnsupportedError(
-                    f"{self.path}: tensor {name[:80]!r} is not known in the architecture {architecture}"
+                    f"{self.path}: tensor {name[:80]!r} is not known in the architecture {family.gguf.architecture}"
                 )
             layer, module, suffix = match.groups()
-            prefix = "" if layer is None else f"{layers}.{int(layer)}."
             heads = 0
-            if architecture in PERMUTED and module in ("attn_q", "attn_k"):
+            if family.gguf.permuted and module in ("attn_q", "attn_k"):
                 heads = self.config["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
                 if heads < 1 or tensor.shape[0] % (2 * heads):
                     raise CheckpointError(
                         f"{self.path}: tensor {name!r} has {tensor.shape[0]} rows, expected a multiple of {2 * heads}"
                     )
-            mapped[f"{prefix}{modules[module]}.{suffix}"] = Mapped(
+            mapped[f"{published}.{suffix}"] = Mapped(
                 name,
                 tensor,
                 heads,
-                plus_one=architecture.startswith("gemma") and module.endswith("norm"),
-                transposed=architecture == "gpt2" and layer is not None and len(tensor.shape) == 2,
+                plus_one=family.gguf.norms_plus_one and module.endswith("norm"),
+                transposed=family.names.transposed and layer is not None and len(tensor.shape) == 2,
             )
         return mapped
 
@@ -180,6 +153,49 @@ class GGUFCheckpoint:
                 return gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
             except (NotImplementedError, KeyError):
                 raise UnsupportedError(f"{self.path}: tensor {mapped.name!r} has type {kind}") from None
+
+
+def _family(file: GGUFFile) -> Family:
+    architecture = file.metadata.get("general.architecture")
+    family = family_of_gguf(architecture) if isinstance(architecture, str) else None
+    if family is None:
+        supported = ", ".join(f.gguf.architecture for f in families().values() if f.gguf is not None)
+        raise UnsupportedError(f"{file.path}: has architecture {str(architecture)[:40]!r}, supported are {supported}")
+    return family
+
+
+def _config(file: GGUFFile, family: Family) -> dict[str, Any]:
+    """The config.json of a GGUF file; UnsupportedError for what it could only say wrongly."""
+    assert family.gguf is not None
+    vectors = {
+        name: file.rows(name).reshape(-1).view(np.float32)
+        for name in VECTORS
+        if (tensor := file.tensors.get(name)) is not None and tensor.type == "F32" and len(tensor.shape) == 1
+    }
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    metadata = Metadata(str(file.path), family.gguf.architecture, file.metadata, shapes, vectors)
+    if str(file.metadata.get("split.count", 1)) not in ("0", "1"):  # it may be an array, in a damaged file
+        raise metadata.unsupported("is one of several parts; join them with: llama-gguf-split --merge")
+    if metadata.get("expert_count"):
+        raise metadata.unsupported("is a mixture of experts, which is not supported from GGUF")
+    if "token_embd.weight" not in shapes:
+        raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing")
+    return {
+        "model_type": family.model_types[0],
+        "vocab_size": shapes["token_embd.weight"][0],
+        "tie_word_embeddings": "output.weight" not in shapes,
+        **_token_ids(file),
+        **family.gguf.config(metadata),
+    }
+
+
+def _token_ids(file: GGUFFile) -> dict[str, Any]:
+    def ids(*names: str) -> list[int]:
+        values = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names)
+        return list(dict.fromkeys(i for i in values if type(i) is int))
+
+    eos = ids("eos", "eot", "eom")
+    return {"bos_token_id": next(iter(ids("bos")), None), "eos_token_id": eos[0] if len(eos) == 1 else eos or None}
 
 
 def _published_order(rows: np.ndarray, heads: int) -> np.ndarray:

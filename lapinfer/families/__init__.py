@@ -1,87 +1,58 @@
 """Model families: one file each, which reads a config.json into a ModelSpec and names the tensors.
 
-A family module has
+A family is a module of this folder with a `FAMILY` (family.py); the registry here finds it by its file. The other
+modules are what families share:
 
-    spec(config) -> ModelSpec                        refuses what it would run wrongly (UnsupportedError)
-    sources(spec, names) -> dict[str, tuple[Source, ...]]      our tensor name -> where its rows come from
+    config.py   typed reading of config.json          names.py    tables of stored tensors, and our tensors' sources
+    decoder.py  the usual keys of a decoder           gguf.py     llama.cpp's names, keys and changes
+    experts.py  the usual keys of experts             latent.py   DeepSeek's latent attention
+    rope.py     rotary positions                      fff.py      trees in a checkpoint of any family
 
-`names` are the tensors that the checkpoint has: published files carry a prefix ("model.", "transformer.") or don't,
-and a family picks the one that is there. Without names, the usual one is meant. The rows of all sources of a tensor,
-one after the other, are its rows. A tied head is not a tensor of ours, whether or not it is stored as well.
-
-`Source` is the whole language between a checkpoint's names and ours: rows of a stored tensor, maybe transposed.
-To add a family: write its file, and name it in FAMILIES.
+To add a family: write its file; nothing else needs to know it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import pkgutil
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
-from types import ModuleType
 from typing import Any, Final
 
 from lapinfer.errors import CheckpointError
 from lapinfer.families.config import Config
+from lapinfer.families.family import Family as Family
+from lapinfer.families.fff import tree_sources, with_trees
+from lapinfer.families.names import Source as Source
+from lapinfer.families.names import Sources, named_sources
 from lapinfer.spec import ModelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Rows start:stop:step (all, when stop is None) and columns first:last of a stored matrix.
-
-    `transposed` when it is stored [in, out]. Of a stored tensor with three dimensions, `index` says which matrix, or
-    (None) that all of them are meant, one after the other. The name "" is `stop` rows of zeros.
-    """
-
-    name: str
-    start: int = 0
-    stop: int | None = None
-    transposed: bool = False
-    step: int = 1
-    index: int | None = None
-    columns: tuple[int, int] | None = None
-
-
-FAMILIES: Final = {
-    "deepseek_v2": "deepseek_v2",
-    "deepseek_v3": "deepseek_v3",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3",
-    "gemma3_text": "gemma3",
-    "gpt2": "gpt2",
-    "gpt_oss": "gpt_oss",
-    "granite": "granite",
-    "granitemoe": "granitemoe",
-    "granitemoeshared": "granitemoeshared",
-    "lfm2": "lfm2",
-    "lfm2_moe": "lfm2_moe",
-    "lapinfer": "llama",
-    "llama": "llama",
-    "mistral": "mistral",
-    "mixtral": "mixtral",
-    "olmo2": "olmo2",
-    "olmoe": "olmoe",
-    "phi3": "phi3",
-    "phimoe": "phimoe",
-    "qwen2": "qwen2",
-    "qwen2_moe": "qwen2_moe",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3_moe",
-    "smollm3": "smollm3",
-}
-"""`model_type` of a config.json -> module in this folder (lapinfer is what a trainer calls a Llama whose feed-forwards
-no other program would run, see fff.py). A module's name is the `family` of its specs."""
 
 REFUSED: Final = ("add_cross_attention", "is_encoder_decoder", "use_bidirectional_attention")
 """Options that no family here computes."""
 
-QUANTIZED: Final = {"gpt_oss": "mxfp4"}
-"""Families whose files come quantized, and the `quant_method` that can be read for them."""
+
+def family(name: str) -> Family:
+    """The family in the module of this name, which is the `family` of its specs."""
+    module = _family(name)
+    assert module is not None, name
+    return module
 
 
-def _module(family: str) -> ModuleType:
-    return import_module(f"{__name__}.{family}")
+def families() -> dict[str, Family]:
+    """All families by their modules' names; imports all of them."""
+    return {name: module for name in _modules() if (module := _family(name)) is not None}
+
+
+def model_types() -> list[str]:
+    """Every `model_type` that can be read."""
+    return sorted(model_type for module in families().values() for model_type in module.model_types)
+
+
+def family_of_gguf(architecture: str) -> Family | None:
+    """The family that llama.cpp gives this name, if one is read from GGUF."""
+    name = _find(architecture, lambda module: module.gguf is not None and module.gguf.architecture == architecture)
+    return None if name is None else family(name)
 
 
 def spec_from_config(config: Any, where: str) -> ModelSpec:
@@ -92,18 +63,48 @@ def spec_from_config(config: Any, where: str) -> ModelSpec:
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: expected a JSON object with a model_type, got {type(config).__name__}")
     values = Config(config, where)
-    family = FAMILIES.get(values.text("model_type"))
-    if family is None:
-        raise values.unsupported("model_type", ", ".join(FAMILIES))
+    model_type = values.text("model_type")
+    name = _find(model_type, lambda module: model_type in module.model_types)
+    if name is None:
+        raise values.unsupported("model_type", ", ".join(model_types()))
     quantized = config.get("quantization_config")
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-    if method is None or method != QUANTIZED.get(family):
+    if method is None or method != family(name).quant_method:
         values.refuse("quantization_config")
     values.refuse(*REFUSED)
-    spec = _module(family).spec(values)
-    return _module("fff").with_trees(spec, values.section("fff")) if "fff" in values else spec
+    spec = replace(family(name).spec(values), family=name)
+    return with_trees(spec, values.section("fff")) if "fff" in values else spec
 
 
-def sources_for(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    """Where each tensor of `tensors(spec)` comes from, in a checkpoint that has these `names`."""
-    return _module(spec.family).sources(spec, names) | _module("fff").tree_sources(spec, names)
+def sources_for(spec: ModelSpec, names: Collection[str] = ()) -> Sources:
+    """Where each tensor of `tensors(spec)` comes from, in a checkpoint that has these `names`.
+
+    Published files carry a prefix ("model.", "transformer.") or don't: the one that is there is taken, and without
+    names the usual one. A tied head is not a tensor of ours, whether or not it is stored as well.
+    """
+    module = family(spec.family)
+    more = module.more_sources(spec, names) if module.more_sources is not None else {}
+    return named_sources(module.names, spec, names) | more | tree_sources(spec, names)
+
+
+@cache
+def _family(name: str) -> Family | None:
+    """None: the module is one that families share."""
+    return getattr(import_module(f"{__name__}.{name}"), "FAMILY", None)
+
+
+@cache
+def _modules() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def _find(name: str, is_it: Callable[[Family], bool]) -> str | None:
+    """The first family for which `is_it`; modules whose own names begin `name`, the longest first, are asked first.
+
+    So one module is imported where a file is called like its model_type, as most are.
+    """
+    for module_name in sorted(_modules(), key=lambda module: -len(module) if name.startswith(module) else 0):
+        module = _family(module_name)
+        if module is not None and is_it(module):
+            return module_name
+    return None

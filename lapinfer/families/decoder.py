@@ -1,35 +1,15 @@
-"""What the Llama-shaped families share: the usual config keys, and the usual names of stored tensors."""
+"""What the Llama-shaped families share: the usual keys of a config.json."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
-from lapinfer.families import Source
 from lapinfer.families.config import MOST_LAYERS, Config
 from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
-from lapinfer.tensors import is_matrix, tensors
-
-MODULES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("embed_tokens",),
-    "norm": ("norm",),
-    "attn_norm": ("input_layernorm",),
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "q_norm": ("self_attn.q_norm",),
-    "k_norm": ("self_attn.k_norm",),
-    "o": ("self_attn.o_proj",),
-    "ff_norm": ("post_attention_layernorm",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "up": ("mlp.up_proj",),
-    "down": ("mlp.down_proj",),
-}
-"""Our name of a part -> the modules whose rows it is made of, as Llama calls them."""
-
-PREFIXES: Sequence[str] = ("model.", "")
-"""What published names of the decoder's tensors begin with; the usual one is first."""
 
 
 def layer_count(config: Config) -> int:
@@ -93,6 +73,11 @@ def window_size(config: Config, default: int | None = 4096) -> int | None:
     return config.integer("sliding_window", default or 1, most=1 << 30)
 
 
+def window_in_use(config: Config, default: int | None = 4096) -> int | None:
+    """`sliding_window` where `use_sliding_window` is on."""
+    return window_size(config, default) if config.flag("use_sliding_window", False) else None
+
+
 def soft_cap(config: Config, key: str, default: float | None) -> float | None:
     """A soft cap: null means none, and only an absent key means the family's default."""
     return None if config.values.get(key, default) is None else config.number(key, default or 1.0, least=1e-3)
@@ -128,7 +113,6 @@ def windows(config: Config, sliding: Iterable[bool], window: int | None) -> list
 
 def model_spec(
     config: Config,
-    family: str,
     layers: Iterable[LayerSpec],
     norm: NormSpec,
     *,
@@ -138,9 +122,9 @@ def model_spec(
     logit_softcap: float | None = None,
     head_bias: bool = False,
 ) -> ModelSpec:
-    """A ModelSpec with the usual keys for sizes; `tied` is the family's default."""
+    """A ModelSpec with the usual keys for sizes, and no family's name; `tied` is the family's default."""
     return ModelSpec(
-        family,
+        "",
         config.integer("vocab_size"),
         config.integer("hidden_size"),
         tuple(layers),
@@ -152,44 +136,3 @@ def model_spec(
         logit_scale=logit_scale,
         logit_softcap=logit_softcap,
     )
-
-
-def first_stored(names: Collection[str], prefixes: Iterable[str], module: str) -> str:
-    """The first prefix under which `module` is stored; the usual one, the first, when none is."""
-    usual, *others = prefixes
-    return next((p for p in (usual, *others) if f"{p}{module}.weight" in names), usual)
-
-
-def named_sources(
-    spec: ModelSpec,
-    names: Collection[str],
-    modules: Mapping[str, tuple[str, ...]] = MODULES,
-    *,
-    prefixes: Iterable[str] = PREFIXES,
-    heads: Iterable[str] = ("",),
-    layers: str = "layers",
-    transposed: bool = False,
-) -> dict[str, tuple[Source, ...]]:
-    """Sources by a table of modules. `prefixes` of the decoder and `heads` of lm_head: what published files use.
-
-    `transposed`: matrices of layers are stored [in, out]. Parts of layers that the table leaves out are left out.
-    """
-    prefix = first_stored(names, prefixes, modules["embed"][0])
-    head = first_stored(names, heads, "lm_head") + "lm_head"
-    found: dict[str, tuple[Source, ...]] = {}
-    for name in tensors(spec):
-        part, _, suffix = name.rpartition(".")
-        if suffix not in ("weight", "bias"):
-            part, suffix = name, "weight"
-        if part == "head":
-            found[name] = (Source(f"{head}.{suffix}"),)
-            continue
-        outer = prefix
-        if part.startswith("layers."):
-            _, index, part = part.split(".", 2)
-            if part not in modules:
-                continue
-            outer = f"{prefix}{layers}.{index}."
-        flip = transposed and is_matrix(name) and name.startswith("layers.")
-        found[name] = tuple(Source(f"{outer}{module}.{suffix}", transposed=flip) for module in modules[part])
-    return found

@@ -5,20 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
-from lapinfer.families.decoder import MODULES, feed_forward_spec, layer_count, model_spec, rms_norm
-from lapinfer.families.experts import MLP, Layout, expert_sources, routed_feed_forward, router_spec
+from lapinfer.families.decoder import feed_forward_spec, layer_count, model_spec, rms_norm
+from lapinfer.families.experts import routed_feed_forward, router_spec
+from lapinfer.families.family import Family
 from lapinfer.families.latent import latent_attention, latent_sources
+from lapinfer.families.names import MLP, Layout, TensorNames
 from lapinfer.spec import LayerSpec, ModelSpec, RouterSpec
 
 SHARED = Layout(
     ("mlp.shared_experts.gate_proj.weight", "mlp.shared_experts.up_proj.weight"), "mlp.shared_experts.down_proj.weight"
 )
-NOT_LATENT = {part: modules for part, modules in MODULES.items() if part != "qkv"}
 
 
 def spec(config: Config) -> ModelSpec:
@@ -29,7 +28,7 @@ def spec(config: Config) -> ModelSpec:
     router = router_spec(config, "n_routed_experts", scale=config.number("routed_scaling_factor", 1.0, most=1e6))
     if method == "group_limited_greedy":
         router = grouped(config, router)
-    return deepseek_model(config, "deepseek_v2", router, dense=0, shared=2)
+    return deepseek_model(config, router, dense=0, shared=2)
 
 
 def grouped(config: Config, router: RouterSpec) -> RouterSpec:
@@ -46,9 +45,7 @@ def grouped(config: Config, router: RouterSpec) -> RouterSpec:
     return replace(router, groups=groups, top_groups=top)
 
 
-def deepseek_model(
-    config: Config, family: str, router: RouterSpec, dense: int, shared: int, interleaved: bool = True
-) -> ModelSpec:
+def deepseek_model(config: Config, router: RouterSpec, dense: int, shared: int, interleaved: bool = True) -> ModelSpec:
     """What V2 and V3 have in common; `dense` first layers and `shared` experts are the family's defaults."""
     for key, value in (("scoring_func", router.score), ("moe_layer_freq", 1)):
         if key in config and config.values[key] != value:
@@ -64,8 +61,7 @@ def deepseek_model(
         LayerSpec(attention, feed_forward_spec(config) if i < dense else experts, norm, norm)
         for i in range(layer_count(config))
     ]
-    return model_spec(config, family, layers, norm)
+    return model_spec(config, layers, norm)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return expert_sources(spec, names, MLP, NOT_LATENT, SHARED) | latent_sources(spec, names)
+FAMILY = Family(("deepseek_v2",), spec, TensorNames(experts=MLP, shared=SHARED), latent_sources)

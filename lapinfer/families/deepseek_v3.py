@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from dataclasses import replace
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
+from lapinfer.families.deepseek_v2 import FAMILY as DEEPSEEK_V2
 from lapinfer.families.deepseek_v2 import deepseek_model, grouped
-from lapinfer.families.deepseek_v2 import sources as v2_sources
-from lapinfer.families.experts import router_spec, selection_bias_sources
+from lapinfer.families.experts import router_spec
 from lapinfer.spec import ModelSpec
 
 
@@ -25,8 +24,8 @@ def spec(config: Config) -> ModelSpec:
     )
     router = grouped(config.with_defaults(n_group=8, topk_group=4), router)
     interleaved = config.flag("rope_interleave", True)
-    return deepseek_model(config, "deepseek_v3", router, dense=3, shared=1, interleaved=interleaved)
+    return deepseek_model(config, router, dense=3, shared=1, interleaved=interleaved)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return v2_sources(spec, names) | selection_bias_sources(spec, names, "mlp.gate.e_score_correction_bias")
+NAMES = replace(DEEPSEEK_V2.names, selection_bias="mlp.gate.e_score_correction_bias")
+FAMILY = replace(DEEPSEEK_V2, model_types=("deepseek_v3",), spec=spec, names=NAMES)

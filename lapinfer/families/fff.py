@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Final
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
-from lapinfer.families.experts import MOST_EXPERTS, MOST_PARTS, layer_prefixes
+from lapinfer.families.experts import MOST_EXPERTS, MOST_PARTS
+from lapinfer.families.names import Source, Sources, layer_prefixes
 from lapinfer.spec import FeedForwardSpec, ModelSpec, TreeSpec
 from lapinfer.tensors import tensors
 
@@ -62,19 +62,19 @@ def with_trees(spec: ModelSpec, config: Config) -> ModelSpec:
     )
 
 
-def tree_sources(spec: ModelSpec, names: Collection[str]) -> dict[str, tuple[Source, ...]]:
+def tree_sources(spec: ModelSpec, names: Collection[str]) -> Sources:
     """Sources of the layers that are trees."""
-    found: dict[str, tuple[Source, ...]] = {}
+    sources: Sources = {}
     for i, prefix in layer_prefixes(spec, names):
         ff = spec.layers[i].feed_forward
         if isinstance(ff.router, TreeSpec):
-            found |= _layer(ff, ff.router, spec.hidden, f"layers.{i}.", f"{prefix}mlp.")
+            sources |= _layer(ff, ff.router, spec.hidden, f"layers.{i}.", f"{prefix}mlp.")
     shapes = tensors(spec)
-    return {name: sources for name, sources in found.items() if name in shapes}
+    return {name: rows for name, rows in sources.items() if name in shapes}
 
 
-def _layer(ff: FeedForwardSpec, tree: TreeSpec, D: int, p: str, stored: str) -> dict[str, tuple[Source, ...]]:
-    found: dict[str, tuple[Source, ...]] = {
+def _layer(ff: FeedForwardSpec, tree: TreeSpec, D: int, p: str, stored: str) -> Sources:
+    sources: Sources = {
         p + "nodes": (Source(f"{stored}nodes.weight"),),
         p + "nodes.bias": (Source(f"{stored}nodes.bias"),),
         p + "node_out": (Source(f"{stored}node_out"),),
@@ -101,11 +101,11 @@ def _layer(ff: FeedForwardSpec, tree: TreeSpec, D: int, p: str, stored: str) -> 
     names = ("leaves.inward", "leaves.outward") if narrow else (
         "experts.gate_up" if ff.gated else "experts.up", "experts.down"
     )  # fmt: skip
-    found[p + names[0]], found[p + names[1]] = tuple(first), tuple(last)
+    sources[p + names[0]], sources[p + names[1]] = tuple(first), tuple(last)
     if ff.bias:
-        found[p + names[0] + ".bias"] = tuple(first_bias)
-        found[p + names[1] + ".bias"] = tuple(last_bias)
-    return found
+        sources[p + names[0] + ".bias"] = tuple(first_bias)
+        sources[p + names[1] + ".bias"] = tuple(last_bias)
+    return sources
 
 
 def _parts_of_master(ff: FeedForwardSpec) -> Iterator[tuple[int, int]]:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
-    MODULES,
     attention_spec,
     embed_scale,
     feed_forward_spec,
     layer_count,
     model_spec,
-    named_sources,
     rms_norm,
     rope_of,
     soft_cap,
     window_size,
     windows,
 )
+from lapinfer.families.family import Family
+from lapinfer.families.gguf import GGUF, Metadata, decoder_config
+from lapinfer.families.names import LLAMA, TensorNames
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
 SANDWICH = {
-    **MODULES,
+    **LLAMA,
     "attn_post_norm": ("post_attention_layernorm",),
     "ff_norm": ("pre_feedforward_layernorm",),
     "ff_post_norm": ("post_feedforward_layernorm",),
@@ -53,8 +53,25 @@ def spec(config: Config) -> ModelSpec:
         for w in windows(config, slides, window_size(config))
     ]
     softcap = soft_cap(config, "final_logit_softcapping", 30.0)
-    return model_spec(config, "gemma2", layers, norm, tied=True, embed_scale=embed_scale(config), logit_softcap=softcap)
+    return model_spec(config, layers, norm, tied=True, embed_scale=embed_scale(config), logit_softcap=softcap)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names, SANDWICH)
+def gguf_config(metadata: Metadata) -> dict[str, Any]:
+    return gemma_config(metadata, decoder_config(metadata, windows=True), largest=46)
+
+
+def gemma_config(metadata: Metadata, config: dict[str, Any], largest: int) -> dict[str, Any]:
+    """With what the Gemmas have in common. Queries of the 27B model, which has `largest` layers, are scaled by
+    hidden/heads, those of others by the head's size: GGUF does not say it.
+    """
+    scaled_by_width = config["num_hidden_layers"] == largest
+    width = config["hidden_size"] / config["num_attention_heads"]
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    return config | {
+        "query_pre_attn_scalar": width if scaled_by_width else config["head_dim"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        **{key: metadata.number(key) if metadata.get(key) else None for key in caps},
+    }
+
+
+FAMILY = Family(("gemma2",), spec, TensorNames(SANDWICH), gguf=GGUF("gemma2", gguf_config, norms_plus_one=True))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
@@ -14,17 +13,23 @@ from lapinfer.families.decoder import (
     head_dim,
     layer_count,
     model_spec,
-    named_sources,
     rms_norm,
     soft_cap,
     window_size,
     windows,
 )
-from lapinfer.families.gemma2 import SANDWICH, sandwich_layer
+from lapinfer.families.family import Family
+from lapinfer.families.gemma2 import SANDWICH, gemma_config, sandwich_layer
+from lapinfer.families.gguf import GGUF, Metadata, decoder_config
+from lapinfer.families.names import TensorNames
 from lapinfer.families.rope import rope_sections_by_layer_type, rope_spec
 from lapinfer.spec import ModelSpec
 
-PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+NAMES = TensorNames(
+    SANDWICH,
+    prefixes=("model.", "", "language_model.model.", "model.language_model."),
+    heads=("", "language_model."),
+)
 DEFAULTS = {  # published files leave out what equals these
     "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
@@ -56,7 +61,7 @@ def spec(config: Config) -> ModelSpec:
         for rope in [sliding if w else full]
     ]
     softcap = soft_cap(config, "final_logit_softcapping", None)
-    return model_spec(config, "gemma3", layers, norm, tied=True, embed_scale=embed_scale(config), logit_softcap=softcap)
+    return model_spec(config, layers, norm, tied=True, embed_scale=embed_scale(config), logit_softcap=softcap)
 
 
 def text_config(config: Config) -> Config:
@@ -66,5 +71,10 @@ def text_config(config: Config) -> Config:
     return Config({"tie_word_embeddings": True, **text.values, **whole}, text.where)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names, SANDWICH, prefixes=PREFIXES, heads=("", "language_model."))
+def gguf_config(metadata: Metadata) -> dict[str, Any]:
+    config = decoder_config(metadata, theta=1e6, windows=True)
+    config["rope_local_base_freq"] = metadata.number("rope.freq_base_swa", 1e4)
+    return gemma_config(metadata, config, largest=62)
+
+
+FAMILY = Family(("gemma3_text", "gemma3"), spec, NAMES, gguf=GGUF("gemma3", gguf_config, norms_plus_one=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
-from lapinfer.families import Source
 from lapinfer.families.config import MOST_LAYERS, Config
-from lapinfer.families.decoder import named_sources
+from lapinfer.families.family import Family
+from lapinfer.families.gguf import GGUF, Metadata
+from lapinfer.families.names import TensorNames
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
 MODULES = {
@@ -42,10 +43,20 @@ def spec(config: Config) -> ModelSpec:
         for i in range(config.integer("n_layer", most=MOST_LAYERS))
     )
     tied = config.flag("tie_word_embeddings", True)
-    return ModelSpec(
-        "gpt2", config.integer("vocab_size"), width, layers, norm, positions, tied=tied, positions=positions
-    )
+    return ModelSpec("", config.integer("vocab_size"), width, layers, norm, positions, tied=tied, positions=positions)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names, MODULES, prefixes=("transformer.", ""), layers="h", transposed=True)
+def gguf_config(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "n_layer": metadata.integer("block_count"),
+        "n_positions": metadata.integer("context_length"),
+        "n_embd": metadata.integer("embedding_length"),
+        "n_inner": metadata.integer("feed_forward_length"),
+        "n_head": metadata.integer("attention.head_count"),
+        "layer_norm_epsilon": metadata.number("attention.layer_norm_epsilon"),
+        "activation_function": "gelu_new",
+    }
+
+
+NAMES = TensorNames(MODULES, prefixes=("transformer.", ""), layers="h", transposed=True)
+FAMILY = Family(("gpt2",), spec, NAMES, gguf=GGUF("gpt2", gguf_config))

@@ -8,23 +8,21 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
-    MODULES,
     attention_spec,
     layer_count,
     model_spec,
-    named_sources,
     rms_norm,
     rope_of,
     window_size,
     windows,
 )
-from lapinfer.families.experts import layer_prefixes, routed_feed_forward, router_spec
+from lapinfer.families.experts import routed_feed_forward, router_spec
+from lapinfer.families.family import Family
+from lapinfer.families.names import LLAMA, Source, Sources, TensorNames, layer_prefixes
 from lapinfer.spec import LayerSpec, ModelSpec
 
-ROUTED = {**MODULES, "router": ("mlp.router",)}
 YARN = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
@@ -48,26 +46,31 @@ def spec(config: Config) -> ModelSpec:
         LayerSpec(attention_spec(config, rope, window=w, qkv_bias=bias, o_bias=bias, sinks=True), experts, norm, norm)
         for w in windows(config, slides, window)
     ]
-    return model_spec(config, "gpt_oss", layers, norm)
+    return model_spec(config, layers, norm)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    found = named_sources(spec, names, ROUTED)
+def sources_of_experts(spec: ModelSpec, names: Collection[str]) -> Sources:
+    """Of experts and sinks of attention."""
+    sources: Sources = {}
     for i, prefix in layer_prefixes(spec, names):
         p, stored = f"layers.{i}.", f"{prefix}mlp.experts."
         floats = f"{stored}gate_up_proj" in names
         end = "" if floats else "_blocks"
         experts = range(spec.layers[i].feed_forward.experts)
-        found[p + "sinks"] = (Source(f"{prefix}self_attn.sinks"),)
+        sources[p + "sinks"] = (Source(f"{prefix}self_attn.sinks"),)
         both = [(e, first) for e in experts for first in (0, 1)]
-        found[p + "experts.gate_up"] = tuple(
+        sources[p + "experts.gate_up"] = tuple(
             Source(f"{stored}gate_up_proj{end}", first, transposed=floats, step=2, index=e) for e, first in both
         )
-        found[p + "experts.gate_up.bias"] = tuple(
+        sources[p + "experts.gate_up.bias"] = tuple(
             Source(f"{stored}gate_up_proj_bias", first, step=2, index=e) for e, first in both
         )
-        found[p + "experts.down"] = tuple(
+        sources[p + "experts.down"] = tuple(
             Source(f"{stored}down_proj{end}", transposed=floats, index=e) for e in experts
         )
-        found[p + "experts.down.bias"] = tuple(Source(f"{stored}down_proj_bias", index=e) for e in experts)
-    return found
+        sources[p + "experts.down.bias"] = tuple(Source(f"{stored}down_proj_bias", index=e) for e in experts)
+    return sources
+
+
+NAMES = TensorNames({**LLAMA, "router": ("mlp.router",)})
+FAMILY = Family(("gpt_oss",), spec, NAMES, sources_of_experts, quant_method="mxfp4")

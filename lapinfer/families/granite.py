@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
-from lapinfer.families.decoder import (
-    attention_spec,
-    feed_forward_spec,
-    layer_count,
-    model_spec,
-    named_sources,
-    rms_norm,
-    rope_of,
-)
-from lapinfer.spec import LayerSpec, ModelSpec
+from lapinfer.families.decoder import attention_spec, feed_forward_spec, layer_count, model_spec, rms_norm, rope_of
+from lapinfer.families.family import Family
+from lapinfer.families.gguf import GGUF, Metadata, decoder_config, projection_biases
+from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
-    bias = config.flag("attention_bias", False)
-    rope = rope_of(config)
+    return granite_model(config, feed_forward_spec(config, bias=config.flag("mlp_bias", False)))
+
+
+def granite_model(config: Config, feed_forward: FeedForwardSpec) -> ModelSpec:
+    """The multipliers and all else that Granite has around a feed-forward."""
+    bias, norm = config.flag("attention_bias", False), rms_norm(config)
     scale = config.number("attention_multiplier", 1.0)
-    attention = attention_spec(config, rope, scale=scale, qkv_bias=bias, o_bias=bias)
-    feed_forward = feed_forward_spec(config, bias=config.flag("mlp_bias", False))
-    norm = rms_norm(config)
+    attention = attention_spec(config, rope_of(config), scale=scale, qkv_bias=bias, o_bias=bias)
     layer = LayerSpec(attention, feed_forward, norm, norm, residual_scale=config.number("residual_multiplier", 1.0))
     return model_spec(
         config,
-        "granite",
         [layer] * layer_count(config),
         norm,
         embed_scale=config.number("embedding_multiplier", 1.0),
@@ -36,5 +30,18 @@ def spec(config: Config) -> ModelSpec:
     )
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names)
+def gguf_config(metadata: Metadata) -> dict[str, Any]:
+    config = decoder_config(metadata)
+    return (
+        config
+        | projection_biases(metadata)
+        | {
+            "attention_multiplier": metadata.number("attention.scale", config["head_dim"] ** -0.5),
+            "embedding_multiplier": metadata.number("embedding_scale", 1.0),
+            "residual_multiplier": metadata.number("residual_scale", 1.0),
+            "logits_scaling": metadata.number("logit_scale", 1.0),
+        }
+    )
+
+
+FAMILY = Family(("granite",), spec, gguf=GGUF("granite", gguf_config, permuted=True))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from lapinfer.families import Source, granitemoe
 from lapinfer.families.config import Config
-from lapinfer.families.experts import GRANITE, Layout, expert_sources
+from lapinfer.families.family import Family
+from lapinfer.families.granitemoe import spec as granitemoe_spec
+from lapinfer.families.names import GRANITE, Layout, TensorNames
 from lapinfer.spec import ModelSpec
-
-SHARED = Layout(("shared_mlp.input_linear.weight",), "shared_mlp.output_linear.weight")
 
 
 def spec(config: Config) -> ModelSpec:
     key = "shared_intermediate_size"
-    return granitemoe.spec(config, "granitemoeshared", (key, config.integer(key, 0, least=0)))
+    return granitemoe_spec(config, (key, config.integer(key, 0, least=0)))
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return expert_sources(spec, names, GRANITE, shared=SHARED)
+SHARED = Layout(("shared_mlp.input_linear.weight",), "shared_mlp.output_linear.weight")
+FAMILY = Family(("granitemoeshared",), spec, TensorNames(experts=GRANITE, shared=SHARED))

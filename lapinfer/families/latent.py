@@ -6,10 +6,10 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import context
-from lapinfer.families.experts import layer_prefixes, most_parts
+from lapinfer.families.experts import most_parts
+from lapinfer.families.names import Source, Sources, layer_prefixes
 from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.quant import GROUP
 from lapinfer.spec import AttentionSpec, LatentSpec, ModelSpec, NormSpec
@@ -43,9 +43,9 @@ def latent_attention(config: Config, interleaved: bool = True) -> AttentionSpec:
     return AttentionSpec(heads, 1, rank + rotated, rank, scale, rope, qkv_bias=bias, o_bias=bias, latent=latent)
 
 
-def latent_sources(spec: ModelSpec, names: Collection[str]) -> dict[str, tuple[Source, ...]]:
-    """What Llama's table of modules doesn't name, of all layers."""
-    found: dict[str, tuple[Source, ...]] = {}
+def latent_sources(spec: ModelSpec, names: Collection[str]) -> Sources:
+    """Sources of what no table of modules says, of all layers."""
+    sources: Sources = {}
     for i, prefix in layer_prefixes(spec, names):
         attention, p, stored = spec.layers[i].attention, f"layers.{i}.", f"{prefix}self_attn."
         assert attention is not None
@@ -53,16 +53,16 @@ def latent_sources(spec: ModelSpec, names: Collection[str]) -> dict[str, tuple[S
         assert latent is not None
         q = f"{stored}{'q_a_proj' if latent.q_rank else 'q_proj'}"
         kv = f"{stored}kv_a_proj_with_mqa"
-        found[p + "qkv"] = (Source(f"{q}.weight"), Source(f"{kv}.weight"))
+        sources[p + "qkv"] = (Source(f"{q}.weight"), Source(f"{kv}.weight"))
         if attention.qkv_bias:  # q_proj never has one
             q_bias = Source(f"{q}.bias") if latent.q_rank else Source("", stop=attention.q_rows)
-            found[p + "qkv.bias"] = (q_bias, Source(f"{kv}.bias"))
+            sources[p + "qkv.bias"] = (q_bias, Source(f"{kv}.bias"))
         if latent.q_rank:
-            found[p + "q_a_norm.weight"] = (Source(f"{stored}q_a_layernorm.weight"),)
-            found[p + "q_b"] = (Source(f"{stored}q_b_proj.weight"),)
-        found[p + "kv_norm.weight"] = (Source(f"{stored}kv_a_layernorm.weight"),)
+            sources[p + "q_a_norm.weight"] = (Source(f"{stored}q_a_layernorm.weight"),)
+            sources[p + "q_b"] = (Source(f"{stored}q_b_proj.weight"),)
+        sources[p + "kv_norm.weight"] = (Source(f"{stored}kv_a_layernorm.weight"),)
         both, nope, head = f"{stored}kv_b_proj.weight", latent.nope, latent.nope + latent.v_dim
         firsts = range(0, attention.n_heads * head, head)  # a head's key rows come first, then its value rows
-        found[p + "k_up"] = tuple(Source(both, transposed=True, columns=(h, h + nope)) for h in firsts)
-        found[p + "v_up"] = tuple(Source(both, h + nope, h + head) for h in firsts)
-    return found
+        sources[p + "k_up"] = tuple(Source(both, transposed=True, columns=(h, h + nope)) for h in firsts)
+        sources[p + "v_up"] = tuple(Source(both, h + nope, h + head) for h in firsts)
+    return sources

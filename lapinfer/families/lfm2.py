@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
-from lapinfer.families import Source
 from lapinfer.families.config import LARGEST, Config
-from lapinfer.families.decoder import MODULES as LLAMA
-from lapinfer.families.decoder import attention_spec, layer_count, model_spec, named_sources, rope_of
+from lapinfer.families.decoder import attention_spec, layer_count, model_spec, rope_of
+from lapinfer.families.family import Family
+from lapinfer.families.names import LLAMA, TensorNames
 from lapinfer.spec import AttentionSpec, ConvolutionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
 MODULES: Mapping[str, tuple[str, ...]] = {
@@ -30,32 +30,37 @@ MOST_TAPS = 1024
 
 
 def spec(config: Config) -> ModelSpec:
-    ff = FeedForwardSpec(_width(config), "silu")
-    return hybrid_model(config, "lfm2", [ff] * layer_count(config))
+    count = layer_count(config)
+    return hybrid_model(config, _layer_types(config), [FeedForwardSpec(_width(config), "silu")] * count)
 
 
-def hybrid_model(config: Config, family: str, feed_forwards: list[FeedForwardSpec]) -> ModelSpec:
-    """The model with these feed-forwards, one a layer; `layer_types` say which layers have a convolution."""
+def hybrid_model(config: Config, types: list[str], feed_forwards: list[FeedForwardSpec]) -> ModelSpec:
+    """The model with these feed-forwards, one per layer, and for each the type of its layer."""
     norm = NormSpec("rms", config.number("norm_eps", 1e-5, least=0.0, most=1.0))
     kernel = config.integer("conv_L_cache", 3, most=MOST_TAPS)
     convolution = ConvolutionSpec(kernel, config.flag("conv_bias", False))
     attention = attention_spec(config, rope_of(config, 1e6), qk_norm=norm)
     mixers: dict[str, AttentionSpec | ConvolutionSpec] = {CONVOLUTION: convolution, ATTENTION: attention}
-    types = _layer_types(config, family)
     layers = [LayerSpec(mixers[t], ff, norm, norm) for t, ff in zip(types, feed_forwards, strict=True)]
-    model = model_spec(config, family, layers, norm, tied=True)
+    model = model_spec(config, layers, norm, tied=True)
     return replace(model, tied=config.flag("tie_embedding", model.tied))  # where both are there, it wins
 
 
-def _layer_types(config: Config, family: str) -> list[str]:
-    """`layer_types`; older files of dense models name the layers with attention instead (no key: all have it)."""
+def _layer_types(config: Config) -> list[str]:
+    """`layer_types`; older files name the layers with attention instead (no key: all have it)."""
     count = layer_count(config)
-    if "layer_types" not in config and family == "lfm2":
+    if "layer_types" not in config:
         named = config.values.get("full_attn_idxs")
         named = list(range(count)) if named is None else named
         if not isinstance(named, list) or any(type(i) is not int for i in named):
             raise config.wrong("full_attn_idxs", "a list of layer numbers")
         return [ATTENTION if i in named else CONVOLUTION for i in range(count)]
+    return layer_types(config)
+
+
+def layer_types(config: Config) -> list[str]:
+    """`layer_types`: which layers have attention, and which a convolution."""
+    count = layer_count(config)
     types = config.values.get("layer_types")
     if not isinstance(types, list) or len(types) != count:
         raise config.wrong("layer_types", f"a list of {count} names, one a layer")
@@ -80,5 +85,4 @@ def _width(config: Config) -> int:
     return width
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names, MODULES)
+FAMILY = Family(("lfm2",), spec, TensorNames(MODULES))

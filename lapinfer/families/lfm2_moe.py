@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from lapinfer.families import Source
 from lapinfer.families.config import MOST_LAYERS, Config
 from lapinfer.families.decoder import layer_count
-from lapinfer.families.experts import LFM2, expert_sources, router_spec, selection_bias_sources
-from lapinfer.families.lfm2 import MODULES, hybrid_model
+from lapinfer.families.experts import router_spec
+from lapinfer.families.family import Family
+from lapinfer.families.lfm2 import MODULES, hybrid_model, layer_types
+from lapinfer.families.names import LFM2, TensorNames
 from lapinfer.spec import FeedForwardSpec, ModelSpec
 
 
@@ -25,9 +24,8 @@ def spec(config: Config) -> ModelSpec:
     experts = FeedForwardSpec(config.integer("moe_intermediate_size"), "silu", router=router)
     dense = FeedForwardSpec(config.integer("intermediate_size"), "silu")
     first = config.integer("num_dense_layers", 2, least=0, most=MOST_LAYERS)
-    return hybrid_model(config, "lfm2_moe", [dense if i < first else experts for i in range(layer_count(config))])
+    feed_forwards = [dense if i < first else experts for i in range(layer_count(config))]
+    return hybrid_model(config, layer_types(config), feed_forwards)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    found = expert_sources(spec, names, LFM2, MODULES)
-    return found | selection_bias_sources(spec, names, "feed_forward.expert_bias")
+FAMILY = Family(("lfm2_moe",), spec, TensorNames(MODULES, experts=LFM2, selection_bias="feed_forward.expert_bias"))

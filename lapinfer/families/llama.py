@@ -1,31 +1,31 @@
-"""Llama: RMS norms, rotary positions, grouped heads, gated SiLU (transformers/models/llama)."""
+"""Llama: RMS norms, rotary positions, grouped heads, gated SiLU (transformers/models/llama).
+
+`lapinfer` is what a trainer calls a Llama whose feed-forwards no other program would run (fff.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
-from lapinfer.families.decoder import (
-    attention_spec,
-    feed_forward_spec,
-    layer_count,
-    model_spec,
-    named_sources,
-    rms_norm,
-    rope_of,
-)
+from lapinfer.families.decoder import attention_spec, feed_forward_spec, layer_count, model_spec, rms_norm, rope_of
+from lapinfer.families.family import Family
+from lapinfer.families.gguf import GGUF, Metadata, decoder_config, projection_biases
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias", False)
-    rope = rope_of(config)
-    attention = attention_spec(config, rope, qkv_bias=bias, o_bias=bias)
+    attention = attention_spec(config, rope_of(config), qkv_bias=bias, o_bias=bias)
     norm = rms_norm(config)
     layer = LayerSpec(attention, feed_forward_spec(config, bias=config.flag("mlp_bias", False)), norm, norm)
-    return model_spec(config, "llama", [layer] * layer_count(config), norm)
+    return model_spec(config, [layer] * layer_count(config), norm)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names)
+def gguf_config(metadata: Metadata) -> dict[str, Any]:
+    """With a window it is a Mistral, which llama.cpp calls llama, too."""
+    config = decoder_config(metadata, windows=True) | projection_biases(metadata)
+    return config | {"model_type": "mistral"} if "sliding_window" in config else config
+
+
+FAMILY = Family(("llama", "lapinfer"), spec, gguf=GGUF("llama", gguf_config, permuted=True))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import attention_spec, layer_count, model_spec, rms_norm, rope_of, window_size
-from lapinfer.families.experts import MIXTRAL, expert_sources, routed_feed_forward, router_spec
+from lapinfer.families.experts import routed_feed_forward, router_spec
+from lapinfer.families.family import Family
+from lapinfer.families.names import MIXTRAL, TensorNames
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
@@ -16,8 +15,7 @@ def spec(config: Config) -> ModelSpec:
     router = router_spec(config, "num_local_experts", normalise=True)
     norm = rms_norm(config, eps=1e-5)
     layer = LayerSpec(attention, routed_feed_forward(config, router, "intermediate_size"), norm, norm)
-    return model_spec(config, "mixtral", [layer] * layer_count(config), norm)
+    return model_spec(config, [layer] * layer_count(config), norm)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return expert_sources(spec, names, MIXTRAL)
+FAMILY = Family(("mixtral",), spec, TensorNames(experts=MIXTRAL))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import attention_spec, head_dim, layer_count, model_spec, rms_norm, rope_of
-from lapinfer.families.experts import MLP, expert_sources, routed_feed_forward, router_spec
+from lapinfer.families.experts import routed_feed_forward, router_spec
+from lapinfer.families.family import Family
+from lapinfer.families.names import MLP, TensorNames
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
@@ -22,8 +21,7 @@ def spec(config: Config) -> ModelSpec:
     )
     router = router_spec(config, "num_experts", normalise=config.flag("norm_topk_prob", False))
     layer = LayerSpec(attention, routed_feed_forward(config, router, "intermediate_size"), norm, norm)
-    return model_spec(config, "olmoe", [layer] * layer_count(config), norm)
+    return model_spec(config, [layer] * layer_count(config), norm)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return expert_sources(spec, names, MLP)
+FAMILY = Family(("olmoe",), spec, TensorNames(experts=MLP))

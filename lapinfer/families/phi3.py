@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
-    MODULES,
     attention_spec,
     context,
     feed_forward_spec,
     head_dim,
     layer_count,
     model_spec,
-    named_sources,
     rms_norm,
     window_size,
 )
+from lapinfer.families.family import Family
+from lapinfer.families.gguf import GGUF, Metadata, decoder_config
+from lapinfer.families.names import LLAMA, TensorNames
 from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
-FUSED = {**MODULES, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
+FUSED = {**LLAMA, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
 
 
 def spec(config: Config) -> ModelSpec:
@@ -37,8 +37,11 @@ def spec(config: Config) -> ModelSpec:
     attention = attention_spec(config, rope, window=window_size(config, None))
     norm = rms_norm(config, eps=1e-5)
     layer = LayerSpec(attention, feed_forward_spec(config), norm, norm)
-    return model_spec(config, "phi3", [layer] * layer_count(config), norm)
+    return model_spec(config, [layer] * layer_count(config), norm)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names, FUSED)
+def gguf_config(metadata: Metadata) -> dict[str, Any]:
+    return {"sliding_window": None} | decoder_config(metadata, windows=True, partial_rotary=True)
+
+
+FAMILY = Family(("phi3",), spec, TensorNames(FUSED), gguf=GGUF("phi3", gguf_config))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import attention_spec, context, head_dim, layer_count, model_spec, window_size
-from lapinfer.families.experts import MIXTRAL, expert_sources, routed_feed_forward, router_spec
+from lapinfer.families.experts import routed_feed_forward, router_spec
+from lapinfer.families.family import Family
+from lapinfer.families.names import MIXTRAL, TensorNames
 from lapinfer.families.rope import rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, RopeSpec
 
@@ -23,7 +23,7 @@ def spec(config: Config) -> ModelSpec:
     norm = NormSpec("layer", config.number("rms_norm_eps", 1e-5, least=0.0, most=1.0), bias=True)
     layer = LayerSpec(attention, routed_feed_forward(config, router, "intermediate_size"), norm, norm)
     head_bias = config.flag("lm_head_bias", False)
-    return model_spec(config, "phimoe", [layer] * layer_count(config), norm, head_bias=head_bias)
+    return model_spec(config, [layer] * layer_count(config), norm, head_bias=head_bias)
 
 
 def _rope(config: Config) -> RopeSpec:
@@ -39,5 +39,4 @@ def _rope(config: Config) -> RopeSpec:
     return replace(rope, scale=short, long_scale=long)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return expert_sources(spec, names, MIXTRAL)
+FAMILY = Family(("phimoe",), spec, TensorNames(experts=MIXTRAL))

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
     feed_forward_spec,
     layer_count,
     model_spec,
-    named_sources,
     rms_norm,
     rope_of,
-    window_size,
+    window_in_use,
     windows,
 )
+from lapinfer.families.family import Family
+from lapinfer.families.gguf import GGUF
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
-    rope = rope_of(config)
-    norm = rms_norm(config)
-    window = window_size(config) if config.flag("use_sliding_window", False) else None
+    return qwen_model(config, qkv_bias=True)
+
+
+def qwen_model(config: Config, **attention: Any) -> ModelSpec:
+    """A dense Qwen with these options of attention; windows, where they are on, begin at a layer."""
+    rope, norm, feed_forward = rope_of(config), rms_norm(config), feed_forward_spec(config)
+    window = window_in_use(config)
     first = config.integer("max_window_layers", 28, least=0)
     slides = [window is not None and i >= first for i in range(layer_count(config))]
     layers = [
-        LayerSpec(attention_spec(config, rope, window=w, qkv_bias=True), feed_forward_spec(config), norm, norm)
+        LayerSpec(attention_spec(config, rope, window=w, **attention), feed_forward, norm, norm)
         for w in windows(config, slides, window)
     ]
-    return model_spec(config, "qwen2", layers, norm)
+    return model_spec(config, layers, norm)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names)
+FAMILY = Family(("qwen2",), spec, gguf=GGUF("qwen2"))

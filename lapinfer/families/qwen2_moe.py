@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
@@ -13,15 +10,13 @@ from lapinfer.families.decoder import (
     model_spec,
     rms_norm,
     rope_of,
-    window_size,
+    window_in_use,
     windows,
 )
-from lapinfer.families.experts import MLP, Layout, expert_sources, routed_feed_forward, router_spec, sparse_layers
+from lapinfer.families.experts import routed_feed_forward, router_spec, sparse_layers
+from lapinfer.families.family import Family
+from lapinfer.families.names import MLP, Layout, TensorNames
 from lapinfer.spec import LayerSpec, ModelSpec
-
-SHARED = Layout(
-    ("mlp.shared_expert.gate_proj.weight", "mlp.shared_expert.up_proj.weight"), "mlp.shared_expert.down_proj.weight"
-)
 
 
 def spec(config: Config) -> ModelSpec:
@@ -30,20 +25,25 @@ def spec(config: Config) -> ModelSpec:
     shared = key, config.integer(key, 5632)
     experts = routed_feed_forward(config, router, "moe_intermediate_size", shared, shared_gate=True)
     rope, bias, norm = rope_of(config), config.flag("qkv_bias", True), rms_norm(config)
-    window = window_size(config) if config.flag("use_sliding_window", False) else None
+    dense, window = feed_forward_spec(config), window_in_use(config)
     last = config.integer("max_window_layers", 28, least=0)
     slides = [window is not None and i < last and i % 2 == 0 for i in range(layer_count(config))]
     layers = [
-        LayerSpec(
-            attention_spec(config, rope, window=w, qkv_bias=bias),
-            experts if sparse else feed_forward_spec(config),
-            norm,
-            norm,
-        )
+        LayerSpec(attention_spec(config, rope, window=w, qkv_bias=bias), experts if sparse else dense, norm, norm)
         for w, sparse in zip(windows(config, slides, window), sparse_layers(config), strict=True)
     ]
-    return model_spec(config, "qwen2_moe", layers, norm)
+    return model_spec(config, layers, norm)
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return expert_sources(spec, names, MLP, shared=SHARED, shared_gate="mlp.shared_expert_gate.weight")
+FAMILY = Family(
+    ("qwen2_moe",),
+    spec,
+    TensorNames(
+        experts=MLP,
+        shared=Layout(
+            ("mlp.shared_expert.gate_proj.weight", "mlp.shared_expert.up_proj.weight"),
+            "mlp.shared_expert.down_proj.weight",
+        ),
+        shared_gate="mlp.shared_expert_gate.weight",
+    ),
+)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
-from lapinfer.families import Source
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
     feed_forward_spec,
     layer_count,
     model_spec,
-    named_sources,
     rms_norm,
     rope_of,
-    window_size,
+    window_in_use,
     windows,
 )
+from lapinfer.families.family import Family
+from lapinfer.families.gguf import GGUF, Metadata, decoder_config, projection_biases
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias", False)
-    rope = rope_of(config, theta=2e6)
-    norm = rms_norm(config)
+    rope, norm = rope_of(config, theta=2e6), rms_norm(config)
     feed_forward = feed_forward_spec(config, bias=config.flag("mlp_bias", False))
-    rotated = rotated_layers(config)
-    window = window_size(config, None) if config.flag("use_sliding_window", False) else None
+    rotated, window = rotated_layers(config), window_in_use(config, None)
     slides = [window is not None and not r for r in rotated]
     layers = [
         LayerSpec(
@@ -37,7 +35,7 @@ def spec(config: Config) -> ModelSpec:
         )
         for r, w in zip(rotated, windows(config, slides, window), strict=True)
     ]
-    return model_spec(config, "smollm3", layers, norm, tied=True)
+    return model_spec(config, layers, norm, tied=True)
 
 
 def rotated_layers(config: Config) -> list[bool]:
@@ -52,5 +50,8 @@ def rotated_layers(config: Config) -> list[bool]:
     return [bool(r) for r in rotated[:count]]
 
 
-def sources(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, tuple[Source, ...]]:
-    return named_sources(spec, names)
+def gguf_config(metadata: Metadata) -> dict[str, Any]:
+    return decoder_config(metadata) | projection_biases(metadata)
+
+
+FAMILY = Family(("smollm3",), spec, gguf=GGUF("smollm3", gguf_config, permuted=True))

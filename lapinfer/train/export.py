@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import tokenizers
 import torch
@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.families import sources_for, spec_from_config
-from lapinfer.families.decoder import MODULES
-from lapinfer.families.experts import LFM2, MIXTRAL, MLP
-from lapinfer.families.lfm2 import MODULES as LFM2_MODULES
+from lapinfer.families import family, sources_for, spec_from_config
+from lapinfer.families.names import LLAMA, TensorNames
 from lapinfer.packing.assembly import Assembler
 from lapinfer.spec import RouterSpec, TreeSpec
 from lapinfer.tensors import tensors
@@ -31,8 +29,6 @@ Rename = str | None | Callable[[Tensor], Mapping[str, Tensor]]
 Names = Mapping[str, Rename]
 """A name in a module -> its name in the checkpoint; None: it is not written; a function: several tensors by name,
 of a fused or transposed one. A * stands for a number, which the other side's * gets."""
-
-EXPERTS: Final = {"mixtral": MIXTRAL, "qwen3_moe": MLP, "lfm2_moe": LFM2}
 
 
 def export(module: Decoder, path: str | Path, tokenizer: tokenizers.Tokenizer | None = None) -> Path:
@@ -124,37 +120,38 @@ def check(folder: Path) -> None:
 
 def decoder_names(module: Decoder) -> dict[str, Rename]:
     """The table of a decoder of this package."""
-    family, spec = module.spec.family, module.spec
-    modules = LFM2_MODULES if family == "lfm2_moe" else MODULES
+    spec = module.spec
+    table = family(spec.family).names
     names: dict[str, Rename] = {"lm_head.weight": "lm_head.weight"}
-    for part, own in MODULES.items():
+    for part, own in LLAMA.items():
         outer = "" if part in ("embed", "norm") else "layers.*."
-        for ours, theirs in zip(own, modules[part], strict=True):
+        for ours, theirs in zip(own, table.modules[part], strict=True):
             names[f"{outer}{ours}.weight"] = f"model.{outer}{theirs}.weight"
     router, p = spec.layers[0].feed_forward.router, "layers.*.mlp."
     if isinstance(router, TreeSpec):
         for name in module.layers[0].get_submodule("mlp").state_dict():
             names[p + name] = f"model.{p}{name}"
     elif isinstance(router, RouterSpec):
-        names |= _expert_names(family, p)
+        names |= _expert_names(table, p)
     return names
 
 
-def _expert_names(family: str, p: str) -> dict[str, Rename]:
+def _expert_names(table: TensorNames, p: str) -> dict[str, Rename]:
     """Every expert's matrices by themselves, as published files have them."""
-    layout, layer = EXPERTS[family], "model.layers.*."
+    layout, layer = table.experts, "model.layers.*."
+    assert layout is not None
 
     def gate_up(bank: Tensor) -> dict[str, Tensor]:
         gate, up = (layer + name for name in layout.gate_up)
-        found = {}
+        parts = {}
         for e, expert in enumerate(bank):
-            found[gate.format(e)], found[up.format(e)] = expert.chunk(2)
-        return found
+            parts[gate.format(e)], parts[up.format(e)] = expert.chunk(2)
+        return parts
 
     def down(bank: Tensor) -> dict[str, Tensor]:
         return {(layer + layout.down).format(e): expert for e, expert in enumerate(bank)}
 
     return {
         p + "router.weight": layer + layout.router, p + "noise.weight": None, p + "gate_up": gate_up, p + "down": down,
-        p + "selection_bias": f"{layer}feed_forward.expert_bias",
+        p + "selection_bias": layer + table.selection_bias,
     }  # fmt: skip
