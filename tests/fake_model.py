@@ -9,12 +9,17 @@ import zlib
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lapinfer.checkpoint.hub import LocalModel
+from lapinfer.kernels.operands import ONE, KernelId
 from lapinfer.report.roofline import Roofline
+from lapinfer.runtime.cost import Cost
+from lapinfer.runtime.meter import Meter
+from lapinfer.runtime.plan import Op
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RouterSpec
 
 LOADER = "lapinfer.loading"
@@ -52,7 +57,11 @@ class FakeModel:
         self.cache = np.full((slots, ctx), -1)
         self.script = script  # ids to say after a prompt, whatever it was: {position after the prompt: id}
         self.steps = []
-        self.usage = SimpleNamespace(totals=lambda: {"bytes": 1000 * sum(self.steps)})
+        self.plan: Any = SimpleNamespace(
+            ops=[Op(KernelId("fake"), "fake", "head", -1, ONE, 1, {}, Cost(token_bytes=1000))]
+        )
+        self.team = SimpleNamespace(ns_per_tick=lambda: 1.0)
+        self.usage = Meter(self.plan, self.team.ns_per_tick)
         self.weights = SimpleNamespace(tensor=lambda name: np.zeros(4, np.uint8), format=lambda name: "q4")
         self.closed, self.delay = False, delay
         self.prompt_end = 0
@@ -69,6 +78,8 @@ class FakeModel:
         if self.routing is not None:
             slot, pos = np.array(slot, np.int64), np.array(pos, np.int64)
             self.routing.record(slot, pos, *self._route(np.array(token)))
+        nothing = np.zeros(1, np.int64)
+        self.usage.record(np.array(slot), np.array(pos), len(rows), 0, nothing, nothing)
         values = np.stack(rows) if rows else np.zeros((0, self.spec.vocab), np.float32)
         padded = np.pad(values, ((0, 0), (0, -values.shape[1] % 16)), constant_values=-np.inf)
         return SimpleNamespace(

@@ -26,7 +26,7 @@ from lapinfer.cli import app
 from lapinfer.errors import InputError
 from lapinfer.families import spec_from_config
 from lapinfer.options import LoadOptions
-from lapinfer.report import collect, drawing, measure, roofline, whatif
+from lapinfer.report import collect, drawing, measure, roofline, texts, whatif
 from lapinfer.report.measured import Machine, Report, to_json
 from lapinfer.report.page import page
 from lapinfer.report.page_whatif import SCRIPT
@@ -356,12 +356,10 @@ def test_an_empty_text_is_refused(folders: dict[str, Path]) -> None:
     found = collect.collect([str(folders["dense"])], options=collect.Options(LoadOptions(threads=1), context=64))
     assert found.text == "the package's passage.txt"
     with pytest.raises(InputError, match="empty"):
-        measure._ids(_FakeText(), "")  # type: ignore[arg-type]
+        texts.sample_ids(_FakeText(), 10, "")  # type: ignore[arg-type]
 
 
 class _FakeText:
-    tokenizer = True
-
     def encode(self, text: str) -> list[int]:
         return []
 

@@ -32,7 +32,8 @@ def perplexity(
     With --experts the reference, where none is named, is the model with its own number of experts.
     """
     from lapinfer.report.experts import experts_a_token
-    from lapinfer.report.perplexity import perplexity, read_text
+    from lapinfer.report.perplexity import perplexity
+    from lapinfer.report.texts import read_text
 
     text, loading = read_text(file), replace(loading, ctx=ctx_size)
     own_experts = against is None and loading.experts is not None
@@ -80,7 +81,7 @@ def experts(
 ) -> None:
     """Which experts the tokens of texts are routed to: load, reuse, and different experts in a step."""
     from lapinfer.report import experts as report
-    from lapinfer.report.perplexity import read_text
+    from lapinfer.report.texts import read_text
 
     if output is not None:
         report.check_path(output)

@@ -35,7 +35,7 @@ def report(
     A model that fails is named in the page, and the exit code is 1. Ctrl-C writes what was measured so far.
     """
     from lapinfer.report import collect
-    from lapinfer.report.perplexity import read_text
+    from lapinfer.report.texts import read_text
 
     collect.check_outputs(output, data, png)
     passage = {} if text is None else {"text": read_text(text), "source": text.name}

@@ -11,6 +11,7 @@ import numpy as np
 from lapinfer.kernels.control import COUNTER
 from lapinfer.kernels.operands import ONE, STEP, TOKENS, KernelId
 from lapinfer.machine import beyond_caches
+from lapinfer.report.timing import repeated
 from lapinfer.runtime.plan import Op, Plan
 from lapinfer.runtime.team import Team
 
@@ -20,8 +21,6 @@ L1_BYTES = 4096
 """A buffer that stays in every core's first-level cache."""
 PARKED_S = 0.06
 """After this long without work a team's helpers sleep, and disturb nobody."""
-LEAST = 3
-"""Repeats of a measurement at least."""
 
 
 class Probe:
@@ -58,11 +57,7 @@ def read_bandwidth(threads: int, megabytes: int = 0, seconds: float = 0.5) -> fl
     megabytes = megabytes or beyond_caches() // CHUNK
     buffer = np.ones(megabytes * CHUNK // 4, np.float32)
     with Probe(threads, buffer, megabytes, CHUNK, CHUNK, 1) as probe:
-        probe.run()
-        until = time.perf_counter() + seconds
-        times: list[int] = []
-        while len(times) < LEAST or time.perf_counter() < until:
-            times.append(probe.run())
+        times = repeated(probe.run, seconds)
     return buffer.nbytes / median(times) * 1e9
 
 

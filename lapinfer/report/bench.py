@@ -11,12 +11,9 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.resources import files
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +25,10 @@ from lapinfer.errors import InputError, LapinferError
 from lapinfer.machine import cpu_name, default_threads, major_faults, peak_resident_bytes
 from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
-from lapinfer.report.costs import arithmetic, formats_of, main_format
+from lapinfer.report.costs import Costs
+from lapinfer.report.texts import passage, read_text, sample_ids
+from lapinfer.report.timing import Watch
 from lapinfer.runtime.ops import Limits
-from lapinfer.runtime.predict import packed_bytes, predict_bytes
-from lapinfer.tensors import active_parameters, tensors
 from lapinfer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -183,7 +180,9 @@ def bench(
 
 
 def _of_model(model: Model, tests: Tests, say: Progress) -> Iterator[Row]:
-    ids, text = _ids(model, tests.ctx)
+    tokenizer = None if model.folder is None else Tokenizer.from_folder(model.folder)
+    ids, text = sample_ids(tokenizer, model.spec.vocab, passage())
+    ids = np.resize(ids, tests.ctx)
     say(f"{model.name}: measuring this machine")
     machine = roofline.measure(model.threads, seconds=ROOFLINE_S)
     quality = _perplexity(model, tests.text)
@@ -194,7 +193,7 @@ def _of_model(model: Model, tests: Tests, say: Progress) -> Iterator[Row]:
 def _perplexity(model: Model, text: Path | None) -> tuple[float | None, str | None]:
     """Of a text, and its name; without one, what the card of a shipped model says."""
     if text is not None:
-        from lapinfer.report.perplexity import perplexity, read_text
+        from lapinfer.report.perplexity import perplexity
         from lapinfer.text.language_model import from_model
 
         ctx = min(model.ctx, model.spec.context)
@@ -204,76 +203,54 @@ def _perplexity(model: Model, text: Path | None) -> tuple[float | None, str | No
     return card["perplexity"], f"{card['text']} (from the card)"
 
 
-def _ids(model: Model, count: int) -> tuple[np.ndarray, str]:
-    """`count` token ids, of real text where there is a tokenizer: random ones are routed and cached unlike text."""
-    tokenizer = None if model.folder is None else Tokenizer.from_folder(model.folder)
-    if tokenizer is None:
-        return np.random.default_rng(0).integers(0, model.spec.vocab, count, dtype=np.int32), "random"
-    passage = (files("lapinfer.report") / "passage.txt").read_text(encoding="utf-8")
-    ids = [id for id in tokenizer.encode(passage) if id < model.spec.vocab]
-    return np.resize(np.array(ids, np.int32), count), "real"
-
-
 def _measure(
     model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, repetitions: int, machine: roofline.Roofline,
     quality: tuple[float | None, str | None], progress: Progress,
 ) -> Row:  # fmt: skip
     count = p + n
     test = f"{'pp' if p else 'tg'}{count}" + (f" @ d{d}" if d else "")
-    samples: list[int] = []
-    steps: list[int] = []
-    touched = macs = 0
+    seconds: list[float] = []
     pool = getattr(model, "pool", None)
     with model.lock:
+        watch = Watch(model)
         for repetition in range(repetitions + 1):
             progress(test, repetition, repetitions + 1)
             if d:
                 model.prefill(ids[:d], 0, 0)
-            if pool is not None and repetition <= 1:  # what warmed up is not counted
+            if repetition == 1:  # what warmed up is not counted
+                watch, seconds = Watch(model), []
+            if pool is not None and repetition <= 1:
                 pool.reset()
-            before = model.usage.totals()
-            began = time.perf_counter_ns()
-            each = _decode(model, ids, d, n)
-            if p:
-                model.prefill(ids[d : d + p], 0, d)
-            spent = time.perf_counter_ns() - began
-            if repetition:  # the first one warmed up
-                after = model.usage.totals()
-                touched += after.get("bytes", 0) - before.get("bytes", 0)
-                macs += after.get("macs", 0) - before.get("macs", 0)
-                samples.append(spent)
-                steps += each
+            seconds.append(watch.prefill(ids[d : d + p], d) if p else watch.decode(ids, d, n))
     progress(test, repetitions + 1, repetitions + 1)
-    speeds = [count * 1e9 / ns for ns in samples]
-    peak = peak_resident_bytes()
-    params = sum(map(prod, tensors(model.spec).values()))
-    formats = formats_of(model)
-    main, tokens = main_format(model.spec, formats), repetitions * count
+    touched, macs = int(watch.meter.bytes.sum()), int(watch.meter.macs.sum())
+    speeds = [count / s for s in seconds]
+    costs, peak, tokens = Costs.of(model), peak_resident_bytes(), repetitions * count
     return Row(
         model_filename=model.name,
-        model_type=f"{model.spec.family} {params / 1e6:.0f}M {main}",
-        model_size=sum(packed_bytes(model.spec, formats).values()),
-        model_n_params=params,
-        n_params_active=active_parameters(model.spec),
+        model_type=f"{model.spec.family} {costs.parameters / 1e6:.0f}M {costs.main_format}",
+        model_size=costs.weight_bytes,
+        model_n_params=costs.parameters,
+        n_params_active=costs.active_parameters,
         test=test,
         n_prompt=p,
         n_gen=n,
         n_depth=d,
         n_threads=model.threads,
-        avg_ns=round(statistics.mean(samples)),
-        stddev_ns=round(statistics.stdev(samples)) if len(samples) > 1 else 0,
+        avg_ns=round(1e9 * statistics.mean(seconds)),
+        stddev_ns=round(1e9 * statistics.stdev(seconds)) if len(seconds) > 1 else 0,
         avg_ts=statistics.mean(speeds),
         stddev_ts=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
-        samples_ns=samples,
+        samples_ns=[round(1e9 * s) for s in seconds],
         samples_ts=speeds,
         touched_mb=touched / tokens / 1e6,
-        predicted_mb=_predicted(model, formats, p, n, d) / count / 1e6,
+        predicted_mb=_predicted(costs, model.max_step, p, n, d) / count / 1e6,
         mmacs=macs / tokens / 1e6,
-        gb_per_s=touched / sum(samples),
-        roofline=None if pool else machine.seconds(touched, macs, arithmetic(main)) / sum(samples) * 1e9,
-        ttft_ms=statistics.mean(samples) / 1e6 if p else None,
-        tpot_p50_ms=float(np.percentile(steps, 50)) / 1e6 if n else None,
-        tpot_p99_ms=float(np.percentile(steps, 99)) / 1e6 if n else None,
+        gb_per_s=touched / sum(seconds) / 1e9,
+        roofline=None if pool else machine.seconds(touched, macs, costs.arithmetic) / sum(seconds),
+        ttft_ms=1e3 * statistics.mean(seconds) if p else None,
+        tpot_p50_ms=1e3 * float(np.percentile(watch.seconds, 50)) if n else None,
+        tpot_p99_ms=1e3 * float(np.percentile(watch.seconds, 99)) if n else None,
         perplexity=quality[0],
         perplexity_text=quality[1],
         compile_s=model.compile_s,
@@ -288,17 +265,11 @@ def _measure(
     )
 
 
-def _predicted(model: Model, formats: Mapping[str, str], p: int, n: int, d: int) -> int:
+def _predicted(costs: Costs, max_step: int, p: int, n: int, d: int) -> int:
     """Bytes of a test from the spec alone."""
-    kv: Any = model.limits.kv
-    if n:
-        return sum(sum(predict_bytes(model.spec, formats, kv, [0], [pos], 1).values()) for pos in range(d, d + n))
-    total = 0
-    for first in range(d, d + p, model.max_step):
-        pos = range(first, min(first + model.max_step, d + p))
-        last = pos[-1] == d + p - 1
-        total += sum(predict_bytes(model.spec, formats, kv, [0] * len(pos), list(pos), int(last)).values())
-    return total
+    size = 1 if n else max_step
+    steps = [range(first, min(first + size, d + p + n)) for first in range(d, d + p + n, size)]
+    return sum(sum(costs.touched(pos, wanted=int(bool(n) or pos is steps[-1])).values()) for pos in steps)
 
 
 def _from_disk(pool: Any, tokens: int) -> dict[str, float | None]:
@@ -308,13 +279,3 @@ def _from_disk(pool: Any, tokens: int) -> dict[str, float | None]:
     n = pool.stats()
     used = n["hits"] + n["misses"]
     return {"expert_hit_rate": n["hits"] / max(used, 1), "read_mb": n["bytes_read"] / tokens / 1e6}
-
-
-def _decode(model: Model, ids: np.ndarray, start: int, n: int) -> list[int]:
-    """n tokens, one a step; the nanoseconds of each."""
-    slot, want, spent = np.zeros(1, np.int32), np.ones(1, bool), []
-    for pos in range(start, start + n):
-        began = time.perf_counter_ns()
-        model.step(ids[pos : pos + 1], slot, np.array([pos], np.int32), want)
-        spent.append(time.perf_counter_ns() - began)
-    return spent

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from lapinfer.errors import InputError
 from lapinfer.machine import largest_cache
 from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.bench import Row
+from lapinfer.report.tables import markdown, to_csv, to_json, to_jsonl
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -39,7 +37,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     if several:  # the process's peak is that of the largest one so far
         head, table = head[:-1], [line[:-1] for line in table]
     lines = [*([side_by_side(rows), "", *_conclusions(rows), ""] if several else [])]
-    lines += _table(head, table, left=(0, 3))
+    lines.append(markdown(head, table, left=(0, 3)))
     for r in rows:
         if r.expert_hit_rate is not None:
             lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read a token")
@@ -82,7 +80,7 @@ def side_by_side(rows: Sequence[Row]) -> str:
             table.append([label, *cells])
     prompt, answer = firsts[0]
     tests = " and ".join(r.test for r in (prompt, answer) if r is not None)
-    return "\n".join(_table([tests, *models], table, left=(0,)))
+    return markdown([tests, *models], table, left=(0,))
 
 
 def _conclusions(rows: Sequence[Row]) -> list[str]:
@@ -125,23 +123,12 @@ _FIGURES: tuple[tuple[str, str, Callable[[Row], str | None]], ...] = (
 """Label, test, and the figure of a row."""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Markdown whose columns line up in a terminal, too."""
-    widths = [max(3, *(len(row[i]) for row in (head, *rows))) for i in range(len(head))]
-
-    def cell(text: str, i: int) -> str:
-        return text.ljust(widths[i]) if i in left else text.rjust(widths[i])
-
-    rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return ["| " + " | ".join(map(cell, row, range(len(row)))) + " |" for row in (head, rule, *rows)]
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows that were written as JSON or JSON lines; InputError for a file that has none."""
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-        kept = [{key: row[key] for key in ("model_filename", "test", "n_threads", "avg_ts")} for row in found]
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+        kept = [{key: row[key] for key in ("model_filename", "test", "n_threads", "avg_ts")} for row in rows]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected what bench -o json wrote") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -161,30 +148,12 @@ def compared(rows: Sequence[Row], old: Sequence[dict[str, Any]]) -> str:
             table.append((r.model_filename, r.test, str(r.n_threads), f"{then:.2f}", f"{r.avg_ts:.2f}", change))
     if not table:
         return "no test is in both: nothing to compare"
-    return "\n".join(_table(("model", "test", "threads", "t/s then", "t/s now", "now/then"), table, left=(0, 1)))
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """A header line, then a line a test; lists are left to JSON."""
-    out = io.StringIO()
-    names = [f.name for f in fields(Row) if not f.name.startswith("samples_")]
-    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return out.getvalue().rstrip("\n")
-
-
-def to_json(rows: Sequence[Row]) -> str:
-    return json.dumps([asdict(row) for row in rows], indent=2)
-
-
-def to_jsonl(rows: Sequence[Row]) -> str:
-    return "\n".join(json.dumps(asdict(row)) for row in rows)
+    return markdown(("model", "test", "threads", "t/s then", "t/s now", "now/then"), table, left=(0, 1))
 
 
 WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {
     "md": to_markdown,
-    "csv": to_csv,
+    "csv": lambda rows: to_csv(rows, Row),
     "json": to_json,
     "jsonl": to_jsonl,
 }

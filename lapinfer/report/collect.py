@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from lapinfer.report.outputs import check_ending, write_whole
 from lapinfer.report.page import page
 from lapinfer.report.random_weights import shape_model
 from lapinfer.report.shapes import KINDS, SIZES
+from lapinfer.report.texts import passage
 from lapinfer.runtime.ops import Limits
 from lapinfer.text.language_model import LanguageModel, open_model
 
@@ -39,11 +39,6 @@ class Options:
     context: int = CONTEXT
     text: str = ""
     source: str = ""
-
-
-def passage() -> str:
-    """The text that comes with the package."""
-    return (files("lapinfer.report") / "passage.txt").read_text(encoding="utf-8")
 
 
 def collect(

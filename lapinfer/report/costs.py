@@ -1,33 +1,88 @@
-"""What all reports ask of a packed model: its formats, and the arithmetic that they need."""
+"""What a packed model costs as its spec and formats say, without running it: what every report asks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from lapinfer.quant.formats import FORMATS
+from lapinfer.runtime.kv import KVName
+from lapinfer.runtime.predict import matrices_bytes, packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.tensors import active_parameters, bank_of, is_matrix, layer_tensors, tensors
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
 
-
-def formats_of(model: Model) -> dict[str, str]:
-    """The format of each matrix."""
-    return {name: str(model.weights.format(name)) for name in tensors(model.spec) if is_matrix(name)}
+Arithmetic = Literal["int8", "float32"]
 
 
-def main_format(spec: ModelSpec, formats: Mapping[str, str]) -> str:
-    """The format that most weights are packed in."""
-    weights: Counter[str] = Counter()
-    for name, shape in tensors(spec).items():
-        weights[formats.get(name, "f32")] += prod(shape)
-    return weights.most_common(1)[0][0]
+@dataclass(frozen=True)
+class Costs:
+    """formats: of each matrix; kv: of the cache."""
+
+    spec: ModelSpec
+    formats: Mapping[str, str]
+    kv: KVName = "f16"
+
+    @classmethod
+    def of(cls, model: Model) -> Costs:
+        formats = {name: str(model.weights.format(name)) for name in tensors(model.spec) if is_matrix(name)}
+        return cls(model.spec, formats, model.limits.kv)
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(map(prod, tensors(self.spec).values()))
+
+    @cached_property
+    def active_parameters(self) -> int:
+        """Those that a token uses."""
+        return active_parameters(self.spec)
+
+    @cached_property
+    def stored(self) -> dict[str, int]:
+        """Bytes of all weights by format."""
+        return packed_bytes(self.spec, self.formats)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.stored.values())
+
+    @cached_property
+    def main_format(self) -> str:
+        """The format that most weights are packed in."""
+        weights: Counter[str] = Counter()
+        for name, shape in tensors(self.spec).items():
+            weights[self.formats.get(name, "f32")] += prod(shape)
+        return weights.most_common(1)[0][0]
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return arithmetic(self.main_format)
+
+    def expert(self, layer: int) -> tuple[int, int]:
+        """Bytes and multiply-adds of one expert or leaf of a routed layer."""
+        shapes, experts = layer_tensors(self.spec, layer), self.spec.layers[layer].feed_forward.experts
+        matrices = {name: shape for name, shape in shapes.items() if bank_of(name) is not None}
+        nbytes = sum(matrices_bytes(name, shape, self.formats[name]) // experts for name, shape in matrices.items())
+        return nbytes, sum(prod(shape) // experts for shape in matrices.values())
+
+    def touched(self, pos: Sequence[int] | np.ndarray, wanted: int = 1, read_by: Model | None = None) -> dict[str, int]:
+        """Predicted bytes by part of a step of one sequence, of which `wanted` tokens give logits.
+
+        read_by: the model whose last step is meant, for as many experts and nodes as that has read; else those that
+        chance would choose.
+        """
+        distinct = (None, None) if read_by is None else (read_by.distinct_experts, read_by.distinct_nodes)
+        return predict_bytes(self.spec, dict(self.formats), self.kv, [0] * len(pos), pos, wanted, *distinct)
 
 
-def arithmetic(format: str) -> Literal["int8", "float32"]:
+def arithmetic(format: str) -> Arithmetic:
     """What weights of a format are multiplied in; anything that is not packed, too, in float32."""
     return "int8" if format in FORMATS and FORMATS[format].grouped else "float32"

@@ -17,6 +17,8 @@ from lapinfer.report.charts import LOAD_KEYS, load_map, recorded_distinct_chart,
 from lapinfer.report.document import document, figure, legend, pair, section, table, wide
 from lapinfer.report.drawing import svg
 from lapinfer.report.outputs import check_ending, write_whole
+from lapinfer.report.tables import aligned
+from lapinfer.report.texts import chunk, text_ids
 
 if TYPE_CHECKING:
     from lapinfer.runtime.routing import Routing
@@ -36,28 +38,22 @@ def run_texts(
     A text's last chunk may be shorter. Where the tokenizer begins texts with BOS, it takes the place of each chunk's
     first token.
     """
-    engine, tokenizer = model.model, model.tokenizer
+    engine = model.model
     if not 1 <= ctx <= engine.ctx:
         raise InputError(f"ctx: expected 1 to {engine.ctx} (the model's context), got {ctx}")
-    bos = tokenizer.bos_id if tokenizer is not None and tokenizer.adds_bos else None
-    parts: list[np.ndarray] = []
+    pieces: list[np.ndarray] = []
     for text in texts:
-        ids = np.array(model.encode(text), np.int32)
-        if len(ids) and int(ids.max()) >= model.spec.vocab:
-            raise InputError(f"the tokenizer gives ids up to {ids.max()}, but the model has {model.spec.vocab}")
-        parts += [ids[at : at + ctx] for at in range(0, len(ids), ctx)][:chunks]
-    if not parts:
+        ids = text_ids(model, text)
+        pieces += [chunk(model, ids, start, ctx) for start in range(0, len(ids), ctx)][:chunks]
+    if not pieces:
         raise InputError("the text is empty: at least one token is needed")
     say = progress or (lambda *args: None)
-    for done, part in enumerate(parts):
-        say("reading", done, len(parts))
-        part = part.copy()
-        if bos is not None:
-            part[0] = bos
+    for done, piece in enumerate(pieces):
+        say("reading", done, len(pieces))
         with engine.lock:
             model.forget()
-            engine.prefill(part)
-    say("reading", len(parts), len(parts))
+            engine.prefill(piece)
+    say("reading", len(pieces), len(pieces))
 
 
 def experts_a_token(spec: ModelSpec) -> int:
@@ -166,9 +162,7 @@ def text_table(routing: Routing) -> str:
     summary = routing.summary()
     shown = columns(summary)
     rows = [list(shown), *([show(layer) for _, show in shown.values()] for layer in summary["layers"])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
-    lines += ["", f"{summary['tokens']:,} tokens in {summary['steps']:,} steps"]
+    lines = [aligned(rows), "", f"{summary['tokens']:,} tokens in {summary['steps']:,} steps"]
     lines += [
         f"steps of {step['tokens']:,.4g} token{'s' * (step['tokens'] != 1)}: "
         f"{step['distinct']:.1f} different experts a layer "

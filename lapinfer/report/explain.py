@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -13,13 +11,13 @@ import numpy as np
 
 from lapinfer.machine import largest_cache
 from lapinfer.report import roofline
-from lapinfer.report.costs import formats_of, main_format
+from lapinfer.report.costs import Costs
 from lapinfer.report.fit import decode_seconds
-from lapinfer.runtime.meter import Meter
+from lapinfer.report.tables import aligned
+from lapinfer.report.timing import Watch
 from lapinfer.runtime.plan import Op
-from lapinfer.runtime.predict import expected_reads, matrices_bytes, packed_bytes, parts_of, predict_bytes
+from lapinfer.runtime.predict import expected_reads, parts_of
 from lapinfer.spec import TreeSpec
-from lapinfer.tensors import bank_of, layer_tensors
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -61,23 +59,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A batch of tokens of slot 0."""
+    """Tokens of slot 0, of which the last one's logits are wanted."""
 
     heading: str
     token: np.ndarray
     pos: np.ndarray
     repeats: int
-
-    @property
-    def slot(self) -> np.ndarray:
-        return np.zeros(len(self.pos), np.int64)
-
-    @property
-    def want(self) -> np.ndarray:
-        """The last token's logits alone."""
-        want = np.zeros(len(self.pos), bool)
-        want[-1] = True
-        return want
 
 
 def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = None, layers: bool = False) -> str:
@@ -107,8 +94,7 @@ def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = 
 
 
 def _title(model: Model) -> str:
-    sizes = packed_bytes(model.spec, formats_of(model))
-    stored = ", ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in sizes.items())
+    stored = ", ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in Costs.of(model).stored.items())
     spec = model.spec
     return (
         f"{model.name}\n{spec.family}, {len(spec.layers)} layers, {stored}, "
@@ -118,12 +104,14 @@ def _title(model: Model) -> str:
 
 def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: bool) -> str:
     """One step's table and its summary."""
-    meter = Meter(model.plan, model.team.ns_per_tick)
-    walls: list[float] = []
-    if machine is not None:
-        walls = _run(model, step, meter)
+    costs, watch, slot = Costs.of(model), Watch(model), np.zeros(len(step.pos), np.int64)
+    meter = watch.meter
+    if machine is None:
+        meter.record(slot, step.pos, 1, 0, *expected_reads(model.spec, len(step.pos)))
     else:
-        meter.record(step.slot, step.pos, int(step.want.sum()), 0, *expected_reads(model.spec, len(step.pos)))
+        Watch(model).step(step.token, slot, step.pos)  # warms up
+        for _ in range(step.repeats):
+            watch.step(step.token, slot, step.pos)
     rows = meter.by_op()
     lines = [_line(op, row, step.pos, meter.steps, machine) for op, row in zip(model.plan.ops, rows, strict=True)]
     total = Line("step")
@@ -141,38 +129,25 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
     for group in (lines, list(by_part.values()), [total]):
         table.append([])
         table += [[show(line, total) for _, show in columns] for line in group]
-    text = f"{step.heading}\n{_aligned(table)}\n{_predicted(model, step, total, machine is not None)}"
-    if choice := _choice(model):
+    predicted = sum(costs.touched(step.pos, read_by=None if machine is None else model).values())
+    text = (
+        f"{step.heading}\n{aligned(table, left=3, gap=' ')}\n"
+        f"predicted from the spec {predicted:,} bytes, metered {total.bytes:,} bytes"
+    )
+    if choice := _choice(costs):
         text += f"\n{choice}"
     if machine is not None:
-        seconds = median(walls)
+        seconds = median(watch.seconds)
         speed, bandwidth = total.bytes / seconds, machine.best_bandwidth
         text += (
-            f"\n{len(step.pos) / seconds:,.1f} tok/s ({seconds * 1e3:,.2f} ms a step, median of {len(walls)}), "
+            f"\n{len(step.pos) / seconds:,.1f} tok/s ({seconds * 1e3:,.2f} ms a step, median of {step.repeats}), "
             f"{speed / 1e9:.1f} GB/s: {100 * speed / bandwidth:.0f} % MBU"
         )
-        if len(step.pos) == 1 and sum(packed_bytes(model.spec, formats_of(model)).values()) > largest_cache():
-            rate = roofline.weights_bandwidth(main_format(model.spec, formats_of(model)), model.threads)
+        if len(step.pos) == 1 and costs.weight_bytes > largest_cache():
+            rate = roofline.weights_bandwidth(costs.main_format, model.threads)
             foreseen = decode_seconds(model.spec, total.bytes, rate)
             text += f"\nexpected of these bytes: {1 / foreseen:,.1f} tok/s"
     return text
-
-
-def _run(model: Model, step: Step, meter: Meter) -> list[float]:
-    """Seconds of each repeat of the step, counted by `meter` instead of the model's own."""
-    arguments = (step.token, step.slot, step.pos, step.want)
-    usual, walls = model.usage, []
-    try:
-        model.usage = Meter(model.plan, model.team.ns_per_tick)
-        model.step(*arguments)
-        model.usage = meter
-        for _ in range(step.repeats):
-            began = time.perf_counter()
-            model.step(*arguments)
-            walls.append(time.perf_counter() - began)
-    finally:
-        model.usage = usual
-    return walls
 
 
 def _line(op: Op, row: dict, pos: np.ndarray, steps: int, machine: roofline.Roofline | None) -> Line:
@@ -193,30 +168,17 @@ def _summed(ops: Sequence[Op], lines: Sequence[Line]) -> list[Line]:
     return list(kinds.values())
 
 
-def _predicted(model: Model, step: Step, total: Line, ran: bool) -> str:
-    parts = predict_bytes(
-        model.spec, formats_of(model), model.limits.kv, step.slot, step.pos, int(step.want.sum()),
-        model.distinct_experts if ran else None, model.distinct_nodes if ran else None,
-    )  # fmt: skip
-    predicted = sum(parts.values())
-    return f"predicted from the spec {predicted:,} bytes, metered {total.bytes:,} bytes"
-
-
-def _choice(model: Model) -> str:
+def _choice(costs: Costs) -> str:
     """What one expert or leaf costs, of each kind of routed layer."""
     kinds: dict[tuple[int, int], str] = {}
-    formats = formats_of(model)
-    for i, layer in enumerate(model.spec.layers):
+    for i, layer in enumerate(costs.spec.layers):
         ff = layer.feed_forward
         if ff.router is None:
             continue
-        shapes = layer_tensors(model.spec, i)
-        matrices = [name for name in shapes if bank_of(name) is not None]
-        size = sum(matrices_bytes(name, shapes[name], formats[name]) // ff.experts for name in matrices)
-        macs = sum(prod(shapes[name]) // ff.experts for name in matrices)
-        words = "a leaf" if isinstance(ff.router, TreeSpec) and not ff.router.neurons else "an expert"
+        size, macs = costs.expert(i)
+        noun = "a leaf" if isinstance(ff.router, TreeSpec) and not ff.router.neurons else "an expert"
         kinds[size, macs] = (
-            f"{words}: {size / 1e6:,.3f} MB, {macs / 1e6:,.3f} MMAC; a token gets {ff.active} of {ff.experts} a layer"
+            f"{noun}: {size / 1e6:,.3f} MB, {macs / 1e6:,.3f} MMAC; a token gets {ff.active} of {ff.experts} a layer"
         )
     return "\n".join(kinds.values())
 
@@ -242,16 +204,3 @@ _TIMED = (
     ("roof %", lambda line, total: _ratio(line.least, line.seconds / 100, "{:.0f}")),
 )
 """Heading, and the text of a line's cell. roof: the least time that this machine needs, by the time taken."""
-
-
-def _aligned(table: list[list[str]]) -> str:
-    """Names to the left, numbers to the right; an empty row is a rule."""
-    widths = [max(len(row[i]) for row in table if row) for i in range(len(table[0]))]
-    rule = "-" * (sum(widths) + len(widths) - 1)
-    shown = []
-    for row in table:
-        cells = [
-            f"{cell:<{w}}" if i < 3 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=False))
-        ]
-        shown.append(" ".join(cells).rstrip() if row else rule)
-    return "\n".join(shown)

@@ -10,11 +10,10 @@ from lapinfer import machine
 from lapinfer.machine import available_memory
 from lapinfer.packing.pack import choose_formats
 from lapinfer.quant.choice import MODELS, Stored
-from lapinfer.report.costs import main_format
+from lapinfer.report.costs import Costs
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import KVName, cache_bytes
 from lapinfer.runtime.ops import Limits
-from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
 
 QUANTS = (MODELS["large"], MODELS["small"], "f16")
@@ -67,11 +66,12 @@ def fits(
     found = []
     for quant in quants:
         formats = choose_formats(spec, quant, stored)
-        packed = sum(packed_bytes(spec, formats).values())
+        costs = Costs(spec, formats, kv)
+        packed = costs.weight_bytes
         cache = cache_bytes(spec, kv, 1, ctx, min(limits.step, ctx))
         memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
-        touched = sum(predict_bytes(spec, formats, kv, [0], [ctx // 2], 1).values())
-        rate = None if bandwidth is None else bandwidth(main_format(spec, formats))
+        touched = sum(costs.touched([ctx // 2]).values())
+        rate = None if bandwidth is None else bandwidth(costs.main_format)
         speed = None if rate is None or packed <= machine.largest_cache() else 1 / decode_seconds(spec, touched, rate)
         found.append(Fit(quant, packed, memory, touched, ctx, speed))
     return found

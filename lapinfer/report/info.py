@@ -16,11 +16,12 @@ from lapinfer.loading import default_ctx
 from lapinfer.packing.assembly import Assembler
 from lapinfer.packing.packed import PackedFile
 from lapinfer.quant.choice import Stored
+from lapinfer.report.costs import Costs
 from lapinfer.report.fit import QUANTS, fits, verdict
 from lapinfer.runtime.kv import KVName
-from lapinfer.runtime.predict import expected_experts, matrices_bytes, packed_bytes, predict_bytes
+from lapinfer.runtime.predict import expected_experts
 from lapinfer.spec import LayerSpec, ModelSpec, TreeSpec
-from lapinfer.tensors import active_parameters, bank_of, is_matrix, tensors
+from lapinfer.tensors import active_parameters, tensors
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
 
@@ -144,21 +145,17 @@ def _feed_forward(layer: LayerSpec) -> str:
 def _placement(spec: ModelSpec, formats: dict[str, str]) -> dict[str, Any]:
     """Of a packed model: bytes in all, and those that a token touches; of experts, how many a batch touches."""
     placed: dict[str, Any] = {}
-    routed = [layer for layer in spec.layers if layer.feed_forward.router is not None]
+    routed = [i for i, layer in enumerate(spec.layers) if layer.feed_forward.router is not None]
     if formats:
-        touched = predict_bytes(spec, formats, "f16", [0], [0], 1)
-        placed["packed_bytes"] = sum(packed_bytes(spec, formats).values())
-        placed["touched_bytes_a_token"] = sum(touched.values())
+        costs = Costs(spec, formats)
+        placed["packed_bytes"] = costs.weight_bytes
+        placed["touched_bytes_a_token"] = sum(costs.touched([0]).values())
         if routed:
-            bank = next(bank for n in tensors(spec) if (bank := bank_of(n)) is not None)
-            placed["expert_bytes"] = sum(
-                matrices_bytes(n, s, formats[n]) // s[0]
-                for n, s in tensors(spec).items()
-                if n.startswith(bank) and is_matrix(n)
-            )
+            placed["expert_bytes"] = costs.expert(routed[0])[0]
     if routed:
+        layer = spec.layers[routed[0]]
         placed["expected_experts"] = {
-            f"batch of {tokens}": f"{expected_experts(routed[0], tokens)} of {routed[0].feed_forward.experts} a layer"
+            f"batch of {tokens}": f"{expected_experts(layer, tokens)} of {layer.feed_forward.experts} a layer"
             for tokens in BATCHES
         }
     return placed

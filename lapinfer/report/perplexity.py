@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.report.texts import chunk, text_ids
 
 if TYPE_CHECKING:
     from lapinfer.text.language_model import LanguageModel
@@ -72,14 +72,6 @@ class Perplexity:
         return "\n".join(lines)
 
 
-def read_text(path: Path) -> str:
-    """A text file; InputError when it is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from error
-
-
 def perplexity(
     model: LanguageModel,
     text: str,
@@ -93,16 +85,13 @@ def perplexity(
         reference.spec.vocab != model.spec.vocab or not np.array_equal(ids, _ids(reference, text, ctx))
     ):
         raise InputError("the models have different tokenizers: their predictions cannot be compared")
-    bos = model.tokenizer.bos_id if model.tokenizer is not None and model.tokenizer.adds_bos else None
     available = len(ids) // ctx
     nll: list[np.ndarray] = []
     reference_nll: list[np.ndarray] = []
     divergence: list[np.ndarray] = []
     same: list[np.ndarray] = []
-    for chunk in range(min(chunks or available, available)):
-        part = ids[chunk * ctx : (chunk + 1) * ctx].copy()
-        if bos is not None:
-            part[0] = bos
+    for i in range(min(chunks or available, available)):
+        part = chunk(model, ids, i * ctx, ctx)
         first = ctx // 2
         others = None if reference is None else _log_probs(reference, part, first)
         for start, log_p in _log_probs(model, part, first):
@@ -116,7 +105,7 @@ def perplexity(
                 same.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
         scored = np.concatenate(nll, dtype=np.float64)
         ppl, error = estimate(scored)
-        result = Perplexity(ppl, error, len(scored), chunk + 1, ctx)
+        result = Perplexity(ppl, error, len(scored), i + 1, ctx)
         if reference is not None:
             base = np.concatenate(reference_nll, dtype=np.float64)
             base_ppl, _ = estimate(base)
@@ -132,13 +121,11 @@ def perplexity(
 
 
 def _ids(model: LanguageModel, text: str, ctx: int) -> np.ndarray:
-    ids = np.array(model.encode(text), np.int32)
+    ids = text_ids(model, text)
     if ctx < 4 or model.model.ctx < ctx:
         raise InputError(f"ctx: expected 4 to {model.model.ctx} (the model's context), got {ctx}")
     if len(ids) < 2 * ctx:  # as llama-perplexity has it: one chunk says nothing
         raise InputError(f"the text has {len(ids)} tokens; a context of {ctx} needs at least {2 * ctx}")
-    if len(ids) and int(ids.max()) >= model.spec.vocab:
-        raise InputError(f"the tokenizer gives ids up to {ids.max()}, but the model has {model.spec.vocab}")
     return ids
 
 

@@ -5,7 +5,6 @@ A step can be no faster than the slower of the two for its bytes and its multipl
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from statistics import median
 
@@ -16,8 +15,9 @@ from lapinfer.kernels.operands import ACT_F32, ACT_Q8, STEP, STORE
 from lapinfer.machine import beyond_caches
 from lapinfer.quant import ROWS as PACKED_ROWS
 from lapinfer.quant.formats import FORMATS as WEIGHT_FORMATS
-from lapinfer.report.bandwidth import LEAST, read_bandwidth
+from lapinfer.report.bandwidth import read_bandwidth
 from lapinfer.report.random_weights import random_weights
+from lapinfer.report.timing import repeated
 from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.team import Team
@@ -69,8 +69,8 @@ def weights_bandwidth(format: str, threads: int, seconds: float = 0.3) -> float:
     return nbytes / _pass(format, threads, seconds, (rows, WIDE), 1, 1)
 
 
-def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], repeated: int, tokens: int) -> float:
-    """Seconds of `repeated` products of a matrix with so many tokens: the median of several passes."""
+def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], products: int, tokens: int) -> float:
+    """Seconds of `products` products of a matrix with so many tokens: the median of several passes."""
     from lapinfer.kernels import library
 
     name = "layers.0.up"
@@ -80,17 +80,17 @@ def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], rep
     build = Ops(columns, {0: FeedForwardSpec(ROWS, "relu", gated=False)}, weights, limits, out=rows)
     build.x[:] = np.random.default_rng(0).standard_normal(build.x.shape, np.float32)
     build.norm("input", None, 0, "input", ACT_Q8 if WEIGHT_FORMATS[build.format(name)].grouped else ACT_F32)
-    for _ in range(repeated):
+    for _ in range(products):
         build.matmul(name, 0, "input", build.tiles, STORE, logical=shape, out=build.y)
     kernels = library.load([*{op.kernel.name for op in build.ops}, "lead", "follow", "read_clock"])
     team, plan = Team(threads, kernels), Plan(build.ops, kernels)
     header, counters = np.zeros(len(STEP), np.int64), np.zeros((len(build.ops), COUNTER), np.int64)
-    times: list[int] = []
+
+    def run() -> int:
+        begin_step(header, tokens)
+        return team.run(plan, header, counters)
+
     try:
-        until = time.perf_counter() + seconds
-        while len(times) < LEAST + 1 or time.perf_counter() < until:
-            begin_step(header, tokens)
-            times.append(team.run(plan, header, counters))
+        return median(repeated(run, seconds)) / 1e9
     finally:
         team.close()
-    return median(times[1:]) / 1e9

@@ -1,0 +1,76 @@
+"""How all reports measure: what warms up is never counted, and a meter of their own counts what the steps touched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lapinfer.runtime.meter import Meter
+
+if TYPE_CHECKING:
+    from lapinfer.model import Model
+
+LEAST = 3
+"""Repeats of a measurement at least."""
+
+
+def repeated(run: Callable[[], float], seconds: float) -> list[float]:
+    """What `run` returns, again and again for so many seconds, and at least LEAST times. A call before warms up."""
+    run()
+    until = time.perf_counter() + seconds
+    results: list[float] = []
+    while len(results) < LEAST or time.perf_counter() < until:
+        results.append(run())
+    return results
+
+
+class Watch:
+    """Runs a model's steps under a meter of its own; the model's usage does not change.
+
+    seconds, positions: of each call of `step`.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.seconds: list[float] = []
+        self.positions: list[np.ndarray] = []
+        self.meter = Meter(model.plan, model.team.ns_per_tick)
+
+    def step(self, token: Sequence[int] | np.ndarray, slot: np.ndarray, pos: np.ndarray) -> None:
+        """The logits are those of a prompt's last token, or of each token of a batch."""
+        want = np.zeros(len(pos), bool)
+        want[-1 if slot[0] == slot[-1] else slice(None)] = True
+        self.seconds.append(self._timed(lambda: self.model.step(token, slot, pos, want)))
+        self.positions.append(pos)
+
+    def decode(self, ids: np.ndarray, start: int, count: int) -> float:
+        """Seconds of `count` tokens ids[start : …] in slot 0, one per step, at their own positions."""
+        slot, before = np.zeros(1, np.int32), len(self.seconds)
+        for pos in range(start, start + count):
+            self.step(ids[pos : pos + 1], slot, np.array([pos], np.int32))
+        return sum(self.seconds[before:])
+
+    def prefill(self, ids: np.ndarray, start: int = 0) -> float:
+        """Seconds of a prompt in slot 0 from position `start` on, in as large steps as the model takes."""
+        return self._timed(lambda: self.model.prefill(ids, 0, start))
+
+    def _timed(self, run: Callable[[], object]) -> float:
+        usual, self.model.usage = self.model.usage, self.meter
+        began = time.perf_counter()
+        try:
+            run()
+            return time.perf_counter() - began
+        finally:
+            self.model.usage = usual
+
+    @property
+    def attended(self) -> int:
+        """Multiply-adds of attention, which the meter does not count."""
+        return sum(op.cost.attention_macs(pos) for op in self.model.plan.ops for pos in self.positions)
+
+    def enough(self, seconds: float) -> bool:
+        """Whether steps took so long together, and there were a few."""
+        return sum(self.seconds) > seconds and len(self.seconds) >= LEAST
