@@ -25,14 +25,13 @@ import dependent_reads
 import numpy as np
 
 from lapinfer.layers import keeps_neurons
-from lapinfer.layers.layer import P
+from lapinfer.layers.layer import P, layer_tensors
 from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
 from lapinfer.machine import beyond_caches, description
 from lapinfer.packing.memory import MemoryWeights
 from lapinfer.report.random_weights import random_weights
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
-from lapinfer.tensors import feed_forward_tensors, is_matrix, is_router, router_tensors
 
 F32 = np.float32
 COLD_BYTES = max(400_000_000, beyond_caches())
@@ -98,15 +97,16 @@ def timed(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x:
           repeat: int, node_format: str = "f32") -> dict[str, Any]:  # fmt: skip
     """A layer of random weights: they cost no less than trained ones."""
     ff = feed_forward_spec(kind, width, leaf, quant)
-    shapes = router_tensors(P, ff, D) | feed_forward_tensors(P, ff, D, D)
+    tensors = layer_tensors(ff, D, D)
     depth = ff.router.depth if isinstance(ff.router, TreeSpec) else 0
     tree = calibrated_nodes(x, depth) if depth else ()
     given = dict(zip((P + "nodes", P + "nodes.bias"), tree, strict=False))
-    formats = {name: quant for name in shapes if is_matrix(name)}
-    formats |= {name: node_format if name.endswith("nodes") else "f32" for name in formats if is_router(name)}
+    formats = {name: quant for name, tensor in tensors.items() if tensor.is_matrix}
+    formats |= {P + "nodes": node_format} if P + "nodes" in formats else {}
+    formats |= {P + "router": "f32"} if P + "router" in formats else {}
 
     def weights() -> MemoryWeights:
-        return random_weights(shapes, formats, given=given, fill=lambda name: 0.1)
+        return random_weights(tensors.values(), formats, given=given, fill=lambda name: 0.1)
 
     first = weights()
     copies = [first, *(weights() for _ in range(copies_for(first.nbytes, cold) - 1))]

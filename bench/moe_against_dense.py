@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from lapinfer.report.bandwidth import read_bandwidth
 from lapinfer.report.random_weights import random_weights
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
-from lapinfer.tensors import active_parameters, is_matrix, tensors
+from lapinfer.tensors import active_parameters, parameters, tensors
 
 D, LAYERS, PROMPT, ANSWER = 1024, 24, 512, 64
 
@@ -37,11 +36,11 @@ D, LAYERS, PROMPT, ANSWER = 1024, 24, 512, 64
 def packed(spec: ModelSpec, quant: str) -> MemoryWeights:
     """Random weights of a model, the head with one bit more or two."""
     formats = {
-        name: "f32" if name.endswith(".router") else "q6" if name == "embed" else quant
-        for name in tensors(spec)
-        if is_matrix(name)
+        name: "f32" if tensor.role == "router" else "q6" if name == "embed" else quant
+        for name, tensor in tensors(spec).items()
+        if tensor.is_matrix
     }
-    return random_weights(tensors(spec), formats)
+    return random_weights(tensors(spec).values(), formats)
 
 
 def specs() -> dict[str, ModelSpec]:
@@ -91,7 +90,7 @@ def main() -> None:
                 rows[name]["decode"].append(ANSWER / decode)
     for name, model in models.items():
         row = rows[name]
-        row["total_m"] = sum(map(prod, tensors(model.spec).values())) / 1e6
+        row["total_m"] = parameters(model.spec) / 1e6
         row["active_m"] = active_parameters(model.spec) / 1e6
         prefill, decode = (statistics.median(row[test]) for test in ("prefill", "decode"))
         print(

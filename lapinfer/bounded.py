@@ -48,7 +48,7 @@ class Kept:
         return self._weights.path
 
     def tensor(self, name: str) -> np.ndarray:
-        if name.endswith(".experts"):
+        if name in self._weights.banks:
             return self._weights.tensor(name)
         if name not in self._copies:
             mapped = self._weights.tensor(name)

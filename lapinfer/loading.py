@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -11,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer.bounded import bounded_model, mapped_model
-from lapinfer.checkpoint.folder import read_json
-from lapinfer.checkpoint.home import packed_models
+from lapinfer.checkpoint.home import packed_models, packed_path
 from lapinfer.checkpoint.hub import resolve
+from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
-from lapinfer.families import spec_from_config
 from lapinfer.machine import available_memory, default_threads
 from lapinfer.model import Model
 from lapinfer.options import SYSTEM, LoadOptions
-from lapinfer.packing.entries import packed_rows
 from lapinfer.packing.pack import pack_checkpoint, packed_copy
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import PackedFile, read_packed
 from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
-from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec, RouterSpec
-from lapinfer.tensors import is_matrix, is_router, tensors
+from lapinfer.tensors import parameters
 
 Progress = Callable[..., Any]
 """progress(what, done, total) for long work; progress(line) for a notice."""
@@ -75,7 +71,7 @@ def _packed_folder(path_or_name: str | Path, quant: str, say: Progress) -> tuple
     source = resolve(path_or_name)
     if not isinstance(source, Path):
         return packed_copy(source, quant, packed_models(), _packing(say)), True
-    stored = PackedFile(source).metadata.get("quant")
+    stored = read_metadata(packed_path(source)).get("quant")
     if quant not in ("auto", stored):
         raise InputError(f"{source} is already packed as {stored}, not as {quant}")
     return source, False
@@ -84,14 +80,11 @@ def _packed_folder(path_or_name: str | Path, quant: str, say: Progress) -> tuple
 def _read_packed(folder: Path, is_copy: bool) -> tuple[ModelSpec, PackedFile]:
     """The spec and the weights of a packed folder, which agree; CheckpointError when they do not."""
     try:
-        spec = spec_from_config(read_json(folder / "config.json"), str(folder / "config.json"))
-        weights = PackedFile(folder)
-        check_packed(weights, spec)
+        return read_packed(folder)
     except CheckpointError as error:
         if not is_copy:
             raise
         raise CheckpointError(f"{error} (a packed copy: delete {folder}, and it is packed again)") from error
-    return spec, weights
 
 
 def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:
@@ -101,7 +94,7 @@ def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:
         raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
     activations = options.activations
     if activations == "auto":
-        activations = "q16" if sum(map(math.prod, tensors(spec).values())) < SMALL else "q8"
+        activations = "q16" if parameters(spec) < SMALL else "q8"
     threads = default_threads() if options.threads is None else options.threads
     step = min(CHUNK, ctx)  # a longer chunk than the context would never be filled
     return Limits(ctx, options.slots, step, threads, options.kv, activations)  # type: ignore[arg-type]
@@ -110,22 +103,6 @@ def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:
 def default_ctx(spec: ModelSpec) -> int:
     """Positions of the context where none are asked for: the model's own, at most 4,096."""
     return min(spec.context, DEFAULT_CTX)
-
-
-def check_packed(weights: PackedFile, spec: ModelSpec) -> None:
-    """Whether a packed file has just the tensors that its config.json promises, in their shapes."""
-    for name, shape in tensors(spec).items():
-        entry = weights[name]
-        expected = (*shape[:-2], len(packed_rows(name, shape[-2])), shape[-1]) if is_matrix(name) else shape
-        if entry.shape != expected or (entry.format is not None) != is_matrix(name):
-            raise CheckpointError(
-                f"{weights.path}: tensor {name!r} has {entry.format or 'f32'} {entry.shape}, "
-                f"config.json says {expected}"
-            )
-        if name.endswith(".outward") and entry.format != weights.format(name.removesuffix("outward") + "inward"):
-            raise CheckpointError(f"{weights.path}: tensor {name!r} is {entry.format}, expected the format of 'inward'")
-        if is_router(name) and entry.format is not None and not FORMATS[entry.format].for_routers:
-            raise CheckpointError(f"{weights.path}: tensor {name!r} is {entry.format}, expected f32, f16 or bf16")
 
 
 def with_experts(spec: ModelSpec, top_k: int) -> ModelSpec:

@@ -1,4 +1,4 @@
-"""Which weights a model has: names and shapes, from its spec (letters: lapinfer.spec).
+"""What a model is made of: a record of every weight, from its spec (letters: lapinfer.spec).
 
     embed [V, D]   positions [P, D]   norm.weight [D]   norm.bias [D]   head [V, D]   head.bias [V]
     layers.N.attn_norm, .attn_post_norm, .ff_norm, .ff_post_norm: .weight [D] and .bias [D]
@@ -32,180 +32,303 @@ With trees of N nodes of n neurons instead of the router; leaves are experts, an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
+import numpy as np
+
+from lapinfer.quant import GROUP, ROWS
+from lapinfer.quant.blocks import interleaved_rows
+from lapinfer.quant.formats import FORMATS
+from lapinfer.quant.rows import row_bytes
 from lapinfer.spec import (
     AttentionSpec,
     ConvolutionSpec,
     FeedForwardSpec,
+    LayerSpec,
     ModelSpec,
     NormSpec,
     RouterSpec,
     TreeSpec,
 )
 
+Part = Literal["embedding", "attention", "convolution", "kv", "router", "experts", "feed-forward", "head"]
+"""What bytes are accounted as. `kv` is what goes from position to position: keys and values; a convolution's kernel
+and the inputs that it sees."""
 
-def _norm_tensors(name: str, norm: NormSpec | None, width: int) -> dict[str, tuple[int, ...]]:
+Role = Literal["matrix", "router", "norm", "bias", "table", "scalars"]
+"""matrix: multiplied with activations, so packed and quantized. router: a matrix that decides which experts are read,
+never quantized. The others stay float32; a table is read in rows."""
+
+Packing = Literal["blocks", "groups", "gate_up", "rows"]
+"""How a matrix is packed: in blocks of 16 rows; padded to whole groups of 32 rows, where its results become
+activations; the same with gate and up alternating in blocks of 16; row by row, where single rows are read."""
+
+Reads = Literal["step", "token", "logits", "expert", "node", "load"]
+"""How much of a tensor a step reads: all of it; a row for each token; all if logits are wanted; the share of each
+expert that is chosen; of each node that a token meets; nothing, because it was read when the model was loaded."""
+
+Inputs = Literal["own", "router", "expert"]
+"""What a matrix multiplies: inputs of its own, those of its layer's router, or of each expert the tokens it gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A weight: `module` and `suffix` are its name within its layer (−1: of no layer).
+
+    packing: of matrices alone. bank: the name of the bank whose experts have this matrix. inputs: None where what
+    the matrix multiplies is not measured; inputs_vary: whether random tokens give inputs unlike those of text.
+    """
+
+    layer: int
+    module: str
+    shape: tuple[int, ...]
+    part: Part
+    role: Role
+    suffix: Literal["", ".weight", ".bias", ".selection_bias"] = ""
+    packing: Packing | None = None
+    reads: Reads = "step"
+    bank: str | None = None
+    inputs: Inputs | None = None
+    inputs_vary: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name within its layer; of a matrix, also that of the op that multiplies it."""
+        return self.module + self.suffix
+
+    @property
+    def name(self) -> str:
+        return f"{layer_prefix(self.layer)}{self.label}"
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return prod(self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is packed in a weight format; all else is float32."""
+        return self.packing is not None
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a row as it is stored in a checkpoint; 1 for vectors, and for a bank's biases."""
+        return self.shape[-1] if len(self.shape) > 1 and self.role != "bias" else 1
+
+    @property
+    def row_order(self) -> np.ndarray:
+        """Which row of a matrix each packed row holds; −1: none, zeros."""
+        rows = self.shape[-2]
+        match self.packing:
+            case "gate_up":
+                return interleaved_rows(rows // 2)
+            case "rows":
+                return np.arange(rows)
+            case packing:
+                order = np.arange(_padded(rows, GROUP if packing == "groups" else ROWS))
+                return np.where(order < rows, order, -1)
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """The shape with the rows that a packed matrix has."""
+        if self.packing in (None, "rows"):
+            return self.shape
+        rows = self.shape[-2]
+        match self.packing:
+            case "gate_up":
+                rows = 2 * _padded(rows // 2, GROUP)
+            case "groups":
+                rows = _padded(rows, GROUP)
+            case _:
+                rows = _padded(rows, ROWS)
+        return (*self.shape[:-2], rows, self.shape[-1])
+
+    def nbytes(self, format: str | None) -> int:
+        """Bytes in a weight format; None: float32 as it is."""
+        if self.packing is None or format is None:
+            return 4 * self.size
+        *copies, rows, columns = self.packed_shape
+        if self.packing == "rows":
+            return prod(copies) * rows * row_bytes(format, columns)
+        return prod(copies) * (rows // ROWS) * FORMATS[format].row_block_bytes(columns)
+
+
+def layer_prefix(layer: int) -> str:
+    """What the names of a layer's tensors begin with."""
+    return f"layers.{layer}." if layer >= 0 else ""
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _norm(layer: int, module: str, norm: NormSpec | None, width: int, part: Part) -> Iterator[Tensor]:
     if norm is None:
-        return {}
-    named = {f"{name}.weight": (width,)}
-    return named | {f"{name}.bias": (width,)} if norm.bias else named
+        return
+    reads = "logits" if part == "head" else "step"
+    yield Tensor(layer, module, (width,), part, "norm", ".weight", reads=reads)
+    if norm.bias:
+        yield Tensor(layer, module, (width,), part, "norm", ".bias", reads=reads)
 
 
-def router_tensors(p: str, ff: FeedForwardSpec, D: int) -> dict[str, tuple[int, ...]]:
+def router_tensors(layer: int, ff: FeedForwardSpec, D: int) -> Iterator[Tensor]:
     """What a layer chooses its experts by."""
-    shapes: dict[str, tuple[int, ...]] = {}
     match ff.router:
         case RouterSpec(n_experts=E) as router:
-            shapes[p + "router"] = (E + int(ff.shared_gate), D)
+            yield Tensor(layer, "router", (E + int(ff.shared_gate), D), "router", "router", packing="blocks")
             if router.bias:
-                shapes[p + "router.bias"] = (E,)
+                yield Tensor(layer, "router", (E,), "router", "bias", ".bias")
             if router.selection_bias:
-                shapes[p + "router.selection_bias"] = (E,)
+                yield Tensor(layer, "router", (E,), "router", "bias", ".selection_bias")
         case TreeSpec(node_width=n, neurons=False) as tree:
             N = tree.trees * tree.nodes
             if N:
-                shapes[p + "nodes"] = (N * n, D)
+                yield Tensor(layer, "nodes", (N * n, D), "router", "router", packing="rows", reads="node")
             if N and tree.node_bias:
-                shapes[p + "nodes.bias"] = (N * n,)
+                yield Tensor(layer, "nodes", (N * n,), "router", "bias", ".bias", reads="node")
             if N and n > 1:
-                shapes[p + "node_out"] = (N, n)
-                shapes[p + "node_out.bias"] = (N,)
+                yield Tensor(layer, "node_out", (N, n), "router", "table", reads="node")
+                yield Tensor(layer, "node_out", (N,), "router", "bias", ".bias", reads="node")
             if tree.mix:
-                shapes[p + "mix"] = (1,)
+                yield Tensor(layer, "mix", (1,), "router", "scalars", reads="load")
         case _:
             pass
-    return shapes
 
 
-def feed_forward_tensors(p: str, ff: FeedForwardSpec, D: int, out: int) -> dict[str, tuple[int, ...]]:
-    """Names, after `p`, and shapes of a feed-forward's weights, from D to `out` numbers (D in a model)."""
+def feed_forward_tensors(layer: int, ff: FeedForwardSpec, D: int, out: int) -> Iterator[Tensor]:
+    """A feed-forward's weights, from D to `out` numbers (D in a model)."""
     F, E, rows = ff.width, ff.experts, (1 + ff.gated) * ff.width
     if ff.narrow:
-        first, last = (p + "leaves.inward", (E, rows, D)), (p + "leaves.outward", (E, F, out))
-        biases = (E, rows), (E, out)
+        bank = f"{layer_prefix(layer)}leaves"
+        first, last = (
+            Tensor(layer, module, (E, *shape), "experts", "matrix", packing="rows", reads="expert", bank=bank)
+            for module, shape in (("leaves.inward", (rows, D)), ("leaves.outward", (F, out)))
+        )
+    elif ff.router is None:
+        first = Tensor(
+            layer, "gate_up" if ff.gated else "up", (rows, D), "feed-forward", "matrix",
+            packing="gate_up" if ff.gated else "groups", inputs="own",
+        )  # fmt: skip
+        last = Tensor(
+            layer, "down", (out, F), "feed-forward", "matrix", packing="blocks", inputs="own", inputs_vary=True
+        )
     else:
-        bank = () if ff.router is None else (E,)
-        p += "" if ff.router is None else "experts."
-        first, last = (p + ("gate_up" if ff.gated else "up"), (*bank, rows, D)), (p + "down", (*bank, out, F))
-        biases = (*bank, rows), (*bank, out)
-    shapes: dict[str, tuple[int, ...]] = dict((first, last))
+        bank = f"{layer_prefix(layer)}experts"
+        first = Tensor(
+            layer, "experts.gate_up" if ff.gated else "experts.up", (E, rows, D), "experts", "matrix",
+            packing="gate_up" if ff.gated else "groups", reads="expert", bank=bank, inputs="router",
+        )  # fmt: skip
+        last = Tensor(
+            layer, "experts.down", (E, out, F), "experts", "matrix", packing="blocks", reads="expert", bank=bank,
+            inputs="expert", inputs_vary=True,
+        )  # fmt: skip
+    yield first
+    yield last
+    copies = () if ff.router is None else (E,)
     if ff.bias:
-        shapes[first[0] + ".bias"] = biases[0]
+        yield Tensor(layer, first.module, (*copies, rows), first.part, "bias", ".bias", reads=first.reads)
     if ff.bias and not (isinstance(ff.router, TreeSpec) and ff.router.neurons):  # each neuron has but one
-        shapes[last[0] + ".bias"] = biases[1]
-    return shapes
+        yield Tensor(layer, last.module, (*copies, out), last.part, "bias", ".bias", reads=last.reads)
 
 
-def _attention_tensors(p: str, attention: AttentionSpec, D: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {p + "qkv": (attention.qkv_rows, D)}
+def _attention_tensors(layer: int, attention: AttentionSpec, D: int) -> Iterator[Tensor]:
+    def matrix(module: str, *shape: int, inputs: Inputs | None = "own", inputs_vary: bool = False) -> Tensor:
+        return Tensor(
+            layer, module, shape, "attention", "matrix", packing="blocks", inputs=inputs, inputs_vary=inputs_vary
+        )
+
+    def bias(module: str, rows: int) -> Tensor:
+        return Tensor(layer, module, (rows,), "attention", "bias", ".bias")
+
+    yield matrix("qkv", attention.qkv_rows, D)
     if attention.qkv_bias:
-        shapes[p + "qkv.bias"] = (attention.qkv_rows,)
+        yield bias("qkv", attention.qkv_rows)
     if (latent := attention.latent) is not None:
         if latent.q_rank:
-            shapes[p + "q_a_norm.weight"] = (latent.q_rank,)
-            shapes[p + "q_b"] = (attention.q_rows, latent.q_rank)
-        shapes[p + "kv_norm.weight"] = (latent.rank,)
-        shapes[p + "k_up"] = (attention.n_heads, latent.rank, latent.nope)
-        shapes[p + "v_up"] = (attention.n_heads, latent.v_dim, latent.rank)
+            yield from _norm(layer, "q_a_norm", latent.norm, latent.q_rank, "attention")
+            yield matrix("q_b", attention.q_rows, latent.q_rank)
+        yield from _norm(layer, "kv_norm", latent.norm, latent.rank, "attention")
+        # A head's own matrices are packed along the other axis than their inputs are measured.
+        yield matrix("k_up", attention.n_heads, latent.rank, latent.nope, inputs=None)
+        yield matrix("v_up", attention.n_heads, latent.v_dim, latent.rank, inputs=None)
     if attention.sinks:
-        shapes[p + "sinks"] = (attention.n_heads,)
+        yield Tensor(layer, "sinks", (attention.n_heads,), "attention", "scalars")
     if attention.qk_norm is not None:
         heads = (attention.n_heads, attention.n_kv_heads) if attention.qk_norm_full else (1, 1)
-        for which, n in zip("qk", heads, strict=True):
-            shapes |= _norm_tensors(f"{p}{which}_norm", attention.qk_norm, n * attention.k_dim)
-    shapes[p + "o"] = (D, attention.out_width)
+        for module, n in zip(("q_norm", "k_norm"), heads, strict=True):
+            yield from _norm(layer, module, attention.qk_norm, n * attention.k_dim, "attention")
+    yield matrix("o", D, attention.out_width, inputs_vary=True)
     if attention.o_bias:
-        shapes[p + "o.bias"] = (D,)
-    return shapes
+        yield bias("o", D)
 
 
-def _convolution_tensors(p: str, convolution: ConvolutionSpec, D: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in (("conv_in", (3 * D, D)), ("conv", (D, convolution.kernel)), ("conv_out", (D, D))):
-        shapes[p + name + (".weight" if name == "conv" else "")] = shape
+def _convolution_tensors(layer: int, convolution: ConvolutionSpec, D: int) -> Iterator[Tensor]:
+    tensors = (
+        Tensor(layer, "conv_in", (3 * D, D), "convolution", "matrix", packing="blocks", inputs="own"),
+        Tensor(layer, "conv", (D, convolution.kernel), "kv", "table", ".weight"),
+        Tensor(layer, "conv_out", (D, D), "convolution", "matrix", packing="blocks", inputs="own"),
+    )
+    for tensor in tensors:
+        yield tensor
         if convolution.bias:
-            shapes[f"{p}{name}.bias"] = shape[:1]
-    return shapes
+            yield Tensor(layer, tensor.module, tensor.shape[:1], tensor.part, "bias", ".bias")
 
 
-def layer_tensors(spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of one layer."""
-    layer, ff, D = spec.layers[index], spec.layers[index].feed_forward, spec.hidden
-    p = f"layers.{index}."
-    shapes = _norm_tensors(p + "attn_norm", layer.attn_norm, D)
+def _layer_tensors(index: int, layer: LayerSpec, D: int) -> Iterator[Tensor]:
+    ff = layer.feed_forward
+    mixer: Part = "convolution" if isinstance(layer.mixer, ConvolutionSpec) else "attention"
+    yield from _norm(index, "attn_norm", layer.attn_norm, D, mixer)
     if isinstance(layer.mixer, ConvolutionSpec):
-        shapes |= _convolution_tensors(p, layer.mixer, D)
+        yield from _convolution_tensors(index, layer.mixer, D)
     else:
-        shapes |= _attention_tensors(p, layer.mixer, D)
-    shapes |= _norm_tensors(p + "attn_post_norm", layer.attn_post_norm, D)
-    shapes |= _norm_tensors(p + "ff_norm", layer.ff_norm, D)
-    shapes |= router_tensors(p, ff, D) | feed_forward_tensors(p, ff, D, D)
-    return shapes | _norm_tensors(p + "ff_post_norm", layer.ff_post_norm, D)
+        yield from _attention_tensors(index, layer.mixer, D)
+    yield from _norm(index, "attn_post_norm", layer.attn_post_norm, D, mixer)
+    yield from _norm(index, "ff_norm", layer.ff_norm, D, "feed-forward" if ff.router is None else "router")
+    yield from router_tensors(index, ff, D)
+    yield from feed_forward_tensors(index, ff, D, D)
+    yield from _norm(index, "ff_post_norm", layer.ff_post_norm, D, "feed-forward")
 
 
-def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Name and logical shape of every weight, in the order in which a step reads them."""
-    shapes: dict[str, tuple[int, ...]] = {"embed": (spec.vocab, spec.hidden)}
+def _model_tensors(spec: ModelSpec) -> Iterator[Tensor]:
+    V, D = spec.vocab, spec.hidden
+    yield Tensor(-1, "embed", (V, D), "embedding", "matrix", packing="blocks", reads="token", inputs="own")
     if spec.positions:
-        shapes["positions"] = (spec.positions, spec.hidden)
-    for i in range(len(spec.layers)):
-        shapes |= layer_tensors(spec, i)
-    shapes |= _norm_tensors("norm", spec.norm, spec.hidden)
+        yield Tensor(-1, "positions", (spec.positions, D), "embedding", "table", reads="token")
+    for i, layer in enumerate(spec.layers):
+        yield from _layer_tensors(i, layer, D)
+    yield from _norm(-1, "norm", spec.norm, D, "head")
     if not spec.tied:
-        shapes["head"] = (spec.vocab, spec.hidden)
+        yield Tensor(-1, "head", (V, D), "head", "matrix", packing="blocks", reads="logits", inputs="own")
     if spec.head_bias:
-        shapes["head.bias"] = (spec.vocab,)
-    return shapes
+        yield Tensor(-1, "head", (V,), "head", "bias", ".bias", reads="logits")
 
 
-ROW_BY_ROW = {"nodes", "inward", "outward"}
-MATRICES = {
-    "embed", "qkv", "q_b", "k_up", "v_up", "o", "conv_in", "conv_out", "router", "gate_up", "up", "down", "head",
-    *ROW_BY_ROW,
-}  # fmt: skip
+def tensors(spec: ModelSpec) -> dict[str, Tensor]:
+    """Every weight by its name, in the order in which a step reads them."""
+    return {tensor.name: tensor for tensor in _model_tensors(spec)}
 
 
-def is_matrix(name: str) -> bool:
-    """Whether a tensor of `tensors(spec)` is multiplied with activations, and so is packed and quantized."""
-    return name.rsplit(".", 1)[-1] in MATRICES
-
-
-def has_rows(name: str) -> bool:
-    """Whether a tensor of `tensors(spec)` is read in rows of its last axis; the others are read as one vector."""
-    return is_matrix(name) or name == "positions" or name.endswith((".conv.weight", ".node_out"))
-
-
-def is_row_by_row(name: str) -> bool:
-    """Whether a matrix is packed row by row: what is read of it are single rows, not blocks of them."""
-    return name.rsplit(".", 1)[-1] in ROW_BY_ROW
-
-
-def is_router(name: str) -> bool:
-    """Whether a matrix decides which experts are read, and so is never quantized."""
-    return name.rsplit(".", 1)[-1] in ("router", "nodes")
-
-
-def bank_of(name: str) -> str | None:
-    """The bank whose experts have a matrix of this name (layers.N.experts of layers.N.experts.down), or None."""
-    bank = name.rsplit(".", 1)[0]
-    return bank if bank.rsplit(".", 1)[-1] in ("experts", "leaves") and is_matrix(name) else None
+def parameters(spec: ModelSpec) -> int:
+    """How many numbers a model is made of."""
+    return sum(tensor.size for tensor in _model_tensors(spec))
 
 
 def active_parameters(spec: ModelSpec) -> int:
     """Parameters that a token's logits depend on: of banks, those of its experts; of an untied embedding, its row."""
     total = 0
-    for name, shape in tensors(spec).items():
-        count = prod(shape)
-        part = name.split(".")[2] if name.startswith("layers.") else name
-        if part in ("experts", "leaves"):
-            ff = spec.layers[int(name.split(".")[1])].feed_forward
+    for tensor in _model_tensors(spec):
+        count = tensor.size
+        if tensor.reads == "expert":
+            ff = spec.layers[tensor.layer].feed_forward
             count = count // ff.experts * ff.active
-        elif part in ("nodes", "node_out"):
-            tree = spec.layers[int(name.split(".")[1])].feed_forward.router
+        elif tensor.reads == "node":
+            tree = spec.layers[tensor.layer].feed_forward.router
             assert isinstance(tree, TreeSpec)
             count = count // (tree.trees * tree.nodes) * tree.path
-        elif name == "embed" and not spec.tied:
+        elif tensor.reads == "token" and tensor.is_matrix and not spec.tied:
             count = spec.hidden
         total += count
     return total

@@ -11,7 +11,7 @@ from lapinfer.packing.entries import PackedEntry, pack_matrix
 from lapinfer.packing.memory import MemoryWeights
 from lapinfer.quant.choice import narrow_format
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import is_matrix, is_router, is_row_by_row, tensors
+from lapinfer.tensors import tensors
 
 
 class RandomWeights(MemoryWeights):
@@ -19,16 +19,17 @@ class RandomWeights(MemoryWeights):
 
     def __init__(self, spec: ModelSpec, fmt: str, seed: int = 0, formats: Mapping[str, str] | None = None):
         rng = np.random.default_rng(seed)
-        self.values = {name: tiny.random_tensor(name, shape, rng) for name, shape in tensors(spec).items()}
-        matrices = [name for name in self.values if is_matrix(name)]
-        chosen = {n: (formats or {}).get(n, "f32" if is_router(n) else fmt) for n in matrices}
-        chosen |= {n: narrow_format(f) for n, f in chosen.items() if is_row_by_row(n)}
-        super().__init__(tensors(spec), chosen, self._packed)
+        weights = tensors(spec)
+        self.values = {name: tiny.random_tensor(name, tensor.shape, rng) for name, tensor in weights.items()}
+        matrices = {name: tensor for name, tensor in weights.items() if tensor.is_matrix}
+        chosen = {n: (formats or {}).get(n, "f32" if t.role == "router" else fmt) for n, t in matrices.items()}
+        chosen |= {n: narrow_format(f) for n, f in chosen.items() if weights[n].packing == "rows"}
+        super().__init__(weights.values(), chosen, self._packed)
 
     def _packed(self, entry: PackedEntry) -> np.ndarray:
         values = self.values[entry.name]
         if entry.format is None:
             return values
         *several, rows, columns = values.shape
-        packed = [pack_matrix(entry.name, entry.format, m) for m in values.reshape(-1, rows, columns)]
+        packed = [pack_matrix(entry.tensor, entry.format, m) for m in values.reshape(-1, rows, columns)]
         return np.stack(packed) if several else packed[0]

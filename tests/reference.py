@@ -25,7 +25,7 @@ from lapinfer.spec import (
     RouterSpec,
     TreeSpec,
 )
-from lapinfer.tensors import has_rows, tensors
+from lapinfer.tensors import tensors
 
 Weights = Mapping[str, np.ndarray]
 
@@ -319,11 +319,11 @@ def load_weights(checkpoint: Path | Weights, spec: ModelSpec) -> dict[str, np.nd
         stored |= checkpoint
     for name in [name for name in stored if name.endswith("_blocks")]:
         stored[name] = mxfp4(stored[name], stored[name.removesuffix("blocks") + "scales"])
-    found, shapes = sources_for(spec, stored.keys()), tensors(spec)
-    assert found.keys() == shapes.keys(), "sources() and tensors() disagree"
+    found, promised = sources_for(spec, stored.keys()), tensors(spec)
+    assert found.keys() == promised.keys(), "sources() and tensors() disagree"
     weights: dict[str, np.ndarray] = {}
-    for name, shape in shapes.items():
-        matrix = has_rows(name)
+    for name, tensor in promised.items():
+        matrix, shape = tensor.columns > 1, tensor.shape
         rows = np.concatenate([part(stored, s, shape[-1] if matrix else None) for s in found[name]])
         wanted = (prod(shape[:-1]), shape[-1]) if matrix else (prod(shape),)
         assert rows.shape == wanted, f"{name}: sources() and tensors() disagree"

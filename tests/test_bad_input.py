@@ -22,10 +22,9 @@ import lapinfer
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.cli import app
 from lapinfer.errors import CheckpointError, InputError, LapinferError
-from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import read_packed
 from lapinfer.text.language_model import from_model
 
 ROOT = Path(__file__).parent.parent
@@ -614,7 +613,7 @@ def packed_moe(moe, tmp_path):
 def overwrite(folder, name, change):
     """Edit the stored numbers of one tensor of a packed folder, as float32."""
     path = folder / "model.safetensors"
-    place = PackedFile(path)._file[name]
+    place = SafetensorsFile(path)[name]
     data = bytearray(path.read_bytes())
     change(np.frombuffer(data, np.float32, (place.stop - place.start) // 4, place.start))
     path.unlink()
@@ -749,7 +748,7 @@ def test_after_a_token_that_spoils_routers_others_are_right(packed_moe, experts)
         blocks[bad // 16, :, bad % 16] = np.nan
 
     overwrite(packed_moe, "embed", spoil)
-    spec, weights = spec_from_config(MOE, "moe"), PackedFile(packed_moe)
+    spec, weights = read_packed(packed_moe)
     assert weights.format("embed") == "f32"
     assert spec.tied
     with from_model(load_model(packed_moe, LoadOptions(**options))) as model:
@@ -886,16 +885,12 @@ def test_a_bound_with_the_policy_that_bounds_nothing(moe):
 CUT_WHILE_IT_RUNS = """
 import os, sys
 import numpy as np
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import read_packed
 from lapinfer.errors import CheckpointError
-from lapinfer.families import spec_from_config
 from lapinfer.model import Model
 from lapinfer.runtime.ops import Limits
 
-sys.path.insert(0, sys.argv[2])
-from test_bad_input import MOE
-
-spec, file = spec_from_config(MOE, "moe"), PackedFile(sys.argv[1])
+spec, file = read_packed(sys.argv[1])
 model = Model(spec, file, Limits(64, step=1, threads=2, experts="pool", slots_of_pool=2), name="moe")
 logits = [model.step([i], [0], [i], [True]).values.copy() for i in range(20)]
 bank = file._file["layers.1.experts"]

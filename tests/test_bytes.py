@@ -25,7 +25,7 @@ from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import is_matrix, is_router, tensors
+from lapinfer.tensors import tensors
 
 CASES = [*(str(case) for case in tiny.CASES if case.routed), "trees"]
 SLOTS, CTX, STEP = 3, 48, 24
@@ -42,10 +42,10 @@ def spec_of(name: str) -> ModelSpec:
 def model_of(name: str, fmt: str, kv: Any) -> tuple[Model, dict[str, str]]:
     """A golden case's model with random weights, and the formats of its matrices; `mixed`: of every kind."""
     spec = spec_of(name)
-    matrices = [n for n in tensors(spec) if is_matrix(n)]
+    matrices = {n: t for n, t in tensors(spec).items() if t.is_matrix}
     rng = np.random.default_rng(len(name))
     mixed = dict(zip(matrices, rng.choice(sorted(FORMATS), len(matrices)).tolist(), strict=True))
-    mixed |= {n: "bf16" for n in matrices if is_router(n)}
+    mixed |= {n: "bf16" for n, t in matrices.items() if t.role == "router"}
     mixed |= {n: mixed[n.replace("outward", "inward")] for n in matrices if n.endswith("outward")}
     weights = RandomWeights(spec, fmt, formats=mixed) if fmt == "mixed" else RandomWeights(spec, fmt)
     model = Model(spec, weights, Limits(CTX, SLOTS, STEP, threads=1, kv=kv))  # type: ignore[arg-type]

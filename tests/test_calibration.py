@@ -18,7 +18,7 @@ from lapinfer.loading import convert, load_model
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import pack_checkpoint
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import PackedFile, read_packed
 from lapinfer.quant import ROWS
 from lapinfer.quant.blocks import unpack
 from lapinfer.quant.formats import FORMATS
@@ -108,8 +108,8 @@ def test_groups_take_no_more_than_the_limit():
 
 def output_error(folder: Path, target: Path, inputs: dict[str, np.ndarray]) -> dict[str, float]:
     """Mean squared error of each matrix's outputs relative to their size, by covariances of the inputs."""
-    exact = PackedFile(pack_checkpoint(FolderCheckpoint(folder), folder.parent / "exact", "f32"))
-    file, errors = PackedFile(target), {}
+    exact = read_packed(pack_checkpoint(FolderCheckpoint(folder), folder.parent / "exact", "f32"))[1]
+    file, errors = read_packed(target)[1], {}
     for name, covariance in inputs.items():
         weights = matrix(exact, name)
         difference = matrix(file, name) - weights
@@ -128,8 +128,8 @@ def test_calibration_lessens_the_error_of_outputs(tmp_path, monkeypatch):
     model.close()
     random = convert(folder, tmp_path / "random", "q4")
     calibrated = convert(folder, tmp_path / "calibrated", "q4", calibrate=folder / "text.txt")
-    assert PackedFile(random).metadata["calibration"] == "random"
-    assert PackedFile(calibrated).metadata["calibration"] == text.label
+    assert read_packed(random)[1].metadata["calibration"] == "random"
+    assert read_packed(calibrated)[1].metadata["calibration"] == text.label
     monkeypatch.setattr("lapinfer.packing.pack.second_moments", lambda model, chunks, shapes, progress: {
         name: np.ones(shape, np.float32) for name, shape in shapes.items()
     })  # fmt: skip
@@ -192,7 +192,7 @@ def test_texts_that_do_not_serve(tmp_path):
 
 def expert_matrices(folder: Path, name: str) -> np.ndarray:
     """A matrix of each expert, [E, R, C] as packed."""
-    file = PackedFile(folder)
+    file = read_packed(folder)[1]
     bank, (experts, rows, columns) = file.tensor(name.rsplit(".", 1)[0]), file.shape(name)
     at, format = file.offset(name), str(file.format(name))
     size = -(-rows // ROWS) * FORMATS[format].row_block_bytes(columns)

@@ -15,6 +15,7 @@ from lapinfer.errors import LapinferError
 from lapinfer.packing.entries import PackedEntry
 from lapinfer.packing.packed import PackedFile
 from lapinfer.packing.writer import PackedWriter
+from lapinfer.tensors import Tensor
 
 COUNT = 4000
 """Mutated files of each kind."""
@@ -124,8 +125,14 @@ def read_safetensors(path):
             file.read(name)
 
 
+ENTRIES = [
+    PackedEntry(Tensor(-1, "embed", (40, 64), "embedding", "matrix", packing="blocks"), "q8"),
+    PackedEntry(Tensor(-1, "norm", (32,), "head", "norm", ".weight"), None),
+]
+
+
 def read_packed(path):
-    file = PackedFile(path)
+    file = PackedFile(path, (entry.tensor for entry in ENTRIES))
     for name in file.names():
         file.tensor(name).tobytes()
         assert file.shape(name) is not None
@@ -154,10 +161,9 @@ def test_safetensors(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_packed(tmp_path):
-    entries = [PackedEntry("embed", "q8", (40, 64)), PackedEntry("norm.weight", None, (32,))]
     path = tmp_path / "model.safetensors"
-    with PackedWriter(path, entries, {"quant": "q8", "source": "x"}) as writer:
-        for entry in entries:
+    with PackedWriter(path, ENTRIES, {"quant": "q8", "source": "x"}) as writer:
+        for entry in ENTRIES:
             dtype, shape = entry.stored
             writer.write(entry.name, np.ones(shape, np.uint8 if dtype == "U8" else np.float32))
         writer.finish()

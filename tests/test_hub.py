@@ -13,6 +13,7 @@ from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError
 from lapinfer.packing.entries import PackedEntry
 from lapinfer.packing.writer import PackedWriter
+from lapinfer.tensors import Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,8 @@ def test_a_folder(tmp_path):
 
 
 def test_a_packed_folder(tmp_path):
-    with PackedWriter(tmp_path / "m" / "model.safetensors", [PackedEntry("a", None, (3,))], {}) as writer:
+    entry = PackedEntry(Tensor(-1, "a", (3,), "head", "scalars"), None)
+    with PackedWriter(tmp_path / "m" / "model.safetensors", [entry], {}) as writer:
         writer.write("a", np.ones(3, np.float32))
         writer.finish()
     assert hub.resolve(tmp_path / "m") == tmp_path / "m"

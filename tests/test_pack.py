@@ -21,7 +21,7 @@ from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert
 from lapinfer.packing.pack import cached_folder, pack_checkpoint
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import PackedFile, read_packed
 from lapinfer.quant.blocks import unpack
 from lapinfer.quant.formats import group_format
 from lapinfer.quant.groups import Grouped
@@ -52,7 +52,7 @@ def logical(file: PackedFile, name: str) -> np.ndarray:
 @pytest.mark.parametrize("format", ["f32", "q8", "q4_1", "q4"])
 def test_rows_of_gate_and_up_alternate_and_missing_rows_are_zero(tmp_path, format):
     checkpoint = write(tmp_path / "model")
-    file = PackedFile(pack_checkpoint(checkpoint, tmp_path / "packed", format))
+    file = read_packed(pack_checkpoint(checkpoint, tmp_path / "packed", format))[1]
     prefix = "model.layers.0.mlp."
     gate, up = checkpoint.read(prefix + "gate_proj.weight"), checkpoint.read(prefix + "up_proj.weight")
     packed = logical(file, "layers.0.gate_up")
@@ -84,7 +84,7 @@ def test_bytes_are_the_same_every_time_and_for_the_official_library(tmp_path):
     with safetensors.safe_open(folders[0] / FILE_NAME, "np") as file:
         assert file.metadata()["calibration"] == "random"
         assert {"embed", "layers.0.gate_up", "norm.weight"} <= set(file.keys())
-        ours = PackedFile(folders[0])
+        ours = read_packed(folders[0])[1]
         for name in ours.names():
             np.testing.assert_array_equal(file.get_tensor(name), ours.tensor(name))
     assert not list((tmp_path / "home" / "calibration").iterdir())  # the q8 copy is gone
@@ -224,7 +224,7 @@ def test_stored_groups_are_kept_and_not_calibrated(tmp_path):
         checkpoint, tmp_path / "packed", "q4", progress=lambda phase, done, total: phases.add(phase)
     )
     assert phases == {"packing"}
-    file = PackedFile(folder)
+    file = read_packed(folder)[1]
     assert file.metadata["calibration"] == "none"
     for name, source in (("layers.0.o", "model.layers.0.self_attn.o_proj.weight"),):
         np.testing.assert_array_equal(logical(file, name), checkpoint.read(source))
@@ -234,7 +234,7 @@ def test_stored_groups_are_kept_and_not_calibrated(tmp_path):
 
 def test_stored_groups_are_kept_beside_others_in_one_matrix(tmp_path):
     checkpoint = Stored(write(tmp_path / "model", "llama-plain"), otherwise=("v_proj.weight",))
-    file = PackedFile(pack_checkpoint(checkpoint, tmp_path / "packed", "q4"))
+    file = read_packed(pack_checkpoint(checkpoint, tmp_path / "packed", "q4"))[1]
     assert file.metadata["calibration"] == "random"
     q = checkpoint.read("model.layers.0.self_attn.q_proj.weight")
     np.testing.assert_array_equal(logical(file, "layers.0.qkv")[: len(q)], q)

@@ -13,17 +13,22 @@ import safetensors.numpy
 from lapinfer.checkpoint.home import is_packed
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.packing import writer as writing
-from lapinfer.packing.entries import ALIGN, LINE, BankEntry, PackedEntry, with_banks
+from lapinfer.packing.entries import ALIGN, LINE, BankEntry, PackedEntry, parts_of, with_banks
 from lapinfer.packing.packed import PackedFile
 from lapinfer.packing.writer import PackedWriter
+from lapinfer.tensors import Tensor
 
 ENTRIES = [
-    PackedEntry("embed", "q8", (50, 70)),
-    PackedEntry("layers.0.qkv", "q4", (33, 64)),
-    PackedEntry("norm.weight", None, (64,)),
-    PackedEntry("positions", None, (3, 5)),
+    PackedEntry(Tensor(-1, "embed", (50, 70), "embedding", "matrix", packing="blocks"), "q8"),
+    PackedEntry(Tensor(0, "qkv", (33, 64), "attention", "matrix", packing="blocks"), "q4"),
+    PackedEntry(Tensor(-1, "norm", (64,), "head", "norm", ".weight"), None),
+    PackedEntry(Tensor(-1, "positions", (3, 5), "embedding", "table"), None),
 ]
 METADATA = {"quant": "q4", "source": "abc"}
+
+
+def opened(path, entries=ENTRIES):
+    return PackedFile(path, (part.tensor for entry in entries for part in parts_of(entry)))
 
 
 def arrays(entries=ENTRIES):
@@ -55,10 +60,10 @@ def test_round_trip(path):
     assert os.listdir(path.parent) == ["model.safetensors"]
     assert is_packed(path)
     assert is_packed(path.parent)
-    file = PackedFile(path.parent)
+    file = opened(path.parent)
     assert file.names() == [e.name for e in ENTRIES]
     assert file.metadata["source"] == "abc"
-    assert (file.format("embed"), file.shape("embed")) == ("q8", (50, 70))
+    assert (file.format("embed"), file.shape("embed")) == ("q8", (64, 70))
     assert (file.format("positions"), file.shape("positions")) == (None, (3, 5))
     for name, array in arrays().items():
         view = file.tensor(name)
@@ -69,8 +74,8 @@ def test_round_trip(path):
         assert view.ctypes.data % 64 == 0
     official = safetensors.numpy.load_file(path)
     assert {n for n in official if not n.startswith(".pad.")} == set(arrays())
-    with safetensors.safe_open(path, "np") as opened:
-        assert opened.metadata()["format"] == "lapinfer"
+    with safetensors.safe_open(path, "np") as file:
+        assert file.metadata()["format"] == "lapinfer"
     for name, array in arrays().items():
         np.testing.assert_array_equal(official[name], array)
 
@@ -116,7 +121,7 @@ def test_resumes_after_the_last_whole_tensor(path):
         assert writer.remaining() == ["layers.0.qkv", "norm.weight", "positions"]
     pack(path)
     for name, array in arrays().items():
-        np.testing.assert_array_equal(PackedFile(path).tensor(name), array)
+        np.testing.assert_array_equal(opened(path).tensor(name), array)
 
 
 def test_another_source_starts_anew(path):
@@ -146,7 +151,7 @@ def test_a_finished_file_is_not_packed_again(path):
     assert path.stat().st_mtime_ns == before
     assert os.listdir(path.parent) == ["model.safetensors"]
     pack(path, metadata=METADATA | {"source": "changed"})
-    assert PackedFile(path).metadata["source"] == "changed"
+    assert opened(path).metadata["source"] == "changed"
 
 
 KILLED = """
@@ -172,7 +177,7 @@ def test_a_killed_packing_leaves_no_whole_file(path):
     assert not path.exists()
     assert not is_packed(path.parent)
     pack(path)
-    np.testing.assert_array_equal(PackedFile(path).tensor("layers.0.qkv"), arrays()["layers.0.qkv"])
+    np.testing.assert_array_equal(opened(path).tensor("layers.0.qkv"), arrays()["layers.0.qkv"])
 
 
 @pytest.mark.skipif(writing.fcntl is None, reason="no file locks here")
@@ -188,7 +193,7 @@ def test_a_second_process_waits_and_finds_the_file(path):
         writer.finish()
     process.communicate()
     assert os.listdir(path.parent) == ["model.safetensors"]
-    PackedFile(path)
+    opened(path)
 
 
 def test_a_small_disk_is_seen_before_the_first_byte(path, monkeypatch):
@@ -222,16 +227,22 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         PackedWriter(tmp_path / "model.safetensors", ENTRIES, METADATA)
 
 
+X = Tensor(-1, "x", (16, 32), "head", "matrix", packing="blocks")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"format": "pt"}, "has format 'pt', expected 'lapinfer'"),
         ({"version": "1"}, "has version '1', expected '2'"),
         ({"tensors": "["}, "not valid JSON"),
+        ({"tensors": "[]"}, "not an object"),
         ({"tensors": '{"x": {"format": "q9", "shape": [1, 2]}}'}, "expected a format and a shape"),
+        ({"tensors": '{"x": {"format": "q8", "shape": [16, -32]}}'}, "expected a format and a shape"),
         ({"tensors": '{"x": {"format": "q4", "shape": [16, 32]}}'}, "tensor 'x' has U8"),
-        ({"tensors": '{"x": {"format": "q8", "shape": [17, 32]}}'}, "tensor 'x' has U8"),
-        ({"tensors": "{}"}, "tensor 'x' has U8"),
+        ({"tensors": '{"x": {"format": "q8", "shape": [32, 32]}}'}, "tensor 'x' has q8 .*, config.json says"),
+        ({"tensors": '{"y": {"format": "q8", "shape": [16, 32]}}'}, "has 'y', which config.json does not promise"),
+        ({"tensors": "{}"}, "tensor 'x' is missing from metadata"),
         ({}, "expected a multiple of 16384"),
     ],
 )
@@ -239,7 +250,48 @@ def test_contradictions_are_refused(path, change, message):
     metadata = {"format": "lapinfer", "version": "2", "tensors": '{"x": {"format": "q8", "shape": [16, 32]}}'} | change
     safetensors.numpy.save_file({"x": np.zeros((1, 544), np.uint8)}, path, metadata)
     with pytest.raises(CheckpointError, match=message):
-        PackedFile(path)
+        PackedFile(path, [X])
+
+
+def bank_of_leaves() -> list[Tensor]:
+    return [
+        Tensor(0, f"leaves.{name}", (3, 4, 32), "experts", "matrix", packing="rows", bank="layers.0.leaves")
+        for name in ("inward", "outward")
+    ]
+
+
+def matrix(*shape: int) -> Tensor:
+    return Tensor(0, "o", shape, "attention", "matrix", packing="blocks")
+
+
+ROUTER = Tensor(0, "router", (16, 32), "router", "router", packing="blocks")
+NORM = Tensor(0, "ff_norm", (32,), "router", "norm", ".weight")
+
+
+@pytest.mark.parametrize(
+    ("stored", "promised", "message"),
+    [
+        ([(NORM, None), (matrix(16, 32), "q8")], [NORM], "has 'layers.0.o', which config.json does not promise"),
+        ([(matrix(16, 32), "q8"), (NORM, None)], [matrix(16, 32)], "ff_norm.weight' is stored, which config.json"),
+        ([(NORM, None)], [NORM, ROUTER], "'layers.0.router' is missing"),
+        ([(ROUTER, "f32")], [ROUTER, NORM], "'layers.0.ff_norm.weight' is missing"),
+        ([(ROUTER, "q8")], [ROUTER], "'layers.0.router' is q8, expected f32, f16 or bf16"),
+        ([(matrix(32, 32), "q8")], [matrix(16, 32)], r"has q8 \(32, 32\), config.json says \(16, 32\)"),
+        ([(NORM, None)], [Tensor(0, "ff_norm", (64,), "router", "norm", ".weight")], r"has F32 \(32,\), expected F32"),
+        ([(matrix(16, 32), "q8"), (ROUTER, "f32")], [ROUTER, matrix(16, 32)], "in the order in which they are read"),
+        (list(zip(bank_of_leaves(), ("q8", "q8"), strict=True)), bank_of_leaves()[::-1], "in the order in which"),
+        (list(zip(bank_of_leaves(), ("q8", "f16"), strict=True)), bank_of_leaves(), "outward' is f16, expected q8 as"),
+    ],
+)
+def test_files_hold_what_the_config_promises(path, stored, promised, message):
+    entries = with_banks([PackedEntry(tensor, format) for tensor, format in stored])
+    with PackedWriter(path, entries, METADATA) as writer:
+        for entry in entries:
+            dtype, shape = entry.stored
+            writer.write(entry.name, np.zeros(shape, np.uint8 if dtype == "U8" else np.float32))
+        writer.finish()
+    with pytest.raises(CheckpointError, match=message):
+        PackedFile(path, promised)
 
 
 def test_other_files_are_not_packed(path):
@@ -254,7 +306,12 @@ def test_other_files_are_not_packed(path):
 def test_experts_lie_one_behind_the_other(path, columns, align):
     """gate_up, right behind it down, then zeros up to the next cache line or page; written one by one or together."""
     shapes = {"gate_up": (3, 64, columns), "down": (3, columns, 32)}
-    parts = [PackedEntry(f"layers.0.experts.{name}", "q4", shape) for name, shape in shapes.items()]
+    parts = [
+        PackedEntry(
+            Tensor(0, f"experts.{name}", shape, "experts", "matrix", packing="blocks", bank="layers.0.experts"), "q4"
+        )
+        for name, shape in shapes.items()
+    ]
     entries = with_banks([ENTRIES[0], parts[0], parts[1], ENTRIES[2]])
     assert [entry.name for entry in entries] == ["embed", "layers.0.experts", "norm.weight"]
     bank = entries[1]
@@ -269,7 +326,7 @@ def test_experts_lie_one_behind_the_other(path, columns, align):
         writer.write(bank.name, bank.experts_of([matrix[1:] for matrix in matrices]))
         writer.write("norm.weight", arrays()["norm.weight"])
         writer.finish()
-    file = PackedFile(path)
+    file = opened(path, entries)
     stored = file.tensor(bank.name)
     assert stored.shape == (3, bank.stride)
     for part, matrix, size, at in zip(parts, matrices, sizes, (0, sizes[0]), strict=True):

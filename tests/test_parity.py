@@ -18,7 +18,7 @@ from lapinfer.loading import load_model
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import pack_checkpoint
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import read_packed
 from lapinfer.runtime.ops import Limits
 
 BOUND = 1e-4
@@ -86,7 +86,7 @@ def test_experts_are_those_of_the_oracle_and_decoding_changes_no_bit(case: tiny.
     config, stored, ids, _ = tiny.read_golden(tiny.GOLDEN / f"{case}.npz")
     spec = spec_from_config(config, str(case))
     folder = write_folder(tmp_path / "folder", config, stored)
-    weights = PackedFile(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"))
+    weights = read_packed(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"))[1]
     expected: dict[int, np.ndarray] = {}
     reference.forward(spec, reference.load_weights(stored, spec), ids, routed=expected)
     logits = []
@@ -120,7 +120,7 @@ def test_prompt_of_several_key_blocks_in_chunks(name: str, tmp_path: Path) -> No
     ids = tiny.prompt(config["vocab_size"], LONG)
     spec = spec_from_config(config, name)
     folder = write_folder(tmp_path / "folder", config, stored)
-    weights = PackedFile(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"))
+    weights = read_packed(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"))[1]
     expected = reference.forward(spec, reference.load_weights(stored, spec), ids)
     for step in (LONG, 64, 11):
         model = Model(spec, weights, Limits(ctx=LONG, step=step, threads=2, kv="f32"))

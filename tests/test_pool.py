@@ -31,12 +31,12 @@ from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.packing.entries import BankEntry, packed_entries
 from lapinfer.packing.pack import pack_checkpoint
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import PackedFile, read_packed
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.runtime import pool as pools
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.tensors import tensors
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs pread and madvise")
 
@@ -58,7 +58,7 @@ def packed(name: str, folder: Path, fmt: str = "q8") -> PackedFile:
     source.mkdir()
     (source / "config.json").write_text(json.dumps(config))
     save_file(stored, source / "model.safetensors")
-    return PackedFile(pack_checkpoint(FolderCheckpoint(source), folder / f"{name}-{fmt}", fmt))
+    return read_packed(pack_checkpoint(FolderCheckpoint(source), folder / f"{name}-{fmt}", fmt))[1]
 
 
 def spec_of(name: str) -> ModelSpec:
@@ -323,8 +323,8 @@ def write_large(folder: Path) -> int:
     """A packed folder whose experts repeat, so that it is quickly made; returns the bytes of all experts."""
     spec = spec_from_config(LARGE, "large")
     few = RandomWeights(spec_from_config(LARGE | {"num_local_experts": FEW, "num_experts_per_tok": FEW}, "few"), "q8")
-    formats = {name: str(few.format(name)) for name in tensors(spec) if is_matrix(name)}
-    entries = packed_entries(tensors(spec), formats)
+    formats = {name: str(few.format(name)) for name, tensor in tensors(spec).items() if tensor.is_matrix}
+    entries = packed_entries(tensors(spec).values(), formats)
     rng = np.random.default_rng(0)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LARGE))

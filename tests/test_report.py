@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import pack_checkpoint
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import PackedFile, read_packed
 from lapinfer.quant.formats import FORMATS
 from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.against import Figures, against_dense
@@ -36,7 +35,7 @@ from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import expected_reads, predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import active_parameters, is_matrix, tensors
+from lapinfer.tensors import active_parameters, parameters, tensors
 
 LIMITS = Limits(ctx=32, slots=3, step=16)
 
@@ -55,7 +54,7 @@ def packings(name: str, folder: Path) -> tuple[ModelSpec, dict[str, PackedFile]]
     (source / "config.json").write_text(json.dumps(config))
     save_file(stored, source / "model.safetensors")
     checkpoint = FolderCheckpoint(source)
-    files = {f: PackedFile(pack_checkpoint(checkpoint, folder / f"{name}-{f}", f)) for f in FORMATS}
+    files = {f: read_packed(pack_checkpoint(checkpoint, folder / f"{name}-{f}", f))[1] for f in FORMATS}
     return spec_from_config(config, name), files
 
 
@@ -92,7 +91,7 @@ def runs(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject, kv: Any, step) -> None:
     name = data.draw(st.sampled_from([str(case) for case in tiny.CASES]))
     spec, files = packings(name, folder)
-    matrices = [n for n in tensors(spec) if is_matrix(n)]
+    matrices = [n for n, t in tensors(spec).items() if t.is_matrix]
     if data.draw(st.booleans()):
         formats = dict.fromkeys(matrices, data.draw(st.sampled_from(sorted(FORMATS))))
     else:
@@ -155,7 +154,7 @@ def test_the_roofline_is_plausible() -> None:
 
 def test_shapes_have_equal_totals_and_equal_active_sizes() -> None:
     for size in SIZES:
-        total = {kind: sum(map(math.prod, tensors(shape_spec(size, kind)).values())) for kind in KINDS}
+        total = {kind: parameters(shape_spec(size, kind)) for kind in KINDS}
         active = {kind: active_parameters(shape_spec(size, kind)) for kind in KINDS}
         assert max(total[k] for k in ("dense", "moe", "fff")) < 1.01 * total["dense"]
         assert max(active[k] for k in ("moe", "fff")) < 1.01 * active["dense-active"]
@@ -163,7 +162,7 @@ def test_shapes_have_equal_totals_and_equal_active_sizes() -> None:
     model = shape_model("100m", "fff", "q4", Limits(8, step=8))
     try:
         model.step([1], [0], [0], [True])
-        formats = {n: str(model.weights.format(n)) for n in tensors(model.spec) if is_matrix(n)}
+        formats = {n: str(model.weights.format(n)) for n, t in tensors(model.spec).items() if t.is_matrix}
         assert model.usage.totals()["bytes"] == sum(predict_bytes(model.spec, formats, "f16", [0], [0], 1).values())
     finally:
         model.close()

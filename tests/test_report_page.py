@@ -36,7 +36,7 @@ from lapinfer.report.shapes import Size, shape_spec
 from lapinfer.report.whatif import Settings, stored, terms, touched
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import is_matrix, is_router, tensors
+from lapinfer.tensors import tensors
 
 ROOF = Roofline(1, {1: 2e10}, {"int8": 1e11, "float32": 3e10})
 SIZE = Size(64, 2, 4, 2, 256, 4, 2, 1, vocab=160, context=64)
@@ -218,8 +218,8 @@ def specs() -> dict[str, ModelSpec]:
 
 def formats(spec: ModelSpec, quant: str = "q8") -> dict[str, str]:
     head = "f16"
-    matrices = [name for name in tensors(spec) if is_matrix(name)]
-    return {n: "f32" if is_router(n) else head if n == "embed" else quant for n in matrices}
+    matrices = [tensor for tensor in tensors(spec).values() if tensor.is_matrix]
+    return {t.name: "f32" if t.role == "router" else head if t.name == "embed" else quant for t in matrices}
 
 
 def test_the_formula_is_the_prediction_at_a_models_own_settings() -> None:

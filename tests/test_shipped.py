@@ -17,7 +17,7 @@ from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
 from lapinfer.runtime.predict import predict_bytes
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.tensors import tensors
 from lapinfer.text.language_model import load
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +72,7 @@ def test_runs_without_a_network_and_without_a_name(tmp_path):
 @given(kv=st.sampled_from(["f16", "q8"]), batch=st.integers(1, 3), prompt=st.integers(1, 40), seed=st.integers(0, 99))
 def test_predicted_bytes_are_metered_ones(name, quant, kv, batch, prompt, seed):
     model = loaded(name, quant, kv)
-    formats = {n: str(model.weights.format(n)) for n in tensors(model.spec) if is_matrix(n)}
+    formats = {n: str(model.weights.format(n)) for n, t in tensors(model.spec).items() if t.is_matrix}
     rng = np.random.default_rng(seed)
     for slot in range(batch):  # a prompt each, then a token of all of them
         check_step(model, formats, kv, rng.integers(0, 2048, prompt), [slot] * prompt, range(prompt))

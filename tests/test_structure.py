@@ -22,8 +22,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LAYERS = [
     ("errors", "machine"),
     ("spec",),
-    ("tensors",),
     ("quant",),
+    ("tensors",),
     ("families",),
     ("checkpoint", "kernels"),
     ("packing.assembly", "packing.entries", "packing.memory", "packing.packed", "packing.writer"),

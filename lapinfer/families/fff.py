@@ -69,8 +69,8 @@ def tree_sources(spec: ModelSpec, names: Collection[str]) -> Sources:
         ff = spec.layers[i].feed_forward
         if isinstance(ff.router, TreeSpec):
             sources |= _layer(ff, ff.router, spec.hidden, f"layers.{i}.", f"{prefix}mlp.")
-    shapes = tensors(spec)
-    return {name: rows for name, rows in sources.items() if name in shapes}
+    promised = tensors(spec)
+    return {name: rows for name, rows in sources.items() if name in promised}
 
 
 def _layer(ff: FeedForwardSpec, tree: TreeSpec, D: int, p: str, stored: str) -> Sources:

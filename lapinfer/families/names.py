@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lapinfer.spec import FeedForwardSpec, ModelSpec, RouterSpec
-from lapinfer.tensors import is_matrix, tensors
+from lapinfer.tensors import tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,21 +143,18 @@ def _module_sources(table: TensorNames, spec: ModelSpec, names: Collection[str])
     decoder = first_stored(names, table.prefixes, table.modules["embed"][0])
     head = first_stored(names, table.heads, "lm_head") + "lm_head"
     sources: Sources = {}
-    for name in tensors(spec):
-        part, _, suffix = name.rpartition(".")
-        if suffix not in ("weight", "bias"):
-            part, suffix = name, "weight"
-        if part == "head":
+    for name, tensor in tensors(spec).items():
+        suffix = tensor.suffix.removeprefix(".") or "weight"
+        if tensor.module == "head":
             sources[name] = (Source(f"{head}.{suffix}"),)
             continue
         outer = decoder
-        if part.startswith("layers."):
-            _, index, part = part.split(".", 2)
-            if part not in table.modules:
+        if tensor.layer >= 0:
+            if tensor.module not in table.modules or suffix == "selection_bias":
                 continue
-            outer = f"{decoder}{table.layers}.{index}."
-        flip = table.transposed and is_matrix(name) and name.startswith("layers.")
-        sources[name] = tuple(Source(f"{outer}{m}.{suffix}", transposed=flip) for m in table.modules[part])
+            outer = f"{decoder}{table.layers}.{tensor.layer}."
+        flip = table.transposed and tensor.is_matrix and tensor.layer >= 0
+        sources[name] = tuple(Source(f"{outer}{m}.{suffix}", transposed=flip) for m in table.modules[tensor.module])
     return sources
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -26,14 +26,19 @@ from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.routing import decisions
 from lapinfer.runtime.team import Team
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
-from lapinfer.tensors import feed_forward_tensors, is_matrix, is_router, is_row_by_row, router_tensors
+from lapinfer.tensors import Tensor, feed_forward_tensors, layer_prefix, router_tensors
 
 Array = np.ndarray
-P = "layers.0."
+P = layer_prefix(0)
 """What the names of a layer's tensors begin with, as in a model of one layer."""
 
 
-def packed_weights(arrays: Mapping[str, Array], formats: Mapping[str, str]) -> MemoryWeights:
+def layer_tensors(ff: FeedForwardSpec, width: int, out: int) -> dict[str, Tensor]:
+    """What a layer is made of, by name; its feed-forward is that of layer 0."""
+    return {tensor.name: tensor for tensor in (*router_tensors(0, ff, width), *feed_forward_tensors(0, ff, width, out))}
+
+
+def packed_weights(tensors: Iterable[Tensor], arrays: Mapping[str, Array], formats: Mapping[str, str]) -> MemoryWeights:
     """Float32 arrays by our tensor names as the kernels read them."""
 
     def packed(entry: PackedEntry) -> Array:
@@ -41,10 +46,10 @@ def packed_weights(arrays: Mapping[str, Array], formats: Mapping[str, str]) -> M
         if format is None:
             return np.asarray(values, np.float32)
         if values.ndim == 2:
-            return pack_matrix(entry.name, format, values)
-        return np.stack([pack_matrix(entry.name, format, matrix) for matrix in values])
+            return pack_matrix(entry.tensor, format, values)
+        return np.stack([pack_matrix(entry.tensor, format, matrix) for matrix in values])
 
-    return MemoryWeights({name: values.shape for name, values in arrays.items()}, formats, packed)
+    return MemoryWeights(tensors, formats, packed)
 
 
 class Layer:
@@ -75,14 +80,14 @@ class Layer:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise InputError(f"threads: expected a number from 1 to {MOST_THREADS}, got {threads}")
         check_activation("activation", ff.activation, ff.gated)
-        shapes = router_tensors(P, ff, width) | feed_forward_tensors(P, ff, width, out)
-        self.arrays = {name: _checked(name, arrays, shape) for name, shape in shapes.items()}
+        tensors = layer_tensors(ff, width, out)
+        self.arrays = {name: _checked(name, arrays, tensor.shape) for name, tensor in tensors.items()}
         self.ff, self.width, self.out, self.quant = ff, width, out, quant
         self._options: dict[str, Any] = {
             "nodes": nodes, "threads": threads, "activations": activations, "batch": batch,
         }  # fmt: skip
-        self.formats = {name: _format(name, quant, nodes) for name in shapes if is_matrix(name)}
-        self.weights = packed_weights(self.arrays, self.formats)
+        self.formats = {name: _format(t, quant, nodes) for name, t in tensors.items() if t.is_matrix}
+        self.weights = packed_weights(tensors.values(), self.arrays, self.formats)
         self.threads = default_threads() if threads is None else threads
         limits = Limits(1, step=batch, threads=self.threads, activations=activations)
         self._ops = Ops(width, {0: ff}, self.weights, limits, out=out)
@@ -245,10 +250,10 @@ def _checked(name: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> 
     return values
 
 
-def _format(name: str, quant: str, nodes: str) -> str:
-    if is_router(name):
-        return nodes if name.endswith("nodes") else "f32"
-    return narrow_format(quant) if is_row_by_row(name) else quant
+def _format(tensor: Tensor, quant: str, nodes: str) -> str:
+    if tensor.role == "router":
+        return nodes if tensor.packing == "rows" else "f32"
+    return narrow_format(quant) if tensor.packing == "rows" else quant
 
 
 def rounded(values: Array, format: str) -> Array:

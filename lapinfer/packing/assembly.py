@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from math import prod
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from lapinfer.quant.choice import Stored
 from lapinfer.quant.formats import STORED
 from lapinfer.quant.groups import Grouped, joined
 from lapinfer.quant.quantize import quantize
-from lapinfer.tensors import has_rows
+from lapinfer.tensors import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +77,10 @@ class Assembler:
             )
         return Piece(source, len(range(source.start, stop, source.step)), last - first)
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
+    def check(self, tensor: Tensor) -> None:
         """Whether the stored tensors have the shape that the config promises."""
-        columns, rows = (shape[-1], prod(shape[:-1])) if has_rows(name) else (1, prod(shape))
-        pieces = self.pieces(name)
+        columns, rows = tensor.columns, tensor.size // tensor.columns
+        pieces = self.pieces(tensor.name)
         for piece in pieces:
             source = piece.source
             narrower = source.columns is not None and piece.columns < columns
@@ -93,7 +92,7 @@ class Assembler:
                     f"config.json says {wanted[::-1] if source.transposed else wanted}"
                 )
         if sum(piece.rows for piece in pieces) != rows:
-            names = ", ".join(dict.fromkeys(source.name for source in self.sources[name] if source.name))
+            names = ", ".join(dict.fromkeys(source.name for source in self.sources[tensor.name] if source.name))
             names = names if len(names) < 200 else names[:200] + " …"
             raise CheckpointError(
                 f"{self.checkpoint.path}: {names} together have {sum(piece.rows for piece in pieces)} rows, "

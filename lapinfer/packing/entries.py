@@ -8,36 +8,43 @@ from itertools import pairwise
 
 import numpy as np
 
-from lapinfer.machine import LARGEST_PAGE
 from lapinfer.quant import ROWS
-from lapinfer.quant.blocks import interleaved_rows, pack, take_rows
+from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.rows import pack_rows, row_bytes
-from lapinfer.tensors import bank_of, is_row_by_row
+from lapinfer.tensors import Tensor
 
-ALIGN = LARGEST_PAGE
-"""Tensors and large experts start at multiples of this."""
+ALIGN = 16384
+"""Tensors and large experts start at multiples of this: the largest page in use, Apple's."""
 LARGE_EXPERT = 16 * ALIGN
 LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class PackedEntry:
-    """A tensor to pack: `format` of matrices [R, C] or [n, R, C], or None for float32 of any shape."""
+    """A tensor to pack: a matrix [R, C], or several [n, R, C], in a format; all else (None) as float32."""
 
-    name: str
+    tensor: Tensor
     format: str | None
-    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the numbers, padding rows included."""
+        return self.tensor.packed_shape
 
     @property
     def stored(self) -> tuple[str, tuple[int, ...]]:
         """dtype and shape in the file."""
         if self.format is None:
             return "F32", self.shape
-        *several, rows, columns = self.shape
-        if is_row_by_row(self.name):
-            return "U8", (*several, rows, row_bytes(self.format, columns))
-        return "U8", (*several, -(-rows // ROWS), FORMATS[self.format].row_block_bytes(columns))
+        *copies, rows, columns = self.shape
+        if self.tensor.packing == "rows":
+            return "U8", (*copies, rows, row_bytes(self.format, columns))
+        return "U8", (*copies, rows // ROWS, FORMATS[self.format].row_block_bytes(columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class BankEntry:
 
     @property
     def stride(self) -> int:
-        """Bytes from an expert to the next: whole pages for large ones, cache lines for small ones."""
+        """Bytes from one expert to the next: whole pages for large ones, cache lines for small ones."""
         size = self._ends[-1]
         align = ALIGN if size >= LARGE_EXPERT else LINE
         return -(-size // align) * align
@@ -62,8 +69,8 @@ class BankEntry:
     def _ends(self) -> tuple[int, ...]:
         ends = [0]
         for part in self.parts:
-            blocks, size = part.stored[1][1:]
-            ends.append(ends[-1] + blocks * size)
+            rows, size = part.stored[1][1:]
+            ends.append(ends[-1] + rows * size)
         return tuple(ends)
 
     @property
@@ -85,39 +92,27 @@ class BankEntry:
 
 def with_banks(entries: Iterable[PackedEntry]) -> list[PackedEntry | BankEntry]:
     """The tensors that a file stores: all matrices of a bank become one, which stands where its first one stood."""
-    found: dict[str, PackedEntry | tuple[PackedEntry, ...]] = {}
+    by_name: dict[str, PackedEntry | list[PackedEntry]] = {}
     for entry in entries:
-        if (bank := bank_of(entry.name)) is None:
-            found[entry.name] = entry
+        if (bank := entry.tensor.bank) is None:
+            by_name[entry.name] = entry
         else:
-            before = found.get(bank, ())
-            assert isinstance(before, tuple)
-            found[bank] = (*before, entry)
-    return [BankEntry(name, e) if isinstance(e, tuple) else e for name, e in found.items()]
+            parts = by_name.setdefault(bank, [])
+            assert isinstance(parts, list)
+            parts.append(entry)
+    return [BankEntry(name, tuple(e)) if isinstance(e, list) else e for name, e in by_name.items()]
 
 
-def packed_entries(shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, str]) -> list[PackedEntry | BankEntry]:
-    """What the file holds of tensors of such shapes, in the order in which a step reads it; `formats` of matrices."""
-    entries = []
-    for name, shape in shapes.items():
-        if name in formats:
-            shape = (*shape[:-2], len(packed_rows(name, shape[-2])), shape[-1])
-        entries.append(PackedEntry(name, formats.get(name), shape))
-    return with_banks(entries)
+def packed_entries(tensors: Iterable[Tensor], formats: Mapping[str, str]) -> list[PackedEntry | BankEntry]:
+    """What a file holds of these tensors, in the order in which a step reads it; `formats` of the matrices."""
+    return with_banks(PackedEntry(tensor, formats.get(tensor.name)) for tensor in tensors)
 
 
-def packed_rows(name: str, rows: int) -> np.ndarray:
-    """Which logical row each packed row of a matrix holds; −1: none, zeros."""
-    if name.endswith(".gate_up"):
-        return interleaved_rows(rows // 2)
-    if is_row_by_row(name):
-        return np.arange(rows)
-    multiple = 2 * ROWS if name.endswith(".up") else ROWS  # rows of `up` become groups of 32 activations
-    order = np.arange(-(-rows // multiple) * multiple)
-    return np.where(order < rows, order, -1)
+def parts_of(entry: PackedEntry | BankEntry) -> tuple[PackedEntry, ...]:
+    """The tensors that an entry holds."""
+    return entry.parts if isinstance(entry, BankEntry) else (entry,)
 
 
-def pack_matrix(name: str, format: str, values: np.ndarray) -> np.ndarray:
-    """A whole matrix [R, C] of this name as it is stored."""
-    ordered = take_rows(values, packed_rows(name, len(values)))
-    return (pack_rows if is_row_by_row(name) else pack)(format, ordered)
+def pack_matrix(tensor: Tensor, format: str, values: np.ndarray) -> np.ndarray:
+    """A matrix [R, C] of float32 as it is stored, all at once."""
+    return (pack_rows if tensor.packing == "rows" else pack)(format, take_rows(values, tensor.row_order))

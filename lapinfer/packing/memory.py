@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from lapinfer.packing.entries import LINE, BankEntry, PackedEntry, packed_entries
-from lapinfer.tensors import bank_of
+from lapinfer.tensors import Tensor
 
 
 def aligned_copy(values: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def aligned_copy(values: np.ndarray) -> np.ndarray:
 
 
 class MemoryWeights:
-    """Tensors of such shapes, by our names; `formats` are those of the matrices.
+    """Tensors of a model or of a layer; `formats` are those of the matrices.
 
     packed gives each as it is stored: a matrix as bytes, of a bank [E, …] all of a part's, anything else as float32.
     """
@@ -29,29 +29,28 @@ class MemoryWeights:
     path = Path("memory")
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, str],
-        packed: Callable[[PackedEntry], np.ndarray],
-    ):  # fmt: skip
+        self, tensors: Iterable[Tensor], formats: Mapping[str, str], packed: Callable[[PackedEntry], np.ndarray]
+    ):
         self._formats = dict(formats)
-        self._tensors: dict[str, np.ndarray] = {}
-        self._banks: dict[str, BankEntry] = {}
-        for entry in packed_entries(shapes, formats):
+        self._arrays: dict[str, np.ndarray] = {}
+        self._offsets: dict[str, int] = {}
+        for entry in packed_entries(tensors, formats):
             if isinstance(entry, BankEntry):
-                self._banks[entry.name] = entry
+                self._offsets |= {part.name: entry.offset(part.name) for part in entry.parts}
                 stored = entry.experts_of([packed(part) for part in entry.parts])
             else:
                 stored = packed(entry)
-            self._tensors[entry.name] = aligned_copy(stored)
+            self._arrays[entry.name] = aligned_copy(stored)
 
     def tensor(self, name: str) -> np.ndarray:
-        return self._tensors[name]
+        return self._arrays[name]
 
     def format(self, name: str) -> str | None:
         return self._formats.get(name)
 
     def offset(self, name: str) -> int:
         """Where a matrix of a bank begins in each of its experts."""
-        return self._banks[str(bank_of(name))].offset(name)
+        return self._offsets[name]
 
     def file_offset(self, bank: str) -> int:
         """There is no file."""
@@ -60,4 +59,4 @@ class MemoryWeights:
     @property
     def nbytes(self) -> int:
         """Of everything, padding included."""
-        return sum(values.nbytes for values in self._tensors.values())
+        return sum(values.nbytes for values in self._arrays.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -36,7 +36,7 @@ from lapinfer.machine import default_threads
 from lapinfer.model import Model
 from lapinfer.options import QUANT
 from lapinfer.packing.assembly import Assembler
-from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, packed_rows
+from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.packing.packed import PackedFile
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.quant import BAND, ROWS
@@ -48,11 +48,9 @@ from lapinfer.quant.groups import joined
 from lapinfer.quant.rows import pack_rows
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import bank_of, has_rows, is_matrix, is_router, is_row_by_row, tensors
+from lapinfer.tensors import Tensor, tensors
 
 SLICE = 1 << 23
-
-UNKNOWN_INPUTS = (".k_up", ".v_up", ".inward", ".outward")
 
 FEEDBACK_COLUMNS = 4096
 """Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and a gigabyte."""
@@ -66,25 +64,28 @@ BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 def choose_formats(spec: ModelSpec, quant: str, stored_of: Callable[[str], Stored]) -> dict[str, str]:
     """The format of each matrix. stored_of: the formats that a matrix is made of in the checkpoint."""
     QUANT.check("quant", quant)
-    matrices = {name: shape for name, shape in tensors(spec).items() if is_matrix(name)}
-    size = model_size(sum(prod(shape) for shape in matrices.values()))
+    matrices = [tensor for tensor in tensors(spec).values() if tensor.is_matrix]
+    size = model_size(sum(tensor.size for tensor in matrices))
     formats: dict[str, str] = {}
-    for name in matrices:
-        if is_router(name):
-            formats[name] = router_format(stored_of(name))
+    leaves: dict[str | None, str] = {}
+    for tensor in matrices:
+        stored = stored_of(tensor.name)
+        if tensor.role == "router":
+            formats[tensor.name] = router_format(stored)
             continue
-        chosen = matrix_format(quant, stored_of(name), size, head=name in ("embed", "head"))
-        if name.endswith(".outward"):  # one op reads both of a leaf's matrices
-            chosen = formats[name.removesuffix("outward") + "inward"]
-        formats[name] = narrow_format(chosen) if is_row_by_row(name) else chosen
+        chosen = matrix_format(quant, stored, size, head=tensor.layer < 0)
+        if tensor.packing == "rows":  # one op reads both of a leaf's matrices
+            chosen = leaves.setdefault(tensor.bank, narrow_format(chosen))
+        formats[tensor.name] = chosen
     return formats
 
 
 def _packed_slices(
-    assembler: Assembler, name: str, order: np.ndarray, columns: int, format: str, known: np.ndarray | None
+    assembler: Assembler, tensor: Tensor, order: np.ndarray, format: str, known: np.ndarray | None
 ) -> Iterator[np.ndarray]:
     """Slices of bands of one packed matrix. known: importance [C] of its columns, or factors [C, C] of feedback."""
-    packed = pack_rows if is_row_by_row(name) else pack
+    name, columns = tensor.name, tensor.columns
+    packed = pack_rows if tensor.packing == "rows" else pack
     whole, first = None, int(order[order >= 0].min())
     if known is not None and known.ndim == 2:
         with assembler.naming(f"{name}, all rows"):
@@ -118,50 +119,41 @@ class _Packing:
     """One checkpoint's tensors as the packed file will hold them."""
 
     assembler: Assembler
-    shapes: Mapping[str, tuple[int, ...]]
     formats: Mapping[str, str]
-
-    def matrices(self, entry: PackedEntry | BankEntry) -> list[str]:
-        """Our names of what an entry holds."""
-        return [part.name for part in entry.parts] if isinstance(entry, BankEntry) else [entry.name]
 
     def slices(self, entry: PackedEntry | BankEntry, known: Known) -> Iterator[np.ndarray]:
         """An entry's numbers, piece by piece."""
         if isinstance(entry, BankEntry):
             for e in range(entry.experts):
-                matrices = (np.concatenate(list(self._matrix(part.name, e, known))) for part in entry.parts)
+                matrices = (np.concatenate(list(self._matrix(part.tensor, e, known))) for part in entry.parts)
                 yield entry.experts_of([matrix[None] for matrix in matrices])
         elif entry.format is None:
-            shape = self.shapes[entry.name]
-            columns = shape[-1] if has_rows(entry.name) else 1
-            yield self.assembler.read(entry.name, 0, prod(shape) // columns, columns).reshape(shape)
+            tensor = entry.tensor
+            rows = tensor.size // tensor.columns
+            yield self.assembler.read(entry.name, 0, rows, tensor.columns).reshape(tensor.shape)
         else:
-            copies = prod(self.shapes[entry.name][:-2])
-            for copy in range(copies):
-                for part in self._matrix(entry.name, copy, known):
+            for copy in range(prod(entry.shape[:-2])):
+                for part in self._matrix(entry.tensor, copy, known):
                     yield part if len(entry.shape) == 2 else part[None]
 
-    def _matrix(self, name: str, copy: int, known: Known) -> Iterator[np.ndarray]:
-        """Slices of one matrix, of those that a bank [E, R, C] has."""
-        rows, columns = self.shapes[name][-2:]
-        order = packed_rows(name, rows)
-        weigh = known.get(name)
-        if weigh is not None and len(self.shapes[name]) > 2:
+    def _matrix(self, tensor: Tensor, copy: int, known: Known) -> Iterator[np.ndarray]:
+        """Slices of one matrix, of those that a tensor [n, R, C] has."""
+        order, rows = tensor.row_order, tensor.shape[-2]
+        weigh = known.get(tensor.name)
+        if weigh is not None and len(tensor.shape) > 2:
             weigh = weigh[copy]
         rows_of = np.where(order < 0, -1, order + copy * rows)
-        return _packed_slices(self.assembler, name, rows_of, columns, self.formats[name], weigh)
+        return _packed_slices(self.assembler, tensor, rows_of, self.formats[tensor.name], weigh)
 
 
-def inexact(formats: Mapping[str, str], assembler: Assembler) -> list[str]:
-    """The matrices that are quantized with a loss, weighed by their inputs, as far as these are known.
-
-    A head's own matrices of latent attention and the rows that leaves give back are not weighed: they are packed along
-    the other axis.
-    """
+def inexact(tensors: Iterable[Tensor], formats: Mapping[str, str], assembler: Assembler) -> list[Tensor]:
+    """The matrices that are quantized with a loss, weighed by their inputs, as far as these are known."""
     return [
-        name
-        for name, format in formats.items()
-        if FORMATS[format].weighed and assembler.formats_of(name) != {format} and not name.endswith(UNKNOWN_INPUTS)
+        tensor
+        for tensor in tensors
+        if tensor.inputs is not None
+        and FORMATS[format := formats[tensor.name]].weighed
+        and assembler.formats_of(tensor.name) != {format}
     ]
 
 
@@ -182,27 +174,27 @@ def pack_checkpoint(
     """
     spec = spec_from_config(checkpoint.config, str(checkpoint.path))
     assembler = Assembler(checkpoint, sources_for(spec, set(checkpoint.names())))
-    shapes = tensors(spec)
-    for name, shape in shapes.items():
-        assembler.check(name, shape)
-    packing = _Packing(assembler, shapes, choose_formats(spec, quant, assembler.formats_of))
-    lossy = inexact(packing.formats, assembler)
+    weights = tensors(spec)
+    for tensor in weights.values():
+        assembler.check(tensor)
+    packing = _Packing(assembler, choose_formats(spec, quant, assembler.formats_of))
+    lossy = inexact(weights.values(), packing.formats, assembler)
     if calibrate is not None and not lossy:
         raise InputError(
             f"{checkpoint.path}: nothing becomes {' or '.join(FED_BACK)} with a loss, so a calibration text has no use"
         )
     calibration = text_tokens(spec, checkpoint.folder, calibrate) if calibrate is not None else random_tokens(spec)
-    entries = {entry.name: entry for entry in packed_entries(shapes, packing.formats)}
+    entries = {entry.name: entry for entry in packed_entries(weights.values(), packing.formats)}
     # In the header, so that a packing goes on only with weights that were made in the same way.
     metadata = {"quant": quant, "source": checkpoint.fingerprint, "calibration": calibration.label if lossy else "none"}
-    sizes = {name: sum(prod(shapes[n]) for n in packing.matrices(entry)) for name, entry in entries.items()}
+    sizes = {name: sum(part.tensor.size for part in parts_of(entry)) for name, entry in entries.items()}
     total = sum(sizes.values())
     with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata) as writer:
         _copy_beside(checkpoint, folder)
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
-        unknown = {n: shapes[n] for name in remaining for n in packing.matrices(entries[name]) if n in lossy}
-        later = {bank_of(name) or name for name in unknown}
+        unknown = [tensor for tensor in lossy if (tensor.bank or tensor.name) in remaining]
+        later = {tensor.bank or tensor.name for tensor in unknown}
         weighed = _known_inputs(checkpoint, assembler, spec, folder, calibration, packing.formats, unknown, progress)
         with closing(weighed):
             for name, known in chain(weighed, ((name, {}) for name in remaining if name not in later)):
@@ -219,36 +211,38 @@ def pack_checkpoint(
 
 def _known_inputs(
     checkpoint: Checkpoint, assembler: Assembler, spec: ModelSpec, folder: Path, calibration: Calibration,
-    formats: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], progress: Progress,
+    formats: Mapping[str, str], unknown: Sequence[Tensor], progress: Progress,
 ) -> Generator[tuple[str, Known], None, None]:  # fmt: skip
     """The file's tensors with what is known of the inputs of their matrices."""
-    if not shapes:
+    if not unknown:
         return
+    shapes = {tensor.name: tensor.shape for tensor in unknown}
+    banks = {tensor.name: tensor.bank or tensor.name for tensor in unknown}
     # The experts' first matrices have the same inputs, as far as a few thousand tokens can tell.
-    inputs = {name: shape[:-2] * name.endswith(".down") + shape[-1:] for name, shape in shapes.items()}
+    inputs = {t.name: (t.shape[0], t.shape[-1]) if t.inputs == "expert" else t.shape[-1:] for t in unknown}
     sizes = {name: 4 * prod(shape) * shape[-1] for name, shape in inputs.items()}
 
-    def feedback(name: str) -> bool:
+    def feedback(tensor: Tensor) -> bool:
+        name = tensor.name
         if calibration.random or formats[name] not in FED_BACK:
             return False
-        return inputs[name][-1] <= FEEDBACK_COLUMNS and (len(inputs[name]) == 1 or sizes[name] <= FEEDBACK_BANK)
+        return tensor.shape[-1] <= FEEDBACK_COLUMNS and (len(inputs[name]) == 1 or sizes[name] <= FEEDBACK_BANK)
 
     found: dict[str, dict[str, np.ndarray]] = {}
 
     def note(name: str, known: np.ndarray) -> None:
         if len(inputs[name]) < len(shapes[name]) - 1:
             known = np.broadcast_to(known, (*shapes[name][:-2], *known.shape))
-        found.setdefault(bank_of(name) or name, {})[name] = known
+        found.setdefault(banks[name], {})[name] = known
 
     with _calibration_model(checkpoint, spec, folder, calibration, progress) as model:
         fed: dict[str, list[str]] = {}
-        for name in filter(feedback, shapes):
-            fed.setdefault(bank_of(name) or name, []).append(name)
-        plain = {name: shape for name, shape in inputs.items() if not feedback(name)}
+        for tensor in filter(feedback, unknown):
+            fed.setdefault(banks[tensor.name], []).append(tensor.name)
+        plain = {tensor.name: inputs[tensor.name] for tensor in unknown if not feedback(tensor)}
+        vary = {tensor.name for tensor in unknown if tensor.inputs_vary}
         for name, moment in (second_moments(model, calibration.chunks, plain, progress) if plain else {}).items():
-            # Found by experiment: inputs of these two differ most between random tokens and text.
-            differs = calibration.random and name.endswith((".o", ".down"))
-            note(name, np.sqrt(moment) if differs else moment)
+            note(name, np.sqrt(moment) if calibration.random and name in vary else moment)
         for name in [name for name in found if name not in fed]:
             yield name, found.pop(name)
         for group in groups_within({name: sum(sizes[part] for part in parts) for name, parts in fed.items()}):
@@ -279,7 +273,7 @@ def _calibration_model(
     limits = Limits(length, step=length, threads=default_threads(), activations="q16")
     try:
         pack_checkpoint(checkpoint, temporary, "q8", progress=lambda _, done, all: progress("preparing", done, all))
-        model = Model(spec, PackedFile(temporary), limits, name=str(checkpoint.path))
+        model = Model(spec, PackedFile(temporary, tensors(spec).values()), limits, name=str(checkpoint.path))
         try:
             yield model
         finally:

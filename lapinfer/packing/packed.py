@@ -12,16 +12,20 @@ matrices of a bank layers.N.experts have names below it and shape [E, R, C].
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_path
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
-from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry, with_banks
+from lapinfer.families import spec_from_config
+from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.quant.formats import FORMATS
-from lapinfer.tensors import bank_of, is_row_by_row
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import Tensor, tensors
 
 VERSION = "2"
 
@@ -29,7 +33,11 @@ VERSION = "2"
 class PackedFile:
     """An opened, checked packed file (or folder with one). Views stay valid as long as they are held."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, tensors: Iterable[Tensor]) -> None:
+        """tensors: of the config.json beside the file, which must hold these and no others.
+
+        CheckpointError names the first tensor that is not what config.json or the file's own header says.
+        """
         self.path = packed_path(path)
         self._file = SafetensorsFile(self.path)
         self.metadata = self._file.metadata
@@ -39,62 +47,83 @@ class PackedFile:
                 raise CheckpointError(
                     f"{self.path}: metadata has {key} {got!r}, expected {expected!r}; convert the model again"
                 )
-        self._entries = self._formats()
-        wanted = {entry.name: entry for entry in with_banks(self._entries.values())}
-        self._banks = {name: self._whole(entry) for name, entry in wanted.items() if isinstance(entry, BankEntry)}
-        for name, tensor in self._file.tensors.items():
-            if name.startswith(".pad."):
-                continue
-            entry = wanted.pop(name, None)
-            if entry is None:
-                entry = self._entries[name] = PackedEntry(name, None, tensor.shape)
-            if (tensor.dtype, tensor.shape) != entry.stored:
-                what = f"{entry.format or 'f32'} {entry.shape}" if isinstance(entry, PackedEntry) else "its matrices"
-                raise CheckpointError(
-                    f"{self.path}: tensor {name!r} has {tensor.dtype} {tensor.shape}, expected "
-                    f"{' '.join(map(str, entry.stored))} for {what}"
-                )
-            if tensor.start % ALIGN:
-                raise CheckpointError(
-                    f"{self.path}: tensor {name!r} has offset {tensor.start}, expected a multiple of {ALIGN}"
-                )
-        if wanted:
-            raise CheckpointError(f"{self.path}: tensor {next(iter(wanted))!r} is missing")
+        promised = {tensor.name: tensor for tensor in tensors}
+        formats = self._formats(promised)
+        entries = packed_entries(promised.values(), formats)
+        self._entries = {part.name: part for entry in entries for part in parts_of(entry)}
+        self.banks = {entry.name: entry for entry in entries if isinstance(entry, BankEntry)}
+        self._check_stored(entries)
 
-    def _whole(self, bank: BankEntry) -> BankEntry:
-        """A bank, checked: its matrices are in the order in which they are read, and all have as many experts."""
-        parts = {part.name.rsplit(".", 1)[-1]: part.shape for part in bank.parts}
-        ordered = [*parts][1:] in (["down"], ["outward"])
-        if not ordered or any(len(s) != 3 or s[0] != bank.parts[0].shape[0] for s in parts.values()):
-            raise CheckpointError(
-                f"{self.path}: metadata 'tensors' has {str(parts)[:200]} for the matrices of {bank.name!r}, expected "
-                "gate_up or up, then down (inward, then outward), with as many experts in each; convert the model again"
-            )
-        return bank
+    def _formats(self, promised: Mapping[str, Tensor]) -> dict[str, str]:
+        """The format of every matrix, as the header says; it must have the shapes that config.json promises."""
 
-    def _formats(self) -> dict[str, PackedEntry]:
-        def wrong(what: str) -> CheckpointError:
-            return CheckpointError(f"{self.path}: metadata 'tensors' {what}; convert the model again")
+        def wrong(problem: str) -> CheckpointError:
+            return CheckpointError(f"{self.path}: metadata 'tensors' {problem}; convert the model again")
 
         try:
-            formats = json.loads(self.metadata.get("tensors", ""))
+            header = json.loads(self.metadata.get("tensors", ""))
         except (ValueError, RecursionError):
             raise wrong("is not valid JSON") from None
-        if not isinstance(formats, dict):
+        if not isinstance(header, dict):
             raise wrong("is not an object")
-        entries = {}
-        for name, value in formats.items():
+        formats: dict[str, str] = {}
+        for name, value in header.items():
+            if (tensor := promised.get(name)) is None:
+                raise wrong(f"has {name[:80]!r}, which config.json does not promise")
             match value:
                 case {"format": str(format), "shape": [*sizes]} if (
                     format in FORMATS
-                    and (FORMATS[format].row is not None or not is_row_by_row(name))
+                    and (FORMATS[format].row is not None or tensor.packing != "rows")
                     and len(sizes) in (2, 3)
                     and all(type(size) is int and 0 < size < 1 << 40 for size in sizes)
                 ):
-                    entries[name] = PackedEntry(name, format, tuple(sizes))
+                    formats[name] = format
                 case _:
                     raise wrong(f"has {str(value)[:80]} for {name!r}, expected a format and a shape [R, C]")
-        return entries
+            if not tensor.is_matrix or tuple(sizes) != tensor.packed_shape:
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r} has {format} {tuple(sizes)}, config.json says {tensor.packed_shape}"
+                )
+            if tensor.role == "router" and not FORMATS[format].for_routers:
+                raise CheckpointError(f"{self.path}: tensor {name!r} is {format}, expected f32, f16 or bf16")
+        matrices = [tensor.name for tensor in promised.values() if tensor.is_matrix]
+        for name in matrices:
+            if name not in formats:
+                raise CheckpointError(f"{self.path}: tensor {name!r} is missing from metadata 'tensors'")
+        if list(formats) != matrices:  # the matrices of a bank lie in this order
+            raise wrong("does not have the matrices in the order in which they are read")
+        return formats
+
+    def _check_stored(self, entries: Iterable[PackedEntry | BankEntry]) -> None:
+        """What is stored has the types, shapes and alignment that the header's formats need."""
+        missing = {entry.name: entry for entry in entries}
+        for name, stored in self._file.tensors.items():
+            if name.startswith(".pad."):
+                continue
+            entry = missing.pop(name, None)
+            if entry is None:
+                raise CheckpointError(
+                    f"{self.path}: tensor {name[:80]!r} is stored, which config.json does not promise; "
+                    "convert the model again"
+                )
+            if (stored.dtype, stored.shape) != entry.stored:
+                what = f"{entry.format or 'f32'} {entry.shape}" if isinstance(entry, PackedEntry) else "its matrices"
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r} has {stored.dtype} {stored.shape}, expected "
+                    f"{' '.join(map(str, entry.stored))} for {what}"
+                )
+            if stored.start % ALIGN:
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r} has offset {stored.start}, expected a multiple of {ALIGN}"
+                )
+        if missing:
+            raise CheckpointError(f"{self.path}: tensor {next(iter(missing))!r} is missing")
+        for first, *others in (bank.parts for bank in self.banks.values()):
+            for part in others:
+                if part.tensor.packing == "rows" and part.format != first.format:  # one op reads both
+                    raise CheckpointError(
+                        f"{self.path}: tensor {part.name!r} is {part.format}, expected {first.format} as {first.name!r}"
+                    )
 
     def __getitem__(self, name: str) -> PackedEntry:
         try:
@@ -124,7 +153,7 @@ class PackedFile:
 
         Read-only, not copied.
         """
-        return self._file.view(name if name in self._banks else self[name].name)
+        return self._file.view(name)
 
     def file_offset(self, bank: str) -> int:
         """Where a bank begins in the file."""
@@ -132,4 +161,12 @@ class PackedFile:
 
     def offset(self, name: str) -> int:
         """Where a matrix of a bank begins in each expert."""
-        return self._banks[str(bank_of(name))].offset(name)
+        return self.banks[str(self[name].tensor.bank)].offset(name)
+
+
+def read_packed(path: str | Path) -> tuple[ModelSpec, PackedFile]:
+    """The model of a packed folder (or of the file in one), by the config.json that lies there, and its weights."""
+    file = packed_path(path)
+    config = file.parent / "config.json"
+    spec = spec_from_config(read_json(config), str(config))
+    return spec, PackedFile(file, tensors(spec).values())

@@ -17,7 +17,7 @@ import numpy as np
 
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
-from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry
+from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry, parts_of
 from lapinfer.packing.packed import VERSION
 
 try:
@@ -42,7 +42,7 @@ class PackedWriter:
         self, path: str | Path, entries: Sequence[PackedEntry | BankEntry], metadata: Mapping[str, str]
     ) -> None:
         self.path = Path(path)
-        parts = chain.from_iterable(e.parts if isinstance(e, BankEntry) else (e,) for e in entries)
+        parts = chain.from_iterable(map(parts_of, entries))
         formats = {e.name: {"format": e.format, "shape": list(e.shape)} for e in parts if e.format is not None}
         ours = {"format": "lapinfer", "version": VERSION, "tensors": json.dumps(formats, separators=(",", ":"))}
         stored = ((e.name, *e.stored) for e in entries)

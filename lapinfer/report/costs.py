@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.kv import KVName
-from lapinfer.runtime.predict import matrices_bytes, packed_bytes, predict_bytes
+from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import active_parameters, bank_of, is_matrix, layer_tensors, tensors
+from lapinfer.tensors import active_parameters, feed_forward_tensors, parameters, tensors
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -33,12 +32,12 @@ class Costs:
 
     @classmethod
     def of(cls, model: Model) -> Costs:
-        formats = {name: str(model.weights.format(name)) for name in tensors(model.spec) if is_matrix(name)}
+        formats = {name: str(model.weights.format(name)) for name, t in tensors(model.spec).items() if t.is_matrix}
         return cls(model.spec, formats, model.limits.kv)
 
     @cached_property
     def parameters(self) -> int:
-        return sum(map(prod, tensors(self.spec).values()))
+        return parameters(self.spec)
 
     @cached_property
     def active_parameters(self) -> int:
@@ -58,8 +57,8 @@ class Costs:
     def main_format(self) -> str:
         """The format that most weights are packed in."""
         weights: Counter[str] = Counter()
-        for name, shape in tensors(self.spec).items():
-            weights[self.formats.get(name, "f32")] += prod(shape)
+        for name, tensor in tensors(self.spec).items():
+            weights[self.formats.get(name, "f32")] += tensor.size
         return weights.most_common(1)[0][0]
 
     @property
@@ -68,10 +67,10 @@ class Costs:
 
     def expert(self, layer: int) -> tuple[int, int]:
         """Bytes and multiply-adds of one expert or leaf of a routed layer."""
-        shapes, experts = layer_tensors(self.spec, layer), self.spec.layers[layer].feed_forward.experts
-        matrices = {name: shape for name, shape in shapes.items() if bank_of(name) is not None}
-        nbytes = sum(matrices_bytes(name, shape, self.formats[name]) // experts for name, shape in matrices.items())
-        return nbytes, sum(prod(shape) // experts for shape in matrices.values())
+        ff, hidden = self.spec.layers[layer].feed_forward, self.spec.hidden
+        matrices = [tensor for tensor in feed_forward_tensors(layer, ff, hidden, hidden) if tensor.is_matrix]
+        nbytes = sum(tensor.nbytes(self.formats[tensor.name]) // ff.experts for tensor in matrices)
+        return nbytes, sum(tensor.size // ff.experts for tensor in matrices)
 
     def touched(self, pos: Sequence[int] | np.ndarray, wanted: int = 1, read_by: Model | None = None) -> dict[str, int]:
         """Predicted bytes by part of a step of one sequence, of which `wanted` tokens give logits.

@@ -14,14 +14,14 @@ from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.loading import default_ctx
 from lapinfer.packing.assembly import Assembler
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.packed import read_packed
 from lapinfer.quant.choice import Stored
 from lapinfer.report.costs import Costs
 from lapinfer.report.fit import QUANTS, fits, verdict
 from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.predict import expected_experts
 from lapinfer.spec import LayerSpec, ModelSpec, TreeSpec
-from lapinfer.tensors import active_parameters, tensors
+from lapinfer.tensors import active_parameters, parameters
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
 
@@ -46,15 +46,15 @@ def info(
     found = resolve(name)
     if isinstance(found, Path):
         path = folder = found
-        config = read_json(folder / "config.json")
-        packed = PackedFile(folder)
+        spec, packed = read_packed(folder)
         stored = _shares((packed.format(n) or "f32", prod(packed.shape(n))) for n in packed.names())
+        quant = packed.metadata.get("quant", "auto")
         formats = {name: str(packed.format(name)) for name in packed.names()}
     else:
-        path, folder, config = found.path, found.folder, found.config
+        path, folder = found.path, found.folder
+        spec = spec_from_config(found.config, str(folder / "config.json"))
         stored = _shares((found.stored_as(n), prod(found.shape(n))) for n in found.names())
         formats = {}
-    spec = spec_from_config(config, str(folder / "config.json"))
     tokenizer = Tokenizer.from_folder(folder)
     told = {"path": str(path), "packed": isinstance(found, Path), "stored": stored}
     last = {
@@ -62,7 +62,6 @@ def info(
         "chat_template": tokenizer is not None and ChatTemplate.from_folder(folder) is not None,
     }
     if isinstance(found, Path):
-        quant = str(PackedFile(folder).metadata.get("quant", "auto"))
         made_of: Callable[[str], Stored] = lambda name: {formats[name]}  # noqa: E731
     else:
         made_of = _formats_in(Assembler(found, sources_for(spec, found.names())))
@@ -90,7 +89,7 @@ def _told(
     will = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), bandwidth)
     fitting, words = verdict(will, memory)
     told = first | {
-        "parameters": sum(map(prod, tensors(spec).values())),
+        "parameters": parameters(spec),
         "active_parameters": active_parameters(spec),
         **_sizes(spec),
         **_placement(spec, formats),

@@ -6,14 +6,14 @@ if it were all different.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from lapinfer.errors import DoesNotFitError
 from lapinfer.machine import available_memory
 from lapinfer.model import Model
-from lapinfer.packing.entries import PackedEntry
+from lapinfer.packing.entries import PackedEntry, pack_matrix
 from lapinfer.packing.memory import MemoryWeights
 from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack
@@ -24,17 +24,17 @@ from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import is_matrix, is_router, is_row_by_row, tensors
+from lapinfer.tensors import Tensor, tensors
 
 ROWS_PACKED = 64
 """Of a matrix that is packed row by row."""
 
 
 def random_weights(
-    shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, str], seed: int = 0,
+    tensors: Iterable[Tensor], formats: Mapping[str, str], seed: int = 0,
     given: Mapping[str, np.ndarray] | None = None, fill: Callable[[str], float] = lambda name: 1.0,
 ) -> MemoryWeights:  # fmt: skip
-    """Weights of `tensors(spec)`, or of a layer. given: float32 of what must not be random; fill: of vectors."""
+    """Weights of a model or of a layer. given: float32 of what must not be random; fill: of vectors."""
     rng, given = np.random.default_rng(seed), given or {}
     few: dict[tuple[bool, str, int], np.ndarray] = {}
 
@@ -51,21 +51,20 @@ def random_weights(
             values = given.get(entry.name)
             return np.full(entry.shape, fill(entry.name), np.float32) if values is None else values
         if entry.name in given:
-            assert is_row_by_row(entry.name)
-            return pack_rows(entry.format, given[entry.name])
+            return pack_matrix(entry.tensor, entry.format, given[entry.name])
         stored = entry.stored[1]
-        rows, whole = some_rows(is_row_by_row(entry.name), entry.format, entry.shape[-1]), stored[-2]
-        return np.broadcast_to(np.tile(rows, (-(-whole // len(rows)), 1))[:whole], stored)
+        rows, count = some_rows(entry.tensor.packing == "rows", entry.format, entry.shape[-1]), stored[-2]
+        return np.broadcast_to(np.tile(rows, (-(-count // len(rows)), 1))[:count], stored)
 
-    return MemoryWeights(shapes, formats, packed)
+    return MemoryWeights(tensors, formats, packed)
 
 
 def shape_formats(spec: ModelSpec, quant: str) -> dict[str, str]:
     """As a large model is packed: routers in float32, a finer head."""
     quant = MODELS["large"] if quant == AUTO else quant
     head = head_format(quant, set(), "large")
-    matrices = (name for name in tensors(spec) if is_matrix(name))
-    return {name: ROUTERS[0] if is_router(name) else head if name == "embed" else quant for name in matrices}
+    matrices = [tensor for tensor in tensors(spec).values() if tensor.is_matrix]
+    return {t.name: ROUTERS[0] if t.role == "router" else head if t.layer < 0 else quant for t in matrices}
 
 
 def shape_model(size: str, kind: str, quant: str, limits: Limits) -> Model:
@@ -78,5 +77,5 @@ def shape_model(size: str, kind: str, quant: str, limits: Limits) -> Model:
         raise DoesNotFitError(
             f"{size}-{kind}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; try --quant q4"
         )
-    weights = random_weights(tensors(spec), formats)
+    weights = random_weights(tensors(spec).values(), formats)
     return Model(spec, weights, limits, name=f"{size}-{kind}")

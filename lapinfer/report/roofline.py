@@ -22,6 +22,7 @@ from lapinfer.runtime.ops import Limits, Ops, begin_step
 from lapinfer.runtime.plan import Plan
 from lapinfer.runtime.team import Team
 from lapinfer.spec import FeedForwardSpec
+from lapinfer.tensors import Tensor
 
 ROWS, COLUMNS, TOKENS = 512, 512, 256
 """A matrix that stays in a core's second-level cache in any format, times the tokens of a prompt."""
@@ -73,15 +74,15 @@ def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], pro
     """Seconds of `products` products of a matrix with so many tokens: the median of several passes."""
     from lapinfer.kernels import library
 
-    name = "layers.0.up"
     rows, columns = shape
-    weights = random_weights({name: shape}, {name: format})
+    matrix = Tensor(0, "up", shape, "feed-forward", "matrix", packing="groups")
+    weights = random_weights([matrix], {matrix.name: format})
     limits = Limits(1, step=max(tokens, 8), threads=threads)
     build = Ops(columns, {0: FeedForwardSpec(ROWS, "relu", gated=False)}, weights, limits, out=rows)
     build.x[:] = np.random.default_rng(0).standard_normal(build.x.shape, np.float32)
-    build.norm("input", None, 0, "input", ACT_Q8 if WEIGHT_FORMATS[build.format(name)].grouped else ACT_F32)
+    build.norm("input", None, 0, "input", ACT_Q8 if WEIGHT_FORMATS[build.format(matrix.name)].grouped else ACT_F32)
     for _ in range(products):
-        build.matmul(name, 0, "input", build.tiles, STORE, logical=shape, out=build.y)
+        build.matmul(matrix.name, 0, "input", build.tiles, STORE, logical=shape, out=build.y)
     kernels = library.load([*{op.kernel.name for op in build.ops}, "lead", "follow", "read_clock"])
     team, plan = Team(threads, kernels), Plan(build.ops, kernels)
     header, counters = np.zeros(len(STEP), np.int64), np.zeros((len(build.ops), COUNTER), np.int64)

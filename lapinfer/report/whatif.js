@@ -24,7 +24,7 @@ function formula() {  // whatif.py, line by line
       case "expert": return experts(t, s);
       case "node": return t.trees * (2 ** depth(t, s) - 1);
       case "kept": return 1;
-      case "read": return 0;
+      case "token": case "masked": return 0;
       default: return timesTouched(t, s);
     }
   }

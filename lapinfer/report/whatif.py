@@ -8,48 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, prod
-from typing import Literal
+from math import ceil, floor
 
 from lapinfer.quant import ROWS
-from lapinfer.runtime.kv import KVName, bytes_per_position
-from lapinfer.runtime.predict import matrices_bytes, matrix_bytes, part_of, parts_of
-from lapinfer.spec import FeedForwardSpec, ModelSpec, RouterSpec, TreeSpec
-from lapinfer.tensors import is_matrix, is_router, layer_tensors, tensors
-
-By = Literal["step", "read", "kept", "position", "expert", "block", "each", "node"]
-"""How often a term's bytes are touched by a token, and are stored:
-
-step       once, once: what every token reads
-read       once, never: a row of the embedding, which is counted as a whole elsewhere
-kept       never, once: what lookups are made in
-position   once for each position that the token sees, and as many are stored
-expert     once for each expert of the token; all are stored
-block      16 rows of a router, which has one for each expert and `extra` ones; the same is stored
-each       once for each expert there is; the same is stored
-node       once for each node on the token's way; all are stored
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """So many bytes of a part; packed: they change with the bits a weight.
-
-    window: of positions, None for all. experts, top_k: of the layers that the term is of; trees, depth: 0 trees where
-    experts are no leaves; neurons: experts are the nodes of their trees.
-    """
-
-    part: str
-    by: By
-    bytes: int
-    packed: bool = False
-    window: int | None = None
-    experts: int = 0
-    top_k: int = 0
-    extra: int = 0
-    trees: int = 0
-    depth: int = 0
-    neurons: bool = False
+from lapinfer.runtime.kv import KVName
+from lapinfer.runtime.predict import Term, byte_terms, parts_of
+from lapinfer.spec import ModelSpec
+from lapinfer.tensors import tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,60 +29,13 @@ class Settings:
 
 
 def terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVName) -> list[Term]:
-    """Of one token's step; equal ones of several layers are one."""
-    found: list[Term] = []
-    for i, layer in enumerate(spec.layers):
-        ff = layer.feed_forward
-        for name, shape in layer_tensors(spec, i).items():
-            packed = is_matrix(name) and not is_router(name)
-            size = matrices_bytes(name, shape, formats[name]) if is_matrix(name) else 4 * prod(shape)
-            found += _of_tensor(name, shape, Term(part_of(name, layer), "step", size, packed), ff, formats)
-        position = bytes_per_position(layer, spec.hidden, kv)
-        found.append(Term("kv", "position", position, window=layer.window))
-    row = matrix_bytes("embed", ROWS, spec.hidden, formats["embed"]) // ROWS
-    found.append(Term("embedding", "read", row, True))
-    if not spec.tied:
-        found.append(Term("embedding", "kept", matrix_bytes("embed", spec.vocab, spec.hidden, formats["embed"]), True))
-    if spec.positions:
-        found += [Term("embedding", "read", 4 * spec.hidden),
-                  Term("embedding", "kept", 4 * spec.hidden * spec.positions)]  # fmt: skip
-    head = "embed" if spec.tied else "head"
-    found.append(Term("head", "step", matrix_bytes(head, spec.vocab, spec.hidden, formats[head]), True))
-    found.append(Term("head", "step", 4 * spec.hidden * (2 if spec.norm.bias else 1)))
-    if spec.head_bias or spec.vocab % ROWS:  # without a bias of its own, the last block's padding gets one
-        found.append(Term("head", "step" if spec.head_bias else "read", 4 * spec.vocab))
-    order = parts_of(spec)
+    """The terms of a model; equal ones of several layers are one."""
     sums: dict[Term, int] = {}
-    for term in found:
-        sums[replace(term, bytes=0)] = sums.get(replace(term, bytes=0), 0) + term.bytes
-    return sorted((replace(key, bytes=size) for key, size in sums.items()), key=lambda term: order.index(term.part))
-
-
-def _of_tensor(
-    name: str, shape: tuple[int, ...], whole: Term, ff: FeedForwardSpec, formats: Mapping[str, str]
-) -> list[Term]:
-    """The terms of one tensor of a layer, of which `whole` would be that of a dense one."""
-    router, kind = ff.router, name.split(".")[2]
-    if router is None or whole.part not in ("router", "experts") or kind == "ff_norm":
-        return [whole]
-    tree = router if isinstance(router, TreeSpec) else None
-    of = replace(
-        whole, experts=router.n_experts, top_k=router.top_k, trees=tree.trees if tree else 0,
-        depth=tree.depth if tree else 0, neurons=tree is not None and tree.neurons,
-    )  # fmt: skip
-    if whole.part == "experts":
-        one = whole.bytes // shape[0]
-        shared = [replace(whole, bytes=ff.shared * one)] if ff.shared else []
-        return [replace(of, by="expert", bytes=one), *shared]
-    if tree is not None:
-        if kind == "mix":
-            return [replace(whole, by="kept")]
-        return [replace(of, by="node", bytes=whole.bytes // (tree.trees * tree.nodes))]
-    assert isinstance(router, RouterSpec)
-    if is_matrix(name):
-        block = matrix_bytes(name, ROWS, shape[-1], formats[name])
-        return [replace(of, by="block", bytes=block, extra=shape[0] - router.n_experts)]
-    return [replace(of, by="each", bytes=whole.bytes // shape[0])]
+    for term in byte_terms(spec, formats, kv):
+        kind = replace(term, layer=-1, bytes=0)
+        sums[kind] = sums.get(kind, 0) + term.bytes
+    order = parts_of(spec)
+    return sorted((replace(kind, bytes=size) for kind, size in sums.items()), key=lambda term: order.index(term.part))
 
 
 def experts_of(term: Term, s: Settings) -> int:
@@ -159,8 +77,10 @@ def times_stored(term: Term, s: Settings) -> int:
             return experts_of(term, s)
         case "node":
             return term.trees * (2 ** max(term.depth + s.doublings, 0) - 1)
-        case "kept" | "read":
-            return 1 if term.by == "kept" else 0
+        case "kept":
+            return 1
+        case "token" | "masked":
+            return 0
         case _:
             return times_touched(term, s)
 
@@ -184,7 +104,7 @@ def stored(of: Sequence[Term], s: Settings) -> int:
 
 
 def own_bits(spec: ModelSpec, formats: Mapping[str, str]) -> float:
-    """Bits of a weight on average, scales and padding included, of all matrices but routers."""
-    shapes = {name: shape for name, shape in tensors(spec).items() if is_matrix(name) and not is_router(name)}
-    nbytes = sum(matrices_bytes(name, shape, formats[name]) for name, shape in shapes.items())
-    return 8 * nbytes / sum(map(prod, shapes.values()))
+    """Bits per weight on average, scales and padding included, of all matrices but routers."""
+    matrices = [tensor for tensor in tensors(spec).values() if tensor.is_matrix and tensor.role != "router"]
+    nbytes = sum(tensor.nbytes(formats[tensor.name]) for tensor in matrices)
+    return 8 * nbytes / sum(tensor.size for tensor in matrices)

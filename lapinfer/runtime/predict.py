@@ -1,30 +1,118 @@
-"""Bytes that a step will touch, from the spec and the formats of its matrices alone.
+"""Bytes that a step will touch, from the spec and the formats of its matrices alone: a sum of terms.
 
 Written apart from the plan and its meter, so that each checks the other: they agree to the byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
-from lapinfer.quant import GROUP, ROWS
-from lapinfer.quant.formats import FORMATS
-from lapinfer.quant.rows import row_bytes
+from lapinfer.quant import ROWS
 from lapinfer.runtime.kv import KVName, bytes_per_position
 from lapinfer.runtime.routing import expected_distinct
-from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, TreeSpec
-from lapinfer.tensors import is_matrix, is_row_by_row, layer_tensors, tensors
+from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec, RouterSpec, TreeSpec
+from lapinfer.tensors import Part, Tensor, tensors
 
-OF_ATTENTION = (
-    "attn_norm", "qkv", "q_norm", "k_norm", "q_a_norm", "q_b", "kv_norm", "k_up", "v_up", "sinks", "o",
-    "attn_post_norm",
-)  # fmt: skip
-OF_CONVOLUTION = ("attn_norm", "conv_in", "conv_out", "attn_post_norm")
-PARTS: tuple[str, ...] = ("embedding", "attention", "convolution", "kv", "router", "experts", "feed-forward", "head")
-"""`kv` is what goes from position to position: keys and values; a convolution's kernel and the inputs that it sees."""
+PARTS: tuple[Part, ...] = get_args(Part)
+
+By = Literal["step", "logits", "masked", "token", "kept", "position", "expert", "block", "each", "node"]
+"""How often a term's bytes are read by a step, and are stored:
+
+step       once; stored once: what every step reads
+logits     once where logits are wanted; stored once
+masked     once where logits are wanted; never stored: it is made when the model is loaded
+token      once for each token; never stored: a row of a table, which is counted as a whole elsewhere
+kept       never; stored once: what is looked up in, or read when the model is loaded
+position   once for each position that the tokens see; stored as many times
+expert     once for each expert that is chosen; all are stored
+block      16 rows of a router, which has one for each expert and `extra` ones; stored as many times
+each       once for each expert there is; stored as many times
+node       once for each node that the tokens meet; all are stored
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Bytes of a part, and how often they are read. packed: they change with the bits per weight.
+
+    layer: −1 for none, and for several that are added up. window: of positions, None for all. experts, top_k: of the
+    layer; trees, depth: 0 trees where experts are no leaves; neurons: experts are the nodes of their trees.
+    """
+
+    part: Part
+    by: By
+    bytes: int
+    packed: bool = False
+    layer: int = -1
+    window: int | None = None
+    experts: int = 0
+    top_k: int = 0
+    extra: int = 0
+    trees: int = 0
+    depth: int = 0
+    neurons: bool = False
+
+
+def byte_terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVName) -> Iterator[Term]:
+    """What all bytes of a model are made of; formats: those of its matrices."""
+    for tensor in tensors(spec).values():
+        yield from _of_tensor(tensor, spec, formats)
+    for i, layer in enumerate(spec.layers):
+        yield Term("kv", "position", bytes_per_position(layer, spec.hidden, kv), layer=i, window=layer.window)
+    if not spec.head_bias and spec.vocab % ROWS:  # keeps the last block's padding from being the likeliest token
+        yield Term("head", "masked", 4 * spec.vocab)
+
+
+def _of_tensor(tensor: Tensor, spec: ModelSpec, formats: Mapping[str, str]) -> Iterator[Term]:
+    format = formats.get(tensor.name)
+    whole = Term(tensor.part, "step", tensor.nbytes(format), tensor.is_matrix and tensor.role != "router", tensor.layer)
+    match tensor.reads:
+        case "logits":
+            yield replace(whole, by="logits")
+        case "token":
+            row = replace(tensor, shape=(ROWS, tensor.shape[-1])).nbytes(format) // ROWS
+            yield replace(whole, by="token", bytes=row)
+            tied_head = spec.tied and tensor.is_matrix
+            yield replace(whole, by="logits", part="head") if tied_head else replace(whole, by="kept")
+        case "load":
+            yield replace(whole, by="kept")
+        case "expert" | "node":
+            yield from _of_banks(tensor, whole, spec.layers[tensor.layer].feed_forward)
+        case "step":
+            ff = spec.layers[tensor.layer].feed_forward
+            if tensor.module == "router" and isinstance(ff.router, RouterSpec):
+                yield from _of_router(tensor, whole, ff.router, format)
+            else:
+                yield whole
+
+
+def _of_banks(tensor: Tensor, whole: Term, ff: FeedForwardSpec) -> Iterator[Term]:
+    """An expert's share, or a node's."""
+    router = ff.router
+    assert router is not None
+    routed = replace(whole, experts=router.n_experts, top_k=router.top_k)
+    if isinstance(router, TreeSpec):
+        routed = replace(routed, trees=router.trees, depth=router.depth, neurons=router.neurons)
+        if tensor.reads == "node":
+            yield replace(routed, by="node", bytes=whole.bytes // (router.trees * router.nodes))
+            return
+    one = whole.bytes // ff.experts
+    yield replace(routed, by="expert", bytes=one)
+    if ff.shared:
+        yield replace(whole, bytes=ff.shared * one)
+
+
+def _of_router(tensor: Tensor, whole: Term, router: RouterSpec, format: str | None) -> Iterator[Term]:
+    routed = replace(whole, experts=router.n_experts, top_k=router.top_k)
+    if tensor.is_matrix:
+        block = replace(tensor, shape=(ROWS, tensor.shape[-1])).nbytes(format)
+        yield replace(routed, by="block", bytes=block, extra=tensor.shape[0] - router.n_experts)
+    else:
+        yield replace(routed, by="each", bytes=whole.bytes // router.n_experts)
 
 
 def predict_bytes(
@@ -35,44 +123,37 @@ def predict_bytes(
     """Bytes touched by each part in one step: tokens at (slot[i], pos[i]), of which `wanted` get logits.
 
     formats: the format of each matrix by our tensor names. distinct: how many experts of a layer are read, by layer,
-    shared ones included; nodes: how many nodes of its trees. Those of one token are known, those of several are else
+    shared ones included; nodes: how many nodes of its trees. Those of one token are known; those of several are else
     what is expected of chance.
     """
-    parts = dict.fromkeys(parts_of(spec), 0)
-    row = matrix_bytes("embed", ROWS, spec.hidden, formats["embed"]) // ROWS
-    parts["embedding"] = len(pos) * (row + (4 * spec.hidden if spec.positions else 0))
-    for i, layer in enumerate(spec.layers):
-        for name, shape in layer_tensors(spec, i).items():
-            part = part_of(name, layer)
-            size = matrices_bytes(name, shape, formats[name]) if is_matrix(name) else 4 * prod(shape)
-            if part == "experts":
-                size = size // shape[0] * (distinct or {}).get(i, expected_experts(layer, len(pos)))
-            elif (tree := layer.feed_forward.router) is not None and isinstance(tree, TreeSpec) and _of_nodes(name):
-                size = size // (tree.trees * tree.nodes) * (nodes or {}).get(i, expected_nodes(layer, len(pos)))
-            elif name.endswith(".mix"):
-                size = 0  # read when the model is loaded
-            parts[part] += size
-        parts["kv"] += positions_read(layer, slot, pos) * bytes_per_position(layer, spec.hidden, kv)
-    if wanted:
-        parts["head"] = _head_bytes(spec, formats)
+    distinct, nodes, T = distinct or {}, nodes or {}, len(pos)
+
+    def times(term: Term) -> int:
+        match term.by:
+            case "step":
+                return 1
+            case "logits" | "masked":
+                return int(wanted > 0)
+            case "token":
+                return T
+            case "kept":
+                return 0
+            case "position":
+                return positions_read(spec.layers[term.layer], slot, pos)
+            case "expert":
+                layer = spec.layers[term.layer]
+                return distinct.get(term.layer, expected_experts(layer, T)) - layer.feed_forward.shared
+            case "block":
+                return -(-(term.experts + term.extra) // ROWS)
+            case "each":
+                return term.experts
+            case "node":
+                return nodes.get(term.layer, expected_nodes(spec.layers[term.layer], T))
+
+    parts: dict[str, int] = dict.fromkeys(parts_of(spec), 0)
+    for term in byte_terms(spec, formats, kv):
+        parts[term.part] += times(term) * term.bytes
     return parts
-
-
-def _of_nodes(name: str) -> bool:
-    """Whether a tensor of a layer has a part for each node of its trees."""
-    return name.split(".")[2] in ("nodes", "node_out")
-
-
-def matrix_bytes(name: str, rows: int, columns: int, format: str) -> int:
-    """Bytes of a packed matrix. Results that become activations (up, gate_up) come in whole groups of rows."""
-    last = name.rsplit(".", 1)[-1]
-    if last == "gate_up":
-        blocks = 2 * (GROUP // ROWS) * -(-rows // 2 // GROUP)
-    elif last == "up":
-        blocks = (GROUP // ROWS) * -(-rows // GROUP)
-    else:
-        blocks = -(-rows // ROWS)
-    return blocks * FORMATS[format].row_block_bytes(columns)
 
 
 def positions_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray) -> int:
@@ -85,20 +166,12 @@ def positions_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequ
     return positions
 
 
-def matrices_bytes(name: str, shape: tuple[int, ...], format: str) -> int:
-    """Bytes of a packed matrix [R, C], or of several [n, R, C]."""
-    if is_row_by_row(name):
-        return prod(shape[:-1]) * row_bytes(format, shape[-1])
-    return prod(shape[:-2]) * matrix_bytes(name, shape[-2], shape[-1], format)
-
-
 def packed_bytes(spec: ModelSpec, formats: Mapping[str, str]) -> dict[str, int]:
     """Bytes of all weights by format; f32 includes what is not multiplied."""
     sizes: dict[str, int] = {}
-    for name, shape in tensors(spec).items():
-        format = formats[name] if is_matrix(name) else "f32"
-        size = matrices_bytes(name, shape, format) if is_matrix(name) else 4 * prod(shape)
-        sizes[format] = sizes.get(format, 0) + size
+    for name, tensor in tensors(spec).items():
+        format = formats[name] if tensor.is_matrix else "f32"
+        sizes[format] = sizes.get(format, 0) + tensor.nbytes(format)
     return sizes
 
 
@@ -129,41 +202,13 @@ def expected_reads(spec: ModelSpec, tokens: int) -> tuple[np.ndarray, np.ndarray
     return np.array(experts, np.int64), np.array([expected_nodes(layer, tokens) for layer in routed], np.int64)
 
 
-def parts_of(spec: ModelSpec) -> list[str]:
+def parts_of(spec: ModelSpec) -> list[Part]:
     """The parts of PARTS that a model has."""
     routed = [layer.feed_forward.router is not None for layer in spec.layers]
     plain = not all(routed) or any(layer.ff_post_norm is not None for layer in spec.layers)
     convolutions = [layer.convolution is not None for layer in spec.layers]
-    there = {
+    has = {
         "attention": not all(convolutions), "convolution": any(convolutions), "router": any(routed),
         "experts": any(routed), "feed-forward": plain,
     }  # fmt: skip
-    return [part for part in PARTS if there.get(part, True)]
-
-
-def part_of(name: str, layer: LayerSpec) -> str:
-    """What a tensor of a layer is accounted as."""
-    part = name.split(".")[2]
-    if layer.convolution is not None and part in OF_CONVOLUTION:
-        return "convolution"
-    if part == "conv":
-        return "kv"
-    if part in OF_ATTENTION:
-        return "attention"
-    if part in ("experts", "leaves"):
-        return "experts"
-    if part in ("router", "nodes", "node_out", "mix"):
-        return "router"
-    return "router" if layer.feed_forward.router is not None and part == "ff_norm" else "feed-forward"
-
-
-def _head_bytes(spec: ModelSpec, formats: Mapping[str, str]) -> int:
-    name = "embed" if spec.tied else "head"
-    matrix = matrix_bytes(name, spec.vocab, spec.hidden, formats[name])
-    # Where the last block has rows that are no tokens, a bias keeps them from being the likeliest.
-    bias = 4 * spec.vocab if spec.head_bias or spec.vocab % ROWS else 0
-    return matrix + _norm_bytes(spec.norm, spec.hidden) + bias
-
-
-def _norm_bytes(norm: NormSpec, width: int) -> int:
-    return 4 * width * (2 if norm.bias else 1)
+    return [part for part in PARTS if has.get(part, True)]

@@ -114,8 +114,8 @@ def check(folder: Path) -> None:
     checkpoint = FolderCheckpoint(folder)
     spec = spec_from_config(checkpoint.config, str(folder / "config.json"))
     assembler = Assembler(checkpoint, sources_for(spec, checkpoint.names()))
-    for name, shape in tensors(spec).items():
-        assembler.check(name, shape)
+    for tensor in tensors(spec).values():
+        assembler.check(tensor)
 
 
 def decoder_names(module: Decoder) -> dict[str, Rename]:
