@@ -323,7 +323,8 @@ def load_weights(checkpoint: Path | Weights, spec: ModelSpec) -> dict[str, np.nd
     assert found.keys() == promised.keys(), "sources() and tensors() disagree"
     weights: dict[str, np.ndarray] = {}
     for name, tensor in promised.items():
-        matrix, shape = tensor.columns > 1, tensor.shape
+        shape = tensor.shape
+        matrix = len(shape) > 1 and tensor.role != "bias"
         rows = np.concatenate([part(stored, s, shape[-1] if matrix else None) for s in found[name]])
         wanted = (prod(shape[:-1]), shape[-1]) if matrix else (prod(shape),)
         assert rows.shape == wanted, f"{name}: sources() and tensors() disagree"
