@@ -61,7 +61,7 @@ def block(model: Model, prompt: int, tokens: int) -> tuple[float, float, float]:
     """(tokens a second of one block, mean number of active threads, seconds of the slowest step)."""
     ends, active = [time.perf_counter()], 0
     for pos in range(prompt, prompt + tokens):
-        active += model.team.pace.choose(1)
+        active += model.runner.team.pace.choose(1)
         model.step([pos % model.spec.vocab], [0], [pos], [True])
         ends.append(time.perf_counter())
     return tokens / (ends[-1] - ends[0]), active / tokens, float(np.diff(ends).max())
@@ -74,7 +74,7 @@ def condition(models: tuple[Model, Model], programs: list[str], options: argpars
     threads: list[float] = []
     slowest = [0.0, 0.0]
     for model in models:
-        model.team.pace = Pace(model.threads)  # nothing learned from the last condition
+        model.runner.team.pace = Pace(model.threads)  # nothing learned from the last condition
     with beside(programs):
         began = time.perf_counter()
         while len(speeds[0]) <= options.pairs and time.perf_counter() - began < options.seconds:

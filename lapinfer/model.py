@@ -7,11 +7,9 @@ A prompt, one token of decoding, several sequences at once: the same call with a
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,15 +28,11 @@ from lapinfer.kernels.operands import (
 from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
-from lapinfer.runtime.ops import Limits, Weights, begin_step
-from lapinfer.runtime.plan import Plan
-from lapinfer.runtime.team import Team
+from lapinfer.runtime.ops import Limits, Weights
+from lapinfer.runtime.routing import Routing
+from lapinfer.runtime.runner import Notice, Runner
 from lapinfer.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from lapinfer.runtime.routing import Routing
-
-Notice = Callable[[str], None]
 SPLIT_BELOW = 8
 """Attention is split over key blocks when a step has fewer tiles of tokens than this."""
 
@@ -61,8 +55,6 @@ class Model:
         self, spec: ModelSpec, weights: Weights, limits: Limits, *, name: str = "", folder: Path | None = None,
         notice: Notice | None = None,
     ):  # fmt: skip
-        from lapinfer.kernels import library
-
         self.spec, self.weights, self.limits = spec, weights, limits
         self.name, self.folder = name, folder
         self.ctx, self.slots, self.threads = limits.ctx, limits.slots, limits.threads
@@ -75,16 +67,14 @@ class Model:
         if self.pool is not None:
             self.max_step = self.pool.most_tokens(limits.step)
         self.caches = built.caches
-        began = time.perf_counter()
-        kernels = library.load(
-            [*{op.kernel.name for op in built.ops}, "lead", "follow", "read_clock"], notice, built.pool is not None
-        )
-        self.compile_s = time.perf_counter() - began
+        self.runner = Runner(built.ops, limits.threads, notice=notice, apart=built.pool is not None)
+        self.compile_s = self.runner.compile_s
         self.load_s = self.pack_s = 0.0
-        self.plan = Plan(built.ops, kernels)
-        self.team = Team(limits.threads, kernels)
-        self.usage = Meter(self.plan, self.team.ns_per_tick)
-        self._header = self._step.header.data
+
+    @property
+    def usage(self) -> Meter:
+        """What steps have touched so far."""
+        return self.runner.meter
 
     def step(
         self, token: Sequence[int] | np.ndarray, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray,
@@ -108,17 +98,18 @@ class Model:
                     wanted += 1
             if wanted > self.max_wanted:
                 raise InputError(f"a step gives the logits of at most {self.max_wanted} tokens, {wanted} were wanted")
-            header = self._header
-            begin_step(header, n)
+            runner = self.runner
+            runner.begin(n)
+            header = runner.words
             header[WANT], header[WANT_TILES], header[ANY_WANT] = wanted, -(-wanted // TILE), int(wanted > 0)
             header[ITEMS] = attention_items(
                 buffers.slot[:n], buffers.pos[:n], buffers.items, buffers.part, buffers.partials, SPLIT_BELOW
             )
-            elapsed = self.team.run(self.plan, buffers.header, self.usage.counters)
+            elapsed = runner.run()
             if header[PROBLEM]:
                 self._raise_problem()
             routed = self._routed
-            self.usage.record(buffers.slot[:n], buffers.pos[:n], wanted, elapsed, routed.distinct, routed.nodes)
+            runner.meter.record(buffers.slot[:n], buffers.pos[:n], wanted, elapsed, routed.distinct, routed.nodes)
             if self.routing is not None:
                 self.routing.record(
                     buffers.slot[:n], buffers.pos[:n], routed.chosen[:, :n], routed.weight[:, :n], routed.path[:, :n]
@@ -147,9 +138,9 @@ class Model:
 
     def _raise_problem(self) -> None:
         """CheckpointError: a router's logits were no numbers, or experts could not be read."""
-        position, kind = divmod(self._header[PROBLEM], PROBLEMS)
+        position, kind = divmod(self.runner.words[PROBLEM], PROBLEMS)
         layer = self._routed.layers[position]
-        self._header[PROBLEM] = 0
+        self.runner.words[PROBLEM] = 0
         if kind == NOT_READ and self.pool is not None:
             self.pool.forget()
             raise CheckpointError(
@@ -170,12 +161,12 @@ class Model:
     def buffer_bytes(self) -> int:
         """Bytes of everything that steps write: KV cache, activations, logits, tables; whether touched yet or not."""
         slots = self.pool.memory.nbytes if self.pool is not None and self.pool.pooled else 0
-        return self.plan.buffer_bytes() - slots
+        return self.runner.plan.buffer_bytes() - slots
 
     @property
     def chosen_experts(self) -> dict[int, np.ndarray]:
         """By layer: the experts of the last step's tokens, int64 [T, A] in order of rank, without the shared ones."""
-        n, routed = int(self._step.header[TOKENS]), self._routed
+        n, routed = self.runner.words[TOKENS], self._routed
         return {layer: chosen[:n] for layer, chosen in zip(routed.layers, routed.chosen, strict=True)}
 
     @property
@@ -220,6 +211,6 @@ class Model:
 
     def close(self) -> None:
         """Let the team's threads end."""
-        self.team.close()
+        self.runner.close()
         if self.pool is not None:
             self.pool.close()

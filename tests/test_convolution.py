@@ -141,7 +141,7 @@ def test_memory_of_states_does_not_grow_with_the_context() -> None:
     states = 3 * 4 * 96 * (3 + 5)  # slots, bytes, 72 columns in whole groups, positions
     assert cache_bytes(spec, "q8", 3, 300, 8) == 3 * 256 * bytes_per_key(attention, "q8") + states
     model = build(spec=spec, slots=3)
-    found = [op.operands["state"] for op in model.plan.ops if op.kernel.kind == "convolve"]
+    found = [op.operands["state"] for op in model.runner.plan.ops if op.kernel.kind == "convolve"]
     assert sum(state.nbytes for state in found if isinstance(state, np.ndarray)) == states
     model.close()
 

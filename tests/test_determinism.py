@@ -214,7 +214,7 @@ def test_a_slot_recovers_from_a_poisoned_cache(kv: str, spec: ModelSpec) -> None
     ids = prompt(40)
     expected = forward(ids, kv=kv, step=16, spec=spec)
     model = build(kv=kv, step=16, spec=spec)
-    for op in model.plan.ops:
+    for op in model.runner.plan.ops:
         if op.kernel.kind == "convolve":
             op.operands["state"][:] = np.nan  # type: ignore[index]
     for cache in model.caches:

@@ -152,14 +152,14 @@ def test_only_what_is_on_the_path_counts(width: int) -> None:
     leaf = 4 * stored * (D + out) + 4 * width + 4 * out
     node = 4 * D + 4
     layer(x[:1])
-    assert int(layer.meter.bytes.sum()) == depth * node + leaf
-    layer.meter.reset()
+    assert int(layer.runner.meter.bytes.sum()) == depth * node + leaf
+    layer.runner.meter.reset()
     layer(x)
     leaves = np.unique(layer.leaves(x))
     nodes = {(leaf_ + 15 + 1) >> up for leaf_ in leaves.tolist() for up in range(1, depth + 1)}
-    layer.meter.reset()
+    layer.runner.meter.reset()
     layer(x)
-    assert int(layer.meter.bytes.sum()) == len(nodes) * node + len(leaves) * leaf
+    assert int(layer.runner.meter.bytes.sum()) == len(nodes) * node + len(leaves) * leaf
     layer.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -170,9 +171,11 @@ def test_shapes_have_equal_totals_and_equal_active_sizes() -> None:
 
 def test_probe_reads_the_whole_buffer() -> None:
     buffer = np.arange(4 * 256 // 4, dtype=np.float32)
-    with bandwidth.Probe(2, buffer, chunks=4, bytes=256, stride=256, rounds=3) as probe:
-        probe.run()
-        np.testing.assert_array_equal(probe.sums[:, 0], 3 * buffer.reshape(4, -1).sum(axis=1))
+    with closing(bandwidth.probe(2, buffer, chunks=4, bytes=256, stride=256, rounds=3)) as runner:
+        runner.run()
+        sums = runner.plan.ops[0].operands["out"]
+        assert isinstance(sums, np.ndarray)
+        np.testing.assert_array_equal(sums[:, 0], 3 * buffer.reshape(4, -1).sum(axis=1))
 
 
 def test_measured_memory_exceeds_the_largest_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from lapinfer.errors import InputError
-from lapinfer.kernels.operands import ACTIVATIONS, PROBLEM, STEP, STORE
+from lapinfer.kernels.operands import ACTIVATIONS, PROBLEM, STORE
 from lapinfer.machine import default_threads
 from lapinfer.options import MOST_THREADS
 from lapinfer.packing.entries import PackedEntry, pack_matrix
@@ -20,11 +20,9 @@ from lapinfer.quant.quantize import quantize
 from lapinfer.quant.rows import pack_rows, unpack_rows
 from lapinfer.runtime.build.feed_forward import feed_forward
 from lapinfer.runtime.build.trees import Target
-from lapinfer.runtime.meter import Meter
-from lapinfer.runtime.ops import Limits, Ops, begin_step
-from lapinfer.runtime.plan import Plan
+from lapinfer.runtime.ops import Limits, Ops
 from lapinfer.runtime.routing import decisions
-from lapinfer.runtime.team import Team
+from lapinfer.runtime.runner import Runner
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import Tensor, feed_forward_tensors, layer_prefix, router_tensors
 
@@ -92,51 +90,38 @@ class Layer:
         limits = Limits(1, step=batch, threads=self.threads, activations=activations)
         self._ops = Ops(width, {0: ff}, self.weights, limits, out=out)
         feed_forward(self._ops, 0, None, Target(self._ops.y, STORE, out))
-        self._header = np.zeros(len(STEP), np.int64)
         self._lock = threading.RLock()
-        self._plan: Plan | None = None
-        self._team: Team | None = None
+        self._runner: Runner | None = None
         self._usage = Usage(ff)
 
     @property
-    def plan(self) -> Plan:
+    def runner(self) -> Runner:
         """The ops; their kernels are compiled when it is first asked for."""
-        if self._plan is None:
-            from lapinfer.kernels import library
-
-            kernels = library.load([*{op.kernel.name for op in self._ops.ops}, "lead", "follow", "read_clock"])
-            self._plan, self._team = Plan(self._ops.ops, kernels), Team(self.threads, kernels)
-            self.meter = Meter(self._plan, self._team.ns_per_tick)
-        return self._plan
-
-    @property
-    def team(self) -> Team:
-        assert self.plan is not None
-        assert self._team is not None
-        return self._team
+        if self._runner is None:
+            self._runner = Runner(self._ops.ops, self.threads)
+        return self._runner
 
     def __call__(self, x: Array) -> Array:
         """float32 [T, D] -> [T, out]. InputError for another shape, or numbers that are not finite."""
         x = self._inputs(x)
         y = np.empty((len(x), self.out), np.float32)
         with self._lock:
-            plan, team, buffers = self.plan, self.team, self._ops
-            step = self._options["batch"]
-            for at in range(0, len(x), step):
-                piece = x[at : at + step]
+            runner, buffers, batch = self.runner, self._ops, self._options["batch"]
+            for start in range(0, len(x), batch):
+                piece = x[start : start + batch]
                 n = len(piece)
                 buffers.x[:n, : self.width] = piece
-                begin_step(self._header, n)
-                self._header[PROBLEM] = 0
-                elapsed = team.run(plan, self._header, self.meter.counters)
-                if self._header[PROBLEM]:
+                runner.begin(n)
+                runner.words[PROBLEM] = 0
+                elapsed = runner.run()
+                if runner.words[PROBLEM]:
                     raise InputError("a decision of this layer was not a finite number: its inputs are too large")
                 routing = buffers.routing
                 nothing = np.zeros(n, np.int64)
-                self.meter.record(nothing, nothing, 0, elapsed, routing.distinct, routing.nodes)
+                runner.meter.record(nothing, nothing, 0, elapsed, routing.distinct, routing.nodes)
                 if routing.layers:
                     self._usage.add(routing.chosen[0, :n], routing.path[0, :n])
-                y[at : at + n] = buffers.y[:n, : self.out]
+                y[start : start + n] = buffers.y[:n, : self.out]
         return y
 
     def quantized(self, quant: str, **options: Any) -> Self:
@@ -158,7 +143,7 @@ class Layer:
     def explain(self) -> str:
         """The ops of one token with their bytes and multiply-adds, and the bytes that the layer has in all."""
         with self._lock:
-            meter = Meter(self.plan, self.team.ns_per_tick)
+            meter = self.runner.new_meter()
         nothing, active = np.zeros(1, np.int64), np.array([self.ff.active], np.int64)
         tree = self.ff.router.path if isinstance(self.ff.router, TreeSpec) else 0
         meter.record(nothing, nothing, 0, 0, active, np.array([tree], np.int64))
@@ -186,8 +171,8 @@ class Layer:
 
     def close(self) -> None:
         """Let the team's threads end."""
-        if self._team is not None:
-            self._team.close()
+        if self._runner is not None:
+            self._runner.close()
 
 
 class Usage:

@@ -7,16 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from lapinfer.kernels import library
-from lapinfer.kernels.control import COUNTER, NS
-from lapinfer.kernels.operands import ACT_F32, STEP, STORE
+from lapinfer.kernels.control import NS
+from lapinfer.kernels.operands import ACT_F32, STORE
 from lapinfer.layers.layer import Layer
 from lapinfer.runtime.build.feed_forward import feed_forward
 from lapinfer.runtime.build.trees import Target
-from lapinfer.runtime.meter import Meter
-from lapinfer.runtime.ops import Limits, Ops, Weights, begin_step
-from lapinfer.runtime.plan import Plan
-from lapinfer.runtime.team import Team
+from lapinfer.runtime.ops import Limits, Ops, Weights
+from lapinfer.runtime.runner import Runner
 from lapinfer.spec import FeedForwardSpec
 
 
@@ -44,10 +41,9 @@ class Repeated:
             build.norm_of(own, "input", None, width, 0, "input", ACT_F32, exact=build.x, out=0)
             build.weights = copies[which]
             feed_forward(build, 0, None, Target(build.y, STORE, out))
-        kernels = library.load([*{op.kernel.name for op in build.ops}, "lead", "follow", "read_clock"])
-        self._plan, self._team = Plan(build.ops, kernels), Team(threads, kernels)
+        self._runner = Runner(build.ops, threads)
         self._inputs = np.array([op.part == "input" for op in build.ops])
-        self._header, self._routing = np.zeros(len(STEP), np.int64), build.routing
+        self._routing = build.routing
 
     @classmethod
     def of_layer(cls, layer: Layer, x: np.ndarray, batch: int, times: int) -> Repeated:
@@ -56,18 +52,20 @@ class Repeated:
 
     def seconds(self) -> float:
         """Of one layer."""
-        begin_step(self._header, self.batch)
-        counters = np.zeros((len(self._plan.ops), COUNTER), np.int64)
-        whole = self._team.run(self._plan, self._header, counters)
-        return (whole - counters[self._inputs, NS].sum() * self._team.ns_per_tick()) / 1e9 / self.times
+        runner = self._runner
+        runner.begin(self.batch)
+        runner.meter.reset()
+        total = runner.run()
+        copying = runner.meter.counters[self._inputs, NS].sum() * runner.team.ns_per_tick()
+        return (total - copying) / 1e9 / self.times
 
     def touched(self) -> int:
         """Bytes that a layer reads for its tokens; of several routed ones, those of the last pass's last layer."""
-        meter, nothing = Meter(self._plan, self._team.ns_per_tick), np.zeros(self.batch, np.int64)
+        meter, nothing = self._runner.new_meter(), np.zeros(self.batch, np.int64)
         self.seconds()
         meter.record(nothing, nothing, 0, 0, self._routing.distinct, self._routing.nodes)
         return int(meter.bytes[~self._inputs].sum()) // self.times
 
     def close(self) -> None:
         """Let the team's threads end."""
-        self._team.close()
+        self._runner.close()

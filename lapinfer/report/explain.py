@@ -105,7 +105,7 @@ def _title(model: Model) -> str:
 def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: bool) -> str:
     """One step's table and its summary."""
     costs, watch, slot = Costs.of(model), Watch(model), np.zeros(len(step.pos), np.int64)
-    meter = watch.meter
+    meter, ops = watch.meter, model.runner.plan.ops
     if machine is None:
         meter.record(slot, step.pos, 1, 0, *expected_reads(model.spec, len(step.pos)))
     else:
@@ -113,17 +113,17 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
         for _ in range(step.repeats):
             watch.step(step.token, slot, step.pos)
     rows = meter.by_op()
-    lines = [_line(op, row, step.pos, meter.steps, machine) for op, row in zip(model.plan.ops, rows, strict=True)]
+    lines = [_line(op, row, step.pos, meter.steps, machine) for op, row in zip(ops, rows, strict=True)]
     total = Line("step")
     by_part = {part: Line(part) for part in parts_of(model.spec)}
-    for op, line, row in zip(model.plan.ops, lines, rows, strict=True):
+    for op, line, row in zip(ops, lines, rows, strict=True):
         by_part[op.part].add(line)
         if nodes := row["nodes"] // meter.steps:  # of an op that is a descent and its leaf in one
             by_part[op.part].bytes -= nodes
             by_part["router"].bytes += nodes
         total.add(line)
     if not layers:
-        lines = _summed(model.plan.ops, lines)
+        lines = _summed(ops, lines)
     columns = [*_COLUMNS, *(_TIMED if machine is not None else ())]
     table = [[head for head, _ in columns]]
     for group in (lines, list(by_part.values()), [total]):

@@ -5,22 +5,21 @@ A step can be no faster than the slower of the two for its bytes and its multipl
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
-from lapinfer.kernels.control import COUNTER
-from lapinfer.kernels.operands import ACT_F32, ACT_Q8, STEP, STORE
+from lapinfer.kernels.operands import ACT_F32, ACT_Q8, STORE
 from lapinfer.machine import beyond_caches
 from lapinfer.quant import ROWS as PACKED_ROWS
 from lapinfer.quant.formats import FORMATS as WEIGHT_FORMATS
 from lapinfer.report.bandwidth import read_bandwidth
 from lapinfer.report.random_weights import random_weights
 from lapinfer.report.timing import repeated
-from lapinfer.runtime.ops import Limits, Ops, begin_step
-from lapinfer.runtime.plan import Plan
-from lapinfer.runtime.team import Team
+from lapinfer.runtime.ops import Limits, Ops
+from lapinfer.runtime.runner import Runner
 from lapinfer.spec import FeedForwardSpec
 from lapinfer.tensors import Tensor
 
@@ -72,8 +71,6 @@ def weights_bandwidth(format: str, threads: int, seconds: float = 0.3) -> float:
 
 def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], products: int, tokens: int) -> float:
     """Seconds of `products` products of a matrix with so many tokens: the median of several passes."""
-    from lapinfer.kernels import library
-
     rows, columns = shape
     matrix = Tensor(0, "up", shape, "feed-forward", "matrix", packing="groups")
     weights = random_weights([matrix], {matrix.name: format})
@@ -83,15 +80,6 @@ def _pass(format: str, threads: int, seconds: float, shape: tuple[int, int], pro
     build.norm("input", None, 0, "input", ACT_Q8 if WEIGHT_FORMATS[build.format(matrix.name)].grouped else ACT_F32)
     for _ in range(products):
         build.matmul(matrix.name, 0, "input", build.tiles, STORE, logical=shape, out=build.y)
-    kernels = library.load([*{op.kernel.name for op in build.ops}, "lead", "follow", "read_clock"])
-    team, plan = Team(threads, kernels), Plan(build.ops, kernels)
-    header, counters = np.zeros(len(STEP), np.int64), np.zeros((len(build.ops), COUNTER), np.int64)
-
-    def run() -> int:
-        begin_step(header, tokens)
-        return team.run(plan, header, counters)
-
-    try:
-        return median(repeated(run, seconds)) / 1e9
-    finally:
-        team.close()
+    with closing(Runner(build.ops, threads)) as runner:
+        runner.begin(tokens)
+        return median(repeated(runner.run, seconds)) / 1e9

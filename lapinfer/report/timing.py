@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lapinfer.runtime.meter import Meter
-
 if TYPE_CHECKING:
     from lapinfer.model import Model
 
@@ -37,7 +35,7 @@ class Watch:
         self.model = model
         self.seconds: list[float] = []
         self.positions: list[np.ndarray] = []
-        self.meter = Meter(model.plan, model.team.ns_per_tick)
+        self.meter = model.runner.new_meter()
 
     def step(self, token: Sequence[int] | np.ndarray, slot: np.ndarray, pos: np.ndarray) -> None:
         """The logits are those of a prompt's last token, or of each token of a batch."""
@@ -58,18 +56,15 @@ class Watch:
         return self._timed(lambda: self.model.prefill(ids, 0, start))
 
     def _timed(self, run: Callable[[], object]) -> float:
-        usual, self.model.usage = self.model.usage, self.meter
-        began = time.perf_counter()
-        try:
+        with self.model.runner.metered(self.meter):
+            began = time.perf_counter()
             run()
             return time.perf_counter() - began
-        finally:
-            self.model.usage = usual
 
     @property
     def attended(self) -> int:
         """Multiply-adds of attention, which the meter does not count."""
-        return sum(op.cost.attention_macs(pos) for op in self.model.plan.ops for pos in self.positions)
+        return sum(op.cost.attention_macs(pos) for op in self.model.runner.plan.ops for pos in self.positions)
 
     def enough(self, seconds: float) -> bool:
         """Whether steps took so long together, and there were a few."""

@@ -42,12 +42,13 @@ class Meter:
 
     def __init__(self, plan: Plan, ns_per_tick: Callable[[], float]):
         self._plan, self._ns_per_tick = plan, ns_per_tick
+        self.counters = np.zeros((len(plan.ops), COUNTER), np.int64)
         self._windows = {op.cost.remembered.window for op in plan.ops if op.cost.remembered is not None}
         self.reset()
 
     def reset(self) -> None:
         self.steps = self.tokens = self.ns = 0
-        self.counters = np.zeros((len(self._plan.ops), COUNTER), np.int64)
+        self.counters[:] = 0
         self._tallies: dict[Steps, Tally] = {kind: Tally() for kind in STEPS}
         self._noted: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
 

@@ -13,12 +13,9 @@ from lapinfer.kernels.operands import (
     ACT_F32,
     ACTIVATION_KINDS,
     ANY_WANT,
-    CROWD,
-    CROWD_TILES,
     F32_TILE_GROUP,
     GATED,
     LAYER,
-    LONE,
     NONE,
     ONE,
     PLAIN,
@@ -40,13 +37,6 @@ from lapinfer.runtime.pool import ExpertPool, Policy
 from lapinfer.runtime.routed import RoutingBuffers
 from lapinfer.runtime.sizes import blocks_in_a_chunk, padded, padded_vector
 from lapinfer.spec import FeedForwardSpec, NormSpec
-
-
-def begin_step(header: memoryview | np.ndarray, tokens: int) -> None:
-    """Enter a step's number of tokens into its header (operands.STEP)."""
-    tiles = -(-tokens // TILE)
-    header[ONE], header[TOKENS], header[TILES] = 1, tokens, tiles
-    header[LONE], header[CROWD], header[CROWD_TILES] = int(tokens == 1), int(tokens > 1), tiles if tokens > 1 else 0
 
 
 class Weights(Protocol):

@@ -29,6 +29,7 @@ from lapinfer.kernels.control import (
     YIELD,
     control_words,
 )
+from lapinfer.kernels.operands import STEP as STEP_HEADER
 from lapinfer.kernels.operands import TOKENS
 from lapinfer.runtime.pace import Pace
 from lapinfer.runtime.plan import Plan
@@ -89,8 +90,6 @@ class Team:
         self._kernels = kernels
         self._lead, self._read_clock = KERNEL(kernels["lead"]), KERNEL(kernels["read_clock"])
         self._serial = 1
-        self._checked: tuple[object, object, object] = (None, None, None)
-        self._addresses = (0, 0, 0)
         self._start()
         self._ticks_began, self._ns_began = self._ticks(), time.perf_counter_ns()
 
@@ -112,19 +111,23 @@ class Team:
         ticks = self._ticks() - self._ticks_began
         return (time.perf_counter_ns() - self._ns_began) / max(ticks, 1)
 
-    def run(self, plan: Plan, step: np.ndarray, counters: np.ndarray) -> int:
-        """Run one step of a plan; returns its nanoseconds. step: the header (operands.STEP), counters: [ops, 2]."""
+    def attach(self, plan: Plan, step: np.ndarray, counters: np.ndarray) -> None:
+        """What `run` runs from now on: a plan, its step's header (operands.STEP), counters [ops, COUNTER] to add to."""
+        assert step.flags.c_contiguous
+        assert step.shape == (len(STEP_HEADER),)
+        assert counters.flags.c_contiguous
+        assert counters.shape == (len(plan.ops), COUNTER)
+        self._attached = plan, step, counters  # kept alive: kernels have only their addresses
+        self._addresses = plan.rows.ctypes.data, step.ctypes.data, counters.ctypes.data
+        self._words, self._ops = step.data, len(plan.ops)
+
+    def run(self) -> int:
+        """Run one step of what is attached; returns its nanoseconds."""
         if os.getpid() != self._pid:  # threads do not survive a fork
             self._finalizer.detach()
             self._start()
-        if plan is not self._checked[0] or step is not self._checked[1] or counters is not self._checked[2]:
-            assert step.flags.c_contiguous
-            assert counters.flags.c_contiguous
-            assert counters.shape == (len(plan.ops), COUNTER)
-            self._checked = plan, step, counters
-            self._addresses = plan.rows.ctypes.data, step.ctypes.data, counters.ctypes.data
         shared = self._shared
-        words, tokens, ops = shared.view, int(step[TOKENS]), len(plan.ops)
+        words, tokens, ops = shared.view, self._words[TOKENS], self._ops
         active = self.pace.choose(tokens)
         end = self._serial + ops
         words[BASE // 8], words[OPS // 8], words[ACTIVE // 8] = self._serial, ops, active

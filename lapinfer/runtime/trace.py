@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -32,7 +32,8 @@ from lapinfer.kernels.operands import (
 )
 from lapinfer.quant import GROUP
 from lapinfer.runtime import team
-from lapinfer.runtime.plan import Op, Plan
+from lapinfer.runtime.plan import Op
+from lapinfer.runtime.runner import Runner
 
 Before = Callable[[Op, np.ndarray, np.ndarray | None], None]
 """Called with a matmul op and its inputs, float32 [T, C] with C rounded up to whole groups; of the experts' second
@@ -43,10 +44,10 @@ After = Callable[[Op], None]
 
 
 class Traceable(Protocol):
-    """A Model: whatever runs its plans in `team`."""
+    """A Model: whatever runs its steps with a runner."""
 
-    team: Any
-    threads: int
+    @property
+    def runner(self) -> Runner: ...
 
 
 def activation_kind(op: Op) -> int:
@@ -84,48 +85,55 @@ def routed_inputs(op: Op, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Tracer:
-    """Runs plans as a Team does, one op after the other, and tells `before` each matmul's inputs."""
+    """Runs steps as a Team does, one op after the other, and calls `before` with each matmul's inputs."""
 
-    def __init__(self, threads: int, before: Before, after: After):
-        self.threads, self._before, self._after = threads, before, after
+    def __init__(self, runner: Runner, before: Before, after: After):
+        self._runner, self._before, self._after = runner, before, after
 
-    def run(self, plan: Plan, step: np.ndarray, counters: np.ndarray) -> int:
-        """Run one step; the counters stay as they are, and no time is returned."""
-        with ThreadPoolExecutor(self.threads) as pool:
+    def run(self) -> int:
+        """Run one step; the meter's counters stay as they are, and no time is returned."""
+        plan, step, threads = self._runner.plan, self._runner.header, self._runner.team.threads
+        with ThreadPoolExecutor(threads) as pool:
             for op, row in zip(plan.ops, plan.rows, strict=True):
                 chunks = int(step[op.count]) * op.times
-                if chunks and op.kernel.kind == "matmul":
-                    x, tokens, groups = (op.operands[key] for key in ("x", "tokens", "groups"))
-                    assert isinstance(x, np.ndarray)
-                    self._before(op, decode(x, activation_kind(op), int(groups), int(step[int(tokens)])), None)
-                if chunks and op.kernel.kind == "router":
-                    x = op.operands["x"]
-                    assert isinstance(x, np.ndarray)
-                    self._before(op, x[: int(step[TOKENS])].copy(), None)
-                if chunks and op.kernel.kind == "descend":
-                    x = op.operands["columns"]
-                    assert isinstance(x, np.ndarray)
-                    self._before(op, x[: int(step[TOKENS])].copy(), None)
-                if chunks and op.kernel.kind == "experts" and op.operands["tile_bytes"]:
-                    self._before(op, *routed_inputs(op, int(step[EXPERT_TILES])))
+                if not chunks:
+                    self._after(op)
+                    continue
+                self._show(op, step)
                 kernel = team.KERNEL(int(row[KERNEL]))
-                left = iter(range(chunks))  # shared: each chunk is taken once
+                remaining = iter(range(chunks))  # shared: each chunk is taken once
 
-                def work(thread: int, kernel=kernel, row=row, left=left) -> None:
-                    for chunk in left:
+                def work(thread: int, kernel=kernel, row=row, remaining=remaining) -> None:
+                    for chunk in remaining:
                         kernel(row.ctypes.data, step.ctypes.data, chunk, thread)
 
-                list(pool.map(work, range(min(self.threads, chunks))))
+                list(pool.map(work, range(min(threads, chunks))))
                 self._after(op)
         return 0
+
+    def _show(self, op: Op, step: np.ndarray) -> None:
+        """Call `before` with the op's inputs, if it multiplies or decides by any."""
+        match op.kernel.kind:
+            case "matmul":
+                x, tokens, groups = (op.operands[key] for key in ("x", "tokens", "groups"))
+                assert isinstance(x, np.ndarray)
+                self._before(op, decode(x, activation_kind(op), int(groups), int(step[int(tokens)])), None)
+            case "router" | "descend" as kind:
+                x = op.operands["x" if kind == "router" else "columns"]
+                assert isinstance(x, np.ndarray)
+                self._before(op, x[: int(step[TOKENS])].copy(), None)
+            case "experts" if op.operands["tile_bytes"]:
+                self._before(op, *routed_inputs(op, int(step[EXPERT_TILES])))
+            case _:
+                pass
 
 
 @contextmanager
 def traced(model: Traceable, before: Before, after: After = lambda op: None) -> Iterator[None]:
     """While open, the model's steps call `before` and `after`."""
-    usual = model.team
-    model.team = Tracer(model.threads, before, after)
+    runner = model.runner
+    usual, runner.run = runner.run, Tracer(runner, before, after).run
     try:
         yield
     finally:
-        model.team = usual
+        runner.run = usual

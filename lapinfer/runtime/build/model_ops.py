@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapinfer.kernels.operands import ADD, HEAD, ITEM, STEP, STORE, TILE, TILES
+from lapinfer.kernels.operands import ADD, HEAD, ITEM, STORE, TILE, TILES
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
@@ -22,7 +22,6 @@ from lapinfer.spec import ModelSpec, NormSpec, RopeSpec
 class StepBuffers:
     """What a step writes before it runs the plan, and the logits it leaves."""
 
-    header: np.ndarray
     token: np.ndarray
     slot: np.ndarray
     pos: np.ndarray
@@ -63,7 +62,6 @@ class ModelOps(Ops):
         self.partial = np.zeros((count, *partial_row(spec)), np.float32)
         W, V = padded(limits.most_wanted, TILE), padded(spec.vocab, ROWS)
         self.step = StepBuffers(
-            header=np.zeros(len(STEP), np.int64),
             token=np.zeros(T, np.int64),
             slot=np.zeros(T, np.int64),
             pos=np.zeros(T, np.int64),

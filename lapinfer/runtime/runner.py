@@ -1,0 +1,70 @@
+"""Ops that can run: their machine code, the plan, a team of threads, and the meter of what was touched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from lapinfer.kernels.operands import CROWD, CROWD_TILES, LONE, ONE, STEP, TILE, TILES, TOKENS
+from lapinfer.runtime.meter import Meter
+from lapinfer.runtime.plan import Op, Plan
+from lapinfer.runtime.team import Team
+
+Notice = Callable[[str], None]
+
+
+class Runner:
+    """Compiles the kernels of a list of ops, and runs the ops step by step.
+
+        runner.begin(tokens)        # then enter what else the ops need into runner.words
+        nanoseconds = runner.run()
+
+    header: the step's counts (kernels/operands.STEP), int64; words: the same memory, whose single words are read and
+    written without NumPy's machinery. run: one step; while traced, something else (runtime/trace.py).
+    """
+
+    def __init__(self, ops: list[Op], threads: int, *, notice: Notice | None = None, apart: bool = False):
+        """notice: told that kernels are compiled; apart: in a process of its own (kernels/library.py)."""
+        from lapinfer.kernels import library  # Numba is imported when something is run, not before
+
+        began = time.perf_counter()
+        kernels = library.load([*{op.kernel.name for op in ops}, "lead", "follow", "read_clock"], notice, apart)
+        self.compile_s = time.perf_counter() - began
+        self.plan = Plan(ops, kernels)
+        self.team = Team(threads, kernels)
+        self.header = np.zeros(len(STEP), np.int64)
+        self.words = self.header.data
+        self.meter = self.new_meter()
+        self.team.attach(self.plan, self.header, self.meter.counters)
+        self.run: Callable[[], int] = self.team.run
+
+    def begin(self, tokens: int) -> None:
+        """Enter a step's number of tokens into its header."""
+        words, tiles = self.words, -(-tokens // TILE)
+        words[ONE], words[TOKENS], words[TILES] = 1, tokens, tiles
+        words[LONE], words[CROWD], words[CROWD_TILES] = int(tokens == 1), int(tokens > 1), tiles if tokens > 1 else 0
+
+    def new_meter(self) -> Meter:
+        """A meter that has counted nothing yet."""
+        return Meter(self.plan, self.team.ns_per_tick)
+
+    @contextmanager
+    def metered(self, meter: Meter) -> Iterator[None]:
+        """While open, steps are counted by this meter instead of the usual one."""
+        usual = self.meter
+        self._count_with(meter)
+        try:
+            yield
+        finally:
+            self._count_with(usual)
+
+    def _count_with(self, meter: Meter) -> None:
+        self.meter = meter
+        self.team.attach(self.plan, self.header, meter.counters)
+
+    def close(self) -> None:
+        """Let the team's threads end."""
+        self.team.close()
