@@ -121,11 +121,11 @@ class Ops:
 
     def add(
         self, kernel: str | KernelId, label: str, part: str, layer: int, count: int, times: int, *, cost: Cost = FREE,
-        shape: str = "", bank: np.ndarray | None = None, **operands: Operand,
+        shape: str = "", packed: np.ndarray | None = None, **operands: Operand,
     ) -> None:  # fmt: skip
         """Add an op (runtime/plan.Op says what each argument is)."""
         kernel = KernelId(kernel) if isinstance(kernel, str) else kernel
-        self.ops.append(Op(kernel, label, part, layer, count, times, operands, cost, shape, bank))
+        self.ops.append(Op(kernel, label, part, layer, count, times, operands, cost, shape, packed))
 
     # ---- the ops ----
 

@@ -22,8 +22,8 @@ class Op:
     """One kernel with its operands, run in (step[count] · times) chunks.
 
     `part` is what its bytes are accounted as (attention, feed-forward, head, …), `label` what a person reads,
-    `layer` the layer or −1, `shape` for a person, too. `bank`: the experts that it reads, where its operands hold only
-    their addresses.
+    `layer` the layer or −1, `shape` for a person, too. `packed`: the bank of experts that it reads, where its operands
+    hold only their addresses.
     """
 
     kernel: KernelId
@@ -35,7 +35,7 @@ class Op:
     operands: dict[str, Operand]
     cost: Cost = FREE
     shape: str = ""
-    bank: np.ndarray | None = None
+    packed: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -44,7 +44,8 @@ class Op:
     @property
     def weights(self) -> np.ndarray | None:
         """The packed weights that it reads: a matrix, or a bank of experts."""
-        weights = self.operands.get("weights") if self.bank is None else self.bank
+        operands = self.operands
+        weights = operands.get("weights", operands.get("leaves")) if self.packed is None else self.packed
         return weights if isinstance(weights, np.ndarray) else None
 
 

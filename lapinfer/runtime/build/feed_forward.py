@@ -207,7 +207,7 @@ def _experts(
         bias_stride=0 if bias is None else bias.strides[0], scale=scale, activation=activation,
         out_groups=blocks // least if tiled else 0, out_kind=out_kind, scratch=build.scratch,
         scratch_stride=build.scratch.strides[0],
-        bank=build.weights.tensor(bank), shape=f"{logical[0]} × {logical[1]}",
+        packed=build.weights.tensor(bank), shape=f"{logical[0]} × {logical[1]}",
         cost=Cost(
             macs=ff.active * logical[0] * logical[1], routed=routing.position(layer),
             expert_bytes=blocks * size + (0 if bias is None else 4 * logical[0]),

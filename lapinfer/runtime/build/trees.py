@@ -135,7 +135,6 @@ def narrow_leaves(
     leaves = _leaf_operands(build, index, ff, target, leaf_weight)
     sort = sort_operands(build, index, ff, 0, 0, shared_weight=shared_weight)
     descent: dict[str, Any] = {**sort, **_tree_operands(build, index, tree, columns)}
-    bank = build.weights.tensor(p + "leaves")
     inward, outward = _leaf_costs(build, index, ff, target)
     descent_cost = _descent_cost(build, index, tree, "lone")
     both = replace(
@@ -147,12 +146,12 @@ def narrow_leaves(
     if tree.neurons:
         build.add(
             KernelId("neurons", fmt), "neurons", "experts", index, TILES, 1, **descent, **leaves,
-            cost=both, shape=shape, bank=bank,
+            cost=both, shape=shape,
         )  # fmt: skip
     else:
         build.add(
             KernelId("tree", fmt), "tree", "experts", index, LONE, 1, **descent, **leaves,
-            cost=both, shape=shape, bank=bank,
+            cost=both, shape=shape,
         )  # fmt: skip
         descend(build, index, ff, tree, columns, crowd=True)
     hidden: dict[str, Any] = {
@@ -161,13 +160,12 @@ def narrow_leaves(
     }  # fmt: skip
     build.add(
         KernelId("inward", fmt), "leaves.inward", "experts", index, EXPERTS, 1, active=routing.active, columns=columns,
-        column_stride=columns.strides[0], **hidden, **leaves, cost=inward, shape=shape, bank=bank,
+        column_stride=columns.strides[0], **hidden, **leaves, cost=inward, shape=shape,
     )  # fmt: skip
     unit = max(groups // OUTWARD_CHUNKS, 1)
     build.add(
         KernelId("outward", fmt), "leaves.outward", "experts", index, CROWD, -(-groups // unit), unit=unit,
         row_weights=routing.row_weights, **hidden, **leaves, cost=outward, shape=f"{target.width} × {ff.width}",
-        bank=bank,
     )  # fmt: skip
 
 
