@@ -18,7 +18,7 @@ from lapinfer.machine import description
 from lapinfer.report.fit import decode_seconds
 from lapinfer.report.random_weights import shape_model
 from lapinfer.report.roofline import weights_bandwidth
-from lapinfer.report.shapes import KINDS
+from lapinfer.report.sizes import KINDS
 from lapinfer.runtime.ops import Limits
 
 START, TOKENS = 100, 40

@@ -29,7 +29,8 @@ from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.explain import explain
 from lapinfer.report.random_weights import shape_model
-from lapinfer.report.shapes import KINDS, SIZES, shape_spec
+from lapinfer.report.shapes import shape_spec
+from lapinfer.report.sizes import KINDS, SIZES
 from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.meter import Meter

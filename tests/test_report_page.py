@@ -32,7 +32,8 @@ from lapinfer.report.page import page
 from lapinfer.report.page_whatif import SCRIPT
 from lapinfer.report.random_weights import shape_formats
 from lapinfer.report.roofline import Roofline
-from lapinfer.report.shapes import Size, shape_spec
+from lapinfer.report.shapes import shape_spec
+from lapinfer.report.sizes import Size
 from lapinfer.report.whatif import Settings, stored, terms, touched
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec

@@ -1,10 +1,9 @@
 """The command line: `lapinfer COMMAND`. Each module has a group of commands; here they are put together.
 
 A command parses, calls the library, and prints: answers to stdout, everything else to stderr. It imports what it needs
-when it runs, so that --help answers at once.
+when it runs, so that --help answers at once. For the same reason, modules of commands do not postpone their annotations:
+Typer would compile each of them twice.
 """
-
-from __future__ import annotations
 
 import os
 import sys
@@ -15,7 +14,6 @@ import typer
 from lapinfer import __version__
 from lapinfer.cli import bench, describe, files, quality, report, run, train
 from lapinfer.cli.failures import application
-from lapinfer.cli.options import expanded
 
 app = application("Run language models on this computer's CPU.")
 
@@ -23,7 +21,7 @@ for command in (
     run.run, describe.info, describe.explain, files.convert, bench.bench, quality.perplexity, quality.experts,
     report.report, train.train, describe.fff_sizes, files.pull, files.ls, describe.doctor,
 ):  # fmt: skip
-    app.command(command.__name__.replace("_", "-"))(expanded(command))
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 def _version(wanted: bool) -> None:

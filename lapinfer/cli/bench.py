@@ -1,7 +1,5 @@
 """lapinfer bench: speed and bytes of models side by side."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lapinfer.cli.console import Progress, note
-from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, loading_option, option
+from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, loading_option, option, with_groups
 
 
 def _numbers(text: str) -> list[int]:
@@ -29,6 +27,7 @@ def _comma_list(text: str | None) -> str | None:
     return text
 
 
+@with_groups
 def bench(
     models: Models = None,
     *,

@@ -1,14 +1,12 @@
 """What a model is, and what this computer can do: info, explain, doctor, fff-sizes."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
 
 from lapinfer.cli.console import print_figures, print_json
 from lapinfer.cli.models import default_model, open_model
-from lapinfer.cli.options import DefaultModel, Json, LoadingInMemory, Verbose, load_option
+from lapinfer.cli.options import DefaultModel, Json, LoadingInMemory, Verbose, load_option, with_groups
 from lapinfer.errors import InputError
 
 
@@ -45,6 +43,7 @@ def info(
         raise typer.Exit(3)
 
 
+@with_groups
 def explain(
     model: DefaultModel = None,
     *,

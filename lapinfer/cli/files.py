@@ -1,7 +1,5 @@
 """Models on this computer: convert, pull, ls."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +13,7 @@ import typer
 from lapinfer.cli.failures import UsageError
 from lapinfer.errors import InputError
 from lapinfer.options import LoadOptions, Option, SamplingParams, choice, declared
-from lapinfer.report.shapes import SIZES
+from lapinfer.report.sizes import SIZES
 
 MODEL_NAMES = "Folder, .gguf file, org/name on the hub, smollm2, or the name of a model that lapinfer ls shows."
 SHIPPED_MODELS = "those that come with lapinfer"
@@ -138,11 +138,11 @@ Verbose = Annotated[
 ]
 
 
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """The command as Typer reads it: a parameter that is made from a group of options is replaced by these."""
     groups: dict[str, Group] = {}
     parameters: list[Parameter] = []
-    for parameter in signature(command, eval_str=True).parameters.values():
+    for parameter in signature(command).parameters.values():
         metadata = getattr(parameter.annotation, "__metadata__", ())
         if group := next((each for each in metadata if isinstance(each, Group)), None):
             groups[parameter.name] = group
@@ -158,6 +158,6 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**values, **made)
 
-    run.__signature__ = signature(command).replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

@@ -1,7 +1,5 @@
 """What a model makes of texts: perplexity, experts."""
 
-from __future__ import annotations
-
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,9 +10,10 @@ import typer
 
 from lapinfer.cli.console import Progress, note, print_json
 from lapinfer.cli.models import open_model
-from lapinfer.cli.options import Json, LoadingChunks, Model, Verbose, load_option
+from lapinfer.cli.options import Json, LoadingChunks, Model, Verbose, load_option, with_groups
 
 
+@with_groups
 def perplexity(
     model: Model,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The text to score.")],
@@ -64,6 +63,7 @@ def perplexity(
     print(result)
 
 
+@with_groups
 def experts(
     model: Model,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The texts to read.")],

@@ -1,16 +1,15 @@
 """lapinfer report: a page about models side by side."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lapinfer.cli.console import Progress, note
-from lapinfer.cli.options import SIZE, LoadingPage, Models, Verbose, option
+from lapinfer.cli.options import SIZE, LoadingPage, Models, Verbose, option, with_groups
 
 
+@with_groups
 def report(
     models: Models = None,
     *,

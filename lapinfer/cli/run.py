@@ -1,7 +1,5 @@
 """lapinfer run: answer a prompt, or chat."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,7 +10,7 @@ import typer
 
 from lapinfer.cli.console import note, print_json
 from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
-from lapinfer.cli.options import MODEL_NAMES, Json, Loading, Sampling, Verbose
+from lapinfer.cli.options import MODEL_NAMES, Json, Loading, Sampling, Verbose, with_groups
 from lapinfer.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from lapinfer.text.language_model import LanguageModel
 
 
+@with_groups
 def run(
     prompt: Annotated[str | None, typer.Argument(help="What to say; - reads it from stdin. None: a chat.")] = None,
     *,
@@ -90,7 +89,7 @@ def _read_stdin() -> str:
 
 
 @contextmanager
-def _experts_written(model: LanguageModel, path: Path) -> Iterator[None]:
+def _experts_written(model: "LanguageModel", path: Path) -> Iterator[None]:
     """Records which experts tokens get, and writes that at the end, however the block ends."""
     from lapinfer.report.experts import write
 
@@ -105,7 +104,7 @@ def _experts_written(model: LanguageModel, path: Path) -> Iterator[None]:
                 note(f"{path}: not written, no tokens were run")
 
 
-def _completion(events: Iterator[Token]) -> dict[str, Any]:
+def _completion(events: Iterator["Token"]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from lapinfer.text.language_model import completed
@@ -114,13 +113,13 @@ def _completion(events: Iterator[Token]) -> dict[str, Any]:
 
 
 def _answer(
-    model: LanguageModel, messages: list[dict[str, str]], options: dict[str, Any], raw: bool
-) -> Iterator[Token]:
+    model: "LanguageModel", messages: list[dict[str, str]], options: dict[str, Any], raw: bool
+) -> Iterator["Token"]:
     return model.stream(messages[-1]["content"], **options) if raw else model.stream_chat(messages, **options)
 
 
 def _print_answer(
-    model: LanguageModel, events: Iterator[Token], texts: list[str], *, streaming: bool, verbose: bool
+    model: "LanguageModel", events: Iterator["Token"], texts: list[str], *, streaming: bool, verbose: bool
 ) -> None:
     """Write the answer to stdout as it grows, then a line of figures to stderr.
 
@@ -151,7 +150,7 @@ def _print_answer(
 
 
 def _chat(
-    model: LanguageModel, messages: list[dict[str, str]], options: dict[str, Any], raw: bool, verbose: bool
+    model: "LanguageModel", messages: list[dict[str, str]], options: dict[str, Any], raw: bool, verbose: bool
 ) -> None:
     """A conversation until /exit or Ctrl-D; Ctrl-C stops an answer, and at the prompt ends the chat."""
     with suppress(ImportError):  # line editing, where the platform has it

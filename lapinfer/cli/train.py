@@ -1,7 +1,5 @@
 """lapinfer train: a small model from texts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -147,7 +147,8 @@ def of_names(names: Sequence[str], options: LoadOptions, progress: Progress | No
 def of_shapes(size: str, quant: str) -> dict[str, Open]:
     """The dense and the routed models of a size, with random weights."""
     from lapinfer.report.random_weights import shape_model
-    from lapinfer.report.shapes import KINDS, shape_spec
+    from lapinfer.report.shapes import shape_spec
+    from lapinfer.report.sizes import KINDS
 
     shape_spec(size, KINDS[0])  # an unknown size
 

@@ -20,7 +20,7 @@ from lapinfer.report.measured import Machine, Measured, Report, to_json
 from lapinfer.report.outputs import check_ending, write_whole
 from lapinfer.report.page import page
 from lapinfer.report.random_weights import shape_model
-from lapinfer.report.shapes import KINDS, SIZES
+from lapinfer.report.sizes import KINDS, SIZES
 from lapinfer.report.texts import passage
 from lapinfer.runtime.ops import Limits
 from lapinfer.text.language_model import LanguageModel, open_model
