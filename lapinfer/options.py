@@ -22,21 +22,25 @@ SYSTEM = "system"
 """The policy that leaves it to the system's page cache which experts are in memory."""
 MOST_THREADS = 256
 """More than any laptop has: thousands would bring the computer to a halt."""
+GIGABYTES = "a number of GB above 0"
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """What an option says and accepts.
 
-    help: its line in --help; expected: its values in words; accepts: whether a value is one of them; unset: what
-    happens when it is not given (None), in words; choices: its values when they are names.
+    help: its line in --help; expected: its values in words; is_valid: whether a value is one of them; unset: what None
+    means, in words, where None is accepted; choices: its values when they are names.
     """
 
     help: str
     expected: str
-    accepts: Callable[[Any], bool]
-    unset: str = ""
+    is_valid: Callable[[Any], bool]
+    unset: str | None = None
     choices: tuple[str, ...] = ()
+
+    def accepts(self, value: object) -> bool:
+        return (value is None and self.unset is not None) or self.is_valid(value)
 
     def check(self, name: str, value: object) -> None:
         """InputError that names the option, what is expected, and what was given."""
@@ -51,12 +55,9 @@ def choice(help: str, choices: tuple[str, ...]) -> Option:
 
 
 def whole(help: str, least: int, unset: str | None = None) -> Option:
-    """A whole number from `least`. With `unset`, None is accepted, too."""
-
-    def accepts(value: Any) -> bool:
-        return (value is None and unset is not None) or (isinstance(value, Integral) and int(value) >= least)
-
-    return Option(help, f"a whole number from {least}", accepts, unset or "")
+    """A whole number from `least`."""
+    expected = f"a whole number from {least}"
+    return Option(help, expected, lambda value: isinstance(value, Integral) and int(value) >= least, unset)
 
 
 def number(help: str, least: float, most: float = inf) -> Option:
@@ -67,10 +68,6 @@ def number(help: str, least: float, most: float = inf) -> Option:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real)
-
-
-def _gigabytes(value: Any) -> bool:
-    return value is None or (_is_number(value) and 0 < value < 1e6)
 
 
 @cache
@@ -117,8 +114,9 @@ class LoadOptions:
         float | None,
         Option(
             "GB that the process may take; experts that do not fit are read when they are chosen.",
-            "a number of GB above 0",
-            _gigabytes,
+            GIGABYTES,
+            _is_number,
+            unset="no bound",
         ),
     ] = None
     policy: Annotated[
@@ -133,6 +131,8 @@ class LoadOptions:
         _check(self)
         if self.threads is not None and self.threads > MOST_THREADS:
             raise InputError(f"threads: expected at most {MOST_THREADS}, got {self.threads}")
+        if self.memory is not None and not 0 < self.memory < 1e6:
+            raise InputError(f"memory: expected {GIGABYTES}, got {self.memory:g}")
         if self.policy == SYSTEM and self.memory is not None:
             raise InputError(
                 f"policy {SYSTEM} bounds nothing, which contradicts --memory: leave out --memory, or choose the policy "
@@ -171,7 +171,7 @@ class SamplingParams:
     top_p: Annotated[float, number("Keep this share of probability.", 0, 1)] = 0.95
     min_p: Annotated[float, number("Keep this fraction of the best token's probability.", 0, 1)] = 0.05
     repetition_penalty: Annotated[float, number("Penalty on repetition; 1: none.", 0.01, 100)] = 1.0
-    seed: Annotated[int | None, whole("The same seed gives the same answer.", 0, unset="")] = None
+    seed: Annotated[int | None, whole("The same seed gives the same answer.", 0, unset="another one each time")] = None
 
     def __post_init__(self) -> None:
         _check(self)

@@ -30,7 +30,7 @@ def test_defaults_are_accepted_and_explained(kind):
         _, option = declared(kind)[field.name]
         assert option.accepts(field.default)
         assert option.help.endswith(".")
-        assert not (option.unset and field.default is not None)
+        assert (option.unset is not None) == (field.default is None)
     assert asdict(kind()) == {field.name: field.default for field in fields(kind)}
 
 

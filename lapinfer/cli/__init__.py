@@ -1,7 +1,7 @@
 """The command line: `lapinfer COMMAND`. Each module has a group of commands; here they are put together.
 
 A command parses, calls the library, and prints: answers to stdout, everything else to stderr. It imports what it needs
-when it runs, so that --help answers at once. For the same reason, modules of commands do not postpone their annotations:
+when it runs, so that --help answers at once. For the same reason, modules of commands do not postpone annotations:
 Typer would compile each of them twice.
 """
 

@@ -93,7 +93,7 @@ def sampling_group() -> Group:
     for name, (kind, declaration) in declared(SamplingParams).items():
         flags = FLAGS.get(name, (f"--{name.replace('_', '-')}",))
         default = getattr(defaults, name)
-        shown = True if default is None else f"{default:g}"
+        shown = declaration.unset or True if default is None else f"{default:g}"
         made = typer.Option(*flags, help=declaration.help, show_default=shown, rich_help_panel="Sampling")
         parameters.append(_parameter(name, kind | None, made, None))
     return Group(tuple(parameters), _given_sampling)
