@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lapinfer.bounded import bounded_model, mapped_model
 from lapinfer.checkpoint.home import packed_models, packed_path
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
-from lapinfer.machine import available_memory, default_threads
+from lapinfer.machine import available_memory, default_threads, resident_bytes
 from lapinfer.model import Model
 from lapinfer.options import SYSTEM, LoadOptions
+from lapinfer.packing.memory import CopiedWeights
 from lapinfer.packing.pack import pack_checkpoint, packed_copy
 from lapinfer.packing.packed import PackedFile, read_packed
 from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
@@ -32,6 +32,17 @@ Progress = Callable[..., Any]
 DEFAULT_CTX = 4096
 CHUNK = 512
 """Tokens of a prompt that a step takes at most."""
+MARGIN = 24_000_000
+"""Bytes left for what Python allocates while it runs: tokenizer state, texts, reports."""
+WANTED = 64
+"""Tokens of a step whose logits may be wanted: buffers for all 512 would take room from experts for nothing."""
+SHORT_STEP = 32
+"""Tokens of a step whose buffers are too small to be worth more slots."""
+NO_EXPERTS = (
+    "memory: this model has no experts to leave on disk; leave the option out (whether a model fits is checked anyway, "
+    "and lapinfer info --memory tells)"
+)
+NARROW = "memory: leaves of a few neurons are read by the hundred and stay in memory; leave the option out"
 OR_ON_DISK = ", or leave experts on disk with --memory GB"
 
 
@@ -137,6 +148,67 @@ def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
             f"{kv / 1e6:,.0f} for {limits.ctx} positions), {there / 1e6:,.0f} MB are available; "
             f"try a smaller --ctx-size, --kv q8 or --quant q4{OR_ON_DISK if has_experts else ''}"
         )
+
+
+def bounded_model(
+    spec: ModelSpec, weights: PackedFile, limits: Limits, memory: float, policy: str, **options: Any
+) -> Model:
+    """A model whose process stays below `memory` GB: what other things leave of it becomes slots for experts.
+
+    InputError for a model without experts, DoesNotFitError when not even the experts of one token would fit.
+    """
+    routed = _experts_on_disk(spec)
+    bound = int(memory * 1e9)
+    strides = {i: weights.tensor(f"layers.{i}.experts").shape[1] for i in routed}
+    shared = sum(ff.shared * strides[i] for i, ff in routed.items())
+    least = max(ff.router.top_k for ff in routed.values() if ff.router is not None)
+    # Slots are only address space at first; how many may be used is known when everything else is allocated.
+    limits = replace(
+        limits, experts="pool", policy=policy, wanted=max(WANTED, limits.slots),  # type: ignore[arg-type]
+        slots_of_pool=max(bound // max(strides.values()), least),
+    )  # fmt: skip
+    copied, compile_s = CopiedWeights(weights), 0.0
+    while True:
+        model = Model(spec, copied, limits, **options)
+        assert model.pool is not None
+        model.compile_s = compile_s = compile_s + model.compile_s
+        fixed = resident_bytes() + model.buffer_bytes() + shared + MARGIN
+        slots = (bound - fixed) // model.pool.slot_bytes
+        if limits.step <= SHORT_STEP or slots >= max(model.pool.experts):
+            break
+        # Without slots for all experts of a layer, steps are short anyway: smaller buffers leave room for more slots.
+        model.close()
+        limits = replace(limits, step=max(limits.step // 4, SHORT_STEP))
+    if slots < least:
+        model.close()
+        needed = fixed + least * model.pool.slot_bytes
+        raise DoesNotFitError(
+            f"{weights.path.parent.name}: needs at least {needed / 1e9:.2f} GB ({fixed / 1e6:,.0f} MB without experts, "
+            f"{least} of {model.pool.slot_bytes / 1e6:.1f} MB for a token; some 200 MB of these are Python and its "
+            f"libraries), --memory is {memory:g}; allow more, or try a smaller --ctx-size or --kv q8"
+        )
+    model.shrink_pool(int(slots))
+    return model
+
+
+def mapped_model(spec: ModelSpec, weights: PackedFile, limits: Limits, **options: Any) -> Model:
+    """A model whose experts stay in the mapped file; the system is asked for those that tokens choose.
+
+    InputError for a model without experts.
+    """
+    _experts_on_disk(spec)
+    return Model(spec, weights, replace(limits, experts="mapped"), **options)
+
+
+def _experts_on_disk(spec: ModelSpec) -> dict[int, FeedForwardSpec]:
+    """The feed-forwards of the routed layers; InputError if they cannot be left on disk."""
+    layers = enumerate(spec.layers)
+    routed = {i: layer.feed_forward for i, layer in layers if layer.feed_forward.router is not None}
+    if not routed:
+        raise InputError(NO_EXPERTS)
+    if any(ff.narrow for ff in routed.values()):
+        raise InputError(NARROW)
+    return routed
 
 
 def _packing(say: Progress) -> Callable[[str, int, int], None]:

@@ -20,13 +20,12 @@ import tiny
 from random_weights import RandomWeights
 from safetensors.numpy import save_file
 
-from lapinfer.bounded import MARGIN, SHORT_STEP, WANTED
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import spec_from_config
 from lapinfer.kernels.operands import POLICIES
-from lapinfer.loading import load_model
+from lapinfer.loading import MARGIN, SHORT_STEP, WANTED, load_model
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.packing.entries import BankEntry, packed_entries

@@ -30,7 +30,6 @@ LAYERS = [
     ("options",),
     ("runtime",),
     ("model",),
-    ("bounded",),
     ("text.tokenizer",),
     ("calibration",),
     ("packing",),

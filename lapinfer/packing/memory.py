@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lapinfer.checkpoint.mapping import let_go
 from lapinfer.packing.entries import LINE, BankEntry, PackedEntry, packed_entries
+from lapinfer.packing.packed import PackedFile
 from lapinfer.tensors import Tensor
 
 
@@ -60,3 +62,38 @@ class MemoryWeights:
     def nbytes(self) -> int:
         """Of everything, padding included."""
         return sum(values.nbytes for values in self._arrays.values())
+
+
+class CopiedWeights:
+    """A packed file, of which everything but the banks is copied into memory of this process when it is asked for.
+
+    For experts that are read from disk while the model runs: mapped weights would lose their pages to these reads, and
+    be read again for every token.
+    """
+
+    def __init__(self, weights: PackedFile):
+        self._weights = weights
+        self._copies: dict[str, np.ndarray] = {}
+
+    @property
+    def path(self) -> Path:
+        return self._weights.path
+
+    def tensor(self, name: str) -> np.ndarray:
+        if name in self._weights.banks:
+            return self._weights.tensor(name)
+        if name not in self._copies:
+            mapped = self._weights.tensor(name)
+            self._copies[name] = aligned_copy(mapped)
+            let_go(mapped)
+            self._copies[name].flags.writeable = False
+        return self._copies[name]
+
+    def format(self, name: str) -> str | None:
+        return self._weights.format(name)
+
+    def offset(self, name: str) -> int:
+        return self._weights.offset(name)
+
+    def file_offset(self, bank: str) -> int:
+        return self._weights.file_offset(bank)
