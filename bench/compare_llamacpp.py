@@ -227,13 +227,10 @@ class Ours:
         )
 
     def measure(self, ids: np.ndarray) -> dict[str, float]:
-        began = time.perf_counter()
-        self.model.prefill(ids[:PROMPT])
-        prefill = time.perf_counter() - began
-        began = time.perf_counter()
-        for i in range(PROMPT, PROMPT + ANSWER):
-            self.model.step(ids[i : i + 1], [0], [i], [True])
-        return {"prefill": PROMPT / prefill, "decode": ANSWER / (time.perf_counter() - began)}
+        from lapinfer.report.timing import Watch
+
+        watch = Watch(self.model)
+        return {"prefill": PROMPT / watch.prefill(ids[:PROMPT]), "decode": ANSWER / watch.decode(ids, PROMPT, ANSWER)}
 
 
 def median(rows: list[dict[str, float]], key: str) -> float:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from statistics import median
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -19,6 +20,7 @@ from lapinfer.report.fit import decode_seconds
 from lapinfer.report.random_weights import shape_model
 from lapinfer.report.roofline import weights_bandwidth
 from lapinfer.report.sizes import KINDS
+from lapinfer.report.timing import Watch
 from lapinfer.runtime.ops import Limits
 
 START, TOKENS = 100, 40
@@ -36,16 +38,13 @@ def main() -> None:
     for quant in arguments.quants.split(","):
         for kind in KINDS:
             model = shape_model(arguments.size, kind, quant, Limits(256, step=128, threads=arguments.threads))
-            ids = [i % model.spec.vocab for i in range(START + TOKENS)]
+            ids = np.arange(START + TOKENS) % model.spec.vocab
             model.prefill(ids[:START])
             for _ in range(arguments.repetitions):
                 rate = weights_bandwidth(quant, arguments.threads)
-                model.usage.reset()
-                began = time.perf_counter()
-                for i in range(START, START + TOKENS):
-                    model.step(ids[i : i + 1], [0], [i], [True])
-                measured = TOKENS / (time.perf_counter() - began)
-                foreseen = 1 / decode_seconds(model.spec, model.usage.totals()["bytes"] / TOKENS, rate)
+                watch = Watch(model)
+                measured = TOKENS / watch.decode(ids, START, TOKENS)
+                foreseen = 1 / decode_seconds(model.spec, watch.meter.totals()["bytes"] / TOKENS, rate)
                 rows.append({"model": f"{arguments.size}-{kind}", "quant": quant, "weights_gb_s": rate / 1e9,
                              "measured": measured, "foreseen": foreseen})  # fmt: skip
                 print(f"{kind} {quant}: {rate / 1e9:.0f} GB/s, foreseen {foreseen:.1f}, measured {measured:.1f} tok/s, "

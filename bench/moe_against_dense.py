@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from lapinfer.model import Model
 from lapinfer.packing.memory import MemoryWeights
 from lapinfer.report.bandwidth import read_bandwidth
 from lapinfer.report.random_weights import random_weights
+from lapinfer.report.timing import Watch
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec, RouterSpec
 from lapinfer.tensors import active_parameters, parameters, tensors
@@ -76,15 +76,9 @@ def main() -> None:
     for repetition in range(args.repetitions + 1):
         bandwidths.append(read_bandwidth(args.threads) / 1e9)
         for name, model in models.items():
-            began = time.perf_counter()
-            model.prefill(ids[:PROMPT])
-            prefill = time.perf_counter() - began
-            model.usage.reset()
-            began = time.perf_counter()
-            for i in range(PROMPT, PROMPT + ANSWER):
-                model.step(ids[i : i + 1], [0], [i], [True])
-            decode = time.perf_counter() - began
-            rows[name]["touched_mb"] = model.usage.totals()["bytes"] / ANSWER / 1e6
+            prefill, watch = Watch(model).prefill(ids[:PROMPT]), Watch(model)
+            decode = watch.decode(ids, PROMPT, ANSWER)
+            rows[name]["touched_mb"] = watch.meter.totals()["bytes"] / ANSWER / 1e6
             if repetition:  # the first one warmed up
                 rows[name]["prefill"].append(PROMPT / prefill)
                 rows[name]["decode"].append(ANSWER / decode)

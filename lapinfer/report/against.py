@@ -26,16 +26,16 @@ class Figures:
 def against_dense(models: Sequence[Figures]) -> list[str]:
     """A sentence for each routed model and each dense one of as many parameters, or of as many as a token uses."""
     dense = [m for m in models if m.active == m.parameters]
-    said = []
+    sentences = []
     for m in models:
         if m in dense:
             continue
         for d in dense:
             if abs(d.parameters / m.parameters - 1) < ALIKE:
-                said.append(_against(m, d, "as many parameters"))
+                sentences.append(_against(m, d, "as many parameters"))
             elif abs(d.parameters / m.active - 1) < ALIKE:
-                said.append(_against(m, d, "as many as a token uses"))
-    return said
+                sentences.append(_against(m, d, "as many as a token uses"))
+    return sentences
 
 
 def _against(m: Figures, d: Figures, alike: str) -> str:

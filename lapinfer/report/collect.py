@@ -106,10 +106,10 @@ def _measured(name: str, kind: str | None, options: Options, threads: int, text:
     with _load(name, kind, options, threads, options.context, 1, say) as model:
         card = None if kind is not None or options.text else card_figures(name)
         known = None if card is None else card["perplexity"]
-        measured = measure_model(model, shown, text, options.context, say, random=kind is not None, known=known)
-        there = _kept_bytes()
+        measured = measure_model(model, shown, text, options.context, say, kind is not None, known)
+        loaded_bytes = _kept_bytes()
     del model
-    resident = max(there - _kept_bytes(), 0)
+    resident = max(loaded_bytes - _kept_bytes(), 0)
     with _load(name, kind, options, threads, BATCH_CONTEXT, BATCHES[-1], say) as model:
         return replace(measured, resident=resident, batches=measure_batches(model, text))
 

@@ -81,13 +81,13 @@ def byte_dot_product(have: set[str]) -> tuple[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("numpy", "numba", "llvmlite"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            versions[name] = "unknown"
+    return versions
 
 
 def _scaling() -> str:
@@ -109,10 +109,10 @@ def _size(size: int | None) -> str:
 
 def _folder(folder: Path) -> str:
     """Path, size of what is in it, and whether lapinfer may write there."""
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
     state = _size(_bytes_in(folder)) if folder.is_dir() else "not there yet"
     return f"{folder} ({state}{'' if writable else '; not writable'})"
 

@@ -109,9 +109,7 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
     if machine is None:
         meter.record(slot, step.pos, 1, 0, *expected_reads(model.spec, len(step.pos)))
     else:
-        Watch(model).step(step.token, slot, step.pos)  # warms up
-        for _ in range(step.repeats):
-            watch.step(step.token, slot, step.pos)
+        watch.steps([(step.token, slot, step.pos)] * (step.repeats + 1))
     rows = meter.by_op()
     lines = [_line(op, row, step.pos, meter.steps, machine) for op, row in zip(ops, rows, strict=True)]
     total = Line("step")

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lapinfer import machine
-from lapinfer.machine import available_memory
 from lapinfer.packing.pack import choose_formats
 from lapinfer.quant.choice import MODELS, Stored
 from lapinfer.report.costs import Costs
@@ -20,7 +19,7 @@ QUANTS = (MODELS["large"], MODELS["small"], "f16")
 PROCESS_BYTES = 210_000_000
 """Python, NumPy, the compiled kernels and the buffers of a step, as measured with small models."""
 OP_SECONDS = 9e-6
-"""What an op of a token takes beside its bytes: handing over between threads, small ops, Python (bench/LOG.md)."""
+"""What an op takes per token beside its bytes: handing over between threads, small ops, Python (bench/LOG.md)."""
 OPS_OF_A_LAYER, OPS_OF_ROUTING = 9, 3
 
 
@@ -28,7 +27,7 @@ OPS_OF_A_LAYER, OPS_OF_ROUTING = 9, 3
 class Fit:
     """Of a model packed as `quant`: bytes in memory with a context of `ctx`, bytes that a token touches, and speed.
 
-    memory: weights, KV cache and the process. touched: of a token behind half of the context. tokens_per_second: at
+    memory: weights, KV cache and the process. touched: of a token after half of the context. tokens_per_second: at
     the rate that was measured; None without one, and where weights stay in caches, which are faster than that.
     """
 
@@ -63,7 +62,7 @@ def fits(
 ) -> list[Fit]:  # fmt: skip
     """stored: formats that a matrix is made of in its checkpoint; bandwidth: bytes a second of weights in a format."""
     limits = Limits(ctx, kv=kv)
-    found = []
+    estimates = []
     for quant in quants:
         formats = choose_formats(spec, quant, stored)
         costs = Costs(spec, formats, kv)
@@ -73,19 +72,19 @@ def fits(
         touched = sum(costs.touched([ctx // 2]).values())
         rate = None if bandwidth is None else bandwidth(costs.main_format)
         speed = None if rate is None or packed <= machine.largest_cache() else 1 / decode_seconds(spec, touched, rate)
-        found.append(Fit(quant, packed, memory, touched, ctx, speed))
-    return found
+        estimates.append(Fit(quant, packed, memory, touched, ctx, speed))
+    return estimates
 
 
-def verdict(found: Sequence[Fit], memory: float | None) -> tuple[bool, str]:
+def verdict(estimates: Sequence[Fit], memory: float | None) -> tuple[bool, str]:
     """Whether any fits in `memory` GB (10^9 bytes), or in what is free now; and that in words."""
-    free = available_memory() if memory is None else int(memory * 1e9)
+    free = machine.available_memory() if memory is None else int(memory * 1e9)
     if free is None:
         return True, "the system does not tell how much memory is free"
     where = f"{free / 1e6:,.0f} MB {'that are free now' if memory is None else 'of --memory'}"
-    if fitting := [fit.quant for fit in found if fit.memory <= free]:
+    if fitting := [fit.quant for fit in estimates if fit.memory <= free]:
         return True, f"{', '.join(fitting)} in the {where}"
-    least = min(found, key=lambda fit: fit.memory)
+    least = min(estimates, key=lambda fit: fit.memory)
     return False, (
         f"no: {least.quant} needs {least.memory / 1e6:,.0f} MB, more than the {where} (weights "
         f"{least.packed / 1e6:,.0f} MB, Python and kernels {PROCESS_BYTES / 1e6:,.0f}, the rest buffers and KV cache)"

@@ -39,34 +39,45 @@ def info(
     positions, and packed as what; memory: GB that it must fit into, else what is free. bandwidth: measures the bytes a
     second of weights in a format that this machine multiplies a token with.
     """
+    formats: dict[str, str] = {}
+    text: dict[str, Any] = {}
     if (remote := remote_config(name)) is not None:
         spec = spec_from_config(read_json(remote), str(remote))
-        return _told(spec, {"path": f"{name} (not on this computer)", "packed": False}, {}, lambda _: {"bf16"},
-                     ctx, kv, quant, memory, bandwidth)  # fmt: skip
-    found = resolve(name)
-    if isinstance(found, Path):
-        path = folder = found
-        spec, packed = read_packed(folder)
-        stored = _shares((packed.format(n) or "f32", prod(packed.shape(n))) for n in packed.names())
-        quant = packed.metadata.get("quant", "auto")
-        formats = {name: str(packed.format(name)) for name in packed.names()}
+        source: dict[str, Any] = {"path": f"{name} (not on this computer)", "packed": False}
+        made_of: Callable[[str], Stored] = lambda _: {"bf16"}  # noqa: E731
     else:
-        path, folder = found.path, found.folder
-        spec = spec_from_config(found.config, str(folder / "config.json"))
-        stored = _shares((found.stored_as(n), prod(found.shape(n))) for n in found.names())
-        formats = {}
-    tokenizer = Tokenizer.from_folder(folder)
-    told = {"path": str(path), "packed": isinstance(found, Path), "stored": stored}
-    last = {
-        "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens",
-        "chat_template": tokenizer is not None and ChatTemplate.from_folder(folder) is not None,
+        checkpoint = resolve(name)
+        if isinstance(checkpoint, Path):
+            path = folder = checkpoint
+            spec, packed = read_packed(folder)
+            stored = _shares((packed.format(n) or "f32", prod(packed.shape(n))) for n in packed.names())
+            formats = {name: str(packed.format(name)) for name in packed.names()}
+            quant = packed.metadata.get("quant", "auto")
+            made_of = lambda name: {formats[name]}  # noqa: E731
+        else:
+            path, folder = checkpoint.path, checkpoint.folder
+            spec = spec_from_config(checkpoint.config, str(folder / "config.json"))
+            stored = _shares((checkpoint.stored_as(n), prod(checkpoint.shape(n))) for n in checkpoint.names())
+            made_of = _formats_in(Assembler(checkpoint, sources_for(spec, checkpoint.names())))
+        source = {"path": str(path), "packed": bool(formats), "stored": stored}
+        tokenizer = Tokenizer.from_folder(folder)
+        text = {
+            "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens",
+            "chat_template": tokenizer is not None and ChatTemplate.from_folder(folder) is not None,
+        }
+    ctx = default_ctx(spec) if ctx is None else ctx
+    estimates = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), bandwidth)
+    fitting, words = verdict(estimates, memory)
+    figures = source | {
+        "parameters": parameters(spec),
+        "active_parameters": active_parameters(spec),
+        **_sizes(spec),
+        **_placement(spec, formats),
+        **{f"as {estimate.quant}": str(estimate) for estimate in estimates},
+        "fits": words,
+        "fit": [estimate.as_dict() for estimate in estimates],
     }
-    if isinstance(found, Path):
-        made_of: Callable[[str], Stored] = lambda name: {formats[name]}  # noqa: E731
-    else:
-        made_of = _formats_in(Assembler(found, sources_for(spec, found.names())))
-    told, fitting = _told(spec, told, formats, made_of, ctx, kv, quant, memory, bandwidth)
-    return told | last, fitting
+    return figures | text, fitting
 
 
 def _formats_in(assembler: Assembler) -> Callable[[str], Stored]:
@@ -79,25 +90,6 @@ def _formats_in(assembler: Assembler) -> Callable[[str], Stored]:
             return set()
 
     return formats
-
-
-def _told(
-    spec: ModelSpec, first: dict[str, Any], formats: dict[str, str], made_of: Callable[[str], Stored],
-    ctx: int | None, kv: KVName, quant: str | None, memory: float | None, bandwidth: Callable[[str], float] | None,
-) -> tuple[dict[str, Any], bool]:  # fmt: skip
-    ctx = default_ctx(spec) if ctx is None else ctx
-    will = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), bandwidth)
-    fitting, words = verdict(will, memory)
-    told = first | {
-        "parameters": parameters(spec),
-        "active_parameters": active_parameters(spec),
-        **_sizes(spec),
-        **_placement(spec, formats),
-        **{f"as {fit.quant}": str(fit) for fit in will},
-        "fits": words,
-        "fit": [fit.as_dict() for fit in will],
-    }
-    return told, fitting
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:

@@ -50,17 +50,18 @@ def kind_of(spec: ModelSpec) -> Kind:
 
 def measure_model(
     loaded: LanguageModel, name: str, text: str, context: int, progress: Progress, random: bool = False,
-    known: float | None = None,
+    perplexity_known: float | None = None,
 ) -> Measured:  # fmt: skip
-    """random: its weights are, so that a perplexity would say nothing; known: its perplexity. The decoded token sees
-    `context` positions, or what the model was made for if that is less. `resident` and `batches` are left empty."""
+    """random: its weights are, so that a perplexity would say nothing; perplexity_known: from its card. The decoded
+    token sees `context` positions, or what the model was made for if that is less. `resident` and `batches` are left
+    empty."""
     model, spec = loaded.model, loaded.spec
     context = min(context, model.ctx, spec.context)
     if context < 2:
         raise InputError(f"{model.name}: a context of at least 2 is needed, got {context}")
     costs = Costs.of(model)
     ids, kind_of_ids = sample_ids(loaded.tokenizer, spec.vocab, text)
-    ran = np.resize(ids, context + DECODED)
+    ran = np.resize(ids, context + DECODED + 1)
     with model.lock:
         progress("prompt", 0, 4)
         prompt = _prompt(model, ran[: min(context, model.max_step)], costs)
@@ -70,8 +71,8 @@ def measure_model(
         routed = _routed(model, ids, context) if kind_of(spec) != "dense" else None
         loaded.forget()
     progress("perplexity", 3, 4)
-    if known is not None:
-        ppl, unscored = [known, 0.0, 0.0], ""
+    if perplexity_known is not None:
+        ppl, unscored = [perplexity_known, 0.0, 0.0], ""
     else:
         ppl, unscored = (None, "random weights") if random else _perplexity(loaded, text)
     progress("perplexity", 4, 4)
@@ -109,26 +110,17 @@ def _step(watch: Watch, tokens: int, position: int, predicted: dict[str, int]) -
 
 def _decode(model: Model, ids: np.ndarray, context: int, costs: Costs) -> Step:
     """Different tokens after the same text, at one position: each touches the same bytes, of experts of its own."""
-    zero, pos = np.zeros(1, np.int64), np.array([context - 1])
+    slot, pos = np.zeros(1, np.int64), np.array([context - 1])
     model.prefill(ids[: context - 1])
-    model.step(ids[context : context + 1], zero, pos, [True])  # warms up
-    watch = Watch(model)
-    for i in range(DECODED):
-        watch.step(ids[context + i : context + i + 1], zero, pos)
-        if watch.enough(SECONDS):
-            break
+    tokens = ids[context : context + DECODED + 1]
+    watch = Watch(model).steps(((tokens[i : i + 1], slot, pos) for i in range(len(tokens))), SECONDS)
     return _step(watch, 1, context - 1, costs.touched(pos))
 
 
 def _prompt(model: Model, ids: np.ndarray, costs: Costs) -> Step:
     """A prompt in one step, from an empty context."""
     slot, pos = np.zeros(len(ids), np.int64), np.arange(len(ids))
-    model.prefill(ids)  # warms up
-    watch = Watch(model)
-    for _ in range(PROMPT_STEPS):
-        watch.step(ids, slot, pos)
-        if watch.enough(SECONDS):
-            break
+    watch = Watch(model).steps([(ids, slot, pos)] * (PROMPT_STEPS + 1), SECONDS)
     return _step(watch, len(ids), 0, costs.touched(pos, read_by=model))
 
 
@@ -147,20 +139,11 @@ def _batch(model: Model, ids: np.ndarray, size: int) -> Batch:
     history = min(HISTORY, model.ctx - 1)
     for slot, start in zip(slots.tolist(), starts.tolist(), strict=True):
         model.prefill(ids[start : start + history], slot)
-    pos = np.full(size, history)
-
-    def run(i: int) -> None:
-        watch.step(ids[(starts + history + i) % len(ids)], slots, pos)
-
-    watch = Watch(model)
-    run(0)  # warms up
-    watch, outer, routing = Watch(model), model.routing, Routing(model.spec) if kind_of(model.spec) != "dense" else None
+    places, pos = starts + history, np.full(size, history)
+    outer, routing = model.routing, Routing(model.spec) if kind_of(model.spec) != "dense" else None
     model.routing = routing
     try:
-        for i in range(1, BATCHED + 1):
-            run(i)
-            if watch.enough(SECONDS):
-                break
+        watch = Watch(model).steps(((ids[(places + i) % len(ids)], slots, pos) for i in range(BATCHED + 1)), SECONDS)
     finally:
         model.routing = outer
     distinct = None if routing is None else float(routing.arrays()["distinct_per_step"].mean())

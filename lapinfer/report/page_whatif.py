@@ -41,12 +41,13 @@ def whatif(machine: Machine, models: Sequence[Measured]) -> str:
     """The form, its data and its script."""
     options = "".join(f'<option value="{i}">{letter(i)} {escape(m.name)}</option>' for i, m in enumerate(models))
     rows = "".join(
-        f'<label for="{name}">{said}</label><output id="{name}-now" for="{name}"></output>'
+        f'<label for="{name}">{label}</label><output id="{name}-now" for="{name}"></output>'
         f'<input type="range" id="{name}" min="0" max="1" value="0"/>'
-        for name, said in FIELDS
+        for name, label in FIELDS
     )
     results = "".join(
-        f'<div><b id="{name}"></b><span>{said}</span><span id="{below}"></span></div>' for name, said, below in RESULTS
+        f'<div><b id="{name}"></b><span>{label}</span><span id="{below}"></span></div>'
+        for name, label, below in RESULTS
     )
     data = json.dumps([inlined(machine, m) for m in models]).replace("</", "<\\/")
     return f"""<div id="whatif" hidden="hidden">

@@ -17,17 +17,17 @@ def shape_spec(size: str, kind: str) -> ModelSpec:
         raise InputError(f"{size}: no such size; expected {', '.join(SIZES)}")
     if kind not in KINDS:
         raise InputError(f"{kind}: no such kind; expected {', '.join(KINDS)}")
-    of = SIZES[size]
-    width = of.hidden // of.heads
+    shape = SIZES[size]
+    width = shape.hidden // shape.heads
     norm = NormSpec("rms", 1e-6)
     rope = RopeSpec(width, tuple(float(10_000 ** (-2 * i / width)) for i in range(width // 2)))
-    attention = AttentionSpec(of.heads, of.kv_heads, width, width, width**-0.5, rope)
+    attention = AttentionSpec(shape.heads, shape.kv_heads, width, width, width**-0.5, rope)
     feed_forward = {
-        "dense": FeedForwardSpec(of.neurons, "silu"),
-        "dense-active": FeedForwardSpec(of.active, "silu"),
-        "moe": FeedForwardSpec(of.neurons // of.experts, "silu", router=RouterSpec(of.experts, of.top_k)),
-        "fff": FeedForwardSpec(of.neurons >> of.depth, "silu", router=TreeSpec(of.depth)),
+        "dense": FeedForwardSpec(shape.neurons, "silu"),
+        "dense-active": FeedForwardSpec(shape.active, "silu"),
+        "moe": FeedForwardSpec(shape.neurons // shape.experts, "silu", router=RouterSpec(shape.experts, shape.top_k)),
+        "fff": FeedForwardSpec(shape.neurons >> shape.depth, "silu", router=TreeSpec(shape.depth)),
     }[kind]
-    layers = (LayerSpec(attention, feed_forward, norm, norm),) * of.layers
-    return ModelSpec({"moe": "mixtral", "fff": "lapinfer"}.get(kind, "llama"), of.vocab, of.hidden, layers, norm,
-                     of.context)  # fmt: skip
+    layers = (LayerSpec(attention, feed_forward, norm, norm),) * shape.layers
+    return ModelSpec({"moe": "mixtral", "fff": "lapinfer"}.get(kind, "llama"), shape.vocab, shape.hidden, layers, norm,
+                     shape.context)  # fmt: skip

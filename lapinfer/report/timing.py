@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 LEAST = 3
 """Repeats of a measurement at least."""
+
+Step = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""token, slot, pos [T]."""
 
 
 def repeated(run: Callable[[], float], seconds: float) -> list[float]:
@@ -37,12 +41,28 @@ class Watch:
         self.positions: list[np.ndarray] = []
         self.meter = model.runner.new_meter()
 
-    def step(self, token: Sequence[int] | np.ndarray, slot: np.ndarray, pos: np.ndarray) -> None:
+    def step(self, token: np.ndarray, slot: np.ndarray, pos: np.ndarray) -> None:
         """The logits are those of a prompt's last token, or of each token of a batch."""
         want = np.zeros(len(pos), bool)
         want[-1 if slot[0] == slot[-1] else slice(None)] = True
         self.seconds.append(self._timed(lambda: self.model.step(token, slot, pos, want)))
         self.positions.append(pos)
+
+    def steps(self, steps: Iterable[Step], seconds: float = inf) -> Watch:
+        """Runs (token, slot, pos) of each, until they took so many seconds together. The first one warms up: it is
+        neither counted, nor are its experts recorded."""
+        for i, step in enumerate(steps):
+            if i == 0:
+                routing, self.model.routing = self.model.routing, None
+                try:
+                    Watch(self.model).step(*step)
+                finally:
+                    self.model.routing = routing
+                continue
+            self.step(*step)
+            if sum(self.seconds) > seconds and len(self.seconds) >= LEAST:
+                break
+        return self
 
     def decode(self, ids: np.ndarray, start: int, count: int) -> float:
         """Seconds of `count` tokens ids[start : …] in slot 0, one per step, at their own positions."""
@@ -65,7 +85,3 @@ class Watch:
     def attended(self) -> int:
         """Multiply-adds of attention, which the meter does not count."""
         return sum(op.cost.attention_macs(pos) for op in self.model.runner.plan.ops for pos in self.positions)
-
-    def enough(self, seconds: float) -> bool:
-        """Whether steps took so long together, and there were a few."""
-        return sum(self.seconds) > seconds and len(self.seconds) >= LEAST
