@@ -18,8 +18,8 @@ from lapinfer.checkpoint.hub import LocalModel
 from lapinfer.kernels.operands import ONE, KernelId
 from lapinfer.report.roofline import Roofline
 from lapinfer.runtime.cost import Cost
-from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op
+from lapinfer.runtime.runner import Runner
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RouterSpec
 
 LOADER = "lapinfer.loading"
@@ -37,6 +37,17 @@ def spec(vocab=258, window=None, routers=(None,)):
     attention = AttentionSpec(n_heads=1, n_kv_heads=1, k_dim=16, v_dim=16, scale=0.25, window=window)
     layers = tuple(LayerSpec(attention, FeedForwardSpec(32, "silu", router=r), norm, norm) for r in routers)
     return ModelSpec(family="fake", vocab=vocab, hidden=16, layers=layers, norm=norm, context=4096)
+
+
+class FakeRunner(Runner):
+    """Runs nothing; a meter that is told of steps counts 1,000 bytes a token."""
+
+    def __init__(self):
+        op = Op(KernelId("fake"), "fake", "head", -1, ONE, 1, {}, Cost(token_bytes=1000))
+        self.plan: Any = SimpleNamespace(ops=[op])
+        self.team: Any = SimpleNamespace(ns_per_tick=lambda: 1.0, attach=lambda *arguments: None)
+        self.header = np.zeros(0, np.int64)
+        self.meter = self.new_meter()
 
 
 class FakeModel:
@@ -57,14 +68,14 @@ class FakeModel:
         self.cache = np.full((slots, ctx), -1)
         self.script = script  # ids to say after a prompt, whatever it was: {position after the prompt: id}
         self.steps = []
-        self.plan: Any = SimpleNamespace(
-            ops=[Op(KernelId("fake"), "fake", "head", -1, ONE, 1, {}, Cost(token_bytes=1000))]
-        )
-        self.team = SimpleNamespace(ns_per_tick=lambda: 1.0)
-        self.usage = Meter(self.plan, self.team.ns_per_tick)
+        self.runner = FakeRunner()
         self.weights = SimpleNamespace(tensor=lambda name: np.zeros(4, np.uint8), format=lambda name: "q4")
         self.closed, self.delay = False, delay
         self.prompt_end = 0
+
+    @property
+    def usage(self):
+        return self.runner.meter
 
     def step(self, token, slot, pos, want):
         assert len(token) <= self.max_step
@@ -79,7 +90,7 @@ class FakeModel:
             slot, pos = np.array(slot, np.int64), np.array(pos, np.int64)
             self.routing.record(slot, pos, *self._route(np.array(token)))
         nothing = np.zeros(1, np.int64)
-        self.usage.record(np.array(slot), np.array(pos), len(rows), 0, nothing, nothing)
+        self.runner.meter.record(np.array(slot), np.array(pos), len(rows), 0, nothing, nothing)
         values = np.stack(rows) if rows else np.zeros((0, self.spec.vocab), np.float32)
         padded = np.pad(values, ((0, 0), (0, -values.shape[1] % 16)), constant_values=-np.inf)
         return SimpleNamespace(
