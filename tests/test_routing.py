@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from lapinfer.cli import app
 from lapinfer.errors import InputError
 from lapinfer.report import experts as report
-from lapinfer.runtime.routing import BINS, Routing, expected_distinct, expected_distinct_by_load
+from lapinfer.runtime.chance import expected_distinct, expected_distinct_by_load
+from lapinfer.runtime.routing import BINS, Routing
 from lapinfer.spec import RouterSpec
 from lapinfer.text.language_model import from_model
 

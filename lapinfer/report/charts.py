@@ -25,8 +25,8 @@ from lapinfer.report.drawing import (
     short,
 )
 from lapinfer.report.measured import Kind, Machine, Measured
+from lapinfer.runtime.chance import expected_means
 from lapinfer.runtime.predict import PARTS
-from lapinfer.runtime.routing import expected_means
 
 KINDS: dict[Kind, str] = {"dense": "dense", "moe": "mixture of experts", "fff": "fast feedforward trees"}
 THEORY = (Key("line uniform", "independent tokens, equal loads", "line"),

@@ -16,8 +16,9 @@ from lapinfer.report.perplexity import perplexity
 from lapinfer.report.texts import RANDOM_IDS, sample_ids
 from lapinfer.report.timing import Watch
 from lapinfer.report.whatif import own_bits, terms
+from lapinfer.runtime.chance import expected_means
 from lapinfer.runtime.kv import cache_bytes
-from lapinfer.runtime.routing import Routing, expected_means
+from lapinfer.runtime.routing import Routing
 from lapinfer.spec import ModelSpec, TreeSpec
 from lapinfer.text.language_model import LanguageModel
 

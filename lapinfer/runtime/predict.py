@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from lapinfer.quant import ROWS
+from lapinfer.runtime.chance import expected_distinct
 from lapinfer.runtime.kv import KVName, bytes_per_position
-from lapinfer.runtime.routing import expected_distinct
 from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import Part, Tensor, tensors
 

@@ -1,9 +1,10 @@
-"""Which experts tokens were routed to, over many steps: load, weight, pairs, reuse, distinct experts a step; of trees,
-whose leaves are experts, how sure their decisions were.
+"""Which experts tokens were routed to, over many steps: load, weight, pairs, reuse, distinct experts per step.
 
-L are here the routed layers alone; those that have fewer experts than the largest are padded with zeros. Shared
-experts, which every token gets, are not counted. Counting is put off until some tokens have come together: it costs
-NumPy's calls once for all of them, and a step a copy.
+Leaves of trees are experts, too; of trees, also how sure their decisions were.
+
+L are the routed layers alone; layers with fewer experts than the largest are padded with zeros. Shared experts, which
+every token gets, are not counted. Steps are only copied at first, and counted when some tokens have come together, so
+that NumPy's calls are paid once for all of them.
 """
 
 from __future__ import annotations
@@ -14,40 +15,15 @@ from typing import Any
 import numpy as np
 
 from lapinfer.errors import InputError
+from lapinfer.runtime.chance import expected_means
 from lapinfer.spec import ModelSpec, TreeSpec
 
 MOST_PAIRED = 1024
-"""Experts of a layer for which it is counted which two are chosen together: that takes their square in numbers."""
+"""Experts of a layer up to which pairs that are chosen together are counted: that takes their square in numbers."""
 TOGETHER = 64
 """Tokens that are counted at once."""
 BINS = 24
-"""Bin i of a histogram holds 2^i … 2^(i + 1) − 1; the last one everything above, too."""
-
-
-def expected_distinct(experts: int, top_k: int, batch: Any) -> np.ndarray:
-    """Expected number of distinct experts that `batch` (a number or array) tokens touch: E · (1 − (1 − k/E)^B).
-
-    It holds for independent tokens, each of which gets any k of E experts with equal chance.
-    """
-    return experts * (1 - (1 - top_k / experts) ** np.asarray(batch, np.float64))
-
-
-def expected_distinct_by_load(load: np.ndarray, top_k: int, batch: Any) -> np.ndarray:
-    """The same for unequal experts: Σ 1 − (1 − p_e)^B, where a token gets expert e with chance p_e.
-
-    load [E]: tokens that each expert got, of load.sum() / k tokens; p_e = load_e · k / load.sum(). Uneven experts
-    bring it below `expected_distinct`; that neighbouring tokens of a text are alike is not in it.
-    """
-    p = np.minimum(load * (top_k / max(float(load.sum()), 1.0)), 1.0)
-    return (1 - (1 - p) ** np.asarray(batch, np.float64)[..., None]).sum(axis=-1)
-
-
-def expected_means(arrays: dict[str, np.ndarray], batch: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Means over the layers of `Routing.arrays()`: (expected_distinct, expected_distinct_by_load)."""
-    layers = list(zip(arrays["experts"].tolist(), arrays["top_k"].tolist(), arrays["tokens_routed"], strict=True))
-    uniform = [expected_distinct(experts, top_k, batch) for experts, top_k, _ in layers]
-    by_load = [expected_distinct_by_load(load, top_k, batch) for _, top_k, load in layers]
-    return np.mean(uniform, axis=0), np.mean(by_load, axis=0)
+"""Bin i of a histogram holds 2^i … 2^(i + 1) − 1; the last bin also holds everything above."""
 
 
 def magnitude(values: np.ndarray) -> np.ndarray:
@@ -56,9 +32,11 @@ def magnitude(values: np.ndarray) -> np.ndarray:
 
 
 def decisions(path: np.ndarray, tree: TreeSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Of each token, with logits [T, ≥ nodes met] of nodes tree by tree: mean entropy of its decisions, in nats, and
-    the weight that its leaf has in the soft mixture (mean of all trees)."""
-    met = tree.depth + tree.neurons  # a neuron below which there is none decides nothing
+    """Mean entropy in nats of each token's decisions [T], and the weight of its leaf in the soft mixture [T].
+
+    path [T, ≥ nodes met]: logits of the nodes that tokens met, tree by tree. Both are means over the trees.
+    """
+    met = tree.depth + tree.neurons  # a neuron at the bottom of its tree decides nothing
     if tree.depth == 0:
         return np.zeros(len(path)), np.ones(len(path))
     z = np.abs(path[:, : tree.trees * met].reshape(-1, tree.trees, met)[..., : tree.depth].astype(np.float64))
@@ -84,22 +62,21 @@ class Routing:
         self.top_k = np.array([router.top_k for router in routers.values()], np.int64)
         self._lock = threading.Lock()
         self._pending: list[tuple[np.ndarray, ...]] = []
-        self._waiting = 0
+        self._pending_tokens = 0
+        self._trees = [router if isinstance(router, TreeSpec) else None for router in routers.values()]
         L, E, A = len(routers), int(self.experts.max()), int(self.top_k.max())
-        self._tokens = 0
-        self._routed = np.zeros((L, E), np.int64)
-        self._mass = np.zeros((L, E))
+        self._shape = L, E
         paired = E if E <= MOST_PAIRED else 0
         self._pairs = np.zeros((L, paired, paired), np.uint32)  # [l, e, f]: e ranked before f
-        self._trees = [router if isinstance(router, TreeSpec) else None for router in routers.values()]
-        self._node_entropy, self._leaf_mass = np.zeros(L), np.zeros(L)
-        self._reuse = np.zeros((L, BINS), np.int64)
-        self._first = np.zeros(L, np.int64)
-        self._repeated = np.zeros(L, np.int64)
-        self._followed = np.zeros(L, np.int64)
-        self._steps = np.zeros(BINS, np.int64)
-        self._step_tokens = np.zeros(BINS, np.int64)
-        self._distinct = np.zeros((L, BINS), np.int64)
+        self._tokens = 0
+        # Sums, by their names in `arrays()`.
+        self._sums = {
+            "tokens_routed": np.zeros((L, E), np.int64), "weight_mass": np.zeros((L, E)),
+            "node_entropy": np.zeros(L), "leaf_mass": np.zeros(L), "reuse": np.zeros((L, BINS), np.int64),
+            "first_use": np.zeros(L, np.int64), "followed": np.zeros(L, np.int64), "repeated": np.zeros(L, np.int64),
+            "steps": np.zeros(BINS, np.int64), "step_tokens": np.zeros(BINS, np.int64),
+            "distinct": np.zeros((L, BINS), np.int64),
+        }  # fmt: skip
         # By slot: tokens so far, position and experts of the last one, and the token at which each expert was used.
         self._count = np.zeros(0, np.int64)
         self._pos = np.zeros(0, np.int64)
@@ -119,14 +96,14 @@ class Routing:
         with self._lock:
             path = np.zeros((*chosen.shape[:2], 0), np.float32) if path is None else path.copy()
             self._pending.append((slot.copy(), pos.copy(), chosen.copy(), weight.copy(), path))
-            self._waiting += len(slot)
-            if self._waiting >= TOGETHER:
+            self._pending_tokens += len(slot)
+            if self._pending_tokens >= TOGETHER:
                 self._count_pending()
 
     @property
     def tokens(self) -> int:
         """Tokens so far."""
-        return self._tokens + self._waiting
+        return self._tokens + self._pending_tokens
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything counted so far, and what follows from it.
@@ -137,7 +114,7 @@ class Routing:
         weight_mass [L, E]              sums of the weights that tokens gave it
         together [L, E, E]              tokens that got both experts; the diagonal is 0 ([L, 0, 0] with more than 1,024)
         node_entropy [L]                mean entropy of a decision σ(logit) of the nodes met, in nats; 0 without trees
-        leaf_mass [L]                   mean weight that the chosen leaf has in the soft mixture; 1 without trees
+        leaf_mass [L]                   mean weight of the chosen leaf in the soft mixture; 1 without trees
         reuse [L, 24]                   uses of an expert by the number of tokens of the same slot since its last use
                                         there (1: the token before): 1, 2–3, 4–7, …
         first_use [L]                   uses of an expert that its slot had not used before
@@ -156,25 +133,14 @@ class Routing:
         """
         with self._lock:
             self._count_pending()
-            routed = self._routed.copy()
-            counted = {
-                "tokens": np.array(self._tokens),
-                "tokens_routed": routed,
-                "weight_mass": self._mass.copy(),
-                "together": self._pairs.astype(np.int64) + self._pairs.transpose(0, 2, 1),
-                "reuse": self._reuse.copy(),
-                "first_use": self._first.copy(),
-                "followed": self._followed.copy(),
-                "repeated": self._repeated.copy(),
-                "steps": self._steps.copy(),
-                "step_tokens": self._step_tokens.copy(),
-                "distinct": self._distinct.copy(),
-            }
-            tokens = max(self._tokens, 1)
-            sure = {
-                "node_entropy": self._node_entropy / tokens,
-                "leaf_mass": np.where([tree is not None for tree in self._trees], self._leaf_mass / tokens, 1.0),
-            }
+            sums = {name: values.copy() for name, values in self._sums.items()}
+            pairs = self._pairs.astype(np.int64) + self._pairs.transpose(0, 2, 1)
+            tokens = self._tokens
+        routed = sums["tokens_routed"]
+        sums["node_entropy"] /= max(tokens, 1)
+        sums["leaf_mass"] = np.where(
+            [tree is not None for tree in self._trees], sums["leaf_mass"] / max(tokens, 1), 1.0
+        )
         total = np.maximum(routed.sum(axis=1), 1)
         share = routed / total[:, None]
         entropy = -(share * np.log2(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1) + 0.0
@@ -183,24 +149,25 @@ class Routing:
             "layers": self.layers.copy(),
             "experts": self.experts.copy(),
             "top_k": self.top_k.copy(),
-            **counted,
-            **sure,
+            "tokens": np.array(tokens),
+            "together": pairs,
+            **sums,
             "entropy": entropy,
             "entropy_share": np.divide(entropy, most, where=most > 0, out=np.ones_like(entropy)),
             "max_over_mean": routed.max(axis=1) * self.experts / total,
             "unused": self.experts - np.count_nonzero(routed, axis=1),
-            "repeat_share": counted["repeated"] / np.maximum(counted["followed"], 1),
+            "repeat_share": sums["repeated"] / np.maximum(sums["followed"], 1),
             "repeat_chance": (share**2).sum(axis=1) * self.top_k,
-            "distinct_per_step": counted["distinct"].sum(axis=1) / max(int(counted["steps"].sum()), 1),
+            "distinct_per_step": sums["distinct"].sum(axis=1) / max(int(sums["steps"].sum()), 1),
         }
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers: tokens, steps; for each layer the derived figures of `arrays()`; figures by size of step.
 
-        reuse_median of a layer: half of the uses of an expert that its slot had used before came at most so many tokens
-        later (the upper end of a bin; 0 when there were none). step_sizes: for steps of about as many tokens, how many
-        different experts they touched, mean over the layers, and how many were to be expected by `expected_distinct`
-        (uniform) and `expected_distinct_by_load` (by_load) for that many independent tokens.
+        reuse_median of a layer: half of the uses of an expert that its slot had used before came within this many
+        tokens (the upper end of a bin; 0 without any). step_sizes: for steps of about the same size, the number of
+        different experts that they touched, as mean over the layers, and the numbers expected of independent tokens
+        (runtime/chance.py): `uniform` for equal loads, `by_load` for the measured ones.
         """
         a = self.arrays()
         names = (
@@ -223,20 +190,20 @@ class Routing:
             return
         slots, positions, choices, weights, paths = zip(*self._pending, strict=True)
         sizes = np.array([len(slot) for slot in slots])
-        self._pending, self._waiting = [], 0
+        self._pending, self._pending_tokens = [], 0
         slot, pos = np.concatenate(slots).astype(np.int64), np.concatenate(positions).astype(np.int64)
         chosen, weight = np.concatenate(choices, axis=1).astype(np.int64), np.concatenate(weights, axis=1)
         self._tokens += len(slot)
         self._add_slots(int(slot.max()) + 1)
-        there = chosen >= 0
-        expert = np.arange(len(chosen))[:, None, None] * self._routed.shape[1] + chosen  # place in [L, E]
-        self._count_load(expert[there], weight[there])
+        valid = chosen >= 0
+        expert = np.arange(len(chosen))[:, None, None] * self._shape[1] + chosen  # index in [L, E]
+        self._count_load(expert[valid], weight[valid])
         if self._pairs.size:
-            self._count_pairs(expert, chosen, there)
+            self._count_pairs(expert, chosen, valid)
         self._count_decisions(np.concatenate(paths, axis=1))
-        self._count_distinct(sizes, expert, there)
+        self._count_distinct(sizes, expert, valid)
         index = self._count_repeats(slot, pos, chosen)
-        self._count_reuse(slot, index, expert, there)
+        self._count_reuse(slot, index, expert, valid)
         self._count += np.bincount(slot, minlength=len(self._count))
 
     def _add_slots(self, count: int) -> None:
@@ -248,39 +215,37 @@ class Routing:
             self._used = np.pad(self._used, ((0, new), (0, 0), (0, 0)), constant_values=-1)
 
     def _count_load(self, expert: np.ndarray, weight: np.ndarray) -> None:
-        shape, n = self._routed.shape, self._routed.size
-        self._routed += np.bincount(expert, minlength=n).reshape(shape)
-        self._mass += np.bincount(expert, weight, minlength=n).reshape(shape)
+        (L, E), sums = self._shape, self._sums
+        sums["tokens_routed"] += np.bincount(expert, minlength=L * E).reshape(L, E)
+        sums["weight_mass"] += np.bincount(expert, weight, minlength=L * E).reshape(L, E)
 
-    def _count_pairs(self, expert: np.ndarray, chosen: np.ndarray, there: np.ndarray) -> None:
+    def _count_pairs(self, expert: np.ndarray, chosen: np.ndarray, valid: np.ndarray) -> None:
         first, second = np.triu_indices(chosen.shape[2], 1)
-        both = there[:, :, first] & there[:, :, second]
-        pair = expert[:, :, first] * self._routed.shape[1] + chosen[:, :, second]
+        both = valid[:, :, first] & valid[:, :, second]
+        pair = expert[:, :, first] * self._shape[1] + chosen[:, :, second]
         np.add.at(self._pairs.reshape(-1), pair[both], np.uint32(1))
 
     def _count_decisions(self, path: np.ndarray) -> None:
         """Entropy and weight of the paths [L, T, nodes] through each layer's trees."""
         for i, tree in enumerate(self._trees):
-            if tree is None or path.shape[2] == 0:
-                self._leaf_mass[i] += path.shape[1]
-                continue
-            entropy, mass = decisions(path[i], tree)
-            self._node_entropy[i] += entropy.sum()
-            self._leaf_mass[i] += mass.sum()
+            if tree is not None and path.shape[2]:
+                entropy, mass = decisions(path[i], tree)
+                self._sums["node_entropy"][i] += entropy.sum()
+                self._sums["leaf_mass"][i] += mass.sum()
 
-    def _count_distinct(self, sizes: np.ndarray, expert: np.ndarray, there: np.ndarray) -> None:
-        seen = np.zeros((len(sizes), *self._routed.shape), bool)
+    def _count_distinct(self, sizes: np.ndarray, expert: np.ndarray, valid: np.ndarray) -> None:
+        seen = np.zeros((len(sizes), *self._shape), bool)
         step = np.repeat(np.arange(len(sizes)), sizes)[:, None]
-        seen.reshape(-1)[(step * self._routed.size + expert)[there]] = True
+        seen.reshape(-1)[(step * np.prod(self._shape) + expert)[valid]] = True
         bins = magnitude(sizes)
-        np.add.at(self._distinct.T, bins, np.count_nonzero(seen, axis=2))
-        np.add.at(self._steps, bins, 1)
-        np.add.at(self._step_tokens, bins, sizes)
+        np.add.at(self._sums["distinct"].T, bins, np.count_nonzero(seen, axis=2))
+        np.add.at(self._sums["steps"], bins, 1)
+        np.add.at(self._sums["step_tokens"], bins, sizes)
 
     def _count_repeats(self, slot: np.ndarray, pos: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Experts that tokens share with their predecessors; returns each token's index among those of its slot."""
         slots = len(self._count)
-        slot = np.concatenate((np.arange(slots), slot))  # each slot's last token goes before
+        slot = np.concatenate((np.arange(slots), slot))  # first each slot's last token
         pos = np.concatenate((self._pos, pos))
         chosen = np.concatenate((self._before, chosen), axis=1)
         order = np.argsort(slot, kind="stable")
@@ -292,29 +257,30 @@ class Routing:
         before, now = order[:-1], order[1:]
         follows = (slot[now] == slot[before]) & (pos[now] == pos[before] + 1)
         earlier, later = chosen[:, before[follows]], chosen[:, now[follows]]
-        there = later >= 0
-        same = (later[..., :, None] == earlier[..., None, :]) & there[..., None]
-        self._followed += np.count_nonzero(there, axis=(1, 2))
-        self._repeated += np.count_nonzero(same, axis=(1, 2, 3))
+        valid = later >= 0
+        same = (later[..., :, None] == earlier[..., None, :]) & valid[..., None]
+        self._sums["followed"] += np.count_nonzero(valid, axis=(1, 2))
+        self._sums["repeated"] += np.count_nonzero(same, axis=(1, 2, 3))
         self._pos, self._before = pos[order[ends - 1]], chosen[:, order[ends - 1]]
         return index[slots:]
 
-    def _count_reuse(self, slot: np.ndarray, index: np.ndarray, expert: np.ndarray, there: np.ndarray) -> None:
-        """Distances between uses: sorted by slot, layer, expert and token, a use stands behind the one before it."""
-        T, (L, E) = len(slot), self._routed.shape
-        key = (((slot[:, None] * (L * E)) + expert) * T + np.arange(T)[:, None])[there]
+    def _count_reuse(self, slot: np.ndarray, index: np.ndarray, expert: np.ndarray, valid: np.ndarray) -> None:
+        """Distances between uses: sorted by slot, layer, expert and token, each use follows the one before it."""
+        T, (L, E) = len(slot), self._shape
+        key = (((slot[:, None] * (L * E)) + expert) * T + np.arange(T)[:, None])[valid]
         key.sort()
-        place, token = np.divmod(key, T)  # place in [slot, L, E]
-        at = index[token]
-        new = np.ones(len(key), bool)
-        new[1:] = place[1:] != place[:-1]
+        cell, token = np.divmod(key, T)  # cell of [slot, L, E]
+        now = index[token]
+        first = np.ones(len(key), bool)
+        first[1:] = cell[1:] != cell[:-1]
         used = self._used.reshape(-1)
-        before = np.where(new, used[place], np.roll(at, 1))
-        used[place[np.roll(new, -1)]] = at[np.roll(new, -1)]  # the last use of each
-        layer, again = place // E % L, before >= 0
-        self._first += np.bincount(layer[~again], minlength=L)
-        bins = layer[again] * BINS + magnitude((at - before)[again])
-        self._reuse += np.bincount(bins, minlength=L * BINS).reshape(L, BINS)
+        before = np.where(first, used[cell], np.roll(now, 1))
+        last = np.roll(first, -1)
+        used[cell[last]] = now[last]
+        layer, again = cell // E % L, before >= 0
+        self._sums["first_use"] += np.bincount(layer[~again], minlength=L)
+        bins = layer[again] * BINS + magnitude((now - before)[again])
+        self._sums["reuse"] += np.bincount(bins, minlength=L * BINS).reshape(L, BINS)
 
 
 def _median(histogram: np.ndarray) -> int:
