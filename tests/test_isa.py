@@ -18,9 +18,8 @@ SUBSET = "(stores_and_adds and (q4 or q8)) or half or halves or exp or reduction
 ASSEMBLY = """
 import sys
 from lapinfer.kernels import cache, library
-from numba import cfunc
 for name in sys.argv[1:]:
-    print(cfunc(cache.SIGNATURE, error_model="numpy")(cache._functions[name])._library.get_asm_str())
+    print(cache.make(name)._library.get_asm_str())
 """
 
 CROSS_ASSEMBLY = """
@@ -42,7 +41,7 @@ llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
 machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
 for name in names:
-    cfunc(cache.SIGNATURE, error_model="numpy")(cache._functions[name])
+    cache.make(name)
     text = str(made[-1]._final_module).splitlines()
     module = llvm.parse_assembly("\\n".join(line for line in text if not line.startswith("target ")))
     module.triple, module.data_layout = triple, str(machine.target_data)
@@ -186,9 +185,12 @@ def test_arm_hosts_whose_features_llvm_does_not_know_use_the_dot_product(monkeyp
 
 def test_intrinsics_given_to_kernels_have_names_of_their_own() -> None:
     """Numba makes symbols of their names; kernels from the cache with equal symbols ran each other's code."""
-    from lapinfer.kernels import products, simd
+    from lapinfer.kernels import attention, products, rows, simd
 
-    given = [value for key, value in vars(products).items() if key.startswith(("tokens_", "rows_"))]
+    constants = (*products.PACKED, *products.COLUMNS, *rows.ROWS)
+    given = [member for W in constants for member in W.members.values() if not isinstance(member, int)]
     given += [value for key, value in vars(simd).items() if key.startswith(("tile_of_", "load_f32x16", "load_f16x16"))]
     given.append(simd.load_i8x16)
+    stamped = (*constants, *products.ELEMENTS, *attention.KV)
+    assert len({(W.kind, W.format, W.activations) for W in stamped}) == len(stamped)
     assert len({intrinsic._name for intrinsic in given}) == len(given) >= 25

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import pytest
 
-LOAD = "from lapinfer.kernels import cache, library; library.load(['read_clock']); print(cache.compiled_fresh)"
+from lapinfer.kernels import cache
+from lapinfer.quant.names import format_names
+
+LOAD = (
+    "import sys; from lapinfer.kernels import cache, library; library.load(sys.argv[1:]); print(cache.compiled_fresh)"
+)
 
 
-def load(folder: Path) -> str:
+def load(folder: Path, *kernels: str) -> str:
     """What a new process had to compile."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
-    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", LOAD, *(kernels or ["read_clock"])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -25,11 +31,20 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_a_second_process_compiles_nothing_and_adds_no_file(tmp_path: Path) -> None:
-    assert load(tmp_path) == "['read_clock']"
+    """Of kernels that are functions of their own, that choose by an operand, and that are stamped for a format."""
+    kernels = ["descend", "read_clock", "router_f16"]
+    assert load(tmp_path, *kernels) == str(kernels)
     before = files(tmp_path)
     assert before
-    assert load(tmp_path) == "[]"
+    assert load(tmp_path, *kernels) == "[]"
     assert files(tmp_path) == before
+
+
+def test_machine_code_depends_on_all_that_becomes_part_of_it() -> None:
+    names = {"/".join(source.parts[-3:]) for source in cache.sources()}
+    packages = ("kernels/formats", "quant/formats")
+    assert names >= {f"{package}/{name}.py" for package in packages for name in format_names()}
+    assert names >= {"lapinfer/kernels/simd.py", "lapinfer/quant/__init__.py"}
 
 
 @pytest.mark.parametrize("kept", [0, 10, 200])

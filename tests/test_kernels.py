@@ -605,13 +605,11 @@ def test_embed(fmt: str, learned: bool) -> None:
     positions[:, :D] = rng.standard_normal((50, D))
     out = np.full((T + 1, wide), UNTOUCHED)
     operands: dict[str, Operand] = {
-        "weights": packed, "format": FORMATS[fmt].id, "row_blocks": len(packed),
-        "groups": wide // GROUP, "head_bytes": FORMATS[fmt].head_bytes, "block_bytes": FORMATS[fmt].block_bytes,
-        "token": token, "pos": pos, "positions": positions if learned else 0, "scale": 1.5,
-        "out": out, "out_stride": out.strides[0],
+        "weights": packed, "row_blocks": len(packed), "groups": wide // GROUP, "token": token, "pos": pos,
+        "positions": positions if learned else 0, "scale": 1.5, "out": out, "out_stride": out.strides[0],
     }  # fmt: skip
     token[0], token[1] = vocab - 1, 0
-    run(KernelId("embed"), operands, -(-T // TILE), T)
+    run(KernelId("embed", fmt), operands, -(-T // TILE), T)
     expected = W[token] * 1.5 + (positions[pos, :D] if learned else 0)
     np.testing.assert_allclose(out[:T, :D], expected, rtol=1e-6, atol=1e-6)
     assert (out[T:] == UNTOUCHED).all()

@@ -10,21 +10,7 @@ Gimelshein, arXiv 1805.02867; splitting over keys: Dao et al., Flash-Decoding.)
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import (
-    FIRST_BLOCK,
-    FIRST_TOKEN,
-    ITEM,
-    KEY_BLOCK,
-    KEY_LANES,
-    LAST_BLOCK,
-    PARTIAL_EXTRA,
-    SLOT,
-    SPLIT,
-    TILE,
-    TOKEN_COUNT,
-    TOKENS,
-    offsets,
-)
+from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, PARTIAL_EXTRA, TILE
 from lapinfer.kernels.simd import (
     fma,
     iota,
@@ -49,18 +35,22 @@ from lapinfer.kernels.simd import (
     tile_store_by_4,
     where_less,
 )
+from lapinfer.kernels.stamp import Constant, stamped
 from lapinfer.kernels.tiles import store_group
 from lapinfer.kernels.vecmath import cap, exp
-
-(
-    QKV, QKV_STRIDE, HEADS, KV_HEADS, K_DIM, V_DIM, K_CACHE, V_CACHE, K_SCALE, V_SCALE, CAPACITY, POS, ITEMS, WINDOW,
-    SCALE, SOFTCAP, PARTIAL, PART, SCRATCH, SCRATCH_STRIDE,
-) = offsets("attention")  # fmt: skip
 
 f32 = np.float32
 ROWS = 4  # query rows in a register tile
 LOWEST = f32(-1e30)  # the maximum of a row that has seen nothing; finite, so that differences stay numbers
 HIDDEN = f32(-np.inf)  # the score of a masked key
+
+
+KV = (
+    Constant("kv", "f32", load=load_f32x16, bytes=4),
+    Constant("kv", "f16", load=load_f16x16, bytes=2),
+    Constant("kv", "q8", load=load_i8x16, bytes=1),
+)
+"""How each of KV_KINDS is read: 16 numbers as float32, and the bytes of one; those of q8 have a scale for each key."""
 
 
 @jit
@@ -78,14 +68,14 @@ def fold(into, m, l, values, v_lanes):  # noqa: E741
 
 
 @jit
-def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last, scores, ahead, few):
+def scores_of_block(kv, o, q, keys, values, scales, first, last, scores, ahead, few):
     """q · k of a register tile of rows against keys first … last (multiples of KEY_LANES) of a block, into scores.
 
     ahead: ask memory for the next keys and the block's values meanwhile (the first rows that need them do).
     few: at most two of the rows are used, as when a token's heads share little.
     """
-    k_dim, softcap = load_i64(op + K_DIM), load_f32(op + SOFTCAP)
-    size = KEY_LANES * k_dim * key_bytes
+    k_dim, softcap = o.k_dim, o.softcap
+    size = KEY_LANES * k_dim * kv.bytes
     for key in range(first, last, KEY_LANES):
         k = keys + key // KEY_LANES * size
         if few:
@@ -94,8 +84,8 @@ def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last
                 if ahead:
                     prefetch(k + size)
                     prefetch(values + (k - keys))
-                half = tile_fma(half, (load_kv(k), load_kv(k + 16 * key_bytes)), q + 4 * ROWS * d, 4)
-                k += KEY_LANES * key_bytes
+                half = tile_fma(half, (kv.load(k), kv.load(k + 16 * kv.bytes)), q + 4 * ROWS * d, 4)
+                k += KEY_LANES * kv.bytes
             tile_store_by_2(half, scores + 4 * key, 4 * KEY_BLOCK)
             continue
         pair = tile_of_8()
@@ -103,21 +93,21 @@ def scores_of_block(op, load_kv, key_bytes, q, keys, values, scales, first, last
             if ahead:
                 prefetch(k + size)
                 prefetch(values + (k - keys))
-            pair = tile_fma(pair, (load_kv(k), load_kv(k + 16 * key_bytes)), q + 4 * ROWS * d, 4)
-            k += KEY_LANES * key_bytes
+            pair = tile_fma(pair, (kv.load(k), kv.load(k + 16 * kv.bytes)), q + 4 * ROWS * d, 4)
+            k += KEY_LANES * kv.bytes
         tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
     for key in range(first, last, 16):
-        if key_bytes == 1 or softcap != f32(0.0):
+        if kv.bytes == 1 or softcap != f32(0.0):
             for r in range(2 if few else ROWS):
-                at = scores + 4 * (r * KEY_BLOCK + key)
-                value = load_f32x16(at)
-                if key_bytes == 1:
+                score = scores + 4 * (r * KEY_BLOCK + key)
+                value = load_f32x16(score)
+                if kv.bytes == 1:
                     value = value * load_f32x16(scales + 4 * key)
-                store_f32x16(at, cap(value, softcap))
+                store_f32x16(score, cap(value, softcap))
 
 
 @jit
-def softmax_of_row(scores, first_key, first, last, lowest, highest, key_bytes, scales):
+def softmax_of_row(kv, scores, first_key, first, last, lowest, highest, scales):
     """Mask scores outside keys lowest … highest, and turn them into e^(s − m) in place -> m, l.
 
     With a q8 cache each is multiplied with its value's scale after it was summed.
@@ -136,131 +126,113 @@ def softmax_of_row(scores, first_key, first, last, lowest, highest, key_bytes, s
     for key in range(first, last, 16):
         p = exp(load_f32x16(scores + 4 * key) - splat_f32(m))
         total = total + p
-        if key_bytes == 1:
+        if kv.bytes == 1:
             p = p * load_f32x16(scales + 4 * key)
         store_f32x16(scores + 4 * key, p)
     return m, reduce_sum(total)
 
 
 @jit
-def values_of_block(load_kv, value_bytes, scores, values, v_lanes, first, last, out, few):
+def four_vectors(kv, address):
+    """64 neighbouring numbers."""
+    step = 16 * kv.bytes
+    return kv.load(address), kv.load(address + step), kv.load(address + 2 * step), kv.load(address + 3 * step)
+
+
+@jit
+def values_of_block(kv, scores, values, v_lanes, first, last, out, few):
     """Σ p · v of a register tile of rows over keys first … last of a block -> out [ROWS, v_lanes]."""
-    whole = v_lanes // 64 * 64
-    for i in range(0, whole, 64):  # four vectors of values share the broadcast weights
-        v = values + (first * v_lanes + i) * value_bytes
+    by_four = v_lanes // 64 * 64
+    for i in range(0, by_four, 64):  # four vectors of values share the broadcast weights
+        v = values + (first * v_lanes + i) * kv.bytes
         if few:
             half = tile_of_8()
             for key in range(first, last):
-                four = (
-                    load_kv(v),
-                    load_kv(v + 16 * value_bytes),
-                    load_kv(v + 32 * value_bytes),
-                    load_kv(v + 48 * value_bytes),
-                )
-                half = tile_fma(half, four, scores + 4 * key, 4 * KEY_BLOCK)
-                v += v_lanes * value_bytes
+                half = tile_fma(half, four_vectors(kv, v), scores + 4 * key, 4 * KEY_BLOCK)
+                v += v_lanes * kv.bytes
             tile_store_by_2(half, out + 4 * i, 4 * v_lanes)
             continue
         acc = tile_of_16()
         for key in range(first, last):
-            four = (
-                load_kv(v),
-                load_kv(v + 16 * value_bytes),
-                load_kv(v + 32 * value_bytes),
-                load_kv(v + 48 * value_bytes),
-            )
-            acc = tile_fma(acc, four, scores + 4 * key, 4 * KEY_BLOCK)
-            v += v_lanes * value_bytes
+            acc = tile_fma(acc, four_vectors(kv, v), scores + 4 * key, 4 * KEY_BLOCK)
+            v += v_lanes * kv.bytes
         tile_store_by_4(acc, out + 4 * i, 4 * v_lanes)
-    for i in range(whole, v_lanes, 16):
+    for i in range(by_four, v_lanes, 16):
         one = tile_of_4()
-        v = values + (first * v_lanes + i) * value_bytes
+        v = values + (first * v_lanes + i) * kv.bytes
         for key in range(first, last):
-            one = tile_fma(one, (load_kv(v),), scores + 4 * key, 4 * KEY_BLOCK)
-            v += v_lanes * value_bytes
+            one = tile_fma(one, (kv.load(v),), scores + 4 * key, 4 * KEY_BLOCK)
+            v += v_lanes * kv.bytes
         tile_store(one, out + 4 * i, 4 * v_lanes)
 
 
 @jit
-def gather_queries(op, first_token, head, group, rows, q):
+def gather_queries(o, first_token, head, group, rows, q):
     """Scaled queries of `rows` rows as [tiles of ROWS, k_dim, ROWS]; row r is token r // group, head r % group."""
-    k_dim, scale = load_i64(op + K_DIM), load_f32(op + SCALE)
+    k_dim, scale = o.k_dim, o.scale
     for r in range(rows):
-        x = load_i64(op + QKV) + (first_token + r // group) * load_i64(op + QKV_STRIDE)
+        x = o.qkv + (first_token + r // group) * o.qkv_stride
         x += 4 * (head * group + r % group) * k_dim
         out = q + 4 * (r // ROWS * ROWS * k_dim + r % ROWS)
         for d in range(k_dim):
             store_f32(out + 4 * ROWS * d, load_f32(x + 4 * d) * scale)
 
 
-@jit
-def attend(load_kv, kv_bytes, op, step, chunk, thread):
+@stamped(KV)
+def attention(kv, o, step, chunk, thread):
     """One item of the step's table for one key/value head."""
-    kv_heads = load_i64(op + KV_HEADS)
-    item = load_i64(op + ITEMS) + 8 * len(ITEM) * (chunk // kv_heads)
+    kv_heads = o.kv_heads
+    item = o.items[chunk // kv_heads]
     head = chunk % kv_heads
-    heads, k_dim, v_dim = load_i64(op + HEADS), load_i64(op + K_DIM), load_i64(op + V_DIM)
+    heads, k_dim, v_dim = o.heads, o.k_dim, o.v_dim
     v_lanes = (v_dim + 15) // 16 * 16
     group = heads // kv_heads
-    first_token, slot = load_i64(item + 8 * FIRST_TOKEN), load_i64(item + 8 * SLOT)
-    tokens = load_i64(item + 8 * TOKEN_COUNT)
-    split = load_i64(item + 8 * SPLIT)
+    first_token, tokens, slot, split = item.first_token, item.tokens, item.slot, item.split
     rows = tokens * group
-    q = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
+    q = o.scratch + thread * o.scratch_stride
     scores = q + 4 * (rows + ROWS) * k_dim
     weighted = scores + 4 * ROWS * KEY_BLOCK
-    gather_queries(op, first_token, head, group, rows, q)
+    gather_queries(o, first_token, head, group, rows, q)
 
-    pos, window, capacity = load_i64(op + POS), load_i64(op + WINDOW), load_i64(op + CAPACITY)
+    pos, window, capacity = o.pos, o.window, o.capacity
     first_position = load_i64(pos + 8 * first_token)
     last_position = load_i64(pos + 8 * (first_token + tokens - 1))
-    first_block = max(load_i64(item + 8 * FIRST_BLOCK), max(first_position - window + 1, 0) // KEY_BLOCK)
-    last_block = min(load_i64(item + 8 * LAST_BLOCK), last_position // KEY_BLOCK)
+    first_block = max(item.first_block, max(first_position - window + 1, 0) // KEY_BLOCK)
+    last_block = min(item.last_block, last_position // KEY_BLOCK)
     before = (slot * kv_heads + head) * capacity
     row_bytes = 4 * (v_lanes + PARTIAL_EXTRA)
     for block in range(first_block, last_block + 1):
         first_key = block * KEY_BLOCK
         place = before + first_key % capacity
-        keys = load_i64(op + K_CACHE) + place * k_dim * kv_bytes
-        values = load_i64(op + V_CACHE) + place * v_lanes * kv_bytes
-        k_scales, v_scales = load_i64(op + K_SCALE) + 4 * place, load_i64(op + V_SCALE) + 4 * place
+        keys = o.k_cache + place * k_dim * kv.bytes
+        values = o.v_cache + place * v_lanes * kv.bytes
+        k_scales, v_scales = o.k_scale + 4 * place, o.v_scale + 4 * place
         for row in range(0, rows, ROWS):
             top = first_token + min(row + ROWS - 1, rows - 1) // group
             oldest = load_i64(pos + 8 * (first_token + row // group)) - window + 1
             first = max(oldest - first_key, 0) // KEY_LANES * KEY_LANES
-            behind = min(load_i64(pos + 8 * top) - first_key + 1, KEY_BLOCK)  # 0 · what is stored there might be NaN
-            last = (behind + KEY_LANES - 1) // KEY_LANES * KEY_LANES
+            stop = min(load_i64(pos + 8 * top) - first_key + 1, KEY_BLOCK)  # 0 · what is stored there might be NaN
+            last = (stop + KEY_LANES - 1) // KEY_LANES * KEY_LANES
             if first < last:
                 scores_of_block(
-                    op,
-                    load_kv,
-                    kv_bytes,
-                    q + 4 * row * k_dim,
-                    keys,
-                    values,
-                    k_scales,
-                    first,
-                    last,
-                    scores,
-                    row == 0,
-                    rows - row <= 2,
+                    kv, o, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores, row == 0, rows - row <= 2
                 )
             for r in range(row, min(row + ROWS, rows)):
                 highest = load_i64(pos + 8 * (first_token + r // group))
                 m, total = softmax_of_row(
-                    scores + 4 * (r - row) * KEY_BLOCK, first_key, first, last, highest - window + 1, highest,
-                    kv_bytes, v_scales,
+                    kv, scores + 4 * (r - row) * KEY_BLOCK, first_key, first, last, highest - window + 1, highest,
+                    v_scales,
                 )  # fmt: skip
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)), m)
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1), total)
-            values_of_block(load_kv, kv_bytes, scores, values, v_lanes, first, behind, weighted, rows - row <= 2)
+            values_of_block(kv, scores, values, v_lanes, first, stop, weighted, rows - row <= 2)
             for r in range(row, min(row + ROWS, rows)):
                 m = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)))
                 total = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1))
                 value = weighted + 4 * (r - row) * v_lanes
                 token = first_token + r // group
-                part = load_i64(load_i64(op + PART) + 16 * token) + (block if split != 0 else 0)
-                into = load_i64(op + PARTIAL) + (part * heads + head * group + r % group) * row_bytes
+                part = o.part_table[token].first + (block if split != 0 else 0)
+                into = o.partial + (part * heads + head * group + r % group) * row_bytes
                 if split != 0 or block == first_block:
                     for i in range(0, 4 * v_lanes, 64):
                         store_f32x16(into + i, load_f32x16(value + i))
@@ -271,43 +243,21 @@ def attend(load_kv, kv_bytes, op, step, chunk, thread):
 
 
 @kernel
-def attention_f32(op, step, chunk, thread):
-    attend(load_f32x16, 4, op, step, chunk, thread)
-
-
-@kernel
-def attention_f16(op, step, chunk, thread):
-    attend(load_f16x16, 2, op, step, chunk, thread)
-
-
-@kernel
-def attention_q8(op, step, chunk, thread):
-    attend(load_i8x16, 1, op, step, chunk, thread)
-
-
-(
-    M_PARTIAL, M_PART, M_HEADS, M_V_DIM, M_POS, M_WINDOW, M_SINKS, M_OUT, M_GROUPS, M_OUT_KIND, M_SCRATCH,
-    M_SCRATCH_STRIDE,
-) = offsets("merge")  # fmt: skip
-
-
-@kernel
-def merge(op, step, chunk, thread):
+def merge(o, step, chunk, thread):
     """Fold the partials of a tile of tokens, divide by their sums, and write activation tiles."""
-    heads, v_dim, window = load_i64(op + M_HEADS), load_i64(op + M_V_DIM), load_i64(op + M_WINDOW)
-    groups, v_lanes, sinks = load_i64(op + M_GROUPS), (v_dim + 15) // 16 * 16, load_i64(op + M_SINKS)
+    heads, v_dim, window = o.heads, o.v_dim, o.window
+    groups, v_lanes, sinks = o.groups, (v_dim + 15) // 16 * 16, o.sinks
     row_bytes = 4 * (v_lanes + PARTIAL_EXTRA)
-    x = load_i64(op + M_SCRATCH) + thread * load_i64(op + M_SCRATCH_STRIDE)
-    for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
-        entry = load_i64(op + M_PART) + 16 * t
-        position = load_i64(load_i64(op + M_POS) + 8 * t)
-        part, split = load_i64(entry), load_i64(entry + 8)
+    x = o.scratch + thread * o.scratch_stride
+    for t in range(chunk * TILE, min(chunk * TILE + TILE, step.tokens)):
+        position = load_i64(o.pos + 8 * t)
+        part, split = o.part_table[t].first, o.part_table[t].split
         first = max(position - window + 1, 0) // KEY_BLOCK if split != 0 else 0
         last = position // KEY_BLOCK if split != 0 else 0
         for h in range(heads):
-            total = load_i64(op + M_PARTIAL) + ((part + first) * heads + h) * row_bytes
+            total = o.partial + ((part + first) * heads + h) * row_bytes
             for block in range(first + 1, last + 1):
-                other = load_i64(op + M_PARTIAL) + ((part + block) * heads + h) * row_bytes
+                other = o.partial + ((part + block) * heads + h) * row_bytes
                 m, l = load_f32(other + 4 * v_lanes), load_f32(other + 4 * v_lanes + 4)  # noqa: E741
                 fold(total, m, l, other, v_lanes)
             l = load_f32(total + 4 * v_lanes + 4)  # noqa: E741
@@ -317,10 +267,10 @@ def merge(op, step, chunk, thread):
                 highest = max(m, sink)
                 keep = lane(exp(splat_f32(m - highest)), 0)
                 factor = splat_f32(keep / (l * keep + lane(exp(splat_f32(sink - highest)), 0)))
-            for i in range(0, 4 * v_lanes, 64):  # lanes behind v_dim are overwritten by the next head
+            for i in range(0, 4 * v_lanes, 64):  # lanes after v_dim are overwritten by the next head
                 store_f32x16(x + 4 * h * v_dim + i, load_f32x16(total + i) * factor)
         for i in range(heads * v_dim, 32 * groups):
             store_f32(x + 4 * i, f32(0.0))
         for g in range(groups):
             low, high = load_f32x16(x + 128 * g), load_f32x16(x + 128 * g + 64)
-            store_group(load_i64(op + M_OUT), load_i64(op + M_OUT_KIND), groups, g, t, low, high)
+            store_group(o.out, o.out_kind, groups, g, t, low, high)

@@ -3,13 +3,8 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import TOKENS, offsets
 from lapinfer.kernels.simd import fma, iota, load_f32x16, load_i64, splat_f32, store_f32x16, where_less
 from lapinfer.kernels.tiles import store_group
-
-(
-    X, X_STRIDE, WIDTH, WEIGHT, BIAS, TAPS, POS, SLOT, STATE, OUT, GROUPS, OUT_KIND, UNIT,
-) = offsets("convolve")  # fmt: skip
 
 f32 = np.float32
 
@@ -21,11 +16,11 @@ def inside(value, column, width):
 
 
 @jit
-def convolved(op, x, position, slot, column):
+def convolved(o, x, position, slot, column):
     """16 columns of a token's C · convolution; its B · x is left in the state."""
-    width, taps, row = load_i64(op + WIDTH), load_i64(op + TAPS), 128 * load_i64(op + GROUPS)
-    at, weight, bias = x + 4 * column, load_i64(op + WEIGHT) + 4 * column, load_i64(op + BIAS)
-    state = load_i64(op + STATE) + slot * taps * row + 4 * column
+    width, taps, row = o.width, o.taps, 128 * o.groups
+    at, weight, bias = x + 4 * column, o.weight + 4 * column, o.bias
+    state = o.state + slot * taps * row + 4 * column
     own = inside(load_f32x16(at) * load_f32x16(at + 8 * width), column, width)
     store_f32x16(state + position % taps * row, own)
     total = splat_f32(f32(0.0))
@@ -38,13 +33,13 @@ def convolved(op, x, position, slot, column):
 
 
 @kernel
-def convolve(op, step, chunk, thread):
+def convolve(o, step, chunk, thread):
     """Some groups of columns of all tokens, in the order of the step: so a token finds what earlier ones have left."""
-    groups, unit = load_i64(op + GROUPS), load_i64(op + UNIT)
+    groups, unit = o.groups, o.unit
     first = chunk * unit
-    for t in range(load_i64(step + 8 * TOKENS)):
-        position, slot = load_i64(load_i64(op + POS) + 8 * t), load_i64(load_i64(op + SLOT) + 8 * t)
-        x = load_i64(op + X) + t * load_i64(op + X_STRIDE)
+    for t in range(step.tokens):
+        position, slot = load_i64(o.pos + 8 * t), load_i64(o.slot + 8 * t)
+        x = o.x + t * o.x_stride
         for g in range(first, min(first + unit, groups)):
-            low, high = convolved(op, x, position, slot, 32 * g), convolved(op, x, position, slot, 32 * g + 16)
-            store_group(load_i64(op + OUT), load_i64(op + OUT_KIND), groups, g, t, low, high)
+            low, high = convolved(o, x, position, slot, 32 * g), convolved(o, x, position, slot, 32 * g + 16)
+            store_group(o.out, o.out_kind, groups, g, t, low, high)

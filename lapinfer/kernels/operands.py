@@ -1,14 +1,21 @@
-"""The rows that kernels read: where each operand of each op stands. Shared with the plan builder; no numba here.
+"""What kernels read: the operands of each op, the small tables that ops share, and the numbers that stand for choices.
 
-An op is a row of ROW int64. The first four are the plan's own: the kernel's address, the field of the step header
-that counts its work, how many chunks there are for each unit counted, and the op's kind (for messages).
-The operands follow, at the places named here. Strides and addresses are in bytes; floats are float32 in the low
-half of their int64.
+Shared with the plan builder; no numba here. An op is a row of ROW int64. The first three are the plan's own: the
+kernel's address, the field of the step header that counts its work, and how many chunks there are for each unit
+counted. The operands follow. Strides and offsets are in bytes.
+
+T tokens, D width, H query heads, K kv heads, E experts, A active ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+
+from lapinfer.kernels.declare import Record, address, f32, i64, rows
+
+FLOAT, INT, UINT8 = np.float32, np.int64, np.uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +37,9 @@ class KernelId:
 
 
 ROW = 64
-KERNEL, COUNT, TIMES, KIND, FIRST = range(5)
+KERNEL, COUNT, TIMES, FIRST = range(4)
 
-# The step header: what ops count their work by. ONE is 1, ANY_WANT 0 or 1; the tiles are of TILE tokens. LONE is 1
-# when there is one token, CROWD (and CROWD_TILES, the tiles) when there are more. The last ones are written by whoever
-# chooses experts: counts for the ops of their own layer, and what went wrong in a layer: PROBLEMS · its place among the
-# routed ones + one of the problems below, or 0.
-STEP = (
-    "one", "tokens", "tiles", "want", "want_tiles", "any_want", "items", "lone", "crowd", "crowd_tiles", "experts",
-    "expert_tiles", "gathered_tiles", "loads", "problem",
-)  # fmt: skip
-(
-    ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, LONE, CROWD, CROWD_TILES, EXPERTS, EXPERT_TILES,
-    GATHERED_TILES, LOADS, PROBLEM,
-) = range(len(STEP))  # fmt: skip
+# ---- layouts ----
 
 TILE = 8
 """Tokens whose activations lie together, so that one register tile reads them from neighbouring addresses."""
@@ -77,121 +73,11 @@ KEY_BLOCK = 128
 """Keys whose scores are combined before they are merged into the softmax; splits of attention lie between blocks."""
 
 PARTIAL_EXTRA = 16
-"""float32 behind each partial attention row [v_dim]: its running maximum, its sum, and padding."""
+"""float32 after each partial attention row [v_dim]: its running maximum, its sum, and padding."""
 
-ROUTER = (
-    "logits", "logits_stride", "experts", "top_k", "score", "normalise", "eps", "scale", "selection_bias", "groups",
-    "top_groups", "group_best", "jitter",
-)  # fmt: skip
-"""Operands of a choice of experts (spec.RouterSpec), the first of the op that makes one."""
+NO_WINDOW = 1 << 40
 
-SORT = (
-    "routed", "choices", "shared", "shared_weight", "shared_gate", "gate_stride", "chosen", "chosen_stride", "weight",
-    "position", "finished", "counts", "active", "tiles", "rows", "row_weights", "x", "tile_bytes", "gathered",
-    "distinct",
-)  # fmt: skip
-"""Operands of whoever sorts tokens by expert (kernels/sort.py), side by side. shared_gate: address of the first
-token's logit, or 0; distinct: int64, experts that have tokens."""
-
-TREE = (
-    "nodes", "node_format", "node_stride", "node_bias", "node_out", "node_out_bias", "node_width", "node_activation",
-    "depth", "trees", "columns", "column_stride", "column_groups", "path", "path_stride", "distinct_nodes",
-)  # fmt: skip
-"""Operands of a descent (spec.TreeSpec), side by side behind SORT. columns: float32 x; path: float32 logits of the
-nodes that each token has met; distinct_nodes: int64, nodes that the step has read."""
-
-LEAVES = (
-    "leaves", "leaf_stride", "outward", "width", "gated", "activation", "inward_groups", "outward_groups", "bias",
-    "bias_stride", "outward_bias", "outward_bias_stride", "leaf_weight", "scale", "mode", "out", "out_stride",
-    "out_width", "scratch", "scratch_stride",
-)  # fmt: skip
-"""Operands of leaves, side by side. outward: where the matrix back begins in a leaf."""
-
-OPERANDS: dict[str, tuple[str, ...]] = {
-    # out[t] = embed[token[t]] · scale (+ positions[pos[t]])
-    "embed": (
-        "weights", "format", "row_blocks", "groups", "head_bytes", "block_bytes", "token", "pos", "positions",
-        "scale", "out", "out_stride",
-    ),
-    # activation tiles of norm(x[rows[t]]) (out 0: not); rows 0: x[t]. tokens: the step field that counts them. exact:
-    # float32 [T, 32 · groups] as well (0: not)
-    "norm": (
-        "x", "x_stride", "width", "weight", "bias", "eps", "norm", "rows", "tokens", "out", "groups", "out_kind",
-        "exact",
-    ),
-    # out[t] = W · x[t] + bias, of float weights and plain float32 rows: the logits of a router
-    "router": ("weights", "row_blocks", "groups", "x", "x_stride", "out", "out_stride", "bias"),
-    # x[t] += scale · norm(y[t])
-    "add_norm": ("y", "y_stride", "width", "weight", "bias", "eps", "norm", "x", "x_stride", "scale"),
-    # `unit` row blocks of W · x, finished as the mode says; of several matrices, which have `chunks` chunks each, the
-    # next lies at weights_step, its columns of x at x_step, and those of out at out_step (bytes, or groups of a tile)
-    "matmul": (
-        "weights", "row_blocks", "groups", "unit", "x", "tile_bytes", "tokens", "mode", "out", "out_stride", "bias",
-        "scale", "softcap", "activation", "out_groups", "out_kind", "block_max", "scratch", "scratch_stride", "chunks",
-        "weights_step", "x_step", "out_step",
-    ),
-    # experts of a tile of tokens and their weights; the last tile's chunk sorts the step's tokens by expert
-    "route": (*ROUTER, *SORT, "scratch", "scratch_stride"),
-    # the leaf that each tree chooses for a token; sorted in the same way
-    "descend": (*SORT, *TREE, "leaf_weight"),
-    # asks the system for the experts that were chosen
-    "request": ("active", "bank", "stride", "bytes", "advise"),
-    # slots for the experts that were chosen; those that come from the file are listed in `loads`
-    "place": (
-        "experts", "active", "weights", "first", "slot_of", "owner", "used", "rank", "uses", "slots", "pool",
-        "slot_bytes", "offset", "stride", "bytes", "piece", "policy", "half_life", "clock", "loads", "counters",
-    ),
-    # one piece of an expert from the file into its slot
-    "load": ("loads", "read", "file", "position"),
-    # descent and leaves of a step's only token
-    "tree": (*SORT, *TREE, *LEAVES),
-    # the neurons on each token's path; a step's only token has them added up as well
-    "neurons": (*SORT, *TREE, *LEAVES),
-    # an active leaf's first neurons, for its tokens -> hidden [tile, token, hidden_stride]
-    "inward": ("active", "tiles", "rows", "columns", "column_stride", "hidden", "hidden_stride", *LEAVES),
-    # columns of what all active leaves give back, to their tokens
-    "outward": ("unit", "tiles", "rows", "row_weights", "hidden", "hidden_stride", *LEAVES),
-    # the activations of a routed tile's tokens, from where the norm left them
-    "gather": ("x", "groups", "kind", "tiles", "rows", "gathered", "tile_bytes"),
-    # like matmul, each expert with its own tokens; `weights` [E] are addresses, at `offset` from which its matrix lies
-    "experts": (
-        "weights", "offset", "row_blocks", "groups", "unit", "chunks", "active", "tiles", "rows", "row_weights", "x",
-        "tile_bytes", "mode", "out", "out_stride", "bias", "bias_stride", "scale", "activation", "out_groups",
-        "out_kind", "scratch", "scratch_stride",
-    ),
-    # q and k norm and rotation in place; keys and values into the cache
-    "rope_store": (
-        "qkv", "qkv_stride", "heads", "kv_heads", "k_dim", "v_dim", "rope", "rope_dim", "interleaved", "pos", "slot",
-        "kv", "k_cache", "v_cache", "k_scale", "v_scale", "capacity", "q_norm", "k_norm", "norm_full", "eps",
-        "clip",
-    ),
-    # latents and rotated keys into the cache; queries' rotated parts to where k_up puts the others, which become tiles
-    "latent_store": (
-        "q", "q_stride", "qkv", "qkv_stride", "kv_at", "heads", "nope", "rank", "rope", "rope_dim", "interleaved",
-        "pos", "slot", "kv", "k_cache", "v_cache", "k_scale", "v_scale", "capacity", "norm", "eps", "out", "groups",
-        "out_kind", "query", "query_stride", "scratch", "scratch_stride",
-    ),
-    "attention": (
-        "qkv", "qkv_stride", "heads", "kv_heads", "k_dim", "v_dim", "k_cache", "v_cache", "k_scale", "v_scale",
-        "capacity", "pos", "items", "window", "scale", "softcap", "partial", "part_table", "scratch", "scratch_stride",
-    ),
-    # x[t] = (B, C, x), `width` apart: B · x into the state [slot, taps, 32 · groups]; activation tiles of C · (what
-    # `weight` [taps, 32 · groups] and bias make of the last ones). A chunk is `unit` groups of columns of all tokens
-    "convolve": (
-        "x", "x_stride", "width", "weight", "bias", "taps", "pos", "slot", "state", "out", "groups", "out_kind", "unit",
-    ),
-    # activation tiles of the merged, normalised partials
-    "merge": (
-        "partial", "part_table", "heads", "v_dim", "pos", "window", "sinks", "out", "groups", "out_kind", "scratch",
-        "scratch_stride",
-    ),
-    # `rounds` times the sum of `bytes` bytes at buffer + chunk · stride
-    "probe": ("buffer", "bytes", "stride", "rounds", "out"),
-}  # fmt: skip
-
-LOAD = ("address", "offset", "bytes")
-LOAD_ADDRESS, LOAD_OFFSET, LOAD_BYTES = range(len(LOAD))
-"""int64 rows: a piece of an expert to be read."""
+# ---- numbers that stand for choices ----
 
 POOL_COUNTERS = ("hits", "misses", "bytes_read")
 HITS, MISSES, BYTES_READ = range(len(POOL_COUNTERS))
@@ -220,25 +106,504 @@ SCORES = ("softmax", "sigmoid", "logits", "sparsemixer")
 SOFTMAX, SIGMOID, LOGITS, SPARSEMIXER = range(len(SCORES))
 """How a router scores experts (spec.RouterSpec)."""
 
-ACTIVE_EXPERT = ("expert", "first_tile", "stop_tile")
-EXPERT, FIRST_TILE, STOP_TILE = range(len(ACTIVE_EXPERT))
-"""int64 rows: an expert that has tokens in this step, and its tiles."""
+# ---- the step header ----
 
-EXPERT_TILE = ("expert", "tokens", "x")
-TILE_EXPERT, TILE_TOKENS, TILE_X = range(len(EXPERT_TILE))
-"""int64 rows: an expert, at most TILE tokens of it (rows[TILE · tile + i] says which, row_weights weighs them), and
-the address of their activations."""
+STEP = Record(
+    "step",
+    "What ops count their work by. The last ones are written by whoever chooses experts, for ops of the same layer.",
+    one=i64("1"),
+    tokens=i64("T"),
+    tiles=i64("tiles of TILE tokens"),
+    want=i64("tokens whose logits are wanted"),
+    want_tiles=i64("tiles of these"),
+    any_want=i64("1 if any is wanted, else 0"),
+    items=i64("rows of the table of attention's items"),
+    lone=i64("1 if there is one token, else 0"),
+    crowd=i64("1 if there are several, else 0"),
+    crowd_tiles=i64("their tiles, or 0 for a lone one"),
+    experts=i64("active experts, shared ones included"),
+    expert_tiles=i64("tiles of their tokens"),
+    gathered_tiles=i64("those whose activations are gathered"),
+    loads=i64("pieces of experts to be read from the file"),
+    problem=i64("PROBLEMS · place of a layer among the routed ones + what went wrong there, or 0"),
+)
+(
+    ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, LONE, CROWD, CROWD_TILES, EXPERTS, EXPERT_TILES,
+    GATHERED_TILES, LOADS, PROBLEM,
+) = range(len(STEP))  # fmt: skip
 
-ITEM = ("first_token", "tokens", "slot", "first_block", "last_block", "split")
-"""A piece of attention: at most TILE tokens of one slot, in order, against key blocks first … last. `split`: every
-block is a partial of its own, at part_table[token] + block; else they are folded into one, at part_table[token].
-`part_table` is int64 [tokens, 2]: the index of the partial, and whether the token is split.
-Partials are float32 [index, head, v_lanes + PARTIAL_EXTRA]."""
-FIRST_TOKEN, TOKEN_COUNT, SLOT, FIRST_BLOCK, LAST_BLOCK, SPLIT = range(len(ITEM))
+# ---- tables, int64 [rows, fields] ----
 
-NO_WINDOW = 1 << 40
+ACTIVE_EXPERT = Record(
+    "active_expert",
+    "An expert that has tokens in this step.",
+    expert=i64("its number"),
+    first_tile=i64("its first row of EXPERT_TILE"),
+    stop_tile=i64("the row after its last one"),
+)
 
+EXPERT_TILE = Record(
+    "expert_tile",
+    "At most TILE tokens of an expert: rows[TILE · tile + i] says which, row_weights weighs them.",
+    expert=i64("its number"),
+    tokens=i64("how many there are"),
+    x=address("their activations"),
+)
 
-def offsets(kernel: str) -> tuple[int, ...]:
-    """Byte offsets of a kernel's operands in its row, in their order in OPERANDS."""
-    return tuple(8 * (FIRST + i) for i in range(len(OPERANDS[kernel])))
+ITEM = Record(
+    "item",
+    "A piece of attention: at most TILE tokens of one slot, in order, against some blocks of keys.",
+    first_token=i64("the first of the tokens"),
+    tokens=i64("how many there are"),
+    slot=i64("their slot"),
+    first_block=i64("first block of keys"),
+    last_block=i64("last block of keys"),
+    split=i64("1: every block is a partial of its own, PART.first + block; 0: all are folded into one, PART.first"),
+)
+
+PART = Record(
+    "part",
+    "A token's partials, of float32 [index, head, v_lanes + PARTIAL_EXTRA].",
+    first=i64("index of the first, or only one"),
+    split=i64("1 if there is one for each block of keys"),
+)
+
+LOAD = Record(
+    "load",
+    "A piece of an expert to be read from the file.",
+    address=address("where it goes"),
+    offset=i64("where it begins in the file"),
+    bytes=i64("its size"),
+)
+
+# ---- groups of operands that several ops have ----
+
+ROUTER = Record(
+    "router_choice",
+    "A choice of experts by their logits (spec.RouterSpec).",
+    logits=address("[T, E]", FLOAT),
+    logits_stride=i64("from one token's to the next one's"),
+    experts=i64("E"),
+    top_k=i64("A"),
+    score=i64("one of SCORES"),
+    normalise=i64("1 if the weights are divided by their sum"),
+    eps=f32("what is added to this sum"),
+    scale=f32("what the weights are multiplied with"),
+    selection_bias=address("[E], added for the choice alone", FLOAT),
+    groups=i64("groups of experts"),
+    top_groups=i64("how many of them may be chosen from"),
+    group_best=i64("how many of a group's experts make its score: 1 or 2"),
+    jitter=f32("sparsemixer's tolerance"),
+)
+
+SORT = Record(
+    "sort",
+    "A step's tokens sorted by expert (kernels/sort.py).",
+    routed=i64("routed experts"),
+    choices=i64("experts that a token gets"),
+    shared=i64("shared experts: their numbers follow those of the routed ones"),
+    shared_weight=f32("their weight, where no gate says it"),
+    shared_gate=address("the first token's logit for it"),
+    gate_stride=i64("from one token's to the next one's"),
+    chosen=address("[T, ≥ choices], in order of rank", INT),
+    chosen_stride=i64("numbers from one token's choices to the next one's; of `weight` too"),
+    weight=address("of the chosen ones", FLOAT),
+    position=i64("the layer's place among the routed ones"),
+    finished=address("[1]: tiles of tokens that are done, 0 before and after a step", INT),
+    counts=address("[routed], zeros before and after", INT),
+    active=rows(ACTIVE_EXPERT, "the experts that have tokens, in their order"),
+    tiles=rows(EXPERT_TILE, "their tiles"),
+    rows=address("[tiles · TILE]: tokens", INT),
+    row_weights=address("[tiles · TILE]: weights", FLOAT),
+    x=address("activation tiles of all tokens, as the norm has left them"),
+    tile_bytes=i64("of one of them"),
+    gathered=address("activation tiles of routed experts"),
+    distinct=address("[1]: experts that have tokens", INT),
+)
+
+TREE = Record(
+    "tree_nodes",
+    "A descent (spec.TreeSpec).",
+    nodes=address("[trees · nodes · node_width] rows, packed row by row"),
+    node_format=i64("id of their format"),
+    node_stride=i64("from one row to the next"),
+    node_bias=address("of each row", FLOAT),
+    node_out=address("[trees · nodes, node_width]: weights of a node's neurons", FLOAT),
+    node_out_bias=address("of each node of several neurons", FLOAT),
+    node_width=i64("neurons of a node"),
+    node_activation=i64("theirs, one of ACTIVATIONS"),
+    depth=i64("decisions on the way to a leaf"),
+    trees=i64("how many there are"),
+    columns=address("[T, D]: what is decided by", FLOAT),
+    column_stride=i64("from one token's to the next one's"),
+    column_groups=i64("groups of 32 columns"),
+    path=address("[T, trees · depth]: logits of the nodes that a token has met", FLOAT),
+    path_stride=i64("from one token's to the next one's"),
+    distinct_nodes=address("[1]: nodes that the step has read", INT),
+)
+
+LEAVES = Record(
+    "narrow_leaves",
+    "Leaves that are kept neuron by neuron.",
+    leaves=address("[E, bytes]"),
+    leaf_stride=i64("from one leaf to the next"),
+    outward=i64("where the matrix back begins in a leaf"),
+    width=i64("neurons of a leaf"),
+    gated=i64("1 if each has a gate, whose rows come first"),
+    activation=i64("one of ACTIVATIONS"),
+    inward_groups=i64("groups of 32 columns that come in"),
+    outward_groups=i64("groups of 32 columns that go out"),
+    bias=address("[E, rows] of the first neurons", FLOAT),
+    bias_stride=i64("from one leaf's to the next one's"),
+    outward_bias=address("[E, columns out]", FLOAT),
+    outward_bias_stride=i64("from one leaf's to the next one's"),
+    leaf_weight=f32("what routed leaves are multiplied with"),
+    scale=f32("what all are multiplied with"),
+    mode=i64("STORE or ADD"),
+    out=address("[T, ≥ out_width]", FLOAT),
+    out_stride=i64("from one token's to the next one's"),
+    out_width=i64("columns that are written"),
+    scratch=address("[threads, floats]", FLOAT),
+    scratch_stride=i64("from one thread's to the next one's"),
+)
+
+# ---- the ops ----
+
+OPS = (
+    Record(
+        "embed",
+        "out[t] = embed[token[t]] · scale (+ positions[pos[t]])",
+        weights=address("the packed table", UINT8),
+        row_blocks=i64("of the table"),
+        groups=i64("of 32 columns"),
+        token=address("[T]", INT),
+        pos=address("[T]", INT),
+        positions=address("[positions, 32 · groups], learned", FLOAT),
+        scale=f32("of the table's rows"),
+        out=address("[T, ≥ D]", FLOAT),
+        out_stride=i64("from one token's to the next one's"),
+    ),
+    Record(
+        "norm",
+        "Activation tiles of norm(x[rows[t]])",
+        x=address("[T, ≥ width]", FLOAT),
+        x_stride=i64("from one token's to the next one's"),
+        width=i64("columns that are normed"),
+        weight=address("[32 · groups]", FLOAT),
+        bias=address("[32 · groups]", FLOAT),
+        eps=f32("added to the variance"),
+        norm=i64("RMS, LAYER or NONE"),
+        rows=address("which rows of x (0: t)", INT),
+        tokens=i64("the field of the step header that counts them"),
+        out=address("tiles (0: none)"),
+        groups=i64("of 32 columns"),
+        out_kind=i64("one of ACTIVATION_KINDS"),
+        exact=address("[T, 32 · groups], as float32 too", FLOAT),
+    ),
+    Record(
+        "router",
+        "out[t] = W · x[t] + bias, of float weights: the logits of a router",
+        weights=address("packed", UINT8),
+        row_blocks=i64("of W"),
+        groups=i64("of 32 columns"),
+        x=address("[T, 32 · groups]", FLOAT),
+        x_stride=i64("from one token's to the next one's"),
+        out=address("[T, 16 · row_blocks]", FLOAT),
+        out_stride=i64("from one token's to the next one's"),
+        bias=address("[16 · row_blocks]", FLOAT),
+    ),
+    Record(
+        "add_norm",
+        "x[t] += scale · norm(y[t])",
+        y=address("[T, ≥ width]", FLOAT),
+        y_stride=i64("from one token's to the next one's"),
+        width=i64("columns"),
+        weight=address("[width]", FLOAT),
+        bias=address("[width]", FLOAT),
+        eps=f32("added to the variance"),
+        norm=i64("RMS, LAYER or NONE"),
+        x=address("[T, ≥ width]", FLOAT),
+        x_stride=i64("from one token's to the next one's"),
+        scale=f32("of the norm"),
+    ),
+    Record(
+        "matmul",
+        "`unit` row blocks of W · x, finished as the mode says; or of each of several matrices of one shape",
+        weights=address("packed", UINT8),
+        row_blocks=i64("of one matrix"),
+        groups=i64("of 32 columns"),
+        unit=i64("row blocks of a chunk"),
+        x=address("activation tiles"),
+        tile_bytes=i64("from one tile to the next"),
+        tokens=i64("the field of the step header that counts them"),
+        mode=i64("STORE, ADD, HEAD, PLAIN or GATED"),
+        out=address("[T, ≥ rows] float32, or activation tiles"),
+        out_stride=i64("from one token's to the next one's"),
+        bias=address("[rows]", FLOAT),
+        scale=f32("what the product is multiplied with"),
+        softcap=f32("of logits (0: none)"),
+        activation=i64("one of ACTIVATIONS"),
+        out_groups=i64("groups of 32 columns of a row of activations"),
+        out_kind=i64("one of ACTIVATION_KINDS"),
+        block_max=address("[T, row_blocks]: the largest logit of each", FLOAT),
+        scratch=address("[threads, floats]", FLOAT),
+        scratch_stride=i64("from one thread's to the next one's"),
+        chunks=i64("of one matrix"),
+        weights_step=i64("from one matrix to the next"),
+        x_step=i64("from the columns of x for one matrix to those for the next"),
+        out_step=i64("the same of out: bytes, or groups of a tile"),
+    ),
+    Record(
+        "route",
+        "Experts of a tile of tokens, and their weights; the last tile's chunk sorts the step's tokens by expert",
+        choice=ROUTER,
+        sort=SORT,
+        scratch=address("[threads, floats]", FLOAT),
+        scratch_stride=i64("from one thread's to the next one's"),
+    ),
+    Record(
+        "descend",
+        "The leaf that each tree chooses for a token; sorted in the same way",
+        sort=SORT,
+        tree=TREE,
+        leaf_weight=f32("of a routed leaf"),
+    ),
+    Record(
+        "request",
+        "Asks the system for the experts that were chosen",
+        active=rows(ACTIVE_EXPERT, "of this step"),
+        bank=address("the mapped bank"),
+        stride=i64("from one expert to the next"),
+        bytes=i64("of an expert"),
+        advise=address("the C function madvise"),
+    ),
+    Record(
+        "place",
+        "Slots for the experts that were chosen; those that come from the file are listed in `loads`",
+        experts=i64("routed experts"),
+        active=rows(ACTIVE_EXPERT, "of this step"),
+        weights=address("[E]: where each expert lies, written", INT),
+        first=i64("number of this layer's first expert among those of all layers"),
+        slot_of=address("[experts of all layers], −1: none", INT),
+        owner=address("[slots]: experts, −1: none", INT),
+        used=address("[slots]: when", INT),
+        rank=address("[experts of all layers]: the lowest leaves first", np.float64),
+        uses=address("[experts of all layers]", INT),
+        slots=address("[1]: how many may be used", INT),
+        pool=address("[slots, slot_bytes]", UINT8),
+        slot_bytes=i64("of a slot"),
+        offset=i64("where the bank begins in the file"),
+        stride=i64("from one expert to the next in the file"),
+        bytes=i64("of an expert"),
+        piece=i64("bytes that are read at once"),
+        policy=i64("one of POLICIES"),
+        half_life=f32("steps of a layer after which a use counts half"),
+        clock=address("[1]: layers that have run", INT),
+        loads=rows(LOAD, "pieces to be read"),
+        counters=address("[POOL_COUNTERS]", INT),
+    ),
+    Record(
+        "load",
+        "One piece of an expert from the file into its slot",
+        loads=rows(LOAD, "pieces to be read"),
+        read=address("the C function pread"),
+        file=i64("its descriptor"),
+        position=i64("the layer's place among the routed ones"),
+    ),
+    Record("tree", "Descent and leaves of a step's only token", sort=SORT, tree=TREE, leaves=LEAVES),
+    Record(
+        "neurons",
+        "The neurons on each token's path; a step's only token has them added up as well",
+        sort=SORT,
+        tree=TREE,
+        leaves=LEAVES,
+    ),
+    Record(
+        "inward",
+        "An active leaf's first neurons, for its tokens",
+        active=rows(ACTIVE_EXPERT, "of this step"),
+        tiles=rows(EXPERT_TILE, "of this step"),
+        rows=address("[tiles · TILE]: tokens", INT),
+        columns=address("[T, 32 · inward_groups]", FLOAT),
+        column_stride=i64("from one token's to the next one's"),
+        hidden=address("[tiles · TILE, hidden_stride], written", FLOAT),
+        hidden_stride=i64("from one token's to the next one's"),
+        leaves=LEAVES,
+    ),
+    Record(
+        "outward",
+        "Columns of what all active leaves give back, to their tokens",
+        unit=i64("groups of columns of a chunk"),
+        tiles=rows(EXPERT_TILE, "of this step"),
+        rows=address("[tiles · TILE]: tokens", INT),
+        row_weights=address("[tiles · TILE]", FLOAT),
+        hidden=address("[tiles · TILE, hidden_stride]", FLOAT),
+        hidden_stride=i64("from one token's to the next one's"),
+        leaves=LEAVES,
+    ),
+    Record(
+        "gather",
+        "The activations of a routed tile's tokens, from where the norm left them",
+        x=address("activation tiles of all tokens"),
+        groups=i64("of 32 columns"),
+        kind=i64("one of ACTIVATION_KINDS"),
+        tiles=rows(EXPERT_TILE, "of this step"),
+        rows=address("[tiles · TILE]: tokens", INT),
+        gathered=address("activation tiles, written"),
+        tile_bytes=i64("of a tile"),
+    ),
+    Record(
+        "experts",
+        "Like matmul, each expert with its own tokens",
+        weights=address("[E]: where each expert lies", INT),
+        offset=i64("where the matrix begins in it"),
+        row_blocks=i64("of the matrix"),
+        groups=i64("of 32 columns"),
+        unit=i64("row blocks of a chunk"),
+        chunks=i64("of one expert"),
+        active=rows(ACTIVE_EXPERT, "of this step"),
+        tiles=rows(EXPERT_TILE, "of this step"),
+        rows=address("[tiles · TILE]: tokens", INT),
+        row_weights=address("[tiles · TILE]", FLOAT),
+        x=address("activation tiles, where the table of tiles does not say"),
+        tile_bytes=i64("of one of these"),
+        mode=i64("STORE, ADD, PLAIN or GATED"),
+        out=address("[T, ≥ rows] float32, or activation tiles"),
+        out_stride=i64("from one token's to the next one's"),
+        bias=address("[E, rows]", FLOAT),
+        bias_stride=i64("from one expert's to the next one's"),
+        scale=f32("what the weights of tokens are multiplied with"),
+        activation=i64("one of ACTIVATIONS"),
+        out_groups=i64("groups of 32 columns of a row of activations"),
+        out_kind=i64("one of ACTIVATION_KINDS"),
+        scratch=address("[threads, floats]", FLOAT),
+        scratch_stride=i64("from one thread's to the next one's"),
+    ),
+    Record(
+        "rope_store",
+        "q and k norm and rotation in place; keys and values into the cache",
+        qkv=address("[T, (H + K) · k_dim + K · v_dim]", FLOAT),
+        qkv_stride=i64("from one token's to the next one's"),
+        heads=i64("H"),
+        kv_heads=i64("K"),
+        k_dim=i64("of a query and a key"),
+        v_dim=i64("of a value"),
+        rope=address("[positions, rope_dim]: cosines, then sines", FLOAT),
+        rope_dim=i64("numbers of a head that are rotated"),
+        interleaved=i64("1 if neighbours are a pair"),
+        pos=address("[T]", INT),
+        slot=address("[T]", INT),
+        kv=i64("one of KV_KINDS"),
+        k_cache=address("keys"),
+        v_cache=address("values"),
+        k_scale=address("of q8 keys", FLOAT),
+        v_scale=address("of q8 values", FLOAT),
+        capacity=i64("positions of a slot's ring"),
+        q_norm=address("[k_dim], or of all heads", FLOAT),
+        k_norm=address("[k_dim], or of all heads", FLOAT),
+        norm_full=i64("1 if all heads are normed as one"),
+        eps=f32("of these norms"),
+        clip=f32("bound of queries, keys and values (0: none)"),
+    ),
+    Record(
+        "latent_store",
+        "Latents and rotated keys into the cache; queries' rotated parts to where k_up puts the others, now tiles",
+        q=address("[T, H · (nope + rope_dim)]", FLOAT),
+        q_stride=i64("from one token's to the next one's"),
+        qkv=address("[T, …]: the latents and keys", FLOAT),
+        qkv_stride=i64("from one token's to the next one's"),
+        kv_at=i64("where they begin in it"),
+        heads=i64("H"),
+        nope=i64("numbers of a query that are not rotated"),
+        rank=i64("of a latent"),
+        rope=address("[positions, rope_dim]: cosines, then sines", FLOAT),
+        rope_dim=i64("numbers that are rotated"),
+        interleaved=i64("1 if neighbours are a pair"),
+        pos=address("[T]", INT),
+        slot=address("[T]", INT),
+        kv=i64("one of KV_KINDS"),
+        k_cache=address("keys: latents and rotated numbers"),
+        v_cache=address("values: latents"),
+        k_scale=address("of q8 keys", FLOAT),
+        v_scale=address("of q8 values", FLOAT),
+        capacity=i64("positions of a slot's ring"),
+        norm=address("[rank]", FLOAT),
+        eps=f32("of this norm"),
+        out=address("activation tiles of what is not rotated"),
+        groups=i64("of 32 columns of a head"),
+        out_kind=i64("one of ACTIVATION_KINDS"),
+        query=address("[T, H · (rank + rope_dim)]: the rotated parts are written", FLOAT),
+        query_stride=i64("from one token's to the next one's"),
+        scratch=address("[threads, floats]", FLOAT),
+        scratch_stride=i64("from one thread's to the next one's"),
+    ),
+    Record(
+        "attention",
+        "Queries against cached keys, and the values that they weigh: partials",
+        qkv=address("[T, …]: queries come first", FLOAT),
+        qkv_stride=i64("from one token's to the next one's"),
+        heads=i64("H"),
+        kv_heads=i64("K"),
+        k_dim=i64("of a query and a key"),
+        v_dim=i64("of a value"),
+        k_cache=address("keys"),
+        v_cache=address("values"),
+        k_scale=address("of q8 keys", FLOAT),
+        v_scale=address("of q8 values", FLOAT),
+        capacity=i64("positions of a slot's ring"),
+        pos=address("[T]", INT),
+        items=rows(ITEM, "of this step"),
+        window=i64("keys that a query sees (NO_WINDOW: all)"),
+        scale=f32("of the scores"),
+        softcap=f32("of the scores (0: none)"),
+        partial=address("[partials, H, v_lanes + PARTIAL_EXTRA]", FLOAT),
+        part_table=rows(PART, "of each token"),
+        scratch=address("[threads, floats]", FLOAT),
+        scratch_stride=i64("from one thread's to the next one's"),
+    ),
+    Record(
+        "convolve",
+        "x[t] = (B, C, x), `width` apart: B · x into the state; activation tiles of C · what the taps make of the last",
+        x=address("[T, ≥ 3 · width]", FLOAT),
+        x_stride=i64("from one token's to the next one's"),
+        width=i64("D"),
+        weight=address("[taps, 32 · groups]", FLOAT),
+        bias=address("[32 · groups]", FLOAT),
+        taps=i64("positions that are looked back at, the own one included"),
+        pos=address("[T]", INT),
+        slot=address("[T]", INT),
+        state=address("[slots, taps, 32 · groups]", FLOAT),
+        out=address("activation tiles"),
+        groups=i64("of 32 columns"),
+        out_kind=i64("one of ACTIVATION_KINDS"),
+        unit=i64("groups of columns of a chunk"),
+    ),
+    Record(
+        "merge",
+        "Activation tiles of the merged, normalised partials",
+        partial=address("[partials, H, v_lanes + PARTIAL_EXTRA]", FLOAT),
+        part_table=rows(PART, "of each token"),
+        heads=i64("H"),
+        v_dim=i64("of a value"),
+        pos=address("[T]", INT),
+        window=i64("keys that a query sees (NO_WINDOW: all)"),
+        sinks=address("[H]: scores of keys without a value", FLOAT),
+        out=address("activation tiles"),
+        groups=i64("of 32 columns"),
+        out_kind=i64("one of ACTIVATION_KINDS"),
+        scratch=address("[threads, floats]", FLOAT),
+        scratch_stride=i64("from one thread's to the next one's"),
+    ),
+    Record(
+        "probe",
+        "`rounds` times the sum of `bytes` bytes at buffer + chunk · stride",
+        buffer=address("[bytes]", FLOAT),
+        bytes=i64("of a chunk, a multiple of 256"),
+        stride=i64("from one chunk to the next"),
+        rounds=i64("how often"),
+        out=address("[chunks, 16]: the sum in the first", FLOAT),
+    ),
+)
+
+OPERANDS: dict[str, Record] = {record.name: record for record in OPS}
+"""The operands of each kind of op (KernelId.kind)."""

@@ -9,25 +9,9 @@ import math
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import (
-    ACTIVE_EXPERT,
-    BYTES_READ,
-    EXPERT,
-    EXPERTS,
-    HITS,
-    LFU,
-    LOAD,
-    LOAD_ADDRESS,
-    LOAD_BYTES,
-    LOAD_OFFSET,
-    LOADS,
-    LRU,
-    MISSES,
-    NOT_READ,
-    offsets,
-)
+from lapinfer.kernels.operands import BYTES_READ, HITS, LFU, LRU, MISSES, NOT_READ
 from lapinfer.kernels.route import note_problem
-from lapinfer.kernels.simd import call_advise, call_read, load_f32, load_f64, load_i64, store_f64, store_i64
+from lapinfer.kernels.simd import call_advise, call_read, load_f64, load_i64, store_f64, store_i64
 from lapinfer.machine import LARGEST_PAGE
 
 WILL_NEED = 3
@@ -35,11 +19,6 @@ WILL_NEED = 3
 READ_TRIES = 3
 PAGE = LARGEST_PAGE
 """Requests begin at a multiple of it, or are refused; the file's header is at least one."""
-
-(
-    P_EXPERTS, P_ACTIVE, P_WEIGHTS, P_FIRST, P_SLOT_OF, P_OWNER, P_USED, P_RANK, P_USES, P_SLOTS, P_POOL, P_SLOT_BYTES,
-    P_OFFSET, P_STRIDE, P_BYTES, P_PIECE, P_POLICY, P_HALF_LIFE, P_CLOCK, P_LOADS, P_COUNTERS,
-) = offsets("place")  # fmt: skip
 
 
 @jit
@@ -49,36 +28,36 @@ def count_up(counters, which, number):
 
 
 @jit
-def ask(advise, at, size):
+def ask(advise, address, size):
     """Ask the system for bytes of the mapped file; small experts begin anywhere in a page."""
-    before = at % PAGE
-    call_advise(advise, at - before, size + before, WILL_NEED)
+    before = address % PAGE
+    call_advise(advise, address - before, size + before, WILL_NEED)
 
 
 @jit
-def use(op, expert, now):
+def use(o, expert, now):
     """Note that an expert (of all layers) is used, and what that makes of its rank; the lowest rank leaves first."""
-    rank, count = load_i64(op + P_RANK) + 8 * expert, load_i64(op + P_USES) + 8 * expert
+    rank, count = o.rank + 8 * expert, o.uses + 8 * expert
     uses = load_i64(count)
     store_i64(count, uses + 1)
-    policy = load_i64(op + P_POLICY)
+    policy = o.policy
     if policy == LRU:
         store_f64(rank, np.float64(now))
     elif policy == LFU:
         store_f64(rank, np.float64(uses + 1))
     else:  # the logarithm of the sum of 2^(time / half_life) over all uses: decay changes no order
-        fresh = np.float64(now) / np.float64(load_f32(op + P_HALF_LIFE))
+        fresh = np.float64(now) / np.float64(o.half_life)
         old = load_f64(rank) if uses > 0 else fresh - 1e3
         higher, lower = max(old, fresh), min(old, fresh)
         store_f64(rank, higher + math.log2(1.0 + 2.0 ** (lower - higher)))
 
 
 @jit
-def free_slot(op, now):
+def free_slot(o, now):
     """A slot that is empty, or whose expert ranks lowest and is not used now."""
-    owner, used, rank = load_i64(op + P_OWNER), load_i64(op + P_USED), load_i64(op + P_RANK)
+    owner, used, rank = o.owner, o.used, o.rank
     best, lowest = 0, np.inf
-    for slot in range(load_i64(load_i64(op + P_SLOTS))):
+    for slot in range(load_i64(o.slots)):
         held = load_i64(owner + 8 * slot)
         if held < 0:
             return slot
@@ -90,84 +69,75 @@ def free_slot(op, now):
 
 
 @jit
-def list_pieces(op, slot, expert, loads):
+def list_pieces(o, slot, expert, loads):
     """Enter the pieces of an expert into `loads`; returns the number of entries then."""
-    target = load_i64(op + P_POOL) + slot * load_i64(op + P_SLOT_BYTES)
-    source = load_i64(op + P_OFFSET) + expert * load_i64(op + P_STRIDE)
-    size, piece = load_i64(op + P_BYTES), load_i64(op + P_PIECE)
-    for at in range(0, size, piece):
-        entry = load_i64(op + P_LOADS) + 8 * len(LOAD) * loads
-        store_i64(entry + 8 * LOAD_ADDRESS, target + at)
-        store_i64(entry + 8 * LOAD_OFFSET, source + at)
-        store_i64(entry + 8 * LOAD_BYTES, min(piece, size - at))
+    target = o.pool + slot * o.slot_bytes
+    source = o.offset + expert * o.stride
+    size, piece = o.bytes, o.piece
+    for begin in range(0, size, piece):
+        entry = o.loads[loads]
+        entry.address = target + begin
+        entry.offset = source + begin
+        entry.bytes = min(piece, size - begin)
         loads += 1
     return loads
 
 
 @kernel
-def place(op, step, chunk, thread):
+def place(o, step, chunk, thread):
     """See that every routed expert of this step has a slot; shared experts stay where they are."""
-    routed, active, first = load_i64(op + P_EXPERTS), load_i64(op + P_ACTIVE), load_i64(op + P_FIRST)
-    slot_of, owner, used = load_i64(op + P_SLOT_OF), load_i64(op + P_OWNER), load_i64(op + P_USED)
-    counters, weights = load_i64(op + P_COUNTERS), load_i64(op + P_WEIGHTS)
-    clock = load_i64(op + P_CLOCK)
+    routed, active, first = o.experts, o.active, o.first
+    slot_of, owner, used = o.slot_of, o.owner, o.used
+    counters, weights = o.counters, o.weights
+    clock = o.clock
     now = load_i64(clock) + 1
     store_i64(clock, now)
-    loads, n = 0, load_i64(step + 8 * EXPERTS)
+    loads, n = 0, step.experts
     for i in range(n):  # those that are there first, so that none of them leaves for another
-        e = load_i64(active + 8 * (len(ACTIVE_EXPERT) * i + EXPERT))
+        e = active[i].expert
         if e < routed:
-            use(op, first + e, now)
+            use(o, first + e, now)
             slot = load_i64(slot_of + 8 * (first + e))
             if slot >= 0:
                 store_i64(used + 8 * slot, now)
                 count_up(counters, HITS, 1)
     for i in range(n):
-        e = load_i64(active + 8 * (len(ACTIVE_EXPERT) * i + EXPERT))
+        e = active[i].expert
         if e < routed and load_i64(slot_of + 8 * (first + e)) < 0:
-            slot = free_slot(op, now)
+            slot = free_slot(o, now)
             held = load_i64(owner + 8 * slot)
             if held >= 0:
                 store_i64(slot_of + 8 * held, -1)
             store_i64(owner + 8 * slot, first + e)
             store_i64(slot_of + 8 * (first + e), slot)
             store_i64(used + 8 * slot, now)
-            loads = list_pieces(op, slot, e, loads)
+            loads = list_pieces(o, slot, e, loads)
             count_up(counters, MISSES, 1)
-            count_up(counters, BYTES_READ, load_i64(op + P_BYTES))
+            count_up(counters, BYTES_READ, o.bytes)
         if e < routed:
             slot = load_i64(slot_of + 8 * (first + e))
-            store_i64(weights + 8 * e, load_i64(op + P_POOL) + slot * load_i64(op + P_SLOT_BYTES))
-    store_i64(step + 8 * LOADS, loads)
-
-
-(L_LOADS, L_READ, L_FILE, L_POSITION) = offsets("load")
+            store_i64(weights + 8 * e, o.pool + slot * o.slot_bytes)
+    step.loads = loads
 
 
 @kernel
-def load(op, step, chunk, thread):
+def load(o, step, chunk, thread):
     """Read one piece; a file that has become shorter, or cannot be read, is noted as the layer's problem."""
-    entry = load_i64(op + L_LOADS) + 8 * len(LOAD) * chunk
-    address, offset = load_i64(entry + 8 * LOAD_ADDRESS), load_i64(entry + 8 * LOAD_OFFSET)
-    left, tries = load_i64(entry + 8 * LOAD_BYTES), 0
+    entry = o.loads[chunk]
+    address, offset, left, tries = entry.address, entry.offset, entry.bytes, 0
     while left > 0:
-        got = call_read(load_i64(op + L_READ), load_i64(op + L_FILE), address, left, offset)
+        got = call_read(o.read, o.file, address, left, offset)
         if got > 0:
             address, offset, left = address + got, offset + got, left - got
             continue
         tries += 1
         if got == 0 or tries == READ_TRIES:
-            note_problem(step, load_i64(op + L_POSITION), NOT_READ)
+            note_problem(step, o.position, NOT_READ)
             return
 
 
-(Q_ACTIVE, Q_BANK, Q_STRIDE, Q_BYTES, Q_ADVISE) = offsets("request")
-
-
 @kernel
-def request(op, step, chunk, thread):
+def request(o, step, chunk, thread):
     """Ask for all experts that this layer has chosen."""
-    for i in range(load_i64(step + 8 * EXPERTS)):
-        e = load_i64(load_i64(op + Q_ACTIVE) + 8 * (len(ACTIVE_EXPERT) * i + EXPERT))
-        at = load_i64(op + Q_BANK) + e * load_i64(op + Q_STRIDE)
-        ask(load_i64(op + Q_ADVISE), at, load_i64(op + Q_BYTES))
+    for i in range(step.experts):
+        ask(o.advise, o.bank + o.active[i].expert * o.stride, o.bytes)

@@ -4,26 +4,23 @@ import numpy as np
 from numba.core.registry import cpu_target
 
 from lapinfer.kernels.cache import kernel
-from lapinfer.kernels.operands import offsets
-from lapinfer.kernels.simd import features, load_f32x16, load_i64, reduce_sum, splat_f32, store_f32
-
-(BUFFER, BYTES, STRIDE, ROUNDS, OUT) = offsets("probe")
+from lapinfer.kernels.simd import features, load_f32x16, reduce_sum, splat_f32, store_f32
 
 
 @kernel
-def probe(op, step, chunk, thread):
+def probe(o, step, chunk, thread):
     """Sum `bytes` (a multiple of 256) of float32 at buffer + chunk · stride, `rounds` times, into out[16 · chunk]."""
-    begin = load_i64(op + BUFFER) + chunk * load_i64(op + STRIDE)
-    end = begin + load_i64(op + BYTES)
+    begin = o.buffer + chunk * o.stride
+    end = begin + o.bytes
     # Four sums hide the latency of an addition, and fit the registers of every processor.
     a = b = c = d = splat_f32(np.float32(0.0))
-    for _ in range(load_i64(op + ROUNDS)):
-        for at in range(begin, end, 256):
-            a = a + load_f32x16(at)
-            b = b + load_f32x16(at + 64)
-            c = c + load_f32x16(at + 128)
-            d = d + load_f32x16(at + 192)
-    store_f32(load_i64(op + OUT) + 64 * chunk, reduce_sum((a + b) + (c + d)))
+    for _ in range(o.rounds):
+        for place in range(begin, end, 256):
+            a = a + load_f32x16(place)
+            b = b + load_f32x16(place + 64)
+            c = c + load_f32x16(place + 128)
+            d = d + load_f32x16(place + 192)
+    store_f32(o.out + 64 * chunk, reduce_sum((a + b) + (c + d)))
 
 
 def target_features() -> set[str]:

@@ -7,25 +7,11 @@ The chunk that finishes a step's last tile of tokens then sorts them all by expe
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import (
-    LOGITS,
-    NOT_A_NUMBER,
-    NOT_READ,
-    PROBLEM,
-    PROBLEMS,
-    ROUTER,
-    SOFTMAX,
-    SORT,
-    SPARSEMIXER,
-    TILE,
-    TOKENS,
-    offsets,
-)
+from lapinfer.kernels.operands import LOGITS, NOT_A_NUMBER, NOT_READ, PROBLEMS, SOFTMAX, SPARSEMIXER, TILE
 from lapinfer.kernels.simd import (
     iota,
     load_f32,
     load_f32x16,
-    load_i64,
     maximum,
     reduce_max,
     reduce_sum,
@@ -35,14 +21,8 @@ from lapinfer.kernels.simd import (
     store_i64,
     where_less,
 )
-from lapinfer.kernels.sort import CHOSEN, CHOSEN_STRIDE, POSITION, WEIGHT, exp_of, last_of_step, sort_by_expert
+from lapinfer.kernels.sort import exp_of, last_of_step, sort_by_expert
 from lapinfer.kernels.vecmath import exp
-
-(
-    R_LOGITS, LOGITS_STRIDE, N_EXPERTS, TOP_K, SCORE, NORMALISE, EPS, SCALE, SELECTION_BIAS, GROUPS, TOP_GROUPS,
-    GROUP_BEST, JITTER,
-) = offsets("route")[: len(ROUTER)]  # fmt: skip
-SORTED, SCRATCH, SCRATCH_STRIDE = (offsets("route")[len(ROUTER) + i] for i in (0, len(SORT), len(SORT) + 1))
 
 f32 = np.float32
 NEVER = f32(-np.inf)
@@ -51,9 +31,9 @@ NEVER = f32(-np.inf)
 @jit
 def note_problem(step, position, kind):
     """Keep the first problem of a step; but a failed read before others, since slots then hold what they should not."""
-    known = load_i64(step + 8 * PROBLEM)
-    if known == 0 or (kind == NOT_READ and known % PROBLEMS != NOT_READ):
-        store_i64(step + 8 * PROBLEM, PROBLEMS * position + kind)
+    first = step.problem
+    if first == 0 or (kind == NOT_READ and first % PROBLEMS != NOT_READ):
+        step.problem = PROBLEMS * position + kind
 
 
 @jit
@@ -80,9 +60,9 @@ def largest_of(values, first, stop):
 
 
 @jit
-def keep_best_groups(op, keys, experts, scores):
+def keep_best_groups(router, keys, experts, scores):
     """Take the experts of all but the best groups out of the choice. scores: room for a float32 a group."""
-    groups, two = load_i64(op + GROUPS), load_i64(op + GROUP_BEST) == 2
+    groups, two = router.groups, router.group_best == 2
     size = experts // groups
     for g in range(groups):
         first, second = NEVER, NEVER
@@ -93,7 +73,7 @@ def keep_best_groups(op, keys, experts, scores):
             elif value > second:
                 second = value
         store_f32(scores + 4 * g, first + second if two else first)
-    for _ in range(groups - load_i64(op + TOP_GROUPS)):
+    for _ in range(groups - router.top_groups):
         worst = 0
         for g in range(1, groups):  # of equal groups the last goes
             if load_f32(scores + 4 * g) <= load_f32(scores + 4 * worst):
@@ -104,16 +84,16 @@ def keep_best_groups(op, keys, experts, scores):
 
 
 @jit
-def choose_best(op, values, keys, experts, chosen, weight):
+def choose_best(router, values, keys, experts, chosen, weight):
     """The experts with the largest keys, weighed by their values. -> Σ of the weights."""
-    bias = load_i64(op + SELECTION_BIAS)
+    bias = router.selection_bias
     for e in range(experts):
         key = load_f32(values + 4 * e)
         store_f32(keys + 4 * e, key if bias == 0 else key + load_f32(bias + 4 * e))
-    if load_i64(op + GROUPS) > 1:
-        keep_best_groups(op, keys, experts, keys + 4 * experts)
+    if router.groups > 1:
+        keep_best_groups(router, keys, experts, keys + 4 * experts)
     total = f32(0.0)
-    for i in range(load_i64(op + TOP_K)):
+    for i in range(router.top_k):
         e = largest_of(keys, 0, experts)
         value = load_f32(values + 4 * e)
         store_f32(keys + 4 * e, NEVER)
@@ -124,9 +104,9 @@ def choose_best(op, values, keys, experts, chosen, weight):
 
 
 @jit
-def choose_sparse(op, logits, keys, experts, chosen, weight):
+def choose_sparse(router, logits, keys, experts, chosen, weight):
     """Two experts by sparsemixer (Phi-3.5-MoE; transformers/models/phimoe, as at inference)."""
-    limit = f32(2.0) * load_f32(op + JITTER)
+    limit = f32(2.0) * router.jitter
     for e in range(experts):
         store_f32(keys + 4 * e, load_f32(logits + 4 * e))
     for i in range(2):
@@ -144,9 +124,9 @@ def choose_sparse(op, logits, keys, experts, chosen, weight):
 
 
 @jit
-def choose(op, logits, scratch, chosen, weight):
+def choose(router, logits, scratch, chosen, weight):
     """The experts of one token and their weights; whether all its logits were finite."""
-    experts, score, top_k = load_i64(op + N_EXPERTS), load_i64(op + SCORE), load_i64(op + TOP_K)
+    experts, score, top_k = router.experts, router.score, router.top_k
     largest, check = splat_f32(NEVER), splat_f32(f32(0.0))
     for e in range(0, experts, 16):
         value = load_f32x16(logits + 4 * e)
@@ -155,11 +135,11 @@ def choose(op, logits, scratch, chosen, weight):
         largest = maximum(largest, where_less(inside, splat_f32(f32(experts)), value, splat_f32(NEVER)))
     top = reduce_max(largest)
     values, keys = scratch, scratch + 4 * ((experts + 15) // 16 * 16)
-    factor = load_f32(op + SCALE)
+    factor = router.scale
     if score == SPARSEMIXER:
-        choose_sparse(op, logits, keys, experts, chosen, weight)
+        choose_sparse(router, logits, keys, experts, chosen, weight)
     elif score == LOGITS:
-        choose_best(op, logits, keys, experts, chosen, weight)
+        choose_best(router, logits, keys, experts, chosen, weight)
         top = load_f32(weight + 4 * largest_of(weight, 0, top_k))  # a bias or groups may leave out a larger one
         total = f32(0.0)
         for i in range(top_k):
@@ -167,8 +147,8 @@ def choose(op, logits, scratch, chosen, weight):
             store_f32(weight + 4 * i, value)
             total += value
         factor = factor / total
-        if load_i64(op + NORMALISE) != 0:
-            factor = factor / (f32(1.0) + load_f32(op + EPS))
+        if router.normalise != 0:
+            factor = factor / (f32(1.0) + router.eps)
     else:
         if score == SOFTMAX:
             inverse = splat_f32(f32(1.0) / exponentials(logits, experts, top, values))
@@ -178,24 +158,24 @@ def choose(op, logits, scratch, chosen, weight):
             one, zero = splat_f32(f32(1.0)), splat_f32(f32(0.0))
             for e in range(0, experts, 16):
                 store_f32x16(values + 4 * e, one / (one + exp(zero - load_f32x16(logits + 4 * e))))
-        total = choose_best(op, values, keys, experts, chosen, weight)
-        if load_i64(op + NORMALISE) != 0:
-            factor = factor / (total + load_f32(op + EPS))
+        total = choose_best(router, values, keys, experts, chosen, weight)
+        if router.normalise != 0:
+            factor = factor / (total + router.eps)
     for i in range(top_k):
         store_f32(weight + 4 * i, load_f32(weight + 4 * i) * factor)
     return reduce_sum(check) == f32(0.0)
 
 
 @kernel
-def route(op, step, chunk, thread):
+def route(o, step, chunk, thread):
     """Choose the experts of a tile of tokens; the last one to finish sorts them all."""
-    scratch = load_i64(op + SCRATCH) + thread * load_i64(op + SCRATCH_STRIDE)
-    sort = op + SORTED
-    stride = load_i64(sort + CHOSEN_STRIDE)
-    for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
-        logits = load_i64(op + R_LOGITS) + t * load_i64(op + LOGITS_STRIDE)
-        chosen, weight = load_i64(sort + CHOSEN) + 8 * t * stride, load_i64(sort + WEIGHT) + 4 * t * stride
-        if not choose(op, logits, scratch, chosen, weight):
-            note_problem(step, load_i64(sort + POSITION), NOT_A_NUMBER)
+    scratch = o.scratch + thread * o.scratch_stride
+    choice, sort = o.choice, o.sort
+    stride = sort.chosen_stride
+    for t in range(chunk * TILE, min(chunk * TILE + TILE, step.tokens)):
+        logits = choice.logits + t * choice.logits_stride
+        chosen, weight = sort.chosen + 8 * t * stride, sort.weight + 4 * t * stride
+        if not choose(choice, logits, scratch, chosen, weight):
+            note_problem(step, sort.position, NOT_A_NUMBER)
     if last_of_step(sort, step):
         sort_by_expert(sort, step)

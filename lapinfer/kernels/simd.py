@@ -12,12 +12,16 @@ Every reduction has a fixed order, so results do not depend on the processor's v
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.extending import lower_builtin, models, register_model, type_callable
 
 from lapinfer.errors import UnsupportedError
+
+intrinsic: Any = extending.intrinsic  # called from Python, one only raises: a type checker takes that for its result
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT, VOID = ir.HalfType(), ir.FloatType(), ir.VoidType()

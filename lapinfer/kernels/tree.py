@@ -10,24 +10,7 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.leaves import (
-    ACTIVATION,
-    BIAS,
-    BIAS_STRIDE,
     COLUMN_BYTES,
-    GROUP_BF16,
-    GROUP_F16,
-    GROUP_F32,
-    GROUP_Q4,
-    GROUP_Q8,
-    HEAD_Q4,
-    INWARD_GROUPS,
-    IS_GATED,
-    LEAF_WEIGHT,
-    OUTWARD,
-    OUTWARD_GROUPS,
-    SCRATCH,
-    SCRATCH_STRIDE,
-    WIDTH,
     activations,
     add_rows,
     begin_output,
@@ -37,121 +20,76 @@ from lapinfer.kernels.leaves import (
     row_times,
     rows_times,
 )
-from lapinfer.kernels.operands import (
-    ACTIVE_EXPERT,
-    EXPERT,
-    EXPERT_TILES,
-    EXPERTS,
-    NOT_A_NUMBER,
-    SORT,
-    TILE,
-    TOKENS,
-    TREE,
-    offsets,
-)
+from lapinfer.kernels.operands import NOT_A_NUMBER, TILE
 from lapinfer.kernels.route import note_problem
-from lapinfer.kernels.rows import (
-    add_bf16,
-    add_f16,
-    add_f32,
-    add_q4,
-    add_q8,
-    dot_bf16,
-    dot_f16,
-    dot_f32,
-    dot_q4,
-    dot_q8,
-)
+from lapinfer.kernels.rows import NODES, ROWS
 from lapinfer.kernels.simd import lane, load_f32, load_i64, reduce_sum, splat_f32, store_f32, store_i64, tile_of_2
-from lapinfer.kernels.sort import (
-    ACTIVE,
-    CHOICES,
-    CHOSEN,
-    CHOSEN_STRIDE,
-    DISTINCT,
-    POSITION,
-    ROUTED,
-    SHARED,
-    SHARED_WEIGHT,
-    WEIGHT,
-    last_of_step,
-    sort_by_expert,
-)
+from lapinfer.kernels.sort import last_of_step, sort_by_expert
+from lapinfer.kernels.stamp import chained, stamped
 from lapinfer.kernels.vecmath import activate
 
-(
-    NODES, NODE_FORMAT, NODE_STRIDE, NODE_BIAS, NODE_OUT, NODE_OUT_BIAS, NODE_WIDTH, NODE_ACTIVATION, DEPTH, TREES,
-    COLUMNS, COLUMN_STRIDE, COLUMN_GROUPS, PATH, PATH_STRIDE, DISTINCT_NODES,
-) = (8 * i for i in range(len(TREE)))  # fmt: skip
-
-F32, F16, BF16 = range(3)
-"""Formats of nodes."""
 f32 = np.float32
 
 
 @jit
-def four_parts_times(dot, group_bytes, w, x, groups):
+def four_parts_times(W, w, x, groups):
     """A row · x, its four quarters side by side: it comes from memory alone, and as four streams comes faster."""
     a, b, c, d = tile_of_2(), tile_of_2(), tile_of_2(), tile_of_2()
     part = groups // 4
-    w_part, x_part = part * group_bytes, part * COLUMN_BYTES
+    w_part, x_part = part * W.group_bytes, part * COLUMN_BYTES
     for _ in range(part):
-        a = dot(a, w, 0, (x,))
-        b = dot(b, w + w_part, 0, (x + x_part,))
-        c = dot(c, w + 2 * w_part, 0, (x + 2 * x_part,))
-        d = dot(d, w + 3 * w_part, 0, (x + 3 * x_part,))
-        w += group_bytes
+        a = W.dot(a, w, 0, (x,))
+        b = W.dot(b, w + w_part, 0, (x + x_part,))
+        c = W.dot(c, w + 2 * w_part, 0, (x + 2 * x_part,))
+        d = W.dot(d, w + 3 * w_part, 0, (x + 3 * x_part,))
+        w += W.group_bytes
         x += COLUMN_BYTES
     for _ in range(4 * part, groups):
-        a = dot(a, w + 3 * w_part, 0, (x + 3 * x_part,))
-        w += group_bytes
+        a = W.dot(a, w + 3 * w_part, 0, (x + 3 * x_part,))
+        w += W.group_bytes
         x += COLUMN_BYTES
     return reduce_sum(((a[0] + a[1]) + (b[0] + b[1])) + ((c[0] + c[1]) + (d[0] + d[1])))
 
 
-@jit
-def node_row(tree, row, x, groups):
-    """A node's row · x."""
-    w = load_i64(tree + NODES) + row * load_i64(tree + NODE_STRIDE)
-    kind = load_i64(tree + NODE_FORMAT)
-    if kind == F32:
-        return four_parts_times(dot_f32, GROUP_F32, w, x, groups)
-    if kind == F16:
-        return four_parts_times(dot_f16, GROUP_F16, w, x, groups)
-    return four_parts_times(dot_bf16, GROUP_BF16, w, x, groups)
+@chained(NODES)
+def node_row(W, tree, row, x, groups):
+    """A node's row · x, in whatever format nodes have."""
+    if tree.node_format == W.id:
+        return four_parts_times(W, tree.nodes + row * tree.node_stride, x, groups)
+    return W.otherwise(tree, row, x, groups)
 
 
 @jit
 def node_logit(tree, node, x, groups):
     """A node's logit: its row · x (+ bias), or of a network of several neurons."""
-    bias, width = load_i64(tree + NODE_BIAS), load_i64(tree + NODE_WIDTH)
+    bias, width = tree.node_bias, tree.node_width
     if width == 1:
         logit = node_row(tree, node, x, groups)
         return logit if bias == 0 else logit + load_f32(bias + 4 * node)
-    logit = load_f32(load_i64(tree + NODE_OUT_BIAS) + 4 * node)
+    logit = load_f32(tree.node_out_bias + 4 * node)
     for n in range(node * width, node * width + width):
         value = node_row(tree, n, x, groups)
         if bias != 0:
             value += load_f32(bias + 4 * n)
-        value = lane(activate(load_i64(tree + NODE_ACTIVATION), splat_f32(value)), 0)
-        logit += value * load_f32(load_i64(tree + NODE_OUT) + 4 * n)
+        value = lane(activate(tree.node_activation, splat_f32(value)), 0)
+        logit += value * load_f32(tree.node_out + 4 * n)
     return logit
 
 
 @jit
 def descend_trees(sort, tree, step, weight, groups, t):
     """The leaf of every tree for token t, and the logits on the way."""
-    depth, x = load_i64(tree + DEPTH), load_i64(tree + COLUMNS) + t * load_i64(tree + COLUMN_STRIDE)
+    depth, x = tree.depth, tree.columns + t * tree.column_stride
     nodes, leaves = (1 << depth) - 1, 1 << depth
-    at = t * load_i64(sort + CHOSEN_STRIDE)
-    chosen, weights = load_i64(sort + CHOSEN) + 8 * at, load_i64(sort + WEIGHT) + 4 * at
-    path = load_i64(tree + PATH) + t * load_i64(tree + PATH_STRIDE)
-    for i in range(load_i64(tree + TREES)):
+    first = t * sort.chosen_stride
+    chosen, weights = sort.chosen + 8 * first, sort.weight + 4 * first
+    path = tree.path + t * tree.path_stride
+    for i in range(tree.trees):
         node = 0
         for _ in range(depth):
             logit = node_logit(tree, i * nodes + node, x, groups)
             if not abs(logit) < f32(np.inf):
-                note_problem(step, load_i64(sort + POSITION), NOT_A_NUMBER)
+                note_problem(step, sort.position, NOT_A_NUMBER)
             store_f32(path, logit)
             path += 4
             node = 2 * node + (2 if logit >= f32(0.0) else 1)
@@ -165,10 +103,10 @@ def nodes_of_leaves(sort, tree, routed):
 
     A leaf adds the nodes below where its path leaves that of the leaf before it.
     """
-    depth, active = load_i64(tree + DEPTH), load_i64(sort + ACTIVE)
+    depth = tree.depth
     total, before = 0, -1
     for i in range(routed):
-        leaf = load_i64(active + 8 * (len(ACTIVE_EXPERT) * i + EXPERT))
+        leaf = sort.active[i].expert
         if before < 0 or leaf >> depth != before >> depth:
             total += depth
         else:
@@ -180,56 +118,47 @@ def nodes_of_leaves(sort, tree, routed):
     return total
 
 
-D_SORT, D_TREE, D_LEAF_WEIGHT = (offsets("descend")[i] for i in (0, len(SORT), len(SORT) + len(TREE)))
-
-
 @kernel
-def descend(op, step, chunk, thread):
+def descend(o, step, chunk, thread):
     """The leaves of a tile of tokens; the last one to finish sorts them all."""
-    sort, tree, weight = op + D_SORT, op + D_TREE, load_f32(op + D_LEAF_WEIGHT)
-    groups = load_i64(tree + COLUMN_GROUPS)
-    for t in range(chunk * TILE, min(chunk * TILE + TILE, load_i64(step + 8 * TOKENS))):
-        descend_trees(sort, tree, step, weight, groups, t)
-    if last_of_step(sort, step):
-        routed = sort_by_expert(sort, step)
-        store_i64(load_i64(tree + DISTINCT_NODES), nodes_of_leaves(sort, tree, routed))
-
-
-T_SORT, T_TREE, T_LEAVES = (offsets("tree")[i] for i in (0, len(SORT), len(SORT) + len(TREE)))
+    for t in range(chunk * TILE, min(chunk * TILE + TILE, step.tokens)):
+        descend_trees(o.sort, o.tree, step, o.leaf_weight, o.tree.column_groups, t)
+    if last_of_step(o.sort, step):
+        routed = sort_by_expert(o.sort, step)
+        store_i64(o.tree.distinct_nodes, nodes_of_leaves(o.sort, o.tree, routed))
 
 
 @jit
 def lone(sort, tree, step):
-    """What ops behind an op for a lone token find in the header: that there is nothing left to do."""
-    choices = load_i64(sort + CHOICES)
-    store_i64(load_i64(sort + DISTINCT), choices + load_i64(sort + SHARED))
-    store_i64(load_i64(tree + DISTINCT_NODES), load_i64(tree + TREES) * load_i64(tree + DEPTH))
-    store_i64(step + 8 * EXPERTS, 0)
-    store_i64(step + 8 * EXPERT_TILES, 0)
+    """What ops after an op for a lone token find in the header: that there is nothing left to do."""
+    store_i64(sort.distinct, sort.choices + sort.shared)
+    store_i64(tree.distinct_nodes, tree.trees * tree.depth)
+    step.experts = 0
+    step.expert_tiles = 0
 
 
-@jit
-def tree(dot, add, head_bytes, group_bytes, op, step, thread):
+@stamped(ROWS)
+def tree(W, o, step, chunk, thread):
     """Descent and leaves of a lone token."""
-    sort, nodes, leaves = op + T_SORT, op + T_TREE, op + T_LEAVES
-    inward_groups, outward_groups = load_i64(leaves + INWARD_GROUPS), load_i64(leaves + OUTWARD_GROUPS)
-    descend_trees(sort, nodes, step, load_f32(leaves + LEAF_WEIGHT), inward_groups, 0)
+    sort, nodes, leaves = o.sort, o.tree, o.leaves
+    inward_groups, outward_groups = leaves.inward_groups, leaves.outward_groups
+    descend_trees(sort, nodes, step, leaves.leaf_weight, inward_groups, 0)
     lone(sort, nodes, step)
     clear(leaves, 1, 0, outward_groups)
-    y = load_i64(leaves + SCRATCH) + thread * load_i64(leaves + SCRATCH_STRIDE)
-    h, x = y + COLUMN_BYTES * outward_groups, load_i64(nodes + COLUMNS)
-    rows = load_i64(leaves + WIDTH) << load_i64(leaves + IS_GATED)
-    choices = load_i64(sort + CHOICES)
-    whole = load_i64(leaves + OUTWARD) + load_i64(leaves + WIDTH) * (head_bytes + outward_groups * group_bytes)
-    for i in range(choices + load_i64(sort + SHARED)):
-        leaf = load_i64(sort + ROUTED) + i - choices
-        weight = load_f32(sort + SHARED_WEIGHT)
+    y = leaves.scratch + thread * leaves.scratch_stride
+    h, x = y + COLUMN_BYTES * outward_groups, nodes.columns
+    rows = leaves.width << leaves.gated
+    choices = sort.choices
+    leaf_bytes = leaves.outward + leaves.width * (W.head_bytes + outward_groups * W.group_bytes)
+    for i in range(choices + sort.shared):
+        leaf = sort.routed + i - choices
+        weight = sort.shared_weight
         if i < choices:
-            leaf, weight = load_i64(load_i64(sort + CHOSEN) + 8 * i), load_f32(leaves + LEAF_WEIGHT)
-        rows_times(dot, head_bytes, group_bytes, leaf_address(leaves, leaf), rows, x, inward_groups, h, whole)
-        activations(leaves, head_bytes, leaf, h)
+            leaf, weight = load_i64(sort.chosen + 8 * i), leaves.leaf_weight
+        rows_times(W, leaf_address(leaves, leaf), rows, x, inward_groups, h, leaf_bytes)
+        activations(W, leaves, leaf, h)
         begin_output(leaves, leaf, y, 0, outward_groups)
-        add_rows(leaves, add, head_bytes, group_bytes, leaf, h, y, 0, outward_groups)
+        add_rows(W, leaves, leaf, h, y, 0, outward_groups)
         give_back(leaves, y, 0, weight, 0, outward_groups)
 
 
@@ -237,103 +166,53 @@ def tree(dot, add, head_bytes, group_bytes, op, step, thread):
 
 
 @jit
-def neuron_path(dot, head_bytes, group_bytes, sort, nodes, leaves, step, t):
+def neuron_path(W, sort, nodes, leaves, step, t):
     """The neurons on token t's way down every tree (UltraFastBERT): chosen, and their logits."""
-    x, groups = load_i64(nodes + COLUMNS) + t * load_i64(nodes + COLUMN_STRIDE), load_i64(leaves + INWARD_GROUPS)
-    depth, bias, at = load_i64(nodes + DEPTH), load_i64(leaves + BIAS), t * load_i64(sort + CHOSEN_STRIDE)
-    chosen, weights = load_i64(sort + CHOSEN) + 8 * at, load_i64(sort + WEIGHT) + 4 * at
-    path = load_i64(nodes + PATH) + t * load_i64(nodes + PATH_STRIDE)
-    for i in range(load_i64(nodes + TREES)):
+    x, groups = nodes.columns + t * nodes.column_stride, leaves.inward_groups
+    depth, bias, start = nodes.depth, leaves.bias, t * sort.chosen_stride
+    chosen, weights = sort.chosen + 8 * start, sort.weight + 4 * start
+    path = nodes.path + t * nodes.path_stride
+    for i in range(nodes.trees):
         first, node = i * ((2 << depth) - 1), 0
         for _ in range(depth + 1):
-            logit = row_times(dot, head_bytes, group_bytes, leaf_address(leaves, first + node), x, groups)
+            logit = row_times(W, leaf_address(leaves, first + node), x, groups)
             if bias != 0:
-                logit += load_f32(bias + (first + node) * load_i64(leaves + BIAS_STRIDE))
+                logit += load_f32(bias + (first + node) * leaves.bias_stride)
             if not abs(logit) < f32(np.inf):
-                note_problem(step, load_i64(sort + POSITION), NOT_A_NUMBER)
+                note_problem(step, sort.position, NOT_A_NUMBER)
             store_f32(path, logit)
             store_i64(chosen, first + node)
-            store_f32(weights, load_f32(leaves + LEAF_WEIGHT))
+            store_f32(weights, leaves.leaf_weight)
             path, chosen, weights = path + 4, chosen + 8, weights + 4
             node = 2 * node + (2 if logit > f32(0.0) else 1)
 
 
-@jit
-def neurons(dot, add, head_bytes, group_bytes, op, step, chunk, thread):
+@stamped(ROWS)
+def neurons(W, o, step, chunk, thread):
     """The neurons on the paths of a tile of tokens; a lone token's are added up at once, others are sorted."""
-    sort, nodes, leaves = op + T_SORT, op + T_TREE, op + T_LEAVES
-    tokens = load_i64(step + 8 * TOKENS)
+    sort, nodes, leaves = o.sort, o.tree, o.leaves
+    tokens = step.tokens
     for t in range(chunk * TILE, min(chunk * TILE + TILE, tokens)):
-        neuron_path(dot, head_bytes, group_bytes, sort, nodes, leaves, step, t)
+        neuron_path(W, sort, nodes, leaves, step, t)
     if tokens > 1:
         if last_of_step(sort, step):
             sort_by_expert(sort, step)
-            store_i64(load_i64(nodes + DISTINCT_NODES), 0)
+            store_i64(nodes.distinct_nodes, 0)
         return
     lone(sort, nodes, step)
-    store_i64(load_i64(nodes + DISTINCT_NODES), 0)
-    groups = load_i64(leaves + OUTWARD_GROUPS)
+    store_i64(nodes.distinct_nodes, 0)
+    groups = leaves.outward_groups
     clear(leaves, 1, 0, groups)
-    y = load_i64(leaves + SCRATCH) + thread * load_i64(leaves + SCRATCH_STRIDE)
+    y = leaves.scratch + thread * leaves.scratch_stride
     h = y + COLUMN_BYTES * groups
-    for i in range(load_i64(sort + CHOICES)):
-        neuron = load_i64(load_i64(sort + CHOSEN) + 8 * i)
+    for i in range(sort.choices):
+        neuron = load_i64(sort.chosen + 8 * i)
         # With the bias, which `activations` would add again.
-        logit = load_f32(load_i64(nodes + PATH) + 4 * i)
-        store_f32(h, lane(activate(load_i64(leaves + ACTIVATION), splat_f32(logit)), 0))
-        if head_bytes != 0:
-            unit = load_f32(leaf_address(leaves, neuron) + load_i64(leaves + OUTWARD))
+        logit = load_f32(nodes.path + 4 * i)
+        store_f32(h, lane(activate(leaves.activation, splat_f32(logit)), 0))
+        if W.head_bytes != 0:
+            unit = load_f32(leaf_address(leaves, neuron) + leaves.outward)
             store_f32(h, load_f32(h) * unit)
         begin_output(leaves, neuron, y, 0, groups)
-        add_rows(leaves, add, head_bytes, group_bytes, neuron, h, y, 0, groups)
-        give_back(leaves, y, 0, load_f32(leaves + LEAF_WEIGHT), 0, groups)
-
-
-@kernel
-def tree_f32(op, step, chunk, thread):
-    tree(dot_f32, add_f32, 0, GROUP_F32, op, step, thread)
-
-
-@kernel
-def neurons_f32(op, step, chunk, thread):
-    neurons(dot_f32, add_f32, 0, GROUP_F32, op, step, chunk, thread)
-
-
-@kernel
-def tree_f16(op, step, chunk, thread):
-    tree(dot_f16, add_f16, 0, GROUP_F16, op, step, thread)
-
-
-@kernel
-def neurons_f16(op, step, chunk, thread):
-    neurons(dot_f16, add_f16, 0, GROUP_F16, op, step, chunk, thread)
-
-
-@kernel
-def tree_bf16(op, step, chunk, thread):
-    tree(dot_bf16, add_bf16, 0, GROUP_BF16, op, step, thread)
-
-
-@kernel
-def neurons_bf16(op, step, chunk, thread):
-    neurons(dot_bf16, add_bf16, 0, GROUP_BF16, op, step, chunk, thread)
-
-
-@kernel
-def tree_q8(op, step, chunk, thread):
-    tree(dot_q8, add_q8, 0, GROUP_Q8, op, step, thread)
-
-
-@kernel
-def neurons_q8(op, step, chunk, thread):
-    neurons(dot_q8, add_q8, 0, GROUP_Q8, op, step, chunk, thread)
-
-
-@kernel
-def tree_q4(op, step, chunk, thread):
-    tree(dot_q4, add_q4, HEAD_Q4, GROUP_Q4, op, step, thread)
-
-
-@kernel
-def neurons_q4(op, step, chunk, thread):
-    neurons(dot_q4, add_q4, HEAD_Q4, GROUP_Q4, op, step, chunk, thread)
+        add_rows(W, leaves, neuron, h, y, 0, groups)
+        give_back(leaves, y, 0, leaves.leaf_weight, 0, groups)

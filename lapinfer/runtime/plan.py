@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapinfer.kernels.operands import COUNT, FIRST, KERNEL, KIND, OPERANDS, ROW, TIMES, KernelId
+from lapinfer.kernels.operands import COUNT, FIRST, KERNEL, OPERANDS, ROW, TIMES, KernelId
 from lapinfer.runtime.cost import FREE, Cost
 
 Operand = np.ndarray | int | float
@@ -49,25 +49,16 @@ class Op:
         return weights if isinstance(weights, np.ndarray) else None
 
 
-def encode_operand(value: Operand) -> int:
-    """An int64 as kernels read it: an array's address, an integer, or a float32's bits."""
-    if isinstance(value, np.ndarray):
-        if not value.flags.c_contiguous:
-            raise ValueError("an operand of an op must be a contiguous array")
-        return value.ctypes.data
-    if isinstance(value, float):
-        return int(np.float32(value).view(np.int32))
-    return int(value)
-
-
 def encode(op: Op, address: int) -> np.ndarray:
-    """The op's row."""
-    names = OPERANDS[op.kernel.kind]
-    if unknown := set(op.operands) ^ set(names):
+    """The op's row. ValueError for operands that its kernel does not have, or that are not what was declared."""
+    fields = OPERANDS[op.kernel.kind].fields
+    if unknown := set(op.operands) ^ set(fields):
         raise ValueError(f"op {op.name}: operands {sorted(unknown)} missing or unknown")
     row = np.zeros(ROW, np.int64)
-    row[[KERNEL, COUNT, TIMES, KIND]] = address, op.count, op.times, 0
-    row[FIRST : FIRST + len(names)] = [encode_operand(op.operands[name]) for name in names]
+    row[[KERNEL, COUNT, TIMES]] = address, op.count, op.times
+    row[FIRST : FIRST + len(fields)] = [
+        field.encode(op.operands[name], f"op {op.name}: operand {name}") for name, field in fields.items()
+    ]
     return row
 
 

@@ -20,14 +20,13 @@ from lapinfer.kernels.operands import (
     ACT_Q8,
     ACT_Q16,
     ACTIVATION_KINDS,
+    EXPERT_TILE,
     EXPERT_TILES,
     F32_TILE_GROUP,
     KERNEL,
     Q8_TILE_GROUP,
     Q16_TILE_GROUP,
     TILE,
-    TILE_EXPERT,
-    TILE_TOKENS,
     TOKENS,
 )
 from lapinfer.quant import GROUP
@@ -80,8 +79,9 @@ def routed_inputs(op: Op, count: int) -> tuple[np.ndarray, np.ndarray]:
     assert isinstance(x, np.ndarray)
     assert isinstance(table, np.ndarray)
     values = decode(x, activation_kind(op), int(groups), count * TILE)
-    used = np.arange(TILE) < table[:count, TILE_TOKENS, None]
-    return values[used.reshape(-1)], np.repeat(table[:count, TILE_EXPERT], table[:count, TILE_TOKENS])
+    tokens = table[:count, EXPERT_TILE.index("tokens")]
+    used = np.arange(TILE) < tokens[:, None]
+    return values[used.reshape(-1)], np.repeat(table[:count, EXPERT_TILE.index("expert")], tokens)
 
 
 class Tracer:

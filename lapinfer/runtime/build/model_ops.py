@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapinfer.kernels.operands import ADD, HEAD, ITEM, STORE, TILE, TILES
+from lapinfer.kernels.operands import ADD, HEAD, ITEM, STORE, TILE, TILES, KernelId
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
@@ -82,11 +82,10 @@ class ModelOps(Ops):
             positions = np.zeros((self.spec.positions, padded(self.spec.hidden)), np.float32)
             positions[:, : self.spec.hidden] = self.weights.tensor("positions")
         self.add(
-            "embed", "embed", "embedding", -1, TILES, 1,
-            weights=table, format=fmt.id, row_blocks=len(table),
-            groups=padded(self.spec.hidden) // GROUP, head_bytes=fmt.head_bytes, block_bytes=fmt.block_bytes,
-            token=self.step.token, pos=self.step.pos, positions=positions,
-            scale=self.spec.embed_scale, out=self.x, out_stride=self.x.strides[0],
+            KernelId("embed", fmt.name), "embed", "embedding", -1, TILES, 1,
+            weights=table, row_blocks=len(table), groups=padded(self.spec.hidden) // GROUP, token=self.step.token,
+            pos=self.step.pos, positions=positions, scale=self.spec.embed_scale, out=self.x,
+            out_stride=self.x.strides[0],
             cost=Cost(token_bytes=table.shape[1] // ROWS + (4 * self.spec.hidden if self.spec.positions else 0)),
         )  # fmt: skip
 

@@ -1,0 +1,27 @@
+"""q8: 8-bit codes, and a float16 scale for 32."""
+
+import numpy as np
+
+from lapinfer.kernels.cache import jit
+from lapinfer.kernels.reader import BYTES, WIDE, Block, Reader, halves
+from lapinfer.kernels.simd import I16, f32x16, half_to_float, i8x64, load, load_f16, load_i8, load_splat
+
+
+def block(context, b, address):
+    codes = [load(b, address, i8x64.llvm, 32 + 64 * k) for k in range(8)]
+    return Block(codes, halves(context, b, address))
+
+
+def group(context, b, address):
+    scale = half_to_float(context, b, load_splat(b, address, I16, 16))
+    codes = (b.sext(load(b, address, BYTES, 2 + 16 * k), WIDE) for k in range(2))
+    return [b.fmul(b.sitofp(code, f32x16.llvm), scale) for code in codes]
+
+
+@jit
+def element(head, block, row, column):
+    code = load_i8(block + 32 + 64 * (column // 4) + 4 * row + column % 4)
+    return load_f16(block + 2 * row) * np.float32(code)
+
+
+READER = Reader(element, block, group=group)
