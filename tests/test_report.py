@@ -191,10 +191,10 @@ def test_against_dense() -> None:
     moe = Figures("moe", 1010, 405, 11.0, 4.0, 10.0, 33.0)
     other = Figures("other", 5000, 600, 50.0, 6.0, 2.0, None)
     assert against_dense([dense, small, moe, other]) == [
-        "moe instead of dense (as many parameters): 1.10x the memory, 0.50x the bytes a token, 2.00x the decoding "
+        "moe instead of dense (as many parameters): 1.10x the memory, 0.50x the bytes per token, 2.00x the decoding "
         "speed, perplexity 33.0 instead of 30.0",
-        "moe instead of small (as many as a token uses): 2.75x the memory, 1.33x the bytes a token, 0.83x the decoding "
-        "speed, perplexity 33.0 instead of 40.0",
+        "moe instead of small (as many as a token uses): 2.75x the memory, 1.33x the bytes per token, 0.83x the "
+        "decoding speed, perplexity 33.0 instead of 40.0",
     ]
     assert against_dense([dense, small]) == []
 

@@ -297,7 +297,7 @@ def test_the_command_writes_page_data_and_pictures(folders: dict[str, Path], tex
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Perplexity is of t.txt" in html
     for m in stored["models"]:
-        assert f"{drawing.megabytes(m['decode']['bytes'])} MB touched a token" in html
+        assert f"{drawing.megabytes(m['decode']['bytes'])} MB touched per token" in html
     pngs = sorted(path.name for path in (tmp_path / "png").iterdir())
     assert pngs == ["bytes.png", "distinct.png", "roofline.png", "tradeoff.png"]
     assert (tmp_path / "png" / "bytes.png").read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ ALIKE = 0.1
 @dataclass(frozen=True, slots=True)
 class Figures:
     """Of a model: parameters in all and those that a token uses, bytes in memory and those that a token reads, decoded
-    tokens a second, and perplexity (None: not known, or not of the same text)."""
+    tokens per second, and perplexity (None: not known, or not of the same text)."""
 
     name: str
     parameters: int
@@ -44,5 +44,5 @@ def _against(m: Figures, d: Figures, alike: str) -> str:
         quality = f", perplexity {m.perplexity:.1f} instead of {d.perplexity:.1f}"
     return (
         f"{m.name} instead of {d.name} ({alike}): {m.memory / d.memory:.2f}x the memory, "
-        f"{m.touched / d.touched:.2f}x the bytes a token, {m.speed / d.speed:.2f}x the decoding speed{quality}"
+        f"{m.touched / d.touched:.2f}x the bytes per token, {m.speed / d.speed:.2f}x the decoding speed{quality}"
     )

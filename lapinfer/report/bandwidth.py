@@ -33,7 +33,7 @@ def probe(threads: int, buffer: np.ndarray, chunks: int, bytes: int, stride: int
 
 
 def read_bandwidth(threads: int, megabytes: int = 0, seconds: float = 0.5) -> float:
-    """Bytes a second that `threads` threads read from a buffer of `megabytes` MiB: the median of repeated passes.
+    """Bytes per second that `threads` threads read from a buffer of `megabytes` MiB: the median of repeated passes.
 
     0: a buffer that no cache holds. One smaller than the last-level cache measures the cache.
     """

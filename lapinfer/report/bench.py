@@ -1,6 +1,6 @@
 """Speed of prompt processing and generation by llama-bench's two tests, with its names.
 
-pp512: the tokens of a prompt of 512, as large steps as the model takes. tg128: 128 tokens, one a step, from
+pp512: the tokens of a prompt of 512, as large steps as the model takes. tg128: 128 tokens, one per step, from
 an empty context. "@ d1024" after either: at a depth of 1024 tokens, whose reading is not timed. Nothing is
 sampled. The first run of each test warms up and is not counted; compile and load times have their own columns.
 Models are measured one after the other; the machine's bandwidth and arithmetic are measured anew before each.
@@ -45,14 +45,14 @@ ROOFLINE_S = 0.2
 class Row:
     """One test; llama-bench's field names where it has them.
 
-    Times are of one repetition in ns, speeds in tokens a second. touched_mb: bytes a token had to read
+    Times are of one repetition in ns, speeds in tokens per second. touched_mb: bytes per token had to read
     (weights on the path and KV), in MB (10^6), predicted_mb the same from the spec alone (of several tokens that are
     routed, what chance would choose), and gb_per_s touched bytes over time. mmacs: millions of multiply-adds with
-    weights a token. ttft_ms: of a prompt, until its last token's logits; tpot_p50_ms, tpot_p99_ms: of single tokens.
+    weights per token. ttft_ms: of a prompt, until its last token's logits; tpot_p50_ms, tpot_p99_ms: of single tokens.
     roofline: the least time that the machine needs for these bytes and multiply-adds (report/roofline.py), by the time
     taken. perplexity: of the text perplexity_text, which was given, or which the model's card names. peak_rss_mb and
     major_faults are the process's so far. expert_hit_rate, read_mb: of a model whose experts are partly on disk
-    (--memory): the share of chosen experts that were in memory, and MB read from the file a token. text: "real", or
+    (--memory): the share of chosen experts that were in memory, and MB read from the file per token. text: "real", or
     "random" for a model without a tokenizer.
     """
 
@@ -274,7 +274,7 @@ def _predicted(costs: Costs, max_step: int, p: int, n: int, d: int) -> int:
 
 
 def _from_disk(pool: Any, tokens: int) -> dict[str, float | None]:
-    """Share of experts found in memory, and MB read a token."""
+    """Share of experts found in memory, and MB read per token."""
     if pool is None or not pool.pooled:
         return {"expert_hit_rate": None, "read_mb": None}
     n = pool.stats()

@@ -40,7 +40,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines.append(markdown(head, table, left=(0, 3)))
     for r in rows:
         if r.expert_hit_rate is not None:
-            lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read a token")
+            lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read per token")
     return "\n".join([*lines, "", *_notes(rows)])
 
 
@@ -110,7 +110,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[Row], str | None]], ...] = (
     ("weights in memory, MB", "any", _figure("model_size", 1, 1e-6)),
     ("a token reads, MB: predicted", "answer", _figure("predicted_mb", 3)),
     ("a token reads, MB: metered", "answer", _figure("touched_mb", 3)),
-    ("multiply-adds with weights a token, M", "answer", _figure("mmacs", 1)),
+    ("multiply-adds with weights per token, M", "answer", _figure("mmacs", 1)),
     ("prompt, tok/s", "prompt", _figure("avg_ts", 1)),
     ("first token, ms", "prompt", _figure("ttft_ms", 1)),
     ("decode, tok/s", "answer", _figure("avg_ts", 1)),

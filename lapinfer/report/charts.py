@@ -70,11 +70,11 @@ def kind_keys(models: Sequence[Measured]) -> list[Key]:
 
 
 def roofline_chart(machine: Machine, models: Sequence[Measured]) -> Chart:
-    """Multiply-adds a second by multiply-adds a byte, both logarithmic: roofs of the machine, steps of the models."""
+    """Both axes logarithmic: the roofs of the machine, and the models' steps below them."""
     steps = [step for m in models for step in (m.decode, m.prompt)]
     ridges = {kind: peak / machine.bandwidth for kind, peak in machine.peaks.items()}
-    x = Axis.around("multiply-adds a byte touched", [*(s.intensity for s in steps), *ridges.values()], 2.5)
-    y = Axis.around("multiply-adds a second", [*(s.rate for s in steps), *machine.peaks.values()], 2.2)
+    x = Axis.around("multiply-adds per byte touched", [*(s.intensity for s in steps), *ridges.values()], 2.5)
+    y = Axis.around("multiply-adds per second", [*(s.rate for s in steps), *machine.peaks.values()], 2.2)
     foot, top = max(x.low, y.low / machine.bandwidth), max(machine.peaks.values())
     roofs = [Line([(foot, foot * machine.bandwidth), (top / machine.bandwidth, top)], "roof")]
     roofs += [
@@ -86,7 +86,7 @@ def roofline_chart(machine: Machine, models: Sequence[Measured]) -> Chart:
         for step in (m.decode, m.prompt):
             tooltip = (
                 f"{letter(i)} {m.name}, {'decode' if step.tokens == 1 else f'prompt of {step.tokens} tokens'}: "
-                f"{step.intensity:.3g} multiply-adds a byte, {short(step.rate)}/s, "
+                f"{step.intensity:.3g} multiply-adds per byte, {short(step.rate)}/s, "
                 f"{100 * machine.share(step, m.arithmetic):.0f} % of the roof for {m.arithmetic}"
             )
             marks.append(Mark(step.intensity, step.rate, f"mark {m.kind}", tooltip, letter(i), square=step is m.prompt))
@@ -102,7 +102,7 @@ def tradeoff_chart(models: Sequence[Measured]) -> Chart:
         place = m.decode.bytes / 1e6, m.decode.speed
         quality = f"no perplexity: {m.unscored}" if m.ppl is None else f"perplexity {ppl(m)}"
         tooltip = (
-            f"{letter(i)} {m.name}: {megabytes(m.decode.bytes)} MB touched a token, {m.decode.speed:,.0f} tok/s, "
+            f"{letter(i)} {m.name}: {megabytes(m.decode.bytes)} MB touched per token, {m.decode.speed:,.0f} tok/s, "
             f"{megabytes(memory[i])} MB in memory, {quality}"
         )
         radius = max(34 * sqrt(memory[i] / max(memory)), 4)
@@ -110,7 +110,7 @@ def tradeoff_chart(models: Sequence[Measured]) -> Chart:
         label = letter(i) if m.ppl is None else f"{letter(i)} {ppl(m)}"
         points.append(Mark(*place, f"mark {m.kind}", label=label, radius=2.5))
     bubbles.sort(key=lambda bubble: -bubble.radius)
-    x = Axis.around("MB touched a token (metered)", (m.decode.bytes / 1e6 for m in models), 1.8)
+    x = Axis.around("MB touched per token (metered)", (m.decode.bytes / 1e6 for m in models), 1.8)
     y = Axis.around("tok/s, decode", (m.decode.speed for m in models), 1.7)
     return Chart("memory against speed", x, y, (), [*bubbles, *points], kind_keys(models))
 
@@ -129,7 +129,7 @@ def parts_chart(models: Sequence[Measured]) -> Bars:
 
 
 def batch_chart(models: Sequence[Measured]) -> Chart:
-    """Bytes touched a token by sequences that are decoded together, each as a part of what one alone touches."""
+    """Bytes touched per token by sequences that are decoded together, each as a part of what one alone touches."""
     lines, marks = [], []
     for i, m in enumerate(models):
         if len(m.batches) < 2:
@@ -137,12 +137,12 @@ def batch_chart(models: Sequence[Measured]) -> Chart:
         points = [(b.tokens, 100 * b.bytes / m.batches[0].bytes) for b in m.batches]
         lines.append(Line(points, m.kind))
         marks += _marks(i, m, points, [
-            f"{b.tokens} sequences: {megabytes(b.bytes)} MB a token ({share:.0f} %), "
+            f"{b.tokens} sequences: {megabytes(b.bytes)} MB per token ({share:.0f} %), "
             f"{1 / b.seconds:,.0f} tok/s together"
             for b, (_, share) in zip(m.batches, points, strict=True)
         ])  # fmt: skip
     x = Axis("sequences in a step", 1, 1.25 * max(mark.x for mark in marks))
-    y = Axis("% of one alone, bytes a token", 0, 105, log=False)
+    y = Axis("% of one alone, bytes per token", 0, 105, log=False)
     return Chart("bytes by batch", x, y, lines, marks, kind_keys(models))
 
 
@@ -154,7 +154,7 @@ def context_chart(models: Sequence[Measured]) -> Chart:
         lines.append(Line(points, m.kind))
         marks += _marks(i, m, points, [f"{n:,}: {megabytes(size)} MB" for n, size in m.contexts])
     x = Axis.around("positions that the token sees", (mark.x for mark in marks), 1.3)
-    y = Axis.around("MB a token (predicted)", (mark.y for mark in marks), 1.3)
+    y = Axis.around("MB per token (predicted)", (mark.y for mark in marks), 1.3)
     return Chart("bytes by context", x, y, lines, marks, kind_keys(models))
 
 
@@ -202,7 +202,7 @@ def _distinct(
 ) -> Chart:  # fmt: skip
     lines = [Line([(n, v) for n, v in points], kind) for points, kind in ((uniform, "uniform"), (by_load, "load"))]
     x = Axis("tokens in a step", 1, uniform[-1][0])
-    y = Axis(f"different {noun} a layer", 0, 1.03 * float(experts), log=False)
+    y = Axis(f"different {noun} per layer", 0, 1.03 * float(experts), log=False)
     return Chart(f"different {noun}", x, y, lines, marks, [*THEORY, *keys])
 
 

@@ -95,14 +95,14 @@ def to_html(routing: Routing, name: str = "") -> bytes:
     introduction = (
         f"{summary['tokens']:,} tokens in {steps:,} step{'s' * (steps != 1)}, "
         f"{layers} routed layer{'s' * (layers != 1)},\n"
-        f"{span(arrays['experts'])} experts each, {span(arrays['top_k'])} a token. lapinfer {__version__}"
+        f"{span(arrays['experts'])} experts each, {span(arrays['top_k'])} per token. lapinfer {__version__}"
     )
     meanings = "".join(
         f"<dt>{escape(head)}</dt><dd>{escape(meaning)}</dd>" for head, (meaning, _) in columns(summary).items()
     )
     body = "".join((
-        section("Load", "A row a layer, a column an expert; colours say how many tokens an expert got, by the mean of "
-                "its layer.", legend(LOAD_KEYS) + wide(svg(load_map(arrays)))),
+        section("Load", "A row per layer, a column per expert; colours say how many tokens an expert got, by the mean "
+                "of its layer.", legend(LOAD_KEYS) + wide(svg(load_map(arrays)))),
         pair(section("Different experts in a step", "Mean over the layers. A step reads the weights of each expert "
                      "that any of its tokens got, once.",
                      figure(recorded_distinct_chart(arrays, summary["step_sizes"]))),
@@ -158,14 +158,14 @@ def span(values: Sequence[int] | np.ndarray) -> str:
 
 
 def text_table(routing: Routing) -> str:
-    """For the terminal: a row a layer, then a line for each size of step."""
+    """For the terminal: a row for each layer, then a line for each size of step."""
     summary = routing.summary()
     shown = columns(summary)
     rows = [list(shown), *([show(layer) for _, show in shown.values()] for layer in summary["layers"])]
     lines = [aligned(rows), "", f"{summary['tokens']:,} tokens in {summary['steps']:,} steps"]
     lines += [
         f"steps of {step['tokens']:,.4g} token{'s' * (step['tokens'] != 1)}: "
-        f"{step['distinct']:.1f} different experts a layer "
+        f"{step['distinct']:.1f} different experts per layer "
         f"(independent tokens: {step['by_load']:.1f} with these loads, {step['uniform']:.1f} with equal ones)"
         for step in summary["step_sizes"]
     ]

@@ -33,7 +33,7 @@ n: ops in a step. MB: bytes that they read, of weights and KV cache (kv: of posi
 MMAC: millions of multiply-adds; MAC/B: of these a byte. experts: leaves, too, in models of trees."""
 TIMED_LEGEND = """
 roof %: the least time that this machine needs for these bytes and multiply-adds, by the time
-taken; above 100 where weights stay in caches. MBU: bytes a second by the bandwidth measured."""
+taken; above 100 where weights stay in caches. MBU: bytes per second by the bandwidth measured."""
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
         seconds = median(watch.seconds)
         speed, bandwidth = total.bytes / seconds, machine.best_bandwidth
         text += (
-            f"\n{len(step.pos) / seconds:,.1f} tok/s ({seconds * 1e3:,.2f} ms a step, median of {step.repeats}), "
+            f"\n{len(step.pos) / seconds:,.1f} tok/s ({seconds * 1e3:,.2f} ms per step, median of {step.repeats}), "
             f"{speed / 1e9:.1f} GB/s: {100 * speed / bandwidth:.0f} % MBU"
         )
         if len(step.pos) == 1 and costs.weight_bytes > largest_cache():
@@ -176,7 +176,7 @@ def _choice(costs: Costs) -> str:
         size, macs = costs.expert(i)
         noun = "a leaf" if isinstance(ff.router, TreeSpec) and not ff.router.neurons else "an expert"
         kinds[size, macs] = (
-            f"{noun}: {size / 1e6:,.3f} MB, {macs / 1e6:,.3f} MMAC; a token gets {ff.active} of {ff.experts} a layer"
+            f"{noun}: {size / 1e6:,.3f} MB, {macs / 1e6:,.3f} MMAC; a token gets {ff.active} of {ff.experts} per layer"
         )
     return "\n".join(kinds.values())
 

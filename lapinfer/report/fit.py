@@ -43,7 +43,7 @@ class Fit:
         speed = "" if rate is None else f", about {f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'} tok/s"
         return (
             f"{self.packed / 1e6:,.0f} MB packed, {self.memory / 1e6:,.0f} MB in memory with {self.ctx:,} positions, "
-            f"{self.touched / 1e6:,.1f} MB touched a token{speed}"
+            f"{self.touched / 1e6:,.1f} MB touched per token{speed}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def fits(
     spec: ModelSpec, stored: Callable[[str], Stored], ctx: int, kv: KVName = "f16",
     quants: Sequence[str] = QUANTS, bandwidth: Callable[[str], float] | None = None,
 ) -> list[Fit]:  # fmt: skip
-    """stored: formats that a matrix is made of in its checkpoint; bandwidth: bytes a second of weights in a format."""
+    """stored: formats that a matrix is made of in its checkpoint; bandwidth: bytes per second of a format's weights."""
     limits = Limits(ctx, kv=kv)
     estimates = []
     for quant in quants:

@@ -36,8 +36,8 @@ def info(
     """Family, sizes, stored formats (share of the weights in each), tokenizer, and what it will take; whether it fits.
 
     Reads no weights; of a model that is not on this computer, its config.json alone. ctx, kv, quant: for how many
-    positions, and packed as what; memory: GB that it must fit into, else what is free. bandwidth: measures the bytes a
-    second of weights in a format that this machine multiplies a token with.
+    positions, and packed as what; memory: GB that it must fit into, else what is free. bandwidth: measures the bytes
+    per second of weights in a format that this machine multiplies a token with.
     """
     formats: dict[str, str] = {}
     text: dict[str, Any] = {}
@@ -127,10 +127,10 @@ def _feed_forward(layer: LayerSpec) -> str:
         tree = ff.router
         trees = f"{tree.trees} trees" if tree.trees > 1 else "a tree"
         if tree.neurons:
-            return f"{trees} of {tree.nodes} neurons {ff.activation}, {tree.depth + 1} a token"
+            return f"{trees} of {tree.nodes} neurons {ff.activation}, {tree.depth + 1} per token"
         a_token = "one" if tree.trees == 1 else "one each"
-        return f"{trees} of depth {tree.depth} with leaves of {kind}, {a_token} a token{shared}"
-    return f"{ff.router.n_experts} experts of {kind}, {ff.router.top_k} a token{shared}"
+        return f"{trees} of depth {tree.depth} with leaves of {kind}, {a_token} per token{shared}"
+    return f"{ff.router.n_experts} experts of {kind}, {ff.router.top_k} per token{shared}"
 
 
 def _placement(spec: ModelSpec, formats: dict[str, str]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _placement(spec: ModelSpec, formats: dict[str, str]) -> dict[str, Any]:
     if routed:
         layer = spec.layers[routed[0]]
         placed["expected_experts"] = {
-            f"batch of {tokens}": f"{expected_experts(layer, tokens)} of {layer.feed_forward.experts} a layer"
+            f"batch of {tokens}": f"{expected_experts(layer, tokens)} of {layer.feed_forward.experts} per layer"
             for tokens in BATCHES
         }
     return placed

@@ -28,17 +28,17 @@ class Step:
 
     @property
     def speed(self) -> float:
-        """Tokens a second."""
+        """Tokens per second."""
         return self.tokens / self.seconds
 
     @property
     def intensity(self) -> float:
-        """Multiply-adds a byte."""
+        """Multiply-adds per byte."""
         return self.macs / self.bytes
 
     @property
     def rate(self) -> float:
-        """Multiply-adds a second."""
+        """Multiply-adds per second."""
         return self.macs / self.seconds
 
 
@@ -78,7 +78,7 @@ class Measured:
 
     ppl: perplexity, its standard error, and how many tokens of the report's text were scored (0: it is from the model's
     card, and of another text); or None, and then unscored says why. text: what ran, "real" or "random".
-    contexts: [positions, bytes a token], predicted.
+    contexts: [positions, bytes per token], predicted.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """bandwidth: bytes a second; peaks: multiply-adds a second by arithmetic; measured with so many threads."""
+    """bandwidth: bytes per second; peaks: multiply-adds per second by arithmetic; measured with so many threads."""
 
     about: dict[str, Any]
     threads: int

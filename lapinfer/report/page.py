@@ -33,7 +33,7 @@ MAP_WIDTH = 440
 COLUMNS: dict[str, tuple[str, Callable[[Machine, Measured], str]]] = {
     "parameters": ("total / of a token", lambda _, m: f"{short(m.parameters)} / {short(m.active)}"),
     "touched": (
-        "MB a token, predicted / metered",
+        "MB per token, predicted / metered",
         lambda _, m: f"{megabytes(sum(m.decode.predicted.values()))} / {megabytes(m.decode.bytes)}",
     ),
     "decode": ("tok/s (of roofline)", lambda machine, m: _speed(machine, m, m.decode)),
@@ -41,8 +41,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Machine, Measured], str]]] = {
     "perplexity": ("lower is better", lambda _, m: _perplexity(m)),
     "weights": ("MB, from the spec", lambda _, m: megabytes(m.weight_bytes)),
     "resident": ("MB, measured", lambda _, m: megabytes(m.resident)),
-    "format": ("bits a weight", lambda _, m: f"{m.format}, {m.bits:.2f}"),
-    "multiply-adds": ("a token, counted", lambda _, m: short(m.decode.macs)),
+    "format": ("bits per weight", lambda _, m: f"{m.format}, {m.bits:.2f}"),
+    "multiply-adds": ("per token, counted", lambda _, m: short(m.decode.macs)),
 }
 """Of the headline table: heading, unit, cell."""
 
@@ -145,8 +145,8 @@ def _notes(report: Report) -> list[str]:
 def _roofline(report: Report) -> str:
     text = (
         "The lines are this machine, measured with our own kernels: the slope is memory bandwidth, the flats are int8 "
-        "and float32 arithmetic. Decoding has few multiply-adds a byte, so memory limits it; a prompt uses each weight "
-        "for many tokens."
+        "and float32 arithmetic. Decoding has few multiply-adds per byte, so memory limits it; a prompt uses each "
+        "weight for many tokens."
     )
     return section("Roofline (measured)", text, figure(roofline_chart(report.machine, report.models)))
 
@@ -181,8 +181,8 @@ def _routing(i: int, m: Measured) -> str:
     merged = f" A cell is {routed.merged} neighbouring {noun(m)}." if routed.merged > 1 else ""
     text = (
         f"{routed.summary['tokens']:,} tokens{' (random ids)' if m.text == 'random' else ''}, "
-        f"{span(routed.top_k)} of {span(routed.experts)} {noun(m)} a token in {len(layers)} layers; "
-        f"{unused} of {sum(routed.experts):,} never used. A row a layer, a column one of the {noun(m)}; colours "
+        f"{span(routed.top_k)} of {span(routed.experts)} {noun(m)} per token in {len(layers)} layers; "
+        f"{unused} of {sum(routed.experts):,} never used. A row per layer, a column one of the {noun(m)}; colours "
         f"are tokens by the mean of the layer: even loads are pale.{merged}"
     )
     steps = (
@@ -201,7 +201,7 @@ def _batches(report: Report) -> str:
     if not any(len(m.batches) > 1 for m in report.models):
         return ""
     text = (
-        "Sequences decoded together share the weights that they read. A dense model's bytes a token fall most with "
+        "Sequences decoded together share the weights that they read. A dense model's bytes per token fall most with "
         "each doubling; experts and leaves are shared less, since each sequence brings its own."
     )
     return section("Batches (metered)", text, figure(batch_chart(report.models)))

@@ -35,7 +35,8 @@ FORMATS = {"int8": "q8", "float32": "f32"}
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """bandwidth: bytes a second that so many threads read; peaks: multiply-adds a second by arithmetic, all threads."""
+    """bandwidth: bytes per second by the number of threads that read; peaks: multiply-adds per second of all threads,
+    by arithmetic."""
 
     threads: int
     bandwidth: dict[int, float]
@@ -58,12 +59,12 @@ def measure(threads: int, seconds: float = 0.5) -> Roofline:
 
 
 def peak(format: str, threads: int, seconds: float = 0.5) -> float:
-    """Multiply-adds a second of matrix products in a format, from caches."""
+    """Multiply-adds per second of matrix products in a format, from caches."""
     return REPEATED * TOKENS * ROWS * COLUMNS / _pass(format, threads, seconds, (ROWS, COLUMNS), REPEATED, TOKENS)
 
 
 def weights_bandwidth(format: str, threads: int, seconds: float = 0.3) -> float:
-    """Bytes a second of packed weights that one token is multiplied with, from memory: what decoding can have."""
+    """Bytes per second of packed weights that one token is multiplied with, from memory: what decoding can have."""
     blocks = beyond_caches() // WEIGHT_FORMATS[format].row_block_bytes(WIDE)
     rows, nbytes = blocks * PACKED_ROWS, blocks * WEIGHT_FORMATS[format].row_block_bytes(WIDE)
     return nbytes / _pass(format, threads, seconds, (rows, WIDE), 1, 1)

@@ -61,7 +61,7 @@ function sliders(models, f) {
     const s = { context: v.context, top_k: free && v.k !== t.top_k ? v.k : null, doublings: v.e,
                 scale: v.bits === m.bits ? 1 : v.bits / m.bits };
     const told = { k: t ? f.chosen(t, s) + (t.trees ? " (a tree gives one leaf)" : "") : "none: dense",
-      e: t ? f.experts(t, s).toLocaleString("en") + " a layer" : "none: dense",
+      e: t ? f.experts(t, s).toLocaleString("en") + " per layer" : "none: dense",
       bits: v.bits.toFixed(2) + (v.bits === m.bits ? " (its own)" : ""), context: v.context.toLocaleString("en"),
       bandwidth: v.bandwidth.toFixed(1) + " GB/s" + (v.bandwidth === m.bandwidth ? " (this machine)" : "") };
     for (const name of names) get(name + "-now").textContent = told[name];
