@@ -1,23 +1,40 @@
-"""What the inputs of a model's matrices are like: second moments or covariances over chunks of tokens.
+"""Measuring what a model's matrices multiply: second moments or covariances of their inputs over chunks of tokens.
 
 The tokens run through a packed model (q8 is exact enough), and runtime/trace.py shows what each matrix multiplies.
+`pack_calibrated` hands that to the packer, which runs no model itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
+from lapinfer.checkpoint import Checkpoint
+from lapinfer.checkpoint.home import home
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.families import spec_from_config
+from lapinfer.machine import default_threads
 from lapinfer.model import Model
+from lapinfer.packing.entries import PackedEntry
+from lapinfer.packing.pack import Progress, pack_checkpoint
+from lapinfer.packing.quantize import Inputs
+from lapinfer.packing.reader import PackedFile
+from lapinfer.quant.calibrate import feedback_factors
+from lapinfer.quant.choice import FED_BACK
+from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.trace import traced
 from lapinfer.spec import ModelSpec
+from lapinfer.tensors import Tensor, tensors
 from lapinfer.text.tokenizer import Tokenizer
 
 CHUNK = 512
@@ -27,33 +44,31 @@ FEW_TOKENS = 64
 COVARIANCE_BYTES = 1 << 28
 """Covariances held at once; the tokens run again for each further group of matrices."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with the phase, what is done of it, and all that there is to do."""
+FEEDBACK_COLUMNS = 4096
+"""Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and a gigabyte."""
+FEEDBACK_BANK = 1 << 29
+"""Nor are matrices of experts whose covariances take more bytes in one layer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class Tokens:
     """Token ids [chunks, tokens] to run, and `label`, which says where they are from: random or text:<digest>."""
 
     label: str
     chunks: np.ndarray
-
-    @property
-    def random(self) -> bool:
-        return self.label == "random"
 
 
 def chunk_length(spec: ModelSpec) -> int:
     return min(CHUNK, spec.context, spec.positions or CHUNK)
 
 
-def random_tokens(spec: ModelSpec) -> Calibration:
+def random_tokens(spec: ModelSpec) -> Tokens:
     """The same random token ids every time: better than no knowledge of a matrix's inputs, and needs no text."""
     ids = np.random.default_rng(0).integers(0, spec.vocab, (RANDOM_CHUNKS, chunk_length(spec)))
-    return Calibration("random", ids)
+    return Tokens("random", ids)
 
 
-def text_tokens(spec: ModelSpec, folder: Path, path: Path) -> Calibration:
+def text_tokens(spec: ModelSpec, folder: Path, path: Path) -> Tokens:
     """The first chunks of a text, by the tokenizer in `folder`.
 
     InputError when the file can't be read, isn't UTF-8, or is too short; CheckpointError without a tokenizer.
@@ -76,36 +91,40 @@ def text_tokens(spec: ModelSpec, folder: Path, path: Path) -> Calibration:
     if max(ids) >= spec.vocab:
         raise CheckpointError(f"{folder}: the tokenizer gives ids up to {max(ids)}, the model has {spec.vocab}")
     chunks = np.array(ids[: len(ids) // length * length]).reshape(-1, length)
-    return Calibration(f"text:{hashlib.sha256(data).hexdigest()[:16]}", chunks)
+    return Tokens(f"text:{hashlib.sha256(data).hexdigest()[:16]}", chunks)
 
 
-def tensor_name(op: Op, spec: ModelSpec) -> str:
-    """The matrix of a matmul op, by our tensor names."""
-    return f"layers.{op.layer}.{op.label}" if op.layer >= 0 else "embed" if spec.tied else "head"
+def input_shape(tensor: Tensor) -> tuple[int, ...]:
+    """[C] of what a matrix multiplies; [E, C] where that is measured for each expert.
+
+    The experts' first matrices have the same inputs, as far as a few thousand tokens can tell.
+    """
+    return (tensor.shape[0], tensor.shape[-1]) if tensor.inputs == "expert" else tensor.shape[-1:]
 
 
 def second_moments(
-    model: Model, chunks: np.ndarray, shapes: Mapping[str, tuple[int, ...]], progress: Progress
+    model: Model, chunks: np.ndarray, matrices: Sequence[Tensor], progress: Progress
 ) -> dict[str, np.ndarray]:
-    """Mean square of each input column of the named matrices; `shapes` are [C], or [E, C] for one of each expert."""
-    sums = {name: np.zeros(shape) for name, shape in shapes.items()}
-    means = _means(model, chunks, sums, 1, lambda x: np.einsum("tc,tc->c", x, x), progress)
+    """Mean square of each input column of the matrices, by name: [C], or [E, C] for one of each expert."""
+    sums = {tensor.name: np.zeros(input_shape(tensor)) for tensor in matrices}
+    means = _means(model, chunks, matrices, sums, 1, lambda x: np.einsum("tc,tc->c", x, x), progress)
     return {name: mean.astype(np.float32) for name, mean in means.items()}
 
 
 def covariances(
-    model: Model, chunks: np.ndarray, shapes: Mapping[str, tuple[int, ...]], progress: Progress
+    model: Model, chunks: np.ndarray, matrices: Sequence[Tensor], progress: Progress
 ) -> dict[str, np.ndarray]:
-    """Mean products [C, C] of the input columns of the named matrices, whose `shapes` are [C]; of [E, C] [E, C, C]."""
+    """Mean products [C, C] of the input columns of the matrices, by name, or [E, C, C]."""
+    shapes = {tensor.name: input_shape(tensor) for tensor in matrices}
     sums = {name: np.zeros((*shape, shape[-1]), np.float32) for name, shape in shapes.items()}
-    return _means(model, chunks, sums, 2, lambda x: x.T @ x, progress)
+    return _means(model, chunks, matrices, sums, 2, lambda x: x.T @ x, progress)
 
 
 def _means(
-    model: Model, chunks: np.ndarray, sums: dict[str, np.ndarray], dimensions: int,
+    model: Model, chunks: np.ndarray, matrices: Sequence[Tensor], sums: dict[str, np.ndarray], dimensions: int,
     product: Callable[[np.ndarray], np.ndarray], progress: Progress,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Means over tokens of a product of so many dimensions of their inputs [T, C], made in `sums`, which are zeros.
+    """Means over tokens of a product of their inputs [T, C] that has `dimensions`, added up in `sums` of zeros.
 
     An expert that few tokens chose is taken to be like the others of its layer, the more so the fewer it had.
     """
@@ -118,11 +137,11 @@ def _means(
             return
         assert experts is not None
         for expert in np.unique(experts):
-            its = inputs[experts == expert]
-            sums[name][expert] += product(its)
-            tokens[name][expert] += len(its)
+            own = inputs[experts == expert]
+            sums[name][expert] += product(own)
+            tokens[name][expert] += len(own)
 
-    _run(model, chunks, sums, add, progress)
+    _run(model, chunks, matrices, add, progress)
     for name, total in sums.items():
         count = tokens[name]
         if count.ndim:  # as if it had seen FEW_TOKENS more, of the layer's mean
@@ -145,34 +164,164 @@ def groups_within(sizes: Mapping[str, int], limit: int = COVARIANCE_BYTES) -> It
 
 
 def _run(
-    model: Model, chunks: np.ndarray, sums: Mapping[str, np.ndarray],
+    model: Model, chunks: np.ndarray, matrices: Sequence[Tensor],
     add: Callable[[str, np.ndarray, np.ndarray | None], None], progress: Progress,
 ) -> None:  # fmt: skip
-    """Run each chunk as a sequence of its own; `add` sees the inputs [T, C] of the matrices that `sums` names.
+    """Run each chunk as a sequence of its own; `add` sees the inputs [T, C] of the matrices.
 
     The experts' first matrices are told what their router sees; of the second ones, each row's expert is told.
     """
+    fed_by: dict[tuple[int, str], list[Tensor]] = {}
+    for tensor in matrices:
+        for label in _ops_of(tensor, model.spec):
+            fed_by.setdefault((tensor.layer, label), []).append(tensor)
 
     def before(op: Op, inputs: np.ndarray, experts: np.ndarray | None) -> None:
-        own = tensor_name(op, model.spec)
-        bank = f"layers.{op.layer}.experts"
-        for name in (own,) if op.label not in ("router", "descend") else (f"{bank}.gate_up", f"{bank}.up"):
-            if name in sums:
-                inputs = inputs[:, : sums[name].shape[-1]]
-                if not np.isfinite(inputs).all():
-                    raise CheckpointError(
-                        f"{model.name}: the inputs of {name} are not numbers: its weights are damaged"
-                    )
-                add(name, inputs, experts)
+        for tensor in fed_by.get((op.layer, op.label), ()):
+            columns = inputs[:, : tensor.columns]
+            if not np.isfinite(columns).all():
+                raise CheckpointError(
+                    f"{model.name}: the inputs of {tensor.name} are not numbers: its weights are damaged"
+                )
+            add(tensor.name, columns, experts)
 
     def after(op: Op) -> None:
         if (weights := op.weights) is not None:  # the model may be larger than what packing should take
             let_go(weights)
 
     length = chunks.shape[1]
-    want = np.full(length, bool({"embed", "head"} & set(sums)))
+    want = np.full(length, any(tensor.layer < 0 for tensor in matrices))
     with traced(model, before, after):
         for i, ids in enumerate(chunks):
             progress("calibrating", i * length, chunks.size)
             model.step(ids, np.zeros(length, np.int64), np.arange(length), want)
     progress("calibrating", chunks.size, chunks.size)
+
+
+def _ops_of(tensor: Tensor, spec: ModelSpec) -> tuple[str, ...]:
+    """Labels of the ops of its layer that see what a matrix multiplies."""
+    if tensor.inputs == "router":
+        return "router", "descend"
+    return ("head",) if tensor.module == "embed" and spec.tied else (tensor.label,)
+
+
+class TokenCalibration:
+    """What a checkpoint's matrices multiply, measured on random tokens or on those of a text.
+
+    folder: where the packed form will be; a killed packing into it finds the temporary copy again.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path, text: Path | None = None):
+        self._checkpoint, self._folder, self._text = checkpoint, folder, text
+        self._spec = spec_from_config(checkpoint.config, str(checkpoint.path))
+
+    @property
+    def of_text(self) -> bool:
+        return self._text is not None
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        if self._text is None:
+            return random_tokens(self._spec)
+        return text_tokens(self._spec, self._checkpoint.folder, self._text)
+
+    @property
+    def label(self) -> str:
+        return self.tokens.label
+
+    def measured(
+        self, matrices: Sequence[PackedEntry], progress: Progress
+    ) -> Generator[tuple[str, Inputs], None, None]:
+        """Names of the file's tensors, each with what is known of the inputs of its matrices.
+
+        Of a text, matrices whose format can be are quantized with error feedback, but for wide ones and large banks.
+        """
+        weighed, fed = [], []
+        for entry in matrices:
+            (fed if self.of_text and _feeds_back(entry) else weighed).append(entry.tensor)
+        known: dict[str, dict[str, np.ndarray]] = {}
+        with self._model(progress) as model:
+            moments = second_moments(model, self.tokens.chunks, weighed, progress) if weighed else {}
+            for tensor in weighed:
+                moment = moments.pop(tensor.name)
+                if tensor.inputs_vary and not self.of_text:
+                    moment = np.sqrt(moment)
+                known.setdefault(_stored_name(tensor), {})[tensor.name] = _of_each_matrix(moment, tensor, 1)
+            by_name: dict[str, list[Tensor]] = {}
+            for tensor in fed:
+                by_name.setdefault(_stored_name(tensor), []).append(tensor)
+            for name in [name for name in known if name not in by_name]:
+                yield name, known.pop(name)
+            sizes = {name: sum(map(_covariance_bytes, parts)) for name, parts in by_name.items()}
+            for group in groups_within(sizes):
+                parts = [tensor for name in group for tensor in by_name[name]]
+                products = covariances(model, self.tokens.chunks, parts, progress)
+                for name in group:
+                    for tensor in by_name[name]:
+                        factors = self._factors(tensor, products.pop(tensor.name))
+                        known.setdefault(name, {})[tensor.name] = _of_each_matrix(factors, tensor, 2)
+                        del factors
+                    yield name, known.pop(name)
+
+    def _factors(self, tensor: Tensor, covariance: np.ndarray) -> np.ndarray:
+        """Factors of error feedback in place of the covariances [C, C] or [E, C, C]."""
+        try:
+            for one in covariance if covariance.ndim > 2 else covariance[None]:
+                one[:] = feedback_factors(one)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._checkpoint.path}: {tensor.name}: {error}") from error
+        return covariance
+
+    @contextmanager
+    def _model(self, progress: Progress) -> Iterator[Model]:
+        """The checkpoint as q8 in a folder that is removed afterwards."""
+        digest = hashlib.sha256(f"{self._folder.resolve()} {self._checkpoint.fingerprint}".encode()).hexdigest()[:12]
+        temporary = home() / "calibration" / digest
+        length = self.tokens.chunks.shape[1]
+        limits = Limits(length, step=length, threads=default_threads(), activations="q16")
+        try:
+            pack_checkpoint(
+                self._checkpoint, temporary, "q8", progress=lambda _, done, total: progress("preparing", done, total)
+            )
+            weights = PackedFile(temporary, tensors(self._spec).values())
+            model = Model(self._spec, weights, limits, name=str(self._checkpoint.path))
+            try:
+                yield model
+            finally:
+                model.close()
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def pack_calibrated(
+    checkpoint: Checkpoint, folder: Path, quant: str = "auto", *, text: Path | None = None,
+    progress: Progress = lambda phase, done, total: None,
+) -> Path:  # fmt: skip
+    """Pack a checkpoint into `folder`, weighed by the inputs that random tokens give, or those of a text."""
+    calibration = TokenCalibration(checkpoint, folder, text)
+    return pack_checkpoint(checkpoint, folder, quant, calibration=calibration, progress=progress)
+
+
+def _stored_name(tensor: Tensor) -> str:
+    """The name under which a file stores a matrix: its own, or its bank's."""
+    return tensor.bank or tensor.name
+
+
+def _covariance_bytes(tensor: Tensor) -> int:
+    shape = input_shape(tensor)
+    return 4 * prod(shape) * shape[-1]
+
+
+def _feeds_back(entry: PackedEntry) -> bool:
+    """Whether a matrix is quantized with error feedback."""
+    tensor = entry.tensor
+    if entry.format not in FED_BACK or tensor.columns > FEEDBACK_COLUMNS:
+        return False
+    return tensor.inputs != "expert" or _covariance_bytes(tensor) <= FEEDBACK_BANK
+
+
+def _of_each_matrix(known: np.ndarray, tensor: Tensor, dimensions: int) -> np.ndarray:
+    """The same for each matrix of a bank, where it was measured for all of them together."""
+    if len(tensor.shape) > 2 and known.ndim == dimensions:
+        return np.broadcast_to(known, (*tensor.shape[:-2], *known.shape))
+    return known

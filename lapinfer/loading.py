@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lapinfer.checkpoint.home import packed_models, packed_path
+from lapinfer.calibration import pack_calibrated
+from lapinfer.checkpoint.home import is_packed, packed_models, packed_path
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
@@ -17,8 +18,8 @@ from lapinfer.machine import available_memory, default_threads, resident_bytes
 from lapinfer.model import Model
 from lapinfer.options import SYSTEM, LoadOptions
 from lapinfer.packing.memory import CopiedWeights
-from lapinfer.packing.pack import pack_checkpoint, packed_copy
-from lapinfer.packing.packed import PackedFile, read_packed
+from lapinfer.packing.pack import cached_folder
+from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes
@@ -81,7 +82,10 @@ def _packed_folder(path_or_name: str | Path, quant: str, say: Progress) -> tuple
     """The folder of the packed weights, and whether it is our copy of a checkpoint, which is made now if need be."""
     source = resolve(path_or_name)
     if not isinstance(source, Path):
-        return packed_copy(source, quant, packed_models(), _packing(say)), True
+        folder = cached_folder(source, quant, packed_models())
+        if not is_packed(folder):
+            pack_calibrated(source, folder, quant, progress=_packing(say))
+        return folder, True
     stored = read_metadata(packed_path(source)).get("quant")
     if quant not in ("auto", stored):
         raise InputError(f"{source} is already packed as {stored}, not as {quant}")
@@ -241,6 +245,5 @@ def convert(
         raise InputError(f"{target} is a file; name a folder to write")
     if calibrate is not None and quant not in (AUTO, *FED_BACK):
         raise InputError(f"a calibration text is for {' or '.join(FED_BACK)}; quant is {quant}")
-    return pack_checkpoint(
-        found, target, quant, calibrate=calibrate, progress=_packing(progress or (lambda *args: None))
-    )
+    say = progress or (lambda *args: None)
+    return pack_calibrated(found, target, quant, text=calibrate, progress=_packing(say))

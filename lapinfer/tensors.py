@@ -119,6 +119,16 @@ class Tensor:
         return self.shape[-1] if len(self.shape) > 1 and self.role != "bias" else 1
 
     @property
+    def rows(self) -> int:
+        """Rows of all its matrices together, as they are stored in a checkpoint."""
+        return self.size // self.columns
+
+    @property
+    def copies(self) -> int:
+        """How many matrices [R, C] it has."""
+        return prod(self.shape[:-2])
+
+    @property
     def row_order(self) -> np.ndarray:
         """Which row of a matrix each packed row holds; −1: none, zeros."""
         rows = self.shape[-2]

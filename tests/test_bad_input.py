@@ -24,7 +24,7 @@ from lapinfer.cli import app
 from lapinfer.errors import CheckpointError, InputError, LapinferError
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.packed import read_packed
+from lapinfer.packing.reader import read_packed
 from lapinfer.text.language_model import from_model
 
 ROOT = Path(__file__).parent.parent
@@ -885,7 +885,7 @@ def test_a_bound_with_the_policy_that_bounds_nothing(moe):
 CUT_WHILE_IT_RUNS = """
 import os, sys
 import numpy as np
-from lapinfer.packing.packed import read_packed
+from lapinfer.packing.reader import read_packed
 from lapinfer.errors import CheckpointError
 from lapinfer.model import Model
 from lapinfer.runtime.ops import Limits

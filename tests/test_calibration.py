@@ -11,18 +11,26 @@ import tiny
 import tokenizers
 from safetensors.numpy import save_file
 
-from lapinfer.calibration import covariances, groups_within, random_tokens, second_moments, text_tokens
+from lapinfer.calibration import (
+    covariances,
+    groups_within,
+    input_shape,
+    pack_calibrated,
+    random_tokens,
+    second_moments,
+    text_tokens,
+)
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert, load_model
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.pack import pack_checkpoint
-from lapinfer.packing.packed import PackedFile, read_packed
+from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant import ROWS
 from lapinfer.quant.blocks import unpack
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.trace import traced
+from lapinfer.tensors import tensors
 
 WORDS = [f"w{i}" for i in range(101)]
 LAYER = ("qkv", "o", "gate_up", "down")
@@ -50,7 +58,7 @@ def write(folder: Path, case: str = "llama-plain", tokenizer: bool = True) -> Pa
 
 
 def packed(folder: Path, format: str, activations: str = "q8") -> Model:
-    target = pack_checkpoint(FolderCheckpoint(folder), folder.parent / f"{folder.name}-{format}", format)
+    target = pack_calibrated(FolderCheckpoint(folder), folder.parent / f"{folder.name}-{format}", format)
     return load_model(target, LoadOptions(threads=2, activations=activations))
 
 
@@ -86,14 +94,15 @@ def test_inputs_are_what_matrices_multiply(tmp_path, format, activations, tolera
 def test_moments_are_the_diagonal_of_covariances(tmp_path):
     model = packed(write(tmp_path / "model"), "q8")
     shapes = {"layers.0.qkv": (48,), "layers.1.down": (88,), "head": (48,)}
+    matrices = [tensors(model.spec)[name] for name in shapes]
     chunks = random_tokens(model.spec).chunks[:2]
     assert chunks.shape == (2, 64)  # the context of the model
     assert chunks.max() > 90
     told = []
-    moments = second_moments(model, chunks, shapes, lambda *args: told.append(args))
+    moments = second_moments(model, chunks, matrices, lambda *args: told.append(args))
     assert told[0] == ("calibrating", 0, 128)
     assert told[-1] == ("calibrating", 128, 128)
-    for name, covariance in covariances(model, chunks, shapes, lambda *args: None).items():
+    for name, covariance in covariances(model, chunks, matrices, lambda *args: None).items():
         assert covariance.shape == shapes[name] * 2
         np.testing.assert_allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(np.diag(covariance), moments[name], rtol=1e-4)
@@ -108,7 +117,7 @@ def test_groups_take_no_more_than_the_limit():
 
 def output_error(folder: Path, target: Path, inputs: dict[str, np.ndarray]) -> dict[str, float]:
     """Mean squared error of each matrix's outputs relative to their size, by covariances of the inputs."""
-    exact = read_packed(pack_checkpoint(FolderCheckpoint(folder), folder.parent / "exact", "f32"))[1]
+    exact = read_packed(pack_calibrated(FolderCheckpoint(folder), folder.parent / "exact", "f32"))[1]
     file, errors = read_packed(target)[1], {}
     for name, covariance in inputs.items():
         weights = matrix(exact, name)
@@ -121,33 +130,36 @@ def test_calibration_lessens_the_error_of_outputs(tmp_path, monkeypatch):
     folder = write(tmp_path / "model")
     model = packed(folder, "q8")
     spec = model.spec
-    shapes = {f"layers.{i}.{name}": (88 if name == "down" else 48,) for i in range(2) for name in LAYER}
+    matrices = [tensors(spec)[f"layers.{i}.{name}"] for i in range(2) for name in LAYER]
     text = text_tokens(spec, folder, folder / "text.txt")
     assert text.label.startswith("text:")
-    inputs = covariances(model, text.chunks, shapes, lambda *args: None)
+    inputs = covariances(model, text.chunks, matrices, lambda *args: None)
     model.close()
     random = convert(folder, tmp_path / "random", "q4")
     calibrated = convert(folder, tmp_path / "calibrated", "q4", calibrate=folder / "text.txt")
     assert read_packed(random)[1].metadata["calibration"] == "random"
     assert read_packed(calibrated)[1].metadata["calibration"] == text.label
-    monkeypatch.setattr("lapinfer.packing.pack.second_moments", lambda model, chunks, shapes, progress: {
-        name: np.ones(shape, np.float32) for name, shape in shapes.items()
+    monkeypatch.setattr("lapinfer.calibration.second_moments", lambda model, chunks, matrices, progress: {
+        tensor.name: np.ones(input_shape(tensor), np.float32) for tensor in matrices
     })  # fmt: skip
     plain = convert(folder, tmp_path / "plain", "q4")
     errors = [output_error(folder, target, inputs) for target in (plain, random, calibrated)]
     means = [np.mean(list(e.values())) for e in errors]
     assert means[2] < 0.8 * means[0]
     assert means[1] < means[0]
-    assert all(errors[2][name] < errors[0][name] for name in shapes)
+    assert all(errors[2][name] < errors[0][name] for name in inputs)
 
 
 def test_wide_matrices_are_weighed_by_the_text(tmp_path, monkeypatch):
     folder = write(tmp_path / "model")
-    monkeypatch.setattr("lapinfer.packing.pack.FEEDBACK_COLUMNS", 48)
+    monkeypatch.setattr("lapinfer.calibration.FEEDBACK_COLUMNS", 48)
     seen = []
     real = covariances
     monkeypatch.setattr(
-        "lapinfer.packing.pack.covariances", lambda m, c, shapes, p: seen.extend(shapes) or real(m, c, shapes, p)
+        "lapinfer.calibration.covariances",
+        lambda model, chunks, matrices, progress: (
+            seen.extend(t.name for t in matrices) or real(model, chunks, matrices, progress)
+        ),
     )
     target = convert(folder, tmp_path / "packed", "q4", calibrate=folder / "text.txt")
     assert sorted(seen) == sorted(f"layers.{i}.{name}" for i in range(2) for name in LAYER if name != "down")
@@ -165,7 +177,7 @@ def test_a_packing_never_goes_on_with_another_calibration(tmp_path, monkeypatch)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "q4", progress=interrupt)
+        pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", "q4", progress=interrupt)
     assert len((tmp_path / "packed" / "model.safetensors.journal").read_text().splitlines()) > 3
     assert not list((tmp_path / "home" / "calibration").iterdir())
     target = convert(folder, tmp_path / "packed", "q4", calibrate=folder / "text.txt")
@@ -209,18 +221,19 @@ def test_experts_are_calibrated_by_their_own_tokens(tmp_path, case, monkeypatch)
     shapes = {f"{bank}.down": (ff.experts, ff.width) for bank in layers}
     shapes |= {f"{bank}.gate_up": (hidden,) for bank in layers}
     chunks = text_tokens(model.spec, folder, folder / "text.txt").chunks
-    inputs = covariances(model, chunks, shapes, lambda *args: None)
-    moments = second_moments(model, chunks, shapes, lambda *args: None)
+    matrices = [tensors(model.spec)[name] for name in shapes]
+    inputs = covariances(model, chunks, matrices, lambda *args: None)
+    moments = second_moments(model, chunks, matrices, lambda *args: None)
     model.close()
     for name, covariance in inputs.items():
         assert covariance.shape == (*shapes[name], shapes[name][-1])
         np.testing.assert_allclose(np.diagonal(covariance, axis1=-2, axis2=-1), moments[name], rtol=1e-4)
     fed = convert(folder, tmp_path / "fed", "q4", calibrate=folder / "text.txt")
-    monkeypatch.setattr("lapinfer.packing.pack.FEEDBACK_BANK", 0)
+    monkeypatch.setattr("lapinfer.calibration.FEEDBACK_BANK", 0)
     half = convert(folder, tmp_path / "half", "q4", calibrate=folder / "text.txt")
-    monkeypatch.setattr("lapinfer.packing.pack.FEEDBACK_COLUMNS", 0)
+    monkeypatch.setattr("lapinfer.calibration.FEEDBACK_COLUMNS", 0)
     weighed = convert(folder, tmp_path / "weighed", "q4", calibrate=folder / "text.txt")
-    exact = pack_checkpoint(FolderCheckpoint(folder), tmp_path / "exact", "f32")
+    exact = pack_calibrated(FolderCheckpoint(folder), tmp_path / "exact", "f32")
     ratios = []
     for name, covariance in inputs.items():
         whole = expert_matrices(exact, name)

@@ -15,11 +15,11 @@ from test_determinism import build, forward, hybrid_decoder, prompt
 from test_kernels import assert_tiles, empty_tiles, run
 from test_parity import write_folder
 
+from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.kernels.operands import ACT_F32, ACT_Q8, ACT_Q16, KernelId
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.explain import explain
 from lapinfer.report.info import info
 from lapinfer.runtime.build.sizes import gates_width
@@ -158,7 +158,7 @@ def test_info_and_explain_tell_of_convolutions(tmp_path: Path) -> None:
     told, _ = info(str(folder))
     assert told["convolutions"] == {"of 3 tokens": "in 2 layers"}
     assert (told["heads"], told["windows"]) == (4, {"none": "in 1 layers"})
-    model = load_model(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "q8"), LoadOptions(ctx=40))
+    model = load_model(pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", "q8"), LoadOptions(ctx=40))
     text = explain(model)
     model.close()
     rows = {line.split()[0]: line for line in text.split("\n\n")[1].splitlines()[3:]}

@@ -14,13 +14,13 @@ import tiny
 from safetensors.numpy import load_file, save_file
 from test_parity import distance, run, write_folder
 
+from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError, UnsupportedError
 from lapinfer.families import spec_from_config
 from lapinfer.families.fff import KEYS
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.explain import explain
 from lapinfer.report.info import info
 from lapinfer.runtime.routing import Routing
@@ -131,7 +131,7 @@ def test_every_format_is_packed_and_runs(quant: str, tmp_path: Path) -> None:
     ids = tiny.prompt(V, 30)
     spec = spec_from_config(json.loads((folder / "config.json").read_text()), quant)
     expected = reference.forward(spec, reference.load_weights(folder, spec), ids)
-    packed = pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", quant)
+    packed = pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", quant)
     model = load_model(packed, LoadOptions(kv="f32", threads=2, activations="q16"))
     assert model.weights.format("layers.0.nodes") == "f32"
     assert model.weights.format("layers.0.leaves.inward") == quant
@@ -145,7 +145,7 @@ def test_every_format_is_packed_and_runs(quant: str, tmp_path: Path) -> None:
 
 def test_telemetry_knows_leaves_and_decisions(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", CASES["plain"])
-    model = load_model(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"), LoadOptions(threads=1))
+    model = load_model(pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", "f32"), LoadOptions(threads=1))
     model.routing = Routing(model.spec)
     ids = tiny.prompt(V, 40)
     model.prefill(ids)
@@ -284,12 +284,12 @@ def test_tensors_that_contradict_the_config(tensor: str, change: Any, message: s
         stored[tensor] = np.ascontiguousarray(change(stored[tensor]))
     save_file(stored, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32")
+        pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", "f32")
 
 
 def test_options_that_trees_have_not(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", CASES["plain"])
-    packed = pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "q8")
+    packed = pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", "q8")
     with pytest.raises(InputError, match="a leaf of a tree is one, and always one"):
         load_model(packed, LoadOptions(experts=2))
     with pytest.raises(InputError, match="leaves of a few neurons"):

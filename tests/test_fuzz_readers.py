@@ -13,7 +13,7 @@ import safetensors.numpy
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import LapinferError
 from lapinfer.packing.entries import PackedEntry
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.reader import PackedFile
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.tensors import Tensor
 

@@ -16,12 +16,13 @@ import safetensors
 import safetensors.numpy
 import tiny
 
+from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert
-from lapinfer.packing.pack import cached_folder, pack_checkpoint
-from lapinfer.packing.packed import PackedFile, read_packed
+from lapinfer.packing.pack import cached_folder
+from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant.blocks import unpack
 from lapinfer.quant.formats import group_format
 from lapinfer.quant.groups import Grouped
@@ -52,7 +53,7 @@ def logical(file: PackedFile, name: str) -> np.ndarray:
 @pytest.mark.parametrize("format", ["f32", "q8", "q4_1", "q4"])
 def test_rows_of_gate_and_up_alternate_and_missing_rows_are_zero(tmp_path, format):
     checkpoint = write(tmp_path / "model")
-    file = read_packed(pack_checkpoint(checkpoint, tmp_path / "packed", format))[1]
+    file = read_packed(pack_calibrated(checkpoint, tmp_path / "packed", format))[1]
     prefix = "model.layers.0.mlp."
     gate, up = checkpoint.read(prefix + "gate_proj.weight"), checkpoint.read(prefix + "up_proj.weight")
     packed = logical(file, "layers.0.gate_up")
@@ -78,7 +79,7 @@ def test_rows_of_gate_and_up_alternate_and_missing_rows_are_zero(tmp_path, forma
 
 def test_bytes_are_the_same_every_time_and_for_the_official_library(tmp_path):
     checkpoint = write(tmp_path / "model")
-    folders = [pack_checkpoint(checkpoint, tmp_path / f"packed{i}", "q4") for i in range(2)]
+    folders = [pack_calibrated(checkpoint, tmp_path / f"packed{i}", "q4") for i in range(2)]
     first, second = ((folder / FILE_NAME).read_bytes() for folder in folders)
     assert first == second
     with safetensors.safe_open(folders[0] / FILE_NAME, "np") as file:
@@ -95,7 +96,7 @@ import sys, time
 from pathlib import Path
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.packing.writer import PackedWriter
-from lapinfer.packing.pack import pack_checkpoint
+from lapinfer.calibration import pack_calibrated
 write = PackedWriter.write
 def slow(self, name, data):
     write(self, name, data)
@@ -103,14 +104,14 @@ def slow(self, name, data):
         print(name, flush=True)
         time.sleep(0.1)
 PackedWriter.write = slow
-pack_checkpoint(FolderCheckpoint(Path(sys.argv[1])), Path(sys.argv[2]), "q4")
+pack_calibrated(FolderCheckpoint(Path(sys.argv[1])), Path(sys.argv[2]), "q4")
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_goes_on_after_a_kill_with_the_same_bytes(tmp_path):
     checkpoint = write(tmp_path / "model")
-    whole = pack_checkpoint(checkpoint, tmp_path / "whole", "q4")
+    whole = pack_calibrated(checkpoint, tmp_path / "whole", "q4")
     target = tmp_path / "killed"
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path / "model"), str(target)], stdout=subprocess.PIPE, text=True
@@ -124,7 +125,7 @@ def test_goes_on_after_a_kill_with_the_same_bytes(tmp_path):
     journal = (target / f"{FILE_NAME}.journal").read_text().splitlines()
     assert len(journal) > 4
     began = time.time()
-    pack_checkpoint(checkpoint, target, "q4")
+    pack_calibrated(checkpoint, target, "q4")
     assert (target / FILE_NAME).read_bytes() == (whole / FILE_NAME).read_bytes()
     assert (target / FILE_NAME).stat().st_mtime >= began - 1
     assert not list((tmp_path / "home" / "calibration").iterdir())
@@ -160,7 +161,7 @@ UP = "model__layers__1__mlp__up_proj__weight"
 def test_bad_tensors_are_named_in_one_line(tmp_path, changed, said, format):
     checkpoint = write(tmp_path / "model", **{UP: changed})
     with pytest.raises(CheckpointError) as caught:
-        pack_checkpoint(checkpoint, tmp_path / "packed", format)
+        pack_calibrated(checkpoint, tmp_path / "packed", format)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "packed" / FILE_NAME).exists()
@@ -169,7 +170,7 @@ def test_bad_tensors_are_named_in_one_line(tmp_path, changed, said, format):
 def test_too_large_for_f16(tmp_path):
     checkpoint = write(tmp_path / "model", model__layers__1__mlp__up_proj__weight=np.full((90, 40), 1e6, np.float32))
     with pytest.raises(CheckpointError, match=r"layers\.1\.gate_up from row .*too large for f16; use f32"):
-        pack_checkpoint(checkpoint, tmp_path / "packed", "f16")
+        pack_calibrated(checkpoint, tmp_path / "packed", "f16")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -220,7 +221,7 @@ class Stored:
 def test_stored_groups_are_kept_and_not_calibrated(tmp_path):
     checkpoint = Stored(write(tmp_path / "model", "llama-plain"), otherwise=())
     phases = set()
-    folder = pack_checkpoint(
+    folder = pack_calibrated(
         checkpoint, tmp_path / "packed", "q4", progress=lambda phase, done, total: phases.add(phase)
     )
     assert phases == {"packing"}
@@ -229,12 +230,12 @@ def test_stored_groups_are_kept_and_not_calibrated(tmp_path):
     for name, source in (("layers.0.o", "model.layers.0.self_attn.o_proj.weight"),):
         np.testing.assert_array_equal(logical(file, name), checkpoint.read(source))
     with pytest.raises(InputError, match="nothing becomes q4 with a loss"):
-        pack_checkpoint(checkpoint, tmp_path / "again", "q4", calibrate=tmp_path / "text")
+        pack_calibrated(checkpoint, tmp_path / "again", "q4", text=tmp_path / "text")
 
 
 def test_stored_groups_are_kept_beside_others_in_one_matrix(tmp_path):
     checkpoint = Stored(write(tmp_path / "model", "llama-plain"), otherwise=("v_proj.weight",))
-    file = read_packed(pack_checkpoint(checkpoint, tmp_path / "packed", "q4"))[1]
+    file = read_packed(pack_calibrated(checkpoint, tmp_path / "packed", "q4"))[1]
     assert file.metadata["calibration"] == "random"
     q = checkpoint.read("model.layers.0.self_attn.q_proj.weight")
     np.testing.assert_array_equal(logical(file, "layers.0.qkv")[: len(q)], q)

@@ -14,7 +14,7 @@ from lapinfer.checkpoint.home import is_packed
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.packing import writer as writing
 from lapinfer.packing.entries import ALIGN, LINE, BankEntry, PackedEntry, parts_of, with_banks
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.reader import PackedFile
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.tensors import Tensor
 

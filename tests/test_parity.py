@@ -12,13 +12,13 @@ import reference
 import tiny
 from safetensors.numpy import save_file
 
+from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.pack import pack_checkpoint
-from lapinfer.packing.packed import read_packed
+from lapinfer.packing.reader import read_packed
 from lapinfer.runtime.ops import Limits
 
 BOUND = 1e-4
@@ -55,7 +55,7 @@ def write_folder(folder: Path, config: dict[str, Any], stored: dict[str, np.ndar
 
 def run(folder: Path, ids: list[int]) -> np.ndarray:
     """Logits [T, V] of the engine for a Hugging Face folder."""
-    packed = pack_checkpoint(FolderCheckpoint(folder), folder.parent / "packed", "f32")
+    packed = pack_calibrated(FolderCheckpoint(folder), folder.parent / "packed", "f32")
     model = load_model(packed, LoadOptions(kv="f32", ctx=len(ids), threads=2))
     try:
         return model.forward(ids)
@@ -86,7 +86,7 @@ def test_experts_are_those_of_the_oracle_and_decoding_changes_no_bit(case: tiny.
     config, stored, ids, _ = tiny.read_golden(tiny.GOLDEN / f"{case}.npz")
     spec = spec_from_config(config, str(case))
     folder = write_folder(tmp_path / "folder", config, stored)
-    weights = read_packed(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"))[1]
+    weights = read_packed(pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", "f32"))[1]
     expected: dict[int, np.ndarray] = {}
     reference.forward(spec, reference.load_weights(stored, spec), ids, routed=expected)
     logits = []
@@ -120,7 +120,7 @@ def test_prompt_of_several_key_blocks_in_chunks(name: str, tmp_path: Path) -> No
     ids = tiny.prompt(config["vocab_size"], LONG)
     spec = spec_from_config(config, name)
     folder = write_folder(tmp_path / "folder", config, stored)
-    weights = read_packed(pack_checkpoint(FolderCheckpoint(folder), tmp_path / "packed", "f32"))[1]
+    weights = read_packed(pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", "f32"))[1]
     expected = reference.forward(spec, reference.load_weights(stored, spec), ids)
     for step in (LONG, 64, 11):
         model = Model(spec, weights, Limits(ctx=LONG, step=step, threads=2, kv="f32"))

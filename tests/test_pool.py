@@ -20,6 +20,7 @@ import tiny
 from random_weights import RandomWeights
 from safetensors.numpy import save_file
 
+from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError, InputError
@@ -29,8 +30,7 @@ from lapinfer.loading import MARGIN, SHORT_STEP, WANTED, load_model
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.packing.entries import BankEntry, packed_entries
-from lapinfer.packing.pack import pack_checkpoint
-from lapinfer.packing.packed import PackedFile, read_packed
+from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.runtime import pool as pools
 from lapinfer.runtime.ops import Limits
@@ -57,7 +57,7 @@ def packed(name: str, folder: Path, fmt: str = "q8") -> PackedFile:
     source.mkdir()
     (source / "config.json").write_text(json.dumps(config))
     save_file(stored, source / "model.safetensors")
-    return read_packed(pack_checkpoint(FolderCheckpoint(source), folder / f"{name}-{fmt}", fmt))[1]
+    return read_packed(pack_calibrated(FolderCheckpoint(source), folder / f"{name}-{fmt}", fmt))[1]
 
 
 def spec_of(name: str) -> ModelSpec:

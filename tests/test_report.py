@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from lapinfer import machine
+from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.pack import pack_checkpoint
-from lapinfer.packing.packed import PackedFile, read_packed
+from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant.formats import FORMATS
 from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.against import Figures, against_dense
@@ -56,7 +56,7 @@ def packings(name: str, folder: Path) -> tuple[ModelSpec, dict[str, PackedFile]]
     (source / "config.json").write_text(json.dumps(config))
     save_file(stored, source / "model.safetensors")
     checkpoint = FolderCheckpoint(source)
-    files = {f: read_packed(pack_checkpoint(checkpoint, folder / f"{name}-{f}", f))[1] for f in FORMATS}
+    files = {f: read_packed(pack_calibrated(checkpoint, folder / f"{name}-{f}", f))[1] for f in FORMATS}
     return spec_from_config(config, name), files
 
 

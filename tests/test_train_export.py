@@ -13,11 +13,11 @@ import tiny
 import training_runs
 from test_parity import distance, run
 
+from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.pack import pack_checkpoint
 from lapinfer.report.perplexity import perplexity as engine_perplexity
 from lapinfer.text.language_model import from_model
 
@@ -113,7 +113,7 @@ def test_a_trained_model_runs_with_the_perplexity_that_was_measured(kind: str, t
     config = Config.from_dict(training_runs.values(kind, steps=30, learning_rate=1e-2))
     texts = [training_runs.text()]
     result = train(config, texts, tmp_path / "run")
-    packed = pack_checkpoint(FolderCheckpoint(result.checkpoint), tmp_path / "packed", "f32")
+    packed = pack_calibrated(FolderCheckpoint(result.checkpoint), tmp_path / "packed", "f32")
     with from_model(load_model(packed, LoadOptions(kv="f32", threads=1))) as model:
         assert model.tokenizer is not None
         assert model.tokenizer.eos_ids == {0}

@@ -8,14 +8,15 @@ from itertools import pairwise
 
 import numpy as np
 
+from lapinfer.machine import LARGEST_PAGE
 from lapinfer.quant import ROWS
 from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.rows import pack_rows, row_bytes
 from lapinfer.tensors import Tensor
 
-ALIGN = 16384
-"""Tensors and large experts start at multiples of this: the largest page in use, Apple's."""
+ALIGN = LARGEST_PAGE
+"""Tensors and large experts start at multiples of this."""
 LARGE_EXPERT = 16 * ALIGN
 LINE = 64
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.packing.entries import LINE, BankEntry, PackedEntry, packed_entries
-from lapinfer.packing.packed import PackedFile
+from lapinfer.packing.reader import PackedFile
 from lapinfer.tensors import Tensor
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry, parts_of
-from lapinfer.packing.packed import VERSION
+from lapinfer.packing.reader import VERSION
 
 try:
     import fcntl

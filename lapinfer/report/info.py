@@ -13,8 +13,8 @@ from lapinfer.checkpoint.hub import remote_config, resolve
 from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.loading import default_ctx
-from lapinfer.packing.assembly import Assembler
-from lapinfer.packing.packed import read_packed
+from lapinfer.packing.assemble import Assembler
+from lapinfer.packing.reader import read_packed
 from lapinfer.quant.choice import Stored
 from lapinfer.report.costs import Costs
 from lapinfer.report.fit import QUANTS, fits, verdict

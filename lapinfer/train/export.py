@@ -18,7 +18,7 @@ from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import family, sources_for, spec_from_config
 from lapinfer.families.names import LLAMA, TensorNames
-from lapinfer.packing.assembly import Assembler
+from lapinfer.packing.assemble import Assembler
 from lapinfer.spec import RouterSpec, TreeSpec
 from lapinfer.tensors import tensors
 from lapinfer.train.config import END

@@ -79,7 +79,7 @@ class Assembler:
 
     def check(self, tensor: Tensor) -> None:
         """Whether the stored tensors have the shape that the config promises."""
-        columns, rows = tensor.columns, tensor.size // tensor.columns
+        columns, rows = tensor.columns, tensor.rows
         pieces = self.pieces(tensor.name)
         for piece in pieces:
             source = piece.source
@@ -112,19 +112,15 @@ class Assembler:
             self._ends[name] = list(accumulate(piece.rows for piece in pieces))
         ends = self._ends[name]
         for i in range(bisect_right(ends, start), len(pieces)):
-            at = ends[i] - pieces[i].rows
-            if at >= stop:
+            first = ends[i] - pieces[i].rows
+            if first >= stop:
                 return
-            yield pieces[i], max(start - at, 0), min(stop - at, pieces[i].rows)
+            yield pieces[i], max(start - first, 0), min(stop - first, pieces[i].rows)
 
-    def read(self, name: str, start: int, stop: int, columns: int) -> np.ndarray:
+    def read(self, tensor: Tensor, start: int, stop: int) -> np.ndarray:
         """Rows start:stop as float32 [rows, columns], checked to be numbers."""
-        parts = [_widened(self._values(*span), columns) for span in self._spans(name, start, stop)]
+        parts = [_widened(self._values(*span), tensor.columns) for span in self._spans(tensor.name, start, stop)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def vector(self, name: str, size: int) -> np.ndarray:
-        """A tensor that is not multiplied, as float32 [size]."""
-        return self.read(name, 0, size, 1).reshape(-1)
 
     def _rows(self, source: Source, low: int, high: int) -> np.ndarray:
         """Stored rows low:high of the matrix that a source means; of a bank, over the experts' borders."""
@@ -158,14 +154,14 @@ class Assembler:
         return values
 
     def read_grouped(
-        self, name: str, start: int, stop: int, columns: int, format: str, importance: np.ndarray | None
+        self, tensor: Tensor, start: int, stop: int, format: str, importance: np.ndarray | None
     ) -> Grouped:
         """The same rows in groups: as they are stored where they have this format already, else quantized."""
         parts = []
-        for piece, low, high in self._spans(name, start, stop):
+        for piece, low, high in self._spans(tensor.name, start, stop):
             part = self._stored_groups(piece.source, low, high)
             if part is None or part.format.name != format:
-                values = _widened(self._values(piece, low, high), columns)
+                values = _widened(self._values(piece, low, high), tensor.columns)
                 with self.naming(f"tensor {piece.source.name!r} from row {low}"):
                     part = quantize(format, values, importance)
             parts.append(part)
