@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lapinfer.machine import major_faults, peak_resident_bytes
 
 PROMPT = 32
 VARIANTS = ("lrfu", "lru", "lfu", "system")
@@ -48,9 +49,9 @@ def drop_cache(path: Path) -> None:
 
 
 def usage() -> dict[str, float]:
-    used = resource.getrusage(resource.RUSAGE_SELF)
     io = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return {"major_faults": used.ru_majflt, "peak_rss_mb": used.ru_maxrss / 1e3, "disk_mb": int(io["read_bytes"]) / 1e6}
+    return {"major_faults": major_faults() or 0, "peak_rss_mb": (peak_resident_bytes() or 0) / 1e6,
+            "disk_mb": int(io["read_bytes"]) / 1e6}  # fmt: skip
 
 
 def child(args: argparse.Namespace) -> None:

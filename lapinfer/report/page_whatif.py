@@ -17,12 +17,12 @@ SCRIPT = (files("lapinfer.report") / "whatif.js").read_text(encoding="utf-8")
 FIELDS = (
     ("k", "Experts a token gets"),
     ("e", "Experts there are, of the same size"),
-    ("bits", "Bits a weight"),
+    ("bits", "Bits per weight"),
     ("context", "Positions that the token sees"),
     ("bandwidth", "Memory bandwidth"),
 )
 RESULTS = (
-    ("touched", "touched a token", "ratio"),
+    ("touched", "touched per token", "ratio"),
     ("stored", "weights and KV cache", "predicted"),
     ("speed", "by bandwidth alone", "measured"),
 )
