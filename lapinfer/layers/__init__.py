@@ -4,7 +4,7 @@
     from lapinfer.layers import FFF
 
     layer = FFF.from_state_dict(state, quant="q8")     # of fastfeedforward, UltraFastBERT, or your own trainer
-    y = layer(x)                                       # float32 [T, D] -> [T, out]: d nodes and one leaf a token
+    y = layer(x)                                       # float32 [T, D] -> [T, out]: d nodes and one leaf per token
     soft = layer(x, mode="soft")                       # the mixture that it was trained as
     layer.usage()                                      # leaves and nodes visited, entropy of the decisions
     print(layer.explain())                             # ops, bytes and multiply-adds of one token
@@ -29,8 +29,8 @@ from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
 
 SCORES = ("softmax", "sigmoid", "logits")
 NARROW_OF_FLOATS = 64
-"""Leaves of floats that are less wide are kept neuron by neuron: up to there one op on one thread is faster than three
-on two (bench/LOG.md)."""
+"""Narrower leaves of floats are kept neuron by neuron: one op on one thread is then faster than three ops on two
+(bench/LOG.md)."""
 
 __all__ = ["FFF", "Dense", "Layer", "MoE"]
 
@@ -57,7 +57,7 @@ class Dense(Layer):
 
 
 class MoE(Layer):
-    """Σ weight · expert(x) over the `top_k` experts that a router chooses (spec.RouterSpec says how)."""
+    """Σ weight · expert(x) over the `top_k` experts that a router chooses (as spec.RouterSpec describes)."""
 
     def __init__(
         self, router: Array, up: Array, down: Array, gate: Array | None = None, *, top_k: int = 2,
@@ -93,8 +93,8 @@ class FFF(Layer):
         node_format: str = "f32", **options: Any,
     ):  # fmt: skip
         """nodes [N · n, D] in level order (None: no nodes, depth 0), with node_out [N, n] where a node has n neurons;
-        up, gate [leaves, F, D], down [leaves, out, F]; biases [N · n], [leaves, F], [leaves, out]. Of several trees,
-        one after the other. master: up, down, gate, biases of a leaf that every token gets with weight 1 − σ(mix).
+        up, gate [leaves, F, D], down [leaves, out, F]; biases [N · n], [leaves, F], [leaves, out]. Several trees follow
+        one another. master: up, down, gate, biases of a leaf that every token gets with weight 1 − σ(mix).
         neurons: UltraFastBERT's trees, up [neurons, 1, D] and down [neurons, out, 1], which have no other nodes.
         """
         E, F, D = _shape("up", up, 3)
@@ -124,18 +124,18 @@ class FFF(Layer):
         cls, state: Mapping[str, Any], *, prefix: str = "", activation: Activation | None = None,
         trees: int | None = None, without_output_bias: bool = False, **options: Any,
     ) -> FFF:  # fmt: skip
-        """A layer of tensors (NumPy's, torch's) by name: those that begin with `prefix`.
+        """A layer from the tensors (NumPy's or torch's) whose names begin with `prefix`.
 
-        Known are the names of the `fastfeedforward` package (w1s …; relu), of its variant with a master leaf
+        Accepted are the names of the `fastfeedforward` package (w1s …; relu), of its variant with a master leaf
         (magic_w1 …), of UltraFastBERT (linear_in …; gelu) and of docs/checkpoint-format.md (nodes.weight, up, …).
-        activation: none of them stores it. trees: of UltraFastBERT, which does not store it either; by default as few
-        as the number of neurons allows. without_output_bias: leaves w2's bias out, as fastfeedforward 0.2.1 does when
-        it evaluates, but not when it trains.
+        activation: no trainer stores it; by default the one that the trainer uses. trees: their number, which
+        UltraFastBERT does not store; by default as few as the number of neurons allows. without_output_bias: leaves
+        out w2's bias, as fastfeedforward 0.2.1 does in evaluation, but not in training.
         """
-        arrays, known = fff_arrays(state, prefix, trees)
+        arrays, usual_activation = fff_arrays(state, prefix, trees)
         if without_output_bias:
             arrays.pop("down_bias", None)
-        return cls(**arrays, activation=activation or known, **options)
+        return cls(**arrays, activation=activation or usual_activation, **options)
 
     @property
     def tree(self) -> TreeSpec:
@@ -143,7 +143,7 @@ class FFF(Layer):
         return self.ff.router
 
     def __call__(self, x: Array, mode: Literal["hard", "soft"] = "hard") -> Array:
-        """float32 [T, D] -> [T, out]. soft: all leaves, each with its weight in the mixture that training sees."""
+        """float32 [T, D] -> [T, out]. soft: all leaves, each with its weight in the mixture of training."""
         if mode == "hard":
             return super().__call__(x)
         if mode != "soft":
@@ -152,7 +152,7 @@ class FFF(Layer):
 
         return soft_forward(self.ff, self.tree, self.dequantized(), self._inputs(x), self.out)
 
-    def _laid_out_for(self, quant: str) -> tuple[FeedForwardSpec, dict[str, Array]]:
+    def _arranged_for(self, quant: str) -> tuple[FeedForwardSpec, dict[str, Array]]:
         ff = replace(self.ff, by_neuron=keeps_neurons(quant, self.ff.width))
         if ff.narrow == self.ff.narrow:
             return ff, self.arrays
@@ -169,16 +169,17 @@ class FFF(Layer):
 
     def leaves(self, x: Array) -> Array:
         """The leaf, or neurons, that each token gets, int64 [T, trees (· (depth + 1))]."""
-        x, found = self._inputs(x), []
-        for at in range(0, len(x), self._options["batch"]):
-            piece = x[at : at + self._options["batch"]]
-            with self._lock:  # the next call writes over what was chosen
+        x, batch = self._inputs(x), self._options["batch"]
+        chosen = [np.zeros((0, self.tree.top_k), np.int64)]
+        for start in range(0, len(x), batch):
+            piece = x[start : start + batch]
+            with self._lock:  # the next call overwrites the choices
                 super().__call__(piece)
-                found.append(self._ops.routing.chosen[0, : len(piece)].copy())
-        return np.concatenate(found) if found else np.zeros((0, self.tree.top_k), np.int64)
+                chosen.append(self._ops.routing.chosen[0, : len(piece)].copy())
+        return np.concatenate(chosen)
 
     def dequantized(self) -> dict[str, Array]:
-        """The arrays as the kernels see them: rounded to their formats."""
+        """The arrays as the kernels see them, rounded to their formats."""
         return {
             name: rounded(values, self.formats[name]) if name in self.formats else values
             for name, values in self.arrays.items()
@@ -186,7 +187,7 @@ class FFF(Layer):
 
 
 def keeps_neurons(quant: str, width: int) -> bool:
-    """Whether leaves of a width are kept neuron by neuron in a format, though they are not narrow."""
+    """Whether a format keeps leaves of this width neuron by neuron, even if they are not narrow."""
     return quant in FORMATS and not FORMATS[quant].grouped and width < NARROW_OF_FLOATS
 
 
@@ -202,9 +203,9 @@ def _or_zeros(values: Array | None, size: int) -> Array:
 
 
 def _depth(experts: int, trees: int, neurons: bool, rows: int, n: int) -> int:
-    """The depth of trees that have so many leaves, or neurons, and so many rows of nodes of n neurons."""
-    each = experts // trees if trees > 0 else 0
-    size = each + 1 if neurons else each
+    """The depth of `trees` trees with `experts` leaves, or neurons, and `rows` rows of nodes of n neurons each."""
+    per_tree = experts // trees if trees > 0 else 0
+    size = per_tree + 1 if neurons else per_tree
     depth = size.bit_length() - (2 if neurons else 1)
     if trees < 1 or experts % trees or size != 1 << size.bit_length() - 1 or depth < 0:
         kind = "2^(d + 1) − 1 neurons" if neurons else "2^d leaves"
@@ -222,7 +223,7 @@ def _bank(
     ff: FeedForwardSpec, up: Any, down: Any, gate: Array | None, up_bias: Array | None, down_bias: Array | None,
     gate_bias: Array | None,
 ) -> dict[str, Array]:  # fmt: skip
-    """Experts' arrays by our names."""
+    """The experts' arrays by our tensor names."""
     E, F = up.shape[:2]
     first = np.asarray(up, np.float32)
     if gate is not None:
@@ -242,25 +243,25 @@ def _bank(
 
 
 def _with_master(ff: FeedForwardSpec, master: Mapping[str, Array], *leaves: Array | None) -> list[Array | None]:
-    """The leaves' arrays with the master leaf behind them, as so many leaves side by side."""
+    """The leaves' arrays, followed by the master leaf as ff.shared leaves side by side."""
     names = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
-    grown: list[Array | None] = []
+    extended: list[Array | None] = []
     for name, values in zip(names, leaves, strict=True):
-        there = master.get(name)
+        added = master.get(name)
         if values is None:
-            if there is not None and np.any(there):
+            if added is not None and np.any(added):
                 raise InputError(f"the master leaf has {name}, the leaves have none: give them zeros")
-            grown.append(None)
+            extended.append(None)
             continue
         wide = np.zeros((ff.shared, *np.shape(values)[1:]), np.float32)
-        if there is not None and name == "down":
-            out = len(there)
+        if added is not None and name == "down":
+            out = len(added)
             flat = np.zeros((out, ff.shared * ff.width), np.float32)
-            flat[:, : there.shape[1]] = there
+            flat[:, : added.shape[1]] = added
             wide[:] = flat.reshape(out, ff.shared, ff.width).transpose(1, 0, 2)
-        elif there is not None and name == "down_bias":
-            wide[0] = there
-        elif there is not None:
-            wide.reshape(-1, *wide.shape[2:])[: len(there)] = there
-        grown.append(np.concatenate([np.asarray(values, np.float32), wide]))
-    return grown
+        elif added is not None and name == "down_bias":
+            wide[0] = added
+        elif added is not None:
+            wide.reshape(-1, *wide.shape[2:])[: len(added)] = added
+        extended.append(np.concatenate([np.asarray(values, np.float32), wide]))
+    return extended

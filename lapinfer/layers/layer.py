@@ -1,4 +1,4 @@
-"""What all layers share: arrays packed in memory, a plan of a few ops, and the account of what was visited."""
+"""What all layers share: arrays packed in memory, a few ops with their runner, and the checks of what comes in."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ P = layer_prefix(0)
 
 
 def layer_tensors(ff: FeedForwardSpec, width: int, out: int) -> dict[str, Tensor]:
-    """What a layer is made of, by name; its feed-forward is that of layer 0."""
+    """The tensors of a layer by name, as those of a model's layer 0."""
     return {tensor.name: tensor for tensor in (*router_tensors(0, ff, width), *feed_forward_tensors(0, ff, width, out))}
 
 
 def packed_weights(tensors: Iterable[Tensor], arrays: Mapping[str, Array], formats: Mapping[str, str]) -> MemoryWeights:
-    """Float32 arrays by our tensor names as the kernels read them."""
+    """Float32 arrays, by our tensor names, packed as the kernels read them."""
 
     def packed(entry: PackedEntry) -> Array:
         values, format = arrays[entry.name], entry.format
@@ -51,21 +51,21 @@ def packed_weights(tensors: Iterable[Tensor], arrays: Mapping[str, Array], forma
 
 
 class Layer:
-    """What all layers share: packed weights, a plan of their few ops, and a team of threads that runs it.
+    """A feed-forward with packed weights, a few ops, and a runner that runs them on a team of threads.
 
-    A layer holds `arrays` (float32, by our tensor names) as they were given, for the soft mixture and `quantized`.
-    Calls may come from several threads; they run one after the other.
+    A layer keeps `arrays` (float32, by our tensor names) as they were given, for the soft mixture and `quantized`.
+    It may be called from several threads; calls run one after the other.
     """
 
     def __init__(
         self, ff: FeedForwardSpec, arrays: Mapping[str, Array], width: int, out: int, *, quant: str = "f32",
         nodes: str = "f32", threads: int | None = None, activations: Literal["q8", "q16"] = "q8", batch: int = 512,
     ):  # fmt: skip
-        """width, out: numbers that come in and go out. quant: format of the weights; nodes: of a tree's nodes, f32,
-        f16 or bf16. activations: what q8 and q4 weights of 32 columns and more are multiplied with, int8 or (q16)
-        twice as exact. batch: tokens that are run at once.
+        """width, out: width of the inputs and of the outputs. quant: format of the weights. nodes: format of a tree's
+        nodes, f32, f16 or bf16. activations: what q8 and q4 weights of at least 32 columns are multiplied with: q8
+        (int8), or q16 (two int8 per number). batch: tokens that run at once.
 
-        InputError for shapes that contradict each other, and numbers that are not finite.
+        InputError for shapes that contradict each other, and for numbers that are not finite.
         """
         if quant not in FORMATS:
             raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(FORMATS)}")
@@ -96,7 +96,7 @@ class Layer:
 
     @property
     def runner(self) -> Runner:
-        """The ops; their kernels are compiled when it is first asked for."""
+        """Runs the layer's ops; kernels are compiled when it is first used."""
         if self._runner is None:
             self._runner = Runner(self._ops.ops, self.threads)
         return self._runner
@@ -108,9 +108,8 @@ class Layer:
         with self._lock:
             runner, buffers, batch = self.runner, self._ops, self._options["batch"]
             for start in range(0, len(x), batch):
-                piece = x[start : start + batch]
-                n = len(piece)
-                buffers.x[:n, : self.width] = piece
+                n = min(batch, len(x) - start)
+                buffers.x[:n, : self.width] = x[start : start + n]
                 runner.begin(n)
                 runner.words[PROBLEM] = 0
                 elapsed = runner.run()
@@ -125,33 +124,33 @@ class Layer:
         return y
 
     def quantized(self, quant: str, **options: Any) -> Self:
-        """The same layer with its weights in another format; options as of the class."""
+        """The same layer with its weights in another format; options: those of the class."""
         copy = object.__new__(type(self))
-        ff, arrays = self._laid_out_for(quant)
+        ff, arrays = self._arranged_for(quant)
         Layer.__init__(copy, ff, arrays, self.width, self.out, quant=quant, **(self._options | options))
         return copy
 
-    def _laid_out_for(self, quant: str) -> tuple[FeedForwardSpec, dict[str, Array]]:
-        """Spec and arrays as a format wants them."""
+    def _arranged_for(self, quant: str) -> tuple[FeedForwardSpec, dict[str, Array]]:
+        """Spec and arrays in the arrangement that a format needs."""
         return self.ff, self.arrays
 
     def usage(self) -> dict[str, Any]:
-        """Since the layer was made: tokens; for each expert or leaf, and each node of a tree, how many came by."""
+        """Since the layer was created: tokens, and how many of them visited each expert or leaf, and each node."""
         with self._lock:
             return self._usage.arrays()
 
     def explain(self) -> str:
-        """The ops of one token with their bytes and multiply-adds, and the bytes that the layer has in all."""
+        """The ops of one token with their bytes and multiply-adds, and the bytes of the whole layer."""
         with self._lock:
             meter = self.runner.new_meter()
-        nothing, active = np.zeros(1, np.int64), np.array([self.ff.active], np.int64)
-        tree = self.ff.router.path if isinstance(self.ff.router, TreeSpec) else 0
-        meter.record(nothing, nothing, 0, 0, active, np.array([tree], np.int64))
+        zero, active = np.zeros(1, np.int64), np.array([self.ff.active], np.int64)
+        nodes = self.ff.router.path if isinstance(self.ff.router, TreeSpec) else 0
+        meter.record(zero, zero, 0, 0, active, np.array([nodes], np.int64))
         rows = [(str(r["op"]), str(r["kernel"]), f"{r['bytes']:,}", f"{r['macs']:,}") for r in meter.by_op()]
         table = [("op", "kernel", "bytes", "multiply-adds"), *(row for row in rows if row[2] != "0" or row[3] != "0")]
         table.append(("a token", "", f"{int(meter.bytes.sum()):,}", f"{int(meter.macs.sum()):,}"))
-        wide = [max(len(row[i]) for row in table) for i in range(4)]
-        lines = [f"{a:<{wide[0]}}  {b:<{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}" for a, b, c, d in table]
+        w = [max(len(row[i]) for row in table) for i in range(4)]
+        lines = [f"{op:<{w[0]}}  {kernel:<{w[1]}}  {size:>{w[2]}}  {macs:>{w[3]}}" for op, kernel, size, macs in table]
         return "\n".join([self._title(), *lines, f"resident: {self.weights.nbytes:,} bytes"])
 
     def _title(self) -> str:
@@ -176,7 +175,7 @@ class Layer:
 
 
 class Usage:
-    """Leaves that came by, and how sure the decisions on the way were."""
+    """Experts, leaves and nodes that tokens visited, and how sure the decisions were."""
 
     def __init__(self, ff: FeedForwardSpec):
         self._router = ff.router
@@ -193,37 +192,37 @@ class Usage:
             self._mass += float(mass.sum())
 
     def arrays(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"tokens": self._tokens}
+        counted: dict[str, Any] = {"tokens": self._tokens}
         match self._router:
             case RouterSpec():
-                found["experts"] = self._counts.copy()
+                counted["experts"] = self._counts.copy()
             case TreeSpec(neurons=True):
-                found["nodes"] = self._counts.copy()
+                counted["nodes"] = self._counts.copy()
             case TreeSpec() as tree:
                 levels = [self._counts.reshape(tree.trees, -1)]
                 while levels[-1].shape[1] > 1:
                     levels.append(levels[-1].reshape(tree.trees, -1, 2).sum(axis=2))
-                found["leaves"] = self._counts.copy()
-                found["nodes"] = np.concatenate(levels[:0:-1] or [levels[0][:, :0]], axis=1).reshape(-1)
+                counted["leaves"] = self._counts.copy()
+                counted["nodes"] = np.concatenate(levels[:0:-1] or [levels[0][:, :0]], axis=1).reshape(-1)
             case _:
                 pass
         if isinstance(self._router, TreeSpec):
-            found["node_entropy"] = self._entropy / max(self._tokens, 1)
-            found["leaf_mass"] = self._mass / max(self._tokens, 1)
-        return found
+            counted["node_entropy"] = self._entropy / max(self._tokens, 1)
+            counted["leaf_mass"] = self._mass / max(self._tokens, 1)
+        return counted
 
 
 def check_activation(what: str, name: str, gated: bool) -> None:
-    """InputError for a name that the kernels do not know, or that needs a gate."""
-    known = [a for a in ACTIVATIONS if gated or a != "swiglu_oai"]
-    if name not in known:
+    """InputError for a name that the kernels do not know, and for one that needs a gate."""
+    accepted = [a for a in ACTIVATIONS if gated or a != "swiglu_oai"]
+    if name not in accepted:
         raise InputError(
-            f"{what} {name!r} is not known{'' if gated else ' without a gate'}, expected {', '.join(known)}"
+            f"{what} {name!r} is not known{'' if gated else ' without a gate'}, expected {', '.join(accepted)}"
         )
 
 
 def _checked(name: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
-    """A tensor as float32, of the shape that the others promise."""
+    """A tensor as float32, of the shape that the other arrays imply."""
     short = name.removeprefix(P)
     if name not in arrays:
         raise InputError(f"{short} is missing, expected shape {shape}")
@@ -242,7 +241,7 @@ def _format(tensor: Tensor, quant: str, nodes: str) -> str:
 
 
 def rounded(values: Array, format: str) -> Array:
-    """float32 of what a matrix's numbers become in a format."""
+    """float32 of a matrix after it was rounded to a format."""
     flat = values.reshape(-1, values.shape[-1])
     if FORMATS[format].grouped:
         return quantize(format, flat).weights().reshape(values.shape)

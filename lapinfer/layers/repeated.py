@@ -1,4 +1,4 @@
-"""What a layer takes inside a model: its ops many times over in one plan, without a call from Python for each."""
+"""How long a layer takes inside a model: its ops many times in one plan, without a call from Python for each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lapinfer.spec import FeedForwardSpec
 
 
 class Repeated:
-    """A feed-forward `times` times over in one plan, with other inputs each time, and with the next of several copies.
+    """A feed-forward `times` times in one plan, each time with other inputs and with the next of several copies.
 
-    copies: weights of the same layer, which are taken in random order; they share all buffers. x: float32 [N, width],
-    of which each time gets `batch` rows at random: a processor that has seen the same decisions before would guess
-    them. An op before each layer copies its inputs from wherever they lie, so that the layer finds them in cache as it
-    does in a model; what these take is not counted.
+    copies: weights of the same layer, taken in random order; they share all buffers. x: float32 [N, width], of which
+    each time gets `batch` random rows, because a processor that has seen the same decisions before would predict them.
+    An op before each layer copies its inputs from wherever they lie, so that the layer finds them in a cache, as it
+    does in a model; the time of these ops is not counted.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Repeated:
         self._x = np.zeros((times, batch, build.x.shape[1]), np.float32)
         self._x[:, :, :width] = x[rng.integers(0, len(x), (times, batch))]
         order = np.concatenate([rng.permutation(len(copies)) for _ in range(-(-times // len(copies)))])
-        for own, which in zip(self._x, order, strict=False):
-            build.norm_of(own, "input", None, width, 0, "input", ACT_F32, exact=build.x, out=0)
-            build.weights = copies[which]
+        for inputs, copy in zip(self._x, order, strict=False):
+            build.norm_of(inputs, "input", None, width, 0, "input", ACT_F32, exact=build.x, out=0)
+            build.weights = copies[copy]
             feed_forward(build, 0, None, Target(build.y, STORE, out))
         self._runner = Runner(build.ops, threads)
         self._inputs = np.array([op.part == "input" for op in build.ops])
@@ -47,11 +47,11 @@ class Repeated:
 
     @classmethod
     def of_layer(cls, layer: Layer, x: np.ndarray, batch: int, times: int) -> Repeated:
-        """One layer, whose weights stay in caches as far as they fit."""
+        """One layer, whose weights stay in the caches if they fit."""
         return cls(layer.ff, layer.width, layer.out, [layer.weights], x, batch, times, threads=layer.threads)
 
     def seconds(self) -> float:
-        """Of one layer."""
+        """Of one layer: a pass by the number of layers in it."""
         runner = self._runner
         runner.begin(self.batch)
         runner.meter.reset()
@@ -60,10 +60,10 @@ class Repeated:
         return (total - copying) / 1e9 / self.times
 
     def touched(self) -> int:
-        """Bytes that a layer reads for its tokens; of several routed ones, those of the last pass's last layer."""
-        meter, nothing = self._runner.new_meter(), np.zeros(self.batch, np.int64)
+        """Bytes that a layer reads for its tokens; if it is routed, those of the last layer of a pass."""
+        meter, zeros = self._runner.new_meter(), np.zeros(self.batch, np.int64)
         self.seconds()
-        meter.record(nothing, nothing, 0, 0, self._routing.distinct, self._routing.nodes)
+        meter.record(zeros, zeros, 0, 0, self._routing.distinct, self._routing.nodes)
         return int(meter.bytes[~self._inputs].sum()) // self.times
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""How many neurons fast feedforward layers have, and compute (arXiv 2308.14711, section 3)."""
+"""How many neurons fast feedforward layers have, and how many they compute (arXiv 2308.14711, section 3)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Neurons. Widths are those of leaves alone, sizes with the nodes'; training has all of them, inference a path."""
+    """Numbers of neurons. Widths count leaves alone, sizes nodes too; training uses all of them, inference one path."""
 
     depth: int
     leaf: int
@@ -18,7 +18,7 @@ class Sizes:
 
 
 def fff_sizes(depth: int, leaf: int, node_width: int = 1, trees: int = 1) -> Sizes:
-    """Of trees of a depth with leaves of `leaf` neurons and nodes of `node_width`."""
+    """Sizes of trees of a depth, with leaves of `leaf` neurons and nodes of `node_width`."""
     leaves, nodes = trees << depth, trees * ((1 << depth) - 1)
     return Sizes(
         depth, leaf, leaves * leaf, leaves * leaf + nodes * node_width, trees * leaf,
@@ -27,17 +27,17 @@ def fff_sizes(depth: int, leaf: int, node_width: int = 1, trees: int = 1) -> Siz
 
 
 def table_3(width: int = 128) -> list[Sizes]:
-    """The layers of the paper's table 3: leaves of 32, 16, … 1 neurons, of `width` together."""
+    """The layers of the paper's table 3: leaves of 32, 16, … 1 neurons, together `width` neurons."""
     return [fff_sizes(depth, width >> depth) for depth in range(2, width.bit_length())]
 
 
 def size_table(width: int = 128) -> str:
-    """The size columns of table 3 for a person; `at most`: a dense layer's neurons by those that are computed."""
+    """The size columns of table 3 as text; `at most`: a dense layer's neurons divided by those that are computed."""
     rows = [("model", "depth", "training size", "inference width", "inference size", "at most")]
     rows.append((f"FF {width}", "–", str(width), str(width), str(width), "1.0×"))
     for s in table_3(width):
         bound = f"{width / s.inference_size:.1f}×"
         rows.append((f"FFF {s.leaf}", str(s.depth), str(s.training_size), str(s.inference_width), str(s.inference_size),
                      bound))  # fmt: skip
-    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,6 +1,6 @@
-"""The soft mixture that a tree is trained as: every leaf, weighed by the decisions on the way to it (NumPy).
+"""The soft mixture that a tree is trained as: every leaf, weighted by the decisions on the way to it (NumPy).
 
-What hardening costs is the difference to the leaf alone. Used for measuring, not for speed.
+The difference to the chosen leaf alone is what hardening costs. For measuring, not for speed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def activate(kind: str, x: np.ndarray) -> np.ndarray:
-    """The activation of a name (spec.Activation), of those that need no gate."""
+    """An activation (spec.Activation) that needs no gate."""
     match kind:
         case "silu":
             return x * sigmoid(x)
@@ -80,7 +80,7 @@ def soft_forward(
 
 
 def leaf_output(ff: FeedForwardSpec, arrays: dict[str, np.ndarray], e: int, x: np.ndarray) -> np.ndarray:
-    """One leaf of all tokens [T, out]."""
+    """One leaf for all tokens, [T, out]."""
     first = P + ("leaves.inward" if ff.narrow else "experts.gate_up" if ff.gated else "experts.up")
     last = P + ("leaves.outward" if ff.narrow else "experts.down")
     h = x @ arrays[first][e].T
