@@ -1,7 +1,7 @@
-"""A model that can run: packed weights, a plan, a team, and the step that everything is made of.
+"""A model that can run: packed weights, their ops with a runner, and the step that everything is made of.
 
-A step is a batch of tokens: token[T], slot[T] (which sequence), pos[T], want[T] (whether its logits are wanted).
-A prompt, one token of decoding, several sequences at once: the same call with another T.
+A step is a batch of tokens: token[T], slot[T] (which sequence), pos[T], want[T] (whether its logits are wanted). A
+prompt, one token of decoding and several sequences at once are the same call with another T.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPLIT_BELOW = 8
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Views into the model's buffers, valid until its next step.
+    """Views into the model's buffers, valid until the next step.
 
     values: [n_want, V] float32; block_max: [n_want, ceil(V/16)], the largest of each 16 neighbouring logits.
     """
@@ -49,7 +49,7 @@ class Logits:
 
 
 class Model:
-    """Weights and plan of one model; one step at a time (`lock` is held while it runs)."""
+    """Weights and ops of one model. It runs one step at a time, and holds `lock` meanwhile."""
 
     def __init__(
         self, spec: ModelSpec, weights: Weights, limits: Limits, *, name: str = "", folder: Path | None = None,
@@ -66,7 +66,6 @@ class Model:
         self.pool = built.pool
         if self.pool is not None:
             self.max_step = self.pool.most_tokens(limits.step)
-        self.caches = built.caches
         self.runner = Runner(built.ops, limits.threads, notice=notice, apart=built.pool is not None)
         self.compile_s = self.runner.compile_s
         self.load_s = self.pack_s = 0.0
@@ -82,11 +81,11 @@ class Model:
     ) -> Logits:  # fmt: skip
         """Run T ≤ max_step tokens; returns the logits of those that are wanted, at most max_wanted.
 
-        Tokens of one slot come in the order of their positions, each one behind what the slot already holds.
+        Tokens of a slot come in the order of their positions, and continue what the slot already holds.
         """
         with self.lock:
             buffers, n = self._step, len(token)
-            if n == 1 and len(slot) == len(pos) == len(want) == 1:  # lean, see runtime/meter.py
+            if n == 1 and len(slot) == len(pos) == len(want) == 1:  # fast path, see runtime/meter.py
                 self._check_one(int(token[0]), int(slot[0]), int(pos[0]))
             else:
                 self._check(n, token, slot, pos, want)
@@ -117,27 +116,27 @@ class Model:
             return Logits(buffers.logits[:wanted, : self.spec.vocab], buffers.block_max[:wanted])
 
     def _check_one(self, token: int, slot: int, pos: int) -> None:
-        for what, value, stop in (
+        for name, value, stop in (
             ("token id", token, self.spec.vocab), ("slot", slot, self.slots), ("position", pos, self.ctx),
         ):  # fmt: skip
             if not 0 <= value < stop:
-                raise InputError(f"{what} {value} is out of range, expected 0 to {stop - 1}")
+                raise InputError(f"{name} {value} is out of range, expected 0 to {stop - 1}")
 
     def _check(self, n: int, token, slot, pos, want) -> None:
         if not 1 <= n <= self.max_step or not n == len(slot) == len(pos) == len(want):
             raise InputError(
                 f"a step takes 1 to {self.max_step} tokens with as many slots, positions and wants, got {n}"
             )
-        for what, values, stop in (
+        for name, values, stop in (
             ("token id", token, self.spec.vocab), ("slot", slot, self.slots), ("position", pos, self.ctx),
         ):  # fmt: skip
             low, high = int(np.min(values)), int(np.max(values))
             if low < 0 or high >= stop:
                 wrong = low if low < 0 else high
-                raise InputError(f"{what} {wrong} is out of range, expected 0 to {stop - 1}")
+                raise InputError(f"{name} {wrong} is out of range, expected 0 to {stop - 1}")
 
     def _raise_problem(self) -> None:
-        """CheckpointError: a router's logits were no numbers, or experts could not be read."""
+        """CheckpointError: a router's logits were not finite, or experts could not be read."""
         position, kind = divmod(self.runner.words[PROBLEM], PROBLEMS)
         layer = self._routed.layers[position]
         self.runner.words[PROBLEM] = 0
@@ -153,13 +152,13 @@ class Model:
         )
 
     def shrink_pool(self, slots: int) -> None:
-        """Keep at most so many experts; before the first step. Prompts run in shorter pieces if need be."""
+        """Keep at most `slots` experts; prompts then run in shorter pieces if necessary. Call before the first step."""
         assert self.pool is not None
         self.pool.shrink(slots)
         self.max_step = self.pool.most_tokens(self.limits.step)
 
     def buffer_bytes(self) -> int:
-        """Bytes of everything that steps write: KV cache, activations, logits, tables; whether touched yet or not."""
+        """Bytes of all that steps may write: KV cache, activations, logits, tables, whether touched yet or not."""
         slots = self.pool.memory.nbytes if self.pool is not None and self.pool.pooled else 0
         return self.runner.plan.buffer_bytes() - slots
 
@@ -171,12 +170,12 @@ class Model:
 
     @property
     def distinct_experts(self) -> dict[int, int]:
-        """By layer: how many experts the last step has read, shared ones included."""
+        """By layer: how many experts the last step read, shared ones included."""
         return dict(zip(self._routed.layers, self._routed.distinct.tolist(), strict=True))
 
     @property
     def distinct_nodes(self) -> dict[int, int]:
-        """By layer: how many nodes of its trees the last step has read, each once."""
+        """By layer: how many nodes of its trees the last step read, each once."""
         return dict(zip(self._routed.layers, self._routed.nodes.tolist(), strict=True))
 
     def prefill(self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0) -> Logits:
@@ -184,11 +183,11 @@ class Model:
         if len(ids) == 0:
             raise InputError("the prompt is empty: at least one token is needed")
         logits = None
-        for at in range(0, len(ids), self.max_step):
-            piece = ids[at : at + self.max_step]
+        for offset in range(0, len(ids), self.max_step):
+            piece = ids[offset : offset + self.max_step]
             want = np.zeros(len(piece), bool)
-            want[-1] = at + len(piece) == len(ids)
-            positions = np.arange(start + at, start + at + len(piece))
+            want[-1] = offset + len(piece) == len(ids)
+            positions = start + offset + np.arange(len(piece))
             logits = self.step(piece, np.full(len(piece), slot), positions, want)
         assert logits is not None
         return logits
@@ -202,11 +201,11 @@ class Model:
         out = np.empty((len(ids), self.spec.vocab), np.float32)
         with self.lock:
             size = min(self.max_step, self.max_wanted)
-            for at in range(0, len(ids), size):
-                piece = ids[at : at + size]
-                positions = np.arange(at, at + len(piece))
+            for start in range(0, len(ids), size):
+                piece = ids[start : start + size]
+                positions = np.arange(start, start + len(piece))
                 logits = self.step(piece, np.zeros(len(piece), np.int64), positions, np.ones(len(piece), bool))
-                out[at : at + len(piece)] = logits.values
+                out[start : start + len(piece)] = logits.values
         return out
 
     def close(self) -> None:

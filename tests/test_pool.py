@@ -187,7 +187,7 @@ def test_who_leaves_and_what_is_counted(
         pool = model.pool
         assert pool is not None
         shared = sum(layer.feed_forward.shared for layer in spec.layers)
-        size = {layer: bank[2] for layer, bank in zip(model.chosen_experts, pool.banks, strict=True)}
+        size = {layer: bank.expert_bytes for layer, bank in zip(model.chosen_experts, pool.banks, strict=True)}
         steps = hits = misses = read = pos = 0
         stats: dict[str, Any] = {}
         while pos + 2 < 64:
@@ -238,9 +238,9 @@ def test_what_the_system_is_asked_for(experts: Any, folder: Path, monkeypatch: p
                 assert not asked
                 continue
             places = {}
-            for position, (bank, _, size) in enumerate(pool.banks):
-                for e in range(len(bank)):
-                    places[position, e] = bank.ctypes.data + e * bank.strides[0], size
+            for position, bank in enumerate(pool.banks):
+                for e in range(len(bank.mapped)):
+                    places[position, e] = bank.mapped.ctypes.data + e * bank.mapped.strides[0], bank.expert_bytes
             experts_of_requests = [
                 {key for key, (start, n) in places.items() if begin <= start and start + n <= begin + size}
                 for begin, size, _ in asked
@@ -249,7 +249,7 @@ def test_what_the_system_is_asked_for(experts: Any, folder: Path, monkeypatch: p
             needed = {
                 (p, int(e))
                 for p, chosen in enumerate(model.chosen_experts.values())
-                for e in [*chosen[0][chosen[0] >= 0], *range(pool.experts[p], len(pool.banks[p][0]))]
+                for e in [*chosen[0][chosen[0] >= 0], *range(pool.experts[p], len(pool.banks[p].mapped))]
             }
             assert needed <= set().union(*experts_of_requests)
 

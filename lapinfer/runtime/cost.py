@@ -17,9 +17,9 @@ those of several."""
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over steps of one kind: steps, their tokens, experts and nodes [routed layers] that they have read.
+    """Sums over steps of one kind: steps, their tokens, experts and nodes [routed layers] that they read.
 
-    positions: earlier positions that tokens saw, each once a step and slot, by window (None: no window).
+    positions: earlier positions that tokens saw, each once per step and slot, by window (None: no window).
     """
 
     steps: int = 0
@@ -40,8 +40,8 @@ class Tally:
 class Remembered:
     """What an op reads of earlier positions: keys and values, or inputs of a convolution.
 
-    window: how many positions a token sees (None: all). bytes: of one position. macs: of one token with one position,
-    which are not among the multiply-adds with weights.
+    window: how many positions a token sees (None: all). bytes: of one position. macs: multiply-adds of one token with
+    one position; they are not among those with weights.
     """
 
     window: int | None
@@ -51,11 +51,10 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Bytes that an op touches and multiply-adds with weights, in `steps` of a kind.
+    """Bytes that an op touches, and its multiply-adds with weights, in `steps` of one kind.
 
-    weight_bytes: once a step. token_bytes: rows looked up for each token. macs: multiply-adds per token.
-    expert_bytes, node_bytes: of one expert or node, once for each that a step reads; `routed` is then the layer's
-    position among the routed ones.
+    weight_bytes: per step. token_bytes: of rows looked up, per token. macs: multiply-adds per token. expert_bytes,
+    node_bytes: per expert or node that a step reads; `routed` is then the layer's position among the routed ones.
     """
 
     weight_bytes: int = 0
@@ -68,7 +67,7 @@ class Cost:
     steps: Steps = "all"
 
     def touched(self, tally: Tally) -> int:
-        """Bytes that these steps read, those of nodes included."""
+        """Bytes that the steps read, with those of nodes."""
         total = self.weight_bytes * tally.steps + self.token_bytes * tally.tokens + self.touched_nodes(tally)
         if self.routed is not None and self.expert_bytes and tally.steps:
             total += self.expert_bytes * int(tally.experts[self.routed])

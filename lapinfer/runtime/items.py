@@ -1,4 +1,4 @@
-"""How a step's attention is cut into pieces of work."""
+"""How a step's attention is divided into pieces of work."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from lapinfer.kernels.operands import KEY_BLOCK, TILE
 def attention_items(
     slot: np.ndarray, pos: np.ndarray, items: np.ndarray, part: np.ndarray, partials: int, want_splits: int
 ) -> int:
-    """Fill the step's attention table from its tokens; returns how many items there are.
+    """Fill the step's attention table (operands.ITEM) from its tokens; returns the number of items.
 
-    Neighbouring tokens of a slot (at most TILE) share an item. When there are few items, each block of keys becomes
-    an item of its own, so that all threads have work on a single token. The choice never changes a result.
+    Neighbouring tokens of a slot (at most TILE) share an item. When there are fewer than `want_splits` items, each
+    block of keys becomes an item of its own, so that all threads have work on a single token. The choice never changes
+    a result. part [T, 2]: each token's first partial, and whether its keys are split; partials: how many there is room
+    for.
     """
     runs: list[tuple[int, int]] = []
     for t in range(len(slot)):

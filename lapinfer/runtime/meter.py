@@ -1,8 +1,8 @@
 """What steps touched: bytes read of weights and of the KV cache, multiply-adds, and time, by part of the model.
 
-Touched means what a step had to read: weights with their scales, the rows of the embedding that were looked up, and
-the keys, values and inputs of convolutions that its tokens see (each once a step and slot). Of experts, those that a
-token of the step was really routed to, once a step. It is not what is resident, nor what was faulted in from disk.
+Touched is what a step had to read: weights with their scales, the rows that were looked up in the embedding, and the
+keys, values and inputs of convolutions that its tokens see (each once per step and slot). Of experts, those that a
+token of the step was routed to, each once per step. It is neither what is resident nor what was read from disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEPS: tuple[Steps, ...] = get_args(Steps)
 
 
 def positions_seen(window: int | None, slot: np.ndarray, pos: np.ndarray) -> int:
-    """How many positions a step's tokens see in a layer of this window, each counted once a slot."""
+    """How many positions a step's tokens see in a layer with this window, each counted once per slot."""
     total = 0
     for s in set(slot.tolist()):
         own = pos[slot == s]
@@ -33,11 +33,11 @@ def positions_seen(window: int | None, slot: np.ndarray, pos: np.ndarray) -> int
 
 
 class Meter:
-    """Accumulates over steps; `totals()` and `by_op()` read it, `reset()` starts anew.
+    """Accumulates over steps; `totals()` and `by_op()` read the sums, `reset()` clears them.
 
-    Steps are only noted when they end, and added up some dozen at a time: after a step that has streamed all weights
-    through the caches, every line of Python and NumPy comes from memory, and would cost percents of a small model's
-    time. `counters` [ops, COUNTER] are added to by the team itself.
+    Steps are only noted when they end, and added up some dozens at a time: after a step that streams all weights
+    through the caches, every line of Python and NumPy comes from memory, which would cost percents of a small model's
+    time. The team itself adds to `counters` [ops, COUNTER].
     """
 
     def __init__(self, plan: Plan, ns_per_tick: Callable[[], float]):
@@ -55,7 +55,7 @@ class Meter:
     def record(
         self, slot: np.ndarray, pos: np.ndarray, wanted: int, ns: int, distinct: np.ndarray, nodes: np.ndarray
     ) -> None:
-        """Note one step of len(pos) tokens; distinct, nodes [routed layers]: experts and nodes that it has read."""
+        """Note one step of len(pos) tokens. distinct, nodes [routed layers]: experts and nodes that it read."""
         self.steps += 1
         self.tokens += len(pos)
         self.ns += ns
@@ -96,7 +96,7 @@ class Meter:
 
     @property
     def experts(self) -> int:
-        """Experts read, each once a step and layer, shared ones included."""
+        """Experts read, each once per step and layer, shared ones included."""
         return int(self._add_up()["all"].experts.sum())
 
     def _node_bytes(self) -> list[int]:
@@ -122,7 +122,7 @@ class Meter:
         }
 
     def by_op(self) -> list[dict[str, Any]]:
-        """One row an op: name, part, calls, seconds, bytes (`nodes`: of them, those of nodes), multiply-adds."""
+        """One row per op: name, part, calls, seconds, bytes (`nodes`: of them, those of nodes), multiply-adds."""
         tick = self._ns_per_tick()
         return [
             {

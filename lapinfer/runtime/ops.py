@@ -1,4 +1,4 @@
-"""What every plan is put together with: buffers that ops share, and the ops that all kinds of layers are made of."""
+"""What every plan is built with: buffers that ops share, and the ops that all kinds of layers use."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Weights(Protocol):
     def format(self, name: str) -> str | None: ...
 
     def offset(self, name: str) -> int:
-        """Where a matrix of a bank begins in each of its experts."""
+        """Byte at which a matrix of a bank begins in each of its experts."""
         ...
 
     @property
@@ -56,17 +56,18 @@ class Weights(Protocol):
         ...
 
     def file_offset(self, bank: str) -> int:
-        """Where a bank begins in the file."""
+        """Byte at which a bank begins in the file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What buffers are allocated for: positions a slot, slots, tokens a step, threads, and the KV cache's numbers.
+    """What buffers are allocated for: positions per slot, slots, tokens per step, threads, and the KV cache's format.
 
-    `wanted`: tokens of a step whose logits may be wanted, all when 0. `activations`: what q8 and q4 weights are
-    multiplied with, int8 (q8) or twice as exact (q16). `experts`: of a model that is larger than memory, in the
-    `mapped` file, or in a `pool` of so many slots, which they leave by a policy (runtime/pool.py).
+    wanted: tokens of a step whose logits may be wanted; 0 for all. activations: what q8 and 4-bit weights are
+    multiplied with, int8 (q8) or two int8 per number (q16). experts: `resident` with all other weights; of a model that
+    is larger than memory, in the `mapped` file, or in a `pool` of `slots_of_pool` slots, which they leave by a policy
+    (runtime/pool.py).
     """
 
     ctx: int
@@ -86,9 +87,9 @@ class Limits:
 
 
 class Ops:
-    """Collects ops over buffers that all layers share; what the model at hand does not need is left out.
+    """Collects ops over buffers that all layers share; buffers that the model at hand does not need are empty.
 
-    x: the residual stream, float32 [T, hidden]; y: what a norm or the caller takes next; tiles, hidden_tiles:
+    x: the residual stream, float32 [T, hidden]. y: what a norm, or the caller, reads next. tiles, hidden_tiles:
     activations.
     """
 
@@ -96,8 +97,8 @@ class Ops:
         self, hidden: int, feed_forwards: Mapping[int, FeedForwardSpec], weights: Weights, limits: Limits, *,
         out: int = 0, widths: Iterable[int] = (), scratch: int = 0,
     ):  # fmt: skip
-        """out: numbers that are given back, if not `hidden`; widths: of other inputs of matrices; scratch: floats
-        that a thread needs for other ops."""
+        """out: width of the result, if not `hidden`. widths: of other inputs of matrices. scratch: floats that a thread
+        needs for other ops."""
         self.hidden, self.weights, self.limits = hidden, weights, limits
         self.feed_forwards = dict(feed_forwards)
         self.ops: list[Op] = []
@@ -144,14 +145,14 @@ class Ops:
         self, name: str, norm: NormSpec | None, layer: int, part: str, kind: int, wanted: np.ndarray | None = None,
         exact: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """Norm of the residual stream into `tiles`, in float32 into `exact`; only of the rows that are wanted."""
+        """Norm of the residual stream into `tiles`, and in float32 into `exact`; `wanted`: only of these rows."""
         self.norm_of(self.x, name, norm, self.hidden, layer, part, kind, wanted, exact)
 
     def norm_of(
         self, x: np.ndarray, name: str, norm: NormSpec | None, width: int, layer: int, part: str, kind: int,
         wanted: np.ndarray | None = None, exact: np.ndarray | None = None, out: np.ndarray | Literal[0] | None = None,
     ) -> None:  # fmt: skip
-        """The same of the first columns of any float32 [T, ≥ width], and to other tiles (0: to none)."""
+        """The same of the first columns of any float32 [T, ≥ width], into other tiles (0: into none)."""
         self.add(
             "norm", name.rsplit(".", 1)[-1], part, layer, TILES if wanted is None else WANT_TILES, 1,
             x=x, x_stride=x.strides[0], rows=0 if wanted is None else wanted,
@@ -174,7 +175,10 @@ class Ops:
         softcap: float = 0.0, activation: int = 0, out_kind: int = 0, wanted: bool = False,
         block_max: np.ndarray | None = None, out_step: int = 0,
     ) -> None:  # fmt: skip
-        """A matrix, or several of one shape [n, …], each for its own columns of x and of out (out_step apart)."""
+        """A matrix, or n of one shape [n, …], each with its own columns of x and of out, `out_step` apart.
+
+        logical: rows and columns without padding.
+        """
         weights = self.weights.tensor(name)
         *several, blocks, row_block_bytes = weights.shape
         copies = several[0] if several else 1
@@ -204,7 +208,7 @@ class Ops:
         )  # fmt: skip
 
     def kernel(self, kind: str, name: str) -> KernelId:
-        """The kernel that multiplies a matrix."""
+        """The kernel of a kind that multiplies a matrix."""
         return KernelId(kind, self.format(name), ACTIVATION_KINDS[self.wants(name)])
 
     def format(self, name: str) -> str:

@@ -1,10 +1,10 @@
 """How many threads take part in the next step: learned from the times of the last ones.
 
-On a laptop other programs come and go. With them about, one more thread may cost more than it brings (it is
-descheduled holding a chunk that the others wait for), so steps of one token are now and then tried with one thread
-fewer or more. A trial is paid from a budget: a small share of the time that has passed since the last ones. What it
-is expected to cost is known from the last trial of that number, so a trial that looks like a gain is made at once,
-and one that looks bad rarely. Results never depend on the choice.
+On a laptop other programs come and go. While they run, one more thread may cost more than it brings (it is descheduled
+while it holds a chunk that the others wait for), so steps of one token are now and then tried with one thread fewer or
+more. A trial is paid from a budget: a small share of the time that has passed since the last trials. Its expected cost
+is known from the last trial of that number, so a promising trial happens at once, an unpromising one rarely. Results
+never depend on the choice.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections import deque
 from statistics import fmean
 
 WINDOW = 8
-"""Steps whose mean is the current speed."""
+"""Steps whose mean time is the current speed."""
 TRIAL = 4
-"""Steps of a trial; it ends sooner when it can't win any more."""
+"""Steps of a trial; it ends sooner when it cannot win any more."""
 BUDGET = 0.005
-"""Share of time that trials may cost."""
+"""Share of the time that trials may cost."""
 SAVED_STEPS = 16
-"""The budget is saved up for at most this many steps' time, so that a quiet hour doesn't pay for a restless minute."""
+"""At most this many steps' time is saved up, so that a quiet hour does not pay for a restless minute."""
 DISTURBED = 1.2
-"""Mean over fastest step from which other programs are suspected."""
+"""Ratio of the mean to the fastest step from which other programs are suspected."""
 OUTLIER = 4
-"""Longer steps than so many usual ones count as that: a computer that slept for an hour says nothing about threads."""
+"""A step counts as at most this many usual ones: a computer that slept for an hour says nothing about threads."""
 GAIN = 0.95
-"""One more thread must bring the time of a step below this share; one fewer need only not be slower."""
+"""One more thread must bring a step's time below this share; one thread fewer need only be no slower."""
 
 
 class Pace:
@@ -35,7 +35,7 @@ class Pace:
         self.threads = threads
         self.best = threads
         self._recent: deque[int] = deque(maxlen=WINDOW)
-        self._known: dict[int, float] = {}
+        self._times: dict[int, float] = {}
         self._saved = 0.0
         self._trial = 0
         self._trial_times: list[int] = []
@@ -45,20 +45,20 @@ class Pace:
         return self.threads if tokens > 1 else self._trial or self.best
 
     def record(self, tokens: int, active: int, ns: int) -> None:
-        """Learn from a step's time; begins and ends trials."""
+        """Learn from a step's time; begin and end trials."""
         if tokens > 1 or self.threads == 1:
             return
         if self._trial:
-            self._trial_times.append(min(ns, round(OUTLIER * self._known[self.best])))
-            # The time that the usual number needs for a whole trial is spent: it can't win.
-            if len(self._trial_times) == TRIAL or sum(self._trial_times) > TRIAL * self._known[self.best]:
+            self._trial_times.append(min(ns, round(OUTLIER * self._times[self.best])))
+            # When the time that the usual number needs for a trial is spent, it cannot win.
+            if len(self._trial_times) == TRIAL or sum(self._trial_times) > TRIAL * self._times[self.best]:
                 self._judge()
             return
         self._recent.append(min(ns, OUTLIER * min(self._recent, default=ns)))
         mean = sum(self._recent) / len(self._recent)
         self._saved = min(self._saved + BUDGET * ns, SAVED_STEPS * mean)
         if len(self._recent) == WINDOW:
-            self._known[self.best] = mean
+            self._times[self.best] = mean
             self._consider(mean)
 
     def _consider(self, mean: float) -> None:
@@ -70,18 +70,18 @@ class Pace:
                 return
 
     def _expected_cost(self, number: int, mean: float) -> float:
-        """Time that a trial of `number` threads would lose."""
-        if number in self._known:  # at most what can be saved: the machine may have changed since
-            return min(TRIAL * max(self._known[number] - mean, 0.0), SAVED_STEPS * mean)
+        """Nanoseconds that a trial of `number` threads would lose."""
+        if number in self._times:  # at most what can be saved: conditions may have changed since
+            return min(TRIAL * max(self._times[number] - mean, 0.0), SAVED_STEPS * mean)
         fastest = min(self._recent)
         if mean > DISTURBED * fastest and self._saved >= 0:
             return 0.0
         return TRIAL * max(fastest * self.best / number - mean, 0.0)
 
     def _judge(self) -> None:
-        """End the trial: its number is kept when it was faster."""
-        usual, tried = self._known[self.best], fmean(self._trial_times)
-        self._known[self._trial] = tried
+        """End the trial; its number is kept if it was faster."""
+        usual, tried = self._times[self.best], fmean(self._trial_times)
+        self._times[self._trial] = tried
         self._saved -= max(sum(self._trial_times) - len(self._trial_times) * usual, 0.0)
         won = tried < usual * (GAIN if self._trial > self.best else 1.0)
         step = self._trial - self.best

@@ -1,8 +1,7 @@
 """Experts of a model that is larger than memory (kernels/place.py says what happens in a step).
 
 `pool`: a fixed number of slots of equal size in memory of this process, filled by positioned reads: an exact bound.
-`mapped`: experts stay in the mapped file, and the system decides which pages it keeps; it is asked for those that were
-chosen.
+`mapped`: experts stay in the mapped file, and the system decides which pages it keeps; it is asked for the chosen ones.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import mmap
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,13 @@ from lapinfer.spec import FeedForwardSpec
 
 Policy = Literal["lru", "lfu", "lrfu"]
 PIECE = 1 << 21
-"""Bytes that one read takes: several threads then share a large expert."""
+"""Bytes of one read, so that several threads share a large expert."""
 HALF_LIFE = 128
-"""Tokens until an earlier use counts half (lrfu); on recorded routing 32 to 1,024 differ by less than a percent."""
+"""Tokens after which an earlier use counts half (lrfu); on recorded routing 32 to 1,024 differ by under a percent."""
 
 
 def _address(name: str) -> int:
-    """A function of the C library."""
+    """The address of a function of the C library."""
     if sys.platform == "win32":
         raise UnsupportedError("--memory needs pread and madvise, which Windows lacks; run without it")
     try:
@@ -38,15 +38,24 @@ def _address(name: str) -> int:
         raise UnsupportedError(f"--memory needs the C library's {name}, which is not there; run without it") from None
 
 
-class ExpertPool:
-    """State that is shared by all routed layers of a model; experts are numbered over all of them.
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """The experts of one routed layer in the packed file: mapped [E, stride], from `offset` on; an expert is read in
+    its first `expert_bytes`."""
 
-    banks: of each routed layer, (where the mapped bank [E, stride] is, its offset in the file, bytes of an expert
-    that are read). slots is None for experts in the mapped file.
+    mapped: np.ndarray
+    offset: int
+    expert_bytes: int
+
+
+class ExpertPool:
+    """State that all routed layers of a model share; their experts are numbered throughout.
+
+    banks: of the routed layers in order. slots: None for experts in the mapped file.
     """
 
     def __init__(
-        self, feed_forwards: Sequence[FeedForwardSpec], file: Path, banks: Sequence[tuple[np.ndarray, int, int]],
+        self, feed_forwards: Sequence[FeedForwardSpec], file: Path, banks: Sequence[Bank],
         slots: int | None, policy: Policy = "lrfu",
     ):  # fmt: skip
         self.file, self.policy, self.banks = file, policy, list(banks)
@@ -57,7 +66,7 @@ class ExpertPool:
         self.counters = np.zeros(len(POOL_COUNTERS), np.int64)
         self.top_k = max(router.top_k for router in routers)
         self.slots = np.zeros(1, np.int64)
-        self.slot_bytes = max(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for _, _, size in banks)
+        self.slot_bytes = max(-(-bank.expert_bytes // mmap.PAGESIZE) for bank in banks) * mmap.PAGESIZE
         self.pooled = slots is not None
         if slots is None:
             self.advise = _address("madvise")
@@ -69,7 +78,7 @@ class ExpertPool:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         capacity = min(slots, total)
-        try:  # address space: only slots that are used take memory
+        try:  # only address space: slots take memory when they are used
             self.memory = np.frombuffer(mmap.mmap(-1, capacity * self.slot_bytes, flags=flags), np.uint8)
         except (OSError, ValueError) as error:
             raise DoesNotFitError(f"{capacity * self.slot_bytes:,} bytes for experts cannot be had: {error}") from error
@@ -79,15 +88,15 @@ class ExpertPool:
         self.used = np.zeros(capacity, np.int64)
         self.rank, self.uses = np.zeros(total), np.zeros(total, np.int64)
         self.clock = np.zeros(1, np.int64)
-        pieces = max(-(-size // PIECE) for _, _, size in banks)
+        pieces = max(-(-bank.expert_bytes // PIECE) for bank in banks)
         self.loads = np.zeros((most * pieces, len(LOAD)), np.int64)
 
     def shrink(self, slots: int) -> None:
-        """Use only so many slots; before the first step."""
+        """Use at most `slots` slots. Call it before the first step."""
         self.slots[0] = min(int(self.slots[0]), slots)
 
     def most_tokens(self, step: int) -> int:
-        """Tokens of a step, at most `step`, whose experts of one layer surely fit the slots all at once."""
+        """Tokens of a step, at most `step`, whose experts of one layer fit the slots together, whatever they choose."""
         slots = int(self.slots[0])
         if not self.pooled or slots >= max(self.experts):
             return step
@@ -96,21 +105,24 @@ class ExpertPool:
         return min(step, slots // self.top_k)
 
     def forget(self) -> None:
-        """Empty all slots, after a read that failed."""
+        """Empty all slots, after a failed read."""
         if self.pooled:
             self.slot_of[:] = self.owner[:] = -1
 
     def request_operands(self, position: int) -> dict[str, Any]:
-        bank, _, size = self.banks[position]
-        return {"bank": bank.ctypes.data, "stride": bank.strides[0], "bytes": size, "advise": self.advise}
+        bank = self.banks[position]
+        return {
+            "bank": bank.mapped.ctypes.data, "stride": bank.mapped.strides[0], "bytes": bank.expert_bytes,
+            "advise": self.advise,
+        }  # fmt: skip
 
     def place_operands(self, position: int) -> dict[str, Any]:
-        bank, offset, size = self.banks[position]
+        bank = self.banks[position]
         return {
             "experts": self.experts[position], "first": int(self.first[position]), "slot_of": self.slot_of,
             "owner": self.owner, "used": self.used, "rank": self.rank, "uses": self.uses, "slots": self.slots,
-            "pool": self.memory, "slot_bytes": self.slot_bytes, "offset": offset, "stride": bank.strides[0],
-            "bytes": size, "piece": PIECE, "policy": POLICIES.index(self.policy), "clock": self.clock,
+            "pool": self.memory, "slot_bytes": self.slot_bytes, "offset": bank.offset, "stride": bank.mapped.strides[0],
+            "bytes": bank.expert_bytes, "piece": PIECE, "policy": POLICIES.index(self.policy), "clock": self.clock,
             "half_life": float(HALF_LIFE * len(self.experts)), "loads": self.loads, "counters": self.counters,
         }  # fmt: skip
 
@@ -118,20 +130,19 @@ class ExpertPool:
         return {"loads": self.loads, "read": self.read, "file": self.fd}
 
     def stats(self) -> dict[str, Any]:
-        """Counts since the last `reset`: hits, misses, bytes read; slots, and bytes."""
-        found: dict[str, Any] = {name: int(n) for name, n in zip(POOL_COUNTERS, self.counters, strict=True)}
-        found |= {"slots": int(self.slots[0]), "slot_bytes": self.slot_bytes, "policy": self.policy}
-        return found
+        """Hits, misses and bytes read since the last `reset`; the number of slots, their size, and the policy."""
+        counts = {name: int(n) for name, n in zip(POOL_COUNTERS, self.counters, strict=True)}
+        return counts | {"slots": int(self.slots[0]), "slot_bytes": self.slot_bytes, "policy": self.policy}
 
     def line(self, tokens: int) -> str:
-        """The same for a person, over so many tokens."""
-        n = self.stats()
+        """The same as a line of text, for a number of tokens."""
         if not self.pooled:
             return "experts in the mapped file"
-        used = n["hits"] + n["misses"]
+        stats = self.stats()
+        hits, used = stats["hits"], stats["hits"] + stats["misses"]
         return (
-            f"experts: {n['slots']} of {self.first[-1]} kept ({self.policy}), {n['hits'] / max(used, 1):.1%} of {used} "
-            f"were there, {n['bytes_read'] / max(tokens, 1) / 1e6:.1f} MB read a token"
+            f"experts: {stats['slots']} of {self.first[-1]} kept ({self.policy}), {hits / max(used, 1):.1%} of {used} "
+            f"were there, {stats['bytes_read'] / max(tokens, 1) / 1e6:.1f} MB read per token"
         )
 
     def reset(self) -> None:

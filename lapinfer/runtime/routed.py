@@ -1,4 +1,4 @@
-"""What routed layers share in a step: logits, choices, and the tokens of each expert as tiles (kernels/route.py)."""
+"""Buffers that routed layers share in a step: logits, choices, each expert's tokens as tiles (kernels/route.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 
 
 def most_tiles(ff: FeedForwardSpec, tokens: int) -> int:
-    """Tiles that `tokens` tokens can make: whole ones, and one begun for each expert that has any."""
+    """Tiles that `tokens` tokens can fill at most: full ones, and one partly filled for each expert with tokens."""
     if ff.router is None:
         return 0
     pairs = tokens * ff.router.top_k
@@ -22,12 +22,12 @@ def most_tiles(ff: FeedForwardSpec, tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RoutingBuffers:
-    """Buffers of all routed layers, and what each of them chose in the last step.
+    """Buffers of all routed layers, and the choices of the last step.
 
-    layers: their indexes. chosen int64, weight float32 [routed layers, T, A]: experts in order of rank, −1 where a
-    layer has fewer; path float32 [routed layers, T, nodes]: logits of the nodes that each token met, tree by tree, NaN
-    where a layer has fewer. distinct, nodes int64 [routed layers]: how many experts, shared ones included, and how many
-    nodes the step has read.
+    layers: their indices. chosen int64, weight float32 [routed layers, T, A]: experts in order of rank, −1 where a
+    layer has fewer. path float32 [routed layers, T, nodes]: logits of the nodes that each token met, tree by tree, NaN
+    where a layer has fewer. distinct, nodes int64 [routed layers]: numbers of experts (with shared ones) and of nodes
+    that the step has read. The other arrays are operands of the ops (kernels/operands.py).
     """
 
     layers: tuple[int, ...]
@@ -50,7 +50,7 @@ class RoutingBuffers:
 
     @classmethod
     def for_layers(cls, hidden: int, feed_forwards: Mapping[int, FeedForwardSpec], step: int) -> RoutingBuffers:
-        """For steps of at most `step` tokens, whole tiles of them."""
+        """For steps of at most `step` tokens, a multiple of TILE."""
         routed = {i: ff for i, ff in feed_forwards.items() if ff.router is not None}
         routers = [ff.router for ff in routed.values() if ff.router is not None]
         tiles = max((most_tiles(ff, step) for ff in routed.values()), default=0)
@@ -89,10 +89,10 @@ class RoutingBuffers:
         )
 
     def position(self, layer: int) -> int:
-        """A layer's place among the routed ones."""
+        """A layer's position among the routed ones."""
         return self.layers.index(layer)
 
     @staticmethod
     def addresses(bank: np.ndarray) -> np.ndarray:
-        """Where each expert of a bank [E, bytes] lies."""
+        """The address of each expert of a bank [E, bytes]."""
         return bank.ctypes.data + bank.strides[0] * np.arange(len(bank), dtype=np.int64)

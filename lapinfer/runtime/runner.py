@@ -1,4 +1,4 @@
-"""Ops that can run: their machine code, the plan, a team of threads, and the meter of what was touched."""
+"""Ops that can run: their machine code, their plan, a team of threads, and a meter of what they touch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Runner:
         runner.begin(tokens)        # then enter what else the ops need into runner.words
         nanoseconds = runner.run()
 
-    header: the step's counts (kernels/operands.STEP), int64; words: the same memory, whose single words are read and
-    written without NumPy's machinery. run: one step; while traced, something else (runtime/trace.py).
+    header: the step's counts (kernels/operands.STEP), int64. words: the same memory, for single words without NumPy's
+    overhead. run: runs a step; replaced while steps are traced (runtime/trace.py).
     """
 
     def __init__(self, ops: list[Op], threads: int, *, notice: Notice | None = None, apart: bool = False):
-        """notice: told that kernels are compiled; apart: in a process of its own (kernels/library.py)."""
-        from lapinfer.kernels import library  # Numba is imported when something is run, not before
+        """notice: called when kernels must be compiled. apart: compile them in a separate process."""
+        from lapinfer.kernels import library  # imports Numba
 
         began = time.perf_counter()
         kernels = library.load([*{op.kernel.name for op in ops}, "lead", "follow", "read_clock"], notice, apart)

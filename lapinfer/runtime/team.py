@@ -1,7 +1,7 @@
-"""A team of threads that runs plans side by side (the loop itself is kernels/team.py).
+"""A team of threads that runs a plan together (the loop itself is kernels/team.py).
 
 The calling thread leads; the others help while there is work, spin for some milliseconds, and then sleep until the
-next step. Results do not depend on how many of them come.
+next step. Results do not depend on how many take part.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _yield_address() -> int:
 
 
 def _aligned_words(count: int) -> np.ndarray:
-    """int64 zeros that begin at a cache line pair."""
+    """int64 zeros that begin at a pair of cache lines."""
     words = np.zeros(count + LINE, np.int64)
     skip = -(words.ctypes.data // 8) % LINE
     return words[skip : skip + count]
@@ -61,7 +61,7 @@ class _Shared:
     def __init__(self, threads: int, follow: int):
         self.words = _aligned_words(control_words(threads))
         self.address = self.words.ctypes.data
-        self.view = self.words.data  # single words, without NumPy's machinery
+        self.view = self.words.data  # for single words, without NumPy's overhead
         self.wake = [threading.Event() for _ in range(threads)]
         self.closed = False
         self.follow = KERNEL(follow)
@@ -82,7 +82,7 @@ class _Shared:
 
 
 class Team:
-    """`threads` threads, the caller's included. `kernels` maps lead, follow and read_clock to machine code."""
+    """`threads` threads, with the caller's. `kernels`: machine code addresses of lead, follow and read_clock."""
 
     def __init__(self, threads: int, kernels: dict[str, int]):
         self.threads = threads
@@ -107,12 +107,12 @@ class Team:
         return int(out[0])
 
     def ns_per_tick(self) -> float:
-        """Length of a tick of the ops' clock, measured over the team's life."""
+        """Nanoseconds of a tick of the ops' clock, measured since the team was created."""
         ticks = self._ticks() - self._ticks_began
         return (time.perf_counter_ns() - self._ns_began) / max(ticks, 1)
 
     def attach(self, plan: Plan, step: np.ndarray, counters: np.ndarray) -> None:
-        """What `run` runs from now on: a plan, its step's header (operands.STEP), counters [ops, COUNTER] to add to."""
+        """Say what `run` runs: a plan, its step's header (operands.STEP), counters [ops, COUNTER] that it adds to."""
         assert step.flags.c_contiguous
         assert step.shape == (len(STEP_HEADER),)
         assert counters.flags.c_contiguous

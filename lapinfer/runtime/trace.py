@@ -1,9 +1,9 @@
-"""Run a step op by op from Python, and look at what each matrix multiplies. Also for: which op differs first?
+"""Run a step op by op from Python, to see what each matrix is multiplied with, or which op first differs.
 
     with traced(model, before):
-        model.step(token, slot, pos, want)      # calls before(op, inputs [T, C], experts) ahead of every matmul
+        model.step(token, slot, pos, want)      # calls before(op, inputs [T, C], experts) before every matmul
 
-Results are those of the team, bit for bit; only slower.
+Results are those of a team to the bit, only slower.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from lapinfer.runtime.plan import Op
 from lapinfer.runtime.runner import Runner
 
 Before = Callable[[Op, np.ndarray, np.ndarray | None], None]
-"""Called with a matmul op and its inputs, float32 [T, C] with C rounded up to whole groups; of the experts' second
-matrices, there is a row for each token and expert, and which expert is told, int64 [T]."""
+"""Called with a matmul op and its inputs, float32 [T, C], with C rounded up to whole groups. For the experts' second
+matrices there is a row for each token and expert, and the third argument is each row's expert, int64 [T]; else None."""
 
 After = Callable[[Op], None]
-"""Called with every op that ran."""
+"""Called after every op."""
 
 
 class Traceable(Protocol):
@@ -63,18 +63,18 @@ def decode(tiles: np.ndarray, kind: int, groups: int, tokens: int) -> np.ndarray
         values = stored.view(np.float32).reshape(count, groups, GROUP, TILE).transpose(0, 3, 1, 2)
     else:
         codes = stored[..., : TILE * GROUP].view(np.int8).astype(np.float32)
-        at = TILE * GROUP
+        offset = TILE * GROUP
         if kind == ACT_Q16:
-            codes = 255 * codes + stored[..., at : 2 * at].view(np.int8)
-            at *= 2
-        scale = stored[..., at : at + 4 * TILE].copy().view(np.float32)
+            codes = 255 * codes + stored[..., offset : 2 * offset].view(np.int8)
+            offset *= 2
+        scale = stored[..., offset : offset + 4 * TILE].copy().view(np.float32)
         values = codes.reshape(count, groups, TILE, GROUP) * scale[..., None]
         values = values.transpose(0, 2, 1, 3)
     return values.reshape(count * TILE, groups * GROUP)[:tokens]
 
 
 def routed_inputs(op: Op, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [T, C] of the experts' second matrices, of `count` tiles, and the expert of each row."""
+    """Inputs [T, C] of the experts' second matrices in the first `count` tiles, and the expert of each row."""
     x, table, groups = (op.operands[key] for key in ("x", "tiles", "groups"))
     assert isinstance(x, np.ndarray)
     assert isinstance(table, np.ndarray)

@@ -1,4 +1,4 @@
-"""The ops of attention: the usual kind, and that over latents."""
+"""The ops of attention, over keys and values or over latents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def attention(build: ModelOps, layer: int, spec: AttentionSpec, norm: NormSpec |
     build.norm(p + "attn_norm", norm, layer, "attention", build.wants(p + "qkv"))
     limits = build.limits
     cache = layer_cache(spec, limits.kv, limits.slots, limits.ctx, limits.step)
-    build.caches.append(cache)
     bias = build.vector(p + "qkv.bias", spec.qkv_rows) if spec.qkv_bias else None
     build.matmul(
         p + "qkv", layer, "attention", build.tiles, STORE, out=build.qkv, bias=bias, logical=(spec.qkv_rows, D)
@@ -54,7 +53,7 @@ def _rope_operands(build: ModelOps, spec: AttentionSpec) -> dict[str, Any]:
 
 
 def _store_heads(build: ModelOps, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
-    """Norm and rotate each head; keys and values into the cache."""
+    """Norm and rotate each head; store keys and values in the cache."""
     p, H, K = f"layers.{layer}.", spec.n_heads, spec.n_kv_heads
     heads = (H, K) if spec.qk_norm_full else (1, 1)
     norms: dict[str, Any] = {"q_norm": 0, "k_norm": 0}
@@ -96,25 +95,25 @@ def _attend(
 
 
 def _partial_of(build: ModelOps, spec: AttentionSpec) -> np.ndarray:
-    """The partials' buffer at a layer's own sizes."""
+    """The buffer of partials in the shape of one layer."""
     shape = (build.step.partials, spec.n_heads, lanes(spec.v_dim) + PARTIAL_EXTRA)
     return build.partial.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
 
 def _store_latents(build: ModelOps, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
-    """Queries against latents: their rotated part as it is, the other one through the head's own k_up."""
+    """Queries for latents: the rotated part as it is, the other part through the head's own k_up."""
     p, latent, rope = f"layers.{layer}.", spec.latent, spec.rope
     assert latent is not None
     assert rope is not None
-    q, kv_at = build.qkv, 4 * spec.q_rows
+    q, kv_offset = build.qkv, 4 * spec.q_rows
     if latent.q_rank:
         build.norm_of(build.qkv, p + "q_a_norm", latent.norm, latent.q_rank, layer, "attention", build.wants(p + "q_b"))
-        q, kv_at = build.q, 4 * latent.q_rank
+        q, kv_offset = build.q, 4 * latent.q_rank
         build.matmul(p + "q_b", layer, "attention", build.tiles, STORE, out=q, logical=(spec.q_rows, latent.q_rank))
     groups = padded(latent.nope) // GROUP
     build.add(
         "latent_store", "rope, store", "attention", layer, TILES, 1, q=q, q_stride=q.strides[0], qkv=build.qkv,
-        qkv_stride=build.qkv.strides[0], kv_at=kv_at, heads=spec.n_heads, nope=latent.nope, rank=latent.rank,
+        qkv_stride=build.qkv.strides[0], kv_at=kv_offset, heads=spec.n_heads, nope=latent.nope, rank=latent.rank,
         **_rope_operands(build, spec), **_cache_operands(build, cache), slot=build.step.slot, kv=cache.code,
         norm=build.vector(p + "kv_norm.weight", latent.rank, latent.norm.offset), eps=latent.norm.eps,
         out=build.hidden_tiles, groups=groups, out_kind=build.wants(p + "k_up"), query=build.query,

@@ -1,4 +1,4 @@
-"""The ops of a feed-forward: two matrices, or a router and those of the experts that it chooses."""
+"""The ops of a feed-forward: two matrices, or a router and the matrices of the experts that it chooses."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from lapinfer.quant import GROUP
 from lapinfer.quant.blocks import interleaved_rows
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.build.model_ops import ModelOps
+from lapinfer.runtime.build.sizes import first_matrix
 from lapinfer.runtime.build.trees import Target, descend, narrow_leaves, sort_operands
 from lapinfer.runtime.cost import FREE, Cost
 from lapinfer.runtime.ops import Ops
@@ -60,7 +61,7 @@ def feed_forward(build: Ops, index: int, norm: NormSpec | None, target: Target) 
 
 def _dense(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, target: Target) -> None:
     p, D = f"layers.{index}.", build.hidden
-    name, rows = ("gate_up", 2 * ff.width) if ff.gated else ("up", ff.width)
+    name, rows = first_matrix(ff)
     build.norm(p + "ff_norm", norm, index, "feed-forward", build.wants(p + name))
     bias = None
     if ff.bias:
@@ -83,10 +84,10 @@ def _dense(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, t
 
 
 def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, target: Target) -> None:
-    """Router, choice, and the two matrices of the chosen experts; shared experts are chosen by every token."""
+    """Router, choice, and the two matrices of the chosen experts; every token gets the shared experts."""
     p, D, routing = f"layers.{index}.", build.hidden, build.routing
     bank = f"layers.{index}.experts"
-    first = "gate_up" if ff.gated else "up"
+    first, rows = first_matrix(ff)
     kind = build.wants(f"{bank}.{first}")
     tile_bytes = padded(D) // GROUP * TILE_GROUP_BYTES[kind]
     build.norm(p + "ff_norm", norm, index, "router", kind, exact=routing.exact)
@@ -105,7 +106,7 @@ def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, 
     _experts(
         build, bank, addresses, first, index, GATED if ff.gated else PLAIN, bias=bias,
         activation=ACTIVATIONS.index(ff.activation),
-        out=routing.hidden, out_kind=build.wants(f"{bank}.down"), logical=((1 + ff.gated) * ff.width, D),
+        out=routing.hidden, out_kind=build.wants(f"{bank}.down"), logical=(rows, D),
     )  # fmt: skip
     bias = None
     if ff.bias:
@@ -117,7 +118,7 @@ def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, 
 
 
 def _route(build: Ops, index: int, ff: FeedForwardSpec, tile_bytes: int) -> None:
-    """The router's logits, and the experts that it chooses by them."""
+    """The router's logits, and the choice of experts by them."""
     routing, router = build.routing, _router(build, index)
     _logits(build, index)
     gate = routing.logits[:, router.n_experts :] if ff.shared_gate else None
@@ -184,14 +185,14 @@ def _experts(
     logical: tuple[int, int], out: np.ndarray, bias: np.ndarray | None, scale: float = 1.0, activation: int = 0,
     out_kind: int = 0,
 ) -> None:  # fmt: skip
-    """One matrix of a bank's experts × the tokens that are routed to them."""
+    """One matrix of each expert of a bank × the tokens that are routed to it."""
     name, routing = f"{bank}.{part}", build.routing
     ff, fmt = build.feed_forwards[layer], FORMATS[build.format(name)]
     blocks, groups = packed_blocks(part, logical[0]), padded(logical[1]) // GROUP
     size = fmt.row_block_bytes(logical[1])
     tiled = mode in (GATED, PLAIN)
     least = {GATED: 4, PLAIN: 2}.get(mode, 1)
-    # What returns to the tokens passes over all experts in one chunk, so its chunks are large enough sooner.
+    # The second matrix passes over all experts of a token in one chunk, so fewer blocks make a chunk large enough.
     if tiled:
         unit = blocks_of_an_expert(blocks, ff.active, least)
     else:
@@ -216,7 +217,7 @@ def _experts(
 
 
 def _bank_bias(build: Ops, name: str, ff: FeedForwardSpec) -> np.ndarray:
-    """Biases [E, …] of experts' first matrices, in the order of their packed rows."""
+    """Biases [E, …] of the experts' first matrices, in the order of their packed rows."""
     stored = build.weights.tensor(name)
     if not ff.gated:
         return np.stack([padded_vector(values, ff.width) for values in stored])

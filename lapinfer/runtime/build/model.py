@@ -8,7 +8,6 @@ from lapinfer.runtime.build.attention import attention
 from lapinfer.runtime.build.convolution import convolution
 from lapinfer.runtime.build.feed_forward import feed_forward_of_layer
 from lapinfer.runtime.build.model_ops import ModelOps, StepBuffers
-from lapinfer.runtime.kv import LayerCache
 from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.pool import ExpertPool
@@ -22,7 +21,6 @@ class Built:
 
     ops: list[Op]
     step: StepBuffers
-    caches: list[LayerCache]
     routing: RoutingBuffers
     pool: ExpertPool | None
 
@@ -38,4 +36,4 @@ def build_model(spec: ModelSpec, weights: Weights, limits: Limits) -> Built:
             attention(build, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
         feed_forward_of_layer(build, i, layer)
     build.head()
-    return Built(build.ops, build.step, build.caches, build.routing, build.pool)
+    return Built(build.ops, build.step, build.routing, build.pool)

@@ -1,4 +1,4 @@
-"""What the layers of a model share: the step's buffers, the KV caches, embedding and head."""
+"""What the layers of a model share: the step's buffers, embedding and head."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import numpy as np
 from lapinfer.kernels.operands import ADD, HEAD, ITEM, STORE, TILE, TILES, KernelId
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
-from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
+from lapinfer.runtime.build.sizes import attention_scratch, first_matrix, gates_width, partial_row, partials
 from lapinfer.runtime.cost import Cost
-from lapinfer.runtime.kv import LayerCache
 from lapinfer.runtime.ops import Limits, Ops, Weights
-from lapinfer.runtime.pool import ExpertPool
+from lapinfer.runtime.pool import Bank, ExpertPool
 from lapinfer.runtime.sizes import packed_blocks, padded
 from lapinfer.spec import ModelSpec, NormSpec, RopeSpec
 
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
-    """What a step writes before it runs the plan, and the logits it leaves."""
+    """What a step writes before its ops run, and the logits that they leave."""
 
     token: np.ndarray
     slot: np.ndarray
@@ -73,7 +72,6 @@ class ModelOps(Ops):
             block_max=np.empty((W, V // ROWS), np.float32),
         )
         self.ropes: dict[RopeSpec, np.ndarray] = {}
-        self.caches: list[LayerCache] = []
 
     def embed(self) -> None:
         table, fmt = self.weights.tensor("embed"), FORMATS[self.format("embed")]
@@ -93,7 +91,7 @@ class ModelOps(Ops):
         self, name: str, post_name: str, post: NormSpec | None, layer: int, part: str, x: np.ndarray,
         bias: np.ndarray | None, logical: tuple[int, int],
     ) -> None:  # fmt: skip
-        """The matrix that returns to the residual stream, and the norm behind it where there is one."""
+        """The matrix that returns to the residual stream, and the norm after it, if there is one."""
         scale = self.spec.layers[layer].residual_scale
         if post is None:
             self.matmul(name, layer, part, x, ADD, out=self.x, bias=bias, scale=scale, logical=logical)
@@ -105,7 +103,7 @@ class ModelOps(Ops):
         spec, name = self.spec, "embed" if self.spec.tied else "head"
         rows = padded(spec.vocab, ROWS)
         bias = None
-        if spec.head_bias or rows != spec.vocab:  # rows that are no tokens can never be the maximum
+        if spec.head_bias or rows != spec.vocab:  # padded rows can never be the maximum
             bias = np.full(rows, -np.inf, np.float32)
             bias[: spec.vocab] = self.weights.tensor("head.bias") if spec.head_bias else 0.0
         self.norm("norm", spec.norm, -1, "head", self.wants(name), wanted=self.step.want)
@@ -116,20 +114,20 @@ class ModelOps(Ops):
         )  # fmt: skip
 
     def _pool(self) -> ExpertPool | None:
-        """Where experts are kept that do not fit into memory."""
+        """Holds experts that do not all fit into memory."""
         if self.limits.experts == "resident" or not self.routing.layers:
             return None
         weights, banks = self.weights, []
         for i in self.routing.layers:
             name, ff = f"layers.{i}.experts", self.spec.layers[i].feed_forward
-            first = "gate_up" if ff.gated else "up"
-            parts = ((first, (1 + ff.gated) * ff.width, self.spec.hidden), ("down", self.spec.hidden, ff.width))
-            size = max(self._end(f"{name}.{part}", part, rows, columns) for part, rows, columns in parts)
-            banks.append((weights.tensor(name), weights.file_offset(name), size))
+            first, rows = first_matrix(ff)
+            end = max(self._end(name, first, rows, self.hidden), self._end(name, "down", self.hidden, ff.width))
+            banks.append(Bank(weights.tensor(name), weights.file_offset(name), end))
         slots = self.limits.slots_of_pool if self.limits.experts == "pool" else None
         return ExpertPool(list(self.feed_forwards.values()), weights.path, banks, slots, self.limits.policy)
 
-    def _end(self, name: str, part: str, rows: int, columns: int) -> int:
-        """Where a matrix of a bank ends in each expert."""
+    def _end(self, bank: str, part: str, rows: int, columns: int) -> int:
+        """Byte at which a matrix of a bank ends in each expert."""
+        name = f"{bank}.{part}"
         size = packed_blocks(part, rows) * FORMATS[self.format(name)].row_block_bytes(columns)
         return self.weights.offset(name) + size

@@ -1,4 +1,4 @@
-"""How large the buffers are that the layers of a model share, from its spec alone."""
+"""Sizes of the buffers that the layers of a model share, from its spec alone."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from lapinfer.quant import ROWS
 from lapinfer.runtime.kv import lanes
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.sizes import padded
-from lapinfer.spec import AttentionSpec, ModelSpec
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, ModelSpec
 
 ATTENTION_ROWS = 4
 """Query rows of a register tile in kernels/attention.py."""
 
 
 def partials(limits: Limits) -> int:
-    """How many attention partials the buffer for them holds."""
+    """Attention partials that their buffer holds."""
     blocks = padded(limits.ctx, KEY_BLOCK) // KEY_BLOCK
     return max(padded(limits.step, TILE), 2 * TILE, TILE * blocks)
 
 
 def attention_scratch(a: AttentionSpec) -> int:
-    """Floats of scratch that one thread needs for attention."""
+    """Floats of scratch memory that one thread needs for attention."""
     attention = (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
     attention += ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2)
     merge = padded(a.n_heads * a.v_dim) + ROWS
@@ -36,11 +36,16 @@ def context_bytes(spec: ModelSpec, limits: Limits) -> int:
 
 
 def partial_row(spec: ModelSpec) -> tuple[int, int]:
-    """Heads of an attention partial, and float32 of each, in the buffer that all layers share."""
+    """Heads of an attention partial, and floats of each, in the buffer that all layers share."""
     heads = max((a.n_heads for a in spec.attentions), default=0)
     return heads, max((lanes(a.v_dim) for a in spec.attentions), default=0) + PARTIAL_EXTRA
 
 
 def gates_width(hidden: int) -> int:
-    """float32 of a token's row (B, C, x), with what is read behind x where the width is no multiple of a group."""
+    """Floats of a token's row (B, C, x), with what is read after x where the width is not a multiple of a group."""
     return padded(2 * hidden + padded(hidden))
+
+
+def first_matrix(ff: FeedForwardSpec) -> tuple[str, int]:
+    """Name and rows of the first matrix of a feed-forward or of each expert: gate and up are one."""
+    return ("gate_up", 2 * ff.width) if ff.gated else ("up", ff.width)

@@ -1,4 +1,4 @@
-"""The ops of fast feedforward layers: the descent, and leaves that are kept neuron by neuron."""
+"""The ops of fast feedforward layers: the descent, and leaves that are stored neuron by neuron."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lapinfer.spec import FeedForwardSpec, NormSpec, RouterSpec, TreeSpec
 
 """In the order of kernels/tree.py."""
 OUTWARD_CHUNKS = 8
-"""Pieces that the columns of several tokens' results are cut into, where they have so many groups."""
+"""Chunks that the columns of several tokens' results are divided into, if they have at least as many groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def sort_operands(
     build: Ops, index: int, ff: FeedForwardSpec, tile_bytes: int, x: np.ndarray | int, gate: int = 0,
     shared_weight: float = 1.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """What tokens are sorted by expert with. gate: address of the first token's logit for the shared experts."""
+    """Operands for sorting tokens by expert. gate: address of the first token's logit for the shared experts."""
     routing, router = build.routing, ff.router
     assert router is not None
     position = routing.position(index)
@@ -49,7 +49,7 @@ def sort_operands(
     }  # fmt: skip
 
 
-def mixed(build: Ops, index: int, tree: TreeSpec) -> tuple[float, float]:
+def mix_weights(build: Ops, index: int, tree: TreeSpec) -> tuple[float, float]:
     """The weights of leaves and of shared experts."""
     if not tree.mix:
         return 1.0, 1.0
@@ -106,11 +106,11 @@ def descend(
     build: Ops, index: int, ff: FeedForwardSpec, tree: TreeSpec, columns: np.ndarray, tile_bytes: int = 0,
     crowd: bool = False,
 ) -> None:  # fmt: skip
-    """The leaf of each tree for every token, and the tokens sorted by leaf; crowd: only where there are several.
+    """The leaf of each tree for every token, and the tokens sorted by leaf; crowd: only in steps of several tokens.
 
-    columns: float32 [T, ≥ D] to decide by; tile_bytes: of the tiles that the leaves multiply, if they do.
+    columns: float32 [T, ≥ D] that decisions are made by. tile_bytes: of the tiles that leaves multiply, if they do.
     """
-    leaf, shared = mixed(build, index, tree)
+    leaf, shared = mix_weights(build, index, tree)
     build.add(
         "descend", "descend", "router", index, CROWD_TILES if crowd else TILES, 1,
         **sort_operands(build, index, ff, tile_bytes, build.tiles, shared_weight=shared),
@@ -123,15 +123,15 @@ def descend(
 def narrow_leaves(
     build: Ops, index: int, ff: FeedForwardSpec, router: RouterSpec | TreeSpec, norm: NormSpec | None, target: Target
 ) -> None:
-    """Descent and leaves: one op for a lone token; for several, descent, first neurons, and what they give back."""
+    """Descent and leaves: one op for a lone token; for several tokens, descent, first neurons, and what they return."""
     assert isinstance(router, TreeSpec)
     tree, routing, p = router, build.routing, f"layers.{index}."
     fmt, groups = build.format(p + "leaves.inward"), padded(target.width) // GROUP
     columns = build.x
-    if norm is not None or target.out is build.x:  # leaves must not read what others have added already
+    if norm is not None or target.out is build.x:  # leaves must not read what other leaves have added
         columns = routing.exact
         build.norm_of(build.x, p + "ff_norm", norm, build.hidden, index, "router", ACT_F32, exact=columns, out=0)
-    leaf_weight, shared_weight = mixed(build, index, tree)
+    leaf_weight, shared_weight = mix_weights(build, index, tree)
     leaves = _leaf_operands(build, index, ff, target, leaf_weight)
     sort = sort_operands(build, index, ff, 0, 0, shared_weight=shared_weight)
     descent: dict[str, Any] = {**sort, **_tree_operands(build, index, tree, columns)}
@@ -170,7 +170,7 @@ def narrow_leaves(
 
 
 def _leaf_costs(build: Ops, index: int, ff: FeedForwardSpec, target: Target) -> tuple[Cost, Cost]:
-    """What leaves' first neurons read, and what these give back, in steps of several tokens."""
+    """Costs of leaves' first neurons and of what these return, in steps of several tokens."""
     rows, D, fmt = (1 + ff.gated) * ff.width, build.hidden, build.format(f"layers.{index}.leaves.inward")
     inward = rows * row_bytes(fmt, D) + (4 * rows if ff.bias else 0)
     outward = ff.width * row_bytes(fmt, target.width) + (4 * target.width if ff.bias and not _neurons(ff) else 0)
@@ -205,6 +205,6 @@ def _leaf_operands(build: Ops, index: int, ff: FeedForwardSpec, target: Target, 
 
 
 def _biases(stored: np.ndarray) -> tuple[np.ndarray, int]:
-    """Biases [E, n], padded to whole groups, and the bytes from one leaf's to the next."""
+    """Biases [E, n], padded to whole groups, and the bytes from one leaf's biases to the next."""
     values = np.stack([padded_vector(row, stored.shape[1]) for row in stored])
     return values, values.strides[0]
