@@ -35,14 +35,14 @@ class Field:
         if self.kind == "float32":
             return int(np.float32(value).view(np.int32))
         if isinstance(value, float | np.floating):
-            raise ValueError(f"{what} is {value!r}, expected an {self.kind}")
+            raise ValueError(f"{what} is {value!r}, expected {self.kind}")
         if self.kind == "address" and value < 0:
-            raise ValueError(f"{what} is {value}, expected an address")
+            raise ValueError(f"{what} is {value}, expected address")
         return int(value)
 
     def _address(self, array: np.ndarray, what: str) -> int:
         if self.kind != "address":
-            raise ValueError(f"{what} is an array, expected a {self.kind}")
+            raise ValueError(f"{what} is an array, expected {self.kind}")
         if not (array.flags.c_contiguous and array.flags.aligned):
             raise ValueError(f"{what}: an operand of an op must be a contiguous, aligned array")
         dtype = np.int64 if self.table is not None else self.dtype

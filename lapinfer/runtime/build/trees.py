@@ -16,7 +16,6 @@ from lapinfer.runtime.ops import Ops
 from lapinfer.runtime.sizes import padded, padded_vector
 from lapinfer.spec import FeedForwardSpec, NormSpec, RouterSpec, TreeSpec
 
-"""In the order of kernels/tree.py."""
 OUTWARD_CHUNKS = 8
 """Chunks that the columns of several tokens' results are divided into, if they have at least as many groups."""
 
