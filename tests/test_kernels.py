@@ -10,6 +10,7 @@ import reference
 
 from lapinfer.kernels import library
 from lapinfer.kernels.cache import address, kernel
+from lapinfer.kernels.conversions import load_bf16, load_bf16x16, load_f16, load_f16x16, store_f16, store_f16x16
 from lapinfer.kernels.operands import (
     ACT_F32,
     ACT_Q8,
@@ -43,10 +44,6 @@ from lapinfer.kernels.simd import (
     absolute,
     copy_sign,
     fma,
-    load_bf16,
-    load_bf16x16,
-    load_f16,
-    load_f16x16,
     load_f32,
     load_f32x16,
     load_i8,
@@ -59,8 +56,6 @@ from lapinfer.kernels.simd import (
     reduce_sum,
     round_even,
     square_root,
-    store_f16,
-    store_f16x16,
     store_f32,
     store_f32x16,
     store_i8,

@@ -10,12 +10,12 @@ Gimelshein, arXiv 1805.02867; splitting over keys: Dao et al., Flash-Decoding.)
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
+from lapinfer.kernels.conversions import load_f16x16
 from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, PARTIAL_EXTRA, TILE
 from lapinfer.kernels.simd import (
     fma,
     iota,
     lane,
-    load_f16x16,
     load_f32,
     load_f32x16,
     load_i8x16,

@@ -3,6 +3,7 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
+from lapinfer.kernels.conversions import store_f16
 from lapinfer.kernels.operands import KEY_LANES, KV_F16, KV_F32, LAYER, NONE, TILE
 from lapinfer.kernels.products import ELEMENTS
 from lapinfer.kernels.simd import (
@@ -13,7 +14,6 @@ from lapinfer.kernels.simd import (
     load_i64,
     reduce_sum,
     splat_f32,
-    store_f16,
     store_f32,
     store_f32x16,
     store_i8,

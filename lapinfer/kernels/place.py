@@ -11,7 +11,8 @@ import numpy as np
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.operands import BYTES_READ, HITS, LFU, LRU, MISSES, NOT_READ
 from lapinfer.kernels.route import note_problem
-from lapinfer.kernels.simd import call_advise, call_read, load_f64, load_i64, store_f64, store_i64
+from lapinfer.kernels.simd import load_f64, load_i64, store_f64, store_i64
+from lapinfer.kernels.system import call_advise, call_read
 from lapinfer.machine import LARGEST_PAGE
 
 WILL_NEED = 3

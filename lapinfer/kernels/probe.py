@@ -4,7 +4,8 @@ import numpy as np
 from numba.core.registry import cpu_target
 
 from lapinfer.kernels.cache import kernel
-from lapinfer.kernels.simd import features, load_f32x16, reduce_sum, splat_f32, store_f32
+from lapinfer.kernels.codegen import features
+from lapinfer.kernels.simd import load_f32x16, reduce_sum, splat_f32, store_f32
 
 
 @kernel

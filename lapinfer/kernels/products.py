@@ -8,23 +8,11 @@ Sums are in float32, group after group: the order never depends on the number of
 
 from numba.core import cgutils, types
 
+from lapinfer.kernels.codegen import FLOAT, I32, I64, const, f32x16, i8x64, i32x16, load_splat, multiply_add, named
+from lapinfer.kernels.dots import dot_signed, dot_small
 from lapinfer.kernels.formats import READERS
 from lapinfer.kernels.operands import ACTIVATION_KINDS, TILE, TILE_GROUP_BYTES
 from lapinfer.kernels.reader import Block, Reader
-from lapinfer.kernels.simd import (
-    FLOAT,
-    I32,
-    I64,
-    const,
-    dot_signed,
-    dot_small,
-    f32x16,
-    i8x64,
-    i32x16,
-    load_splat,
-    multiply_add,
-    named,
-)
 from lapinfer.kernels.stamp import Constant
 from lapinfer.quant import GROUP
 from lapinfer.quant.format import Format

@@ -9,7 +9,9 @@ from typing import Any
 from llvmlite import ir
 
 from lapinfer.kernels.cache import jit
-from lapinfer.kernels.simd import I8, I16, const, half_to_float, i8x64, i32x16, load, load_u8
+from lapinfer.kernels.codegen import I8, I16, const, i8x64, i32x16, load
+from lapinfer.kernels.conversions import half_to_float
+from lapinfer.kernels.simd import load_u8
 
 HALVES, BYTES, WIDE = ir.VectorType(I16, 16), ir.VectorType(I8, 16), i32x16.llvm
 

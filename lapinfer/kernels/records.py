@@ -22,8 +22,8 @@ from numba.extending import (
     type_callable,
 )
 
+from lapinfer.kernels.codegen import I64, at, load
 from lapinfer.kernels.declare import Field, Record
-from lapinfer.kernels.simd import I64, at, load
 
 KINDS = {"int64": types.int64, "float32": types.float32, "address": types.int64}
 

@@ -11,8 +11,8 @@ for integers. Sums run over the columns, or neurons, in order: they do not depen
 
 from numba.core import cgutils, types
 
+from lapinfer.kernels.codegen import I64, f32x16, load, multiply_add, named, splat
 from lapinfer.kernels.formats import READERS
-from lapinfer.kernels.simd import I64, f32x16, load, multiply_add, named, splat
 from lapinfer.kernels.stamp import Constant
 from lapinfer.quant.format import Format
 from lapinfer.quant.formats import FORMATS

@@ -8,7 +8,8 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.operands import ACT_F32, ACT_Q8, F32_TILE_GROUP, Q8_TILE_GROUP, Q16_TILE_GROUP, TILE
-from lapinfer.kernels.simd import atomic_add, atomic_store, lane, load_f32, load_i64, splat_f32, store_f32, store_i64
+from lapinfer.kernels.simd import lane, load_f32, load_i64, splat_f32, store_f32, store_i64
+from lapinfer.kernels.system import atomic_add, atomic_store
 from lapinfer.kernels.vecmath import exp
 
 f32 = np.float32

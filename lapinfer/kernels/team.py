@@ -28,7 +28,8 @@ from lapinfer.kernels.control import (
     YIELD,
 )
 from lapinfer.kernels.operands import COUNT, KERNEL, ROW, TIMES
-from lapinfer.kernels.simd import (
+from lapinfer.kernels.simd import load_i64, store_i64
+from lapinfer.kernels.system import (
     atomic_add,
     atomic_load,
     atomic_store,
@@ -36,9 +37,7 @@ from lapinfer.kernels.simd import (
     call_system,
     clock,
     compare_and_swap,
-    load_i64,
     pause,
-    store_i64,
 )
 
 SPINS_BEFORE_YIELD = 2_000  # about 50 microseconds

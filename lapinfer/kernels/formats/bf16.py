@@ -1,8 +1,9 @@
 """bf16: the upper half of a float32."""
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.codegen import load
+from lapinfer.kernels.conversions import bf16_to_float, load_bf16
 from lapinfer.kernels.reader import HALVES, Reader
-from lapinfer.kernels.simd import bf16_to_float, load, load_bf16
 
 
 def column(context, b, address, offset=0):

@@ -1,8 +1,8 @@
 """f16: IEEE half precision."""
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.conversions import load_f16
 from lapinfer.kernels.reader import Reader, halves
-from lapinfer.kernels.simd import load_f16
 
 
 def group(context, b, address):

@@ -1,8 +1,9 @@
 """f32: float32."""
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.codegen import f32x16, load
 from lapinfer.kernels.reader import Reader
-from lapinfer.kernels.simd import f32x16, load, load_f32
+from lapinfer.kernels.simd import load_f32
 
 
 def column(context, b, address, offset=0):

@@ -3,8 +3,10 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.codegen import call, const, f32x16
+from lapinfer.kernels.dots import fp4_codes
 from lapinfer.kernels.reader import WIDE, Block, Reader, nibble, nibbles, whole
-from lapinfer.kernels.simd import call, const, f32x16, fp4_codes, load_u8
+from lapinfer.kernels.simd import load_u8
 from lapinfer.quant.formats.mxfp4 import LEAST
 
 

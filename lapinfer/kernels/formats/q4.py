@@ -3,8 +3,9 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.codegen import I8, const, f32x16, load, load_splat, multiply_add
 from lapinfer.kernels.reader import BYTES, WIDE, Block, Reader, nibble, nibbles, whole
-from lapinfer.kernels.simd import I8, const, f32x16, load, load_f32, load_splat, load_u8, multiply_add
+from lapinfer.kernels.simd import load_f32, load_u8
 from lapinfer.quant.formats.q4 import MINIMUM_STEP
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.conversions import load_f16
 from lapinfer.kernels.reader import Block, Reader, halves, nibble, nibbles
-from lapinfer.kernels.simd import load_f16
 
 
 def block(context, b, address):

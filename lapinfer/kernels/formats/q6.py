@@ -4,8 +4,9 @@ import numpy as np
 from llvmlite import ir
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.codegen import I16, const, f32x16, i8x64, load
 from lapinfer.kernels.reader import Block, Reader, nibble, nibbles, whole
-from lapinfer.kernels.simd import I16, const, f32x16, i8x64, load, load_f32, load_u8
+from lapinfer.kernels.simd import load_f32, load_u8
 from lapinfer.quant.formats.q6 import ZERO
 
 LOW, HIGH = 16, 16 + 256

@@ -3,8 +3,10 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.codegen import I16, f32x16, i8x64, load, load_splat
+from lapinfer.kernels.conversions import half_to_float, load_f16
 from lapinfer.kernels.reader import BYTES, WIDE, Block, Reader, halves
-from lapinfer.kernels.simd import I16, f32x16, half_to_float, i8x64, load, load_f16, load_i8, load_splat
+from lapinfer.kernels.simd import load_i8
 
 
 def block(context, b, address):
