@@ -12,11 +12,17 @@ from lapinfer.errors import InputError
 from lapinfer.options import QUANTS, LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.kv import DTYPES
+from lapinfer.text.language_model import GenerationKeywords
 
 
 def test_keywords_of_load_are_the_fields():
     assert get_type_hints(LoadKeywords) == get_type_hints(LoadOptions)
     assert {name: kind for name, (kind, _) in declared(LoadOptions).items()} == get_type_hints(LoadKeywords)
+
+
+def test_keywords_of_generate_have_the_sampling_parameters():
+    keywords = get_type_hints(GenerationKeywords)
+    assert get_type_hints(SamplingParams).items() <= keywords.items()
 
 
 def test_choices_are_those_of_the_engine():

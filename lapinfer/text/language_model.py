@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lapinfer.spec import ModelSpec
 
 
-class Options(TypedDict, total=False):
-    """What every kind of generation accepts; sampling options as in `SamplingParams`."""
+class GenerationKeywords(TypedDict, total=False):
+    """What every kind of generation accepts; sampling parameters as in `SamplingParams`, instead of `params`."""
 
     max_tokens: int | None
     stop: Sequence[str]
@@ -79,7 +79,7 @@ class LanguageModel:
 
     @contextmanager
     def watch_experts(self) -> Iterator[Routing]:
-        """Record which experts all tokens get that are run within the block, in whatever slot and by whatever thread.
+        """Record which experts the tokens get that are run within the block, in any slot and by any thread.
 
             with model.watch_experts() as routing:
                 model.generate("…")
@@ -106,7 +106,7 @@ class LanguageModel:
             return self.model.forward(checked_ids(ids, self.spec.vocab))
 
     def forget(self) -> None:
-        """Count on nothing in the KV cache: needed when `model` was stepped directly."""
+        """Reuse nothing of the KV cache: needed after `model` was stepped directly."""
         with self.model.lock:
             for conversation in self._conversations:
                 conversation.ids, conversation.writer = [], None
@@ -119,21 +119,21 @@ class LanguageModel:
             raise InputError("this checkpoint has no tokenizer.json: give the prompt as token ids, or add that file")
         return self.tokenizer.encode(prompt, special)
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[Token]:
-        """One `Token` a generated token, continuing the prompt as it stands (no chat template)."""
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationKeywords]) -> Iterator[Token]:
+        """A `Token` for each generated token, continuing the prompt as it stands (no chat template)."""
         return self._stream(self.encode(prompt), **options)
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationKeywords]) -> Completion:
         """The whole continuation of a prompt."""
         return completed(self.stream(prompt, **options))
 
-    def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[Token]:
-        """One `Token` a token of the assistant's answer to a conversation."""
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[GenerationKeywords]) -> Iterator[Token]:
+        """A `Token` for each token of the assistant's answer to a conversation."""
         if self.template is None:
             raise UnsupportedError("this checkpoint has no chat template: use generate() or stream() with plain text")
         return self._stream(self.encode(self.template.render(messages), special=False), **options)
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
+    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationKeywords]) -> Completion:
         """The assistant's whole answer; messages are {'role': 'user', 'content': '…'} and so on."""
         return completed(self.stream_chat(messages, **options))
 
@@ -157,7 +157,9 @@ class LanguageModel:
     def __enter__(self) -> LanguageModel:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -190,7 +192,7 @@ def load(
 
 
 def open_model(path_or_name: str | Path, options: LoadOptions, progress: Progress | None = None) -> LanguageModel:
-    """As `load`, which makes the LoadOptions."""
+    """What `load` does, for callers that have LoadOptions."""
     from lapinfer.loading import load_model
 
     model = load_model(path_or_name, options, progress=progress)
