@@ -112,7 +112,7 @@ def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:
         activations = "q16" if parameters(spec) < SMALL else "q8"
     threads = default_threads() if options.threads is None else options.threads
     step = min(CHUNK, ctx)  # a longer chunk than the context would never be filled
-    return Limits(ctx, options.slots, step, threads, options.kv, activations)  # type: ignore[arg-type]
+    return Limits(ctx, options.slots, step, threads, options.kv, activations)
 
 
 def default_ctx(spec: ModelSpec) -> int:

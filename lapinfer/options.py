@@ -11,14 +11,19 @@ from dataclasses import dataclass, fields
 from functools import cache
 from math import inf
 from numbers import Integral, Real
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypedDict, get_args, get_type_hints
 
 from lapinfer.errors import InputError
-from lapinfer.kernels.operands import KV_KINDS, POLICIES
 from lapinfer.quant.names import format_names
 
 QUANTS = ("auto", *format_names())
-SYSTEM = "system"
+KVName = Literal["f32", "f16", "q8"]
+ActivationsName = Literal["auto", "q8", "q16"]
+Policy = Literal["lru", "lfu", "lrfu"]
+"""Which experts leave a pool of them."""
+POLICIES = get_args(Policy)
+PolicyName = Literal[Policy, "system"]
+SYSTEM: Final = "system"
 """The policy that leaves it to the system's page cache which experts are in memory."""
 MOST_THREADS = 256
 """More than any laptop has: thousands would bring the computer to a halt."""
@@ -104,10 +109,10 @@ class LoadOptions:
         int | None, whole("Positions that the context holds.", 1, unset="the model's own, at most 4,096")
     ] = None
     slots: Annotated[int, whole("Sequences that are kept at once.", 1)] = 1
-    kv: Annotated[str, choice("Format of the KV cache.", KV_KINDS)] = "f16"
+    kv: Annotated[KVName, choice("Format of the KV cache.", get_args(KVName))] = "f16"
     activations: Annotated[
-        str,
-        choice("Multiply quantized weights with q8 or q16 (more exact, slower) numbers.", ("auto", "q8", "q16")),
+        ActivationsName,
+        choice("Multiply quantized weights with q8 or q16 (more exact, slower) numbers.", get_args(ActivationsName)),
     ] = "auto"
     experts: Annotated[int | None, whole("Experts per token.", 1, unset="the model's own number")] = None
     memory: Annotated[
@@ -120,10 +125,10 @@ class LoadOptions:
         ),
     ] = None
     policy: Annotated[
-        str,
+        PolicyName,
         choice(
             "Which experts stay in memory: lru, lfu, lrfu (both); or, without --memory, as the system likes: system.",
-            (*POLICIES, SYSTEM),
+            get_args(PolicyName),
         ),
     ] = "lrfu"
 
@@ -147,11 +152,11 @@ class LoadKeywords(TypedDict, total=False):
     threads: int | None
     ctx: int | None
     slots: int
-    kv: str
-    activations: str
+    kv: KVName
+    activations: ActivationsName
     experts: int | None
     memory: float | None
-    policy: str
+    policy: PolicyName
 
 
 @dataclass(frozen=True, slots=True)

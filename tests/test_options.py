@@ -9,6 +9,7 @@ import pytest
 
 import lapinfer
 from lapinfer.errors import InputError
+from lapinfer.kernels.operands import KV_KINDS, POLICIES
 from lapinfer.options import QUANTS, LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.kv import DTYPES
@@ -27,7 +28,8 @@ def test_keywords_of_generate_have_the_sampling_parameters():
 
 def test_choices_are_those_of_the_engine():
     assert set(QUANTS) == {"auto", *FORMATS}
-    assert set(declared(LoadOptions)["kv"][1].choices) == set(DTYPES)
+    assert declared(LoadOptions)["kv"][1].choices == KV_KINDS == tuple(DTYPES)
+    assert declared(LoadOptions)["policy"][1].choices == (*POLICIES, "system")
 
 
 @pytest.mark.parametrize("kind", [LoadOptions, SamplingParams])

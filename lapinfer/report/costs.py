@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lapinfer.options import KVName
 from lapinfer.quant.formats import FORMATS
-from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import active_parameters, feed_forward_tensors, parameters, tensors

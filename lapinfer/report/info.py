@@ -13,12 +13,12 @@ from lapinfer.checkpoint.hub import remote_config, resolve
 from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.loading import default_ctx
+from lapinfer.options import KVName
 from lapinfer.packing.assemble import Assembler
 from lapinfer.packing.reader import read_packed
 from lapinfer.quant.choice import Stored
 from lapinfer.report.costs import Costs
 from lapinfer.report.fit import QUANTS, fits, verdict
-from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.predict import expected_experts
 from lapinfer.spec import LayerSpec, ModelSpec, TreeSpec
 from lapinfer.tensors import active_parameters, parameters

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
+from lapinfer.options import KVName
 from lapinfer.quant import ROWS
-from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.predict import Term, byte_terms, parts_of
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, KV_KINDS
+from lapinfer.options import KVName
 from lapinfer.runtime.sizes import padded
 from lapinfer.spec import AttentionSpec, ConvolutionSpec, LayerSpec, ModelSpec
 
-KVName = Literal["f32", "f16", "q8"]
 DTYPES = {"f32": np.float32, "f16": np.float16, "q8": np.int8}
 LANES = 16
 

@@ -28,12 +28,12 @@ from lapinfer.kernels.operands import (
     WANT_TILES,
     KernelId,
 )
+from lapinfer.options import KVName, Policy
 from lapinfer.quant import BAND, GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.cost import FREE, Cost, Steps
-from lapinfer.runtime.kv import KVName
 from lapinfer.runtime.plan import Op, Operand
-from lapinfer.runtime.pool import ExpertPool, Policy
+from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.routed import RoutingBuffers
 from lapinfer.runtime.sizes import blocks_in_a_chunk, padded, padded_vector
 from lapinfer.spec import FeedForwardSpec, NormSpec

@@ -13,15 +13,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lapinfer.errors import CheckpointError, DoesNotFitError, UnsupportedError
 from lapinfer.kernels.operands import LOAD, POLICIES, POOL_COUNTERS
+from lapinfer.options import Policy
 from lapinfer.spec import FeedForwardSpec
 
-Policy = Literal["lru", "lfu", "lrfu"]
 PIECE = 1 << 21
 """Bytes of one read, so that several threads share a large expert."""
 HALF_LIFE = 128
