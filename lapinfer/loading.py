@@ -59,7 +59,7 @@ def load_model(
     began = time.perf_counter()
     folder, is_copy = _packed_folder(path_or_name, options.quant, say)
     pack_s = time.perf_counter() - began
-    spec, weights = _read_packed(folder, is_copy)
+    spec, weights = _read_packed(folder, is_copy, say)
     if options.experts is not None:
         spec = with_experts(spec, options.experts)
     limits = _limits(spec, options)
@@ -92,10 +92,10 @@ def _packed_folder(path_or_name: str | Path, quant: str, say: Progress) -> tuple
     return source, False
 
 
-def _read_packed(folder: Path, is_copy: bool) -> tuple[ModelSpec, PackedFile]:
+def _read_packed(folder: Path, is_copy: bool, notice: Progress) -> tuple[ModelSpec, PackedFile]:
     """The spec and the weights of a packed folder, which agree; CheckpointError when they do not."""
     try:
-        return read_packed(folder)
+        return read_packed(folder, notice)
     except CheckpointError as error:
         if not is_copy:
             raise

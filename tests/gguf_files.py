@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from lapinfer.families import family_of_gguf
+from lapinfer.families import family, family_of_gguf
 from lapinfer.families.gguf import published_name
 
 HEADS, KV_HEADS, DIM, WIDTH, FF, VOCAB = 4, 2, 8, 32, 64, 300
@@ -43,9 +43,8 @@ SHAPES = {
 def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Published-order weights of one layer under GGUF names: all that the architecture's family can have."""
     rng = np.random.default_rng(seed)
-    family = family_of_gguf(architecture) or family_of_gguf("llama")
-    assert family is not None
-    shapes = {m: shape for m, shape in SHAPES.items() if published_name(family.names, m, "0") is not None}
+    names = family(family_of_gguf(architecture) or "llama").names
+    shapes = {m: shape for m, shape in SHAPES.items() if published_name(names, m, "0") is not None}
     biased = architecture == "gpt2"
     if biased:
         shapes["attn_qkv"] = (3 * WIDTH, WIDTH)

@@ -830,11 +830,11 @@ def test_banks_that_contradict_themselves(packed_moe, change):
 
 @pytest.mark.parametrize(
     "config",
-    [{"num_local_experts": E - 1}, {"num_local_experts": E + 1}, {"intermediate_size": F + 16},
-     {"num_hidden_layers": 1 + LAYERS}, CONFIG],
+    [MOE | {"num_local_experts": E - 1}, MOE | {"num_local_experts": E + 1}, MOE | {"intermediate_size": F + 16},
+     MOE | {"num_hidden_layers": 1 + LAYERS}, CONFIG],
 )  # fmt: skip
 def test_banks_beside_another_config(packed_moe, config):
-    (packed_moe / "config.json").write_text(json.dumps(MOE | config))
+    (packed_moe / "config.json").write_text(json.dumps(config))
     refused(run(packed_moe), "model.safetensors")
 
 

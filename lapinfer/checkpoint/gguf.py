@@ -17,7 +17,7 @@ from lapinfer.checkpoint.gguf_file import GGUFFile, GGUFTensor
 from lapinfer.checkpoint.gguf_tokenizer import write_folder
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.errors import CheckpointError, UnsupportedError
-from lapinfer.families import Family, families, family_of_gguf
+from lapinfer.families import Family, families, family, family_of_gguf
 from lapinfer.families.gguf import VECTORS, Metadata, published_name
 from lapinfer.quant.floats import FloatFormat
 from lapinfer.quant.formats import STORED
@@ -41,27 +41,27 @@ class GGUFCheckpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file = GGUFFile(self.path)
-        family = _family(self._file)
-        self.config = _config(self._file, family)
-        self._mapped = self._map(family)
+        kind = _family(self._file)
+        self.config = _config(self._file, kind)
+        self._mapped = self._map(kind)
         self._fingerprint = fingerprint([self.path])
         self.folder = write_folder(self._file, self.config, self._fingerprint)
 
-    def _map(self, family: Family) -> dict[str, Mapped]:
-        assert family.gguf is not None
+    def _map(self, kind: Family) -> dict[str, Mapped]:
+        assert kind.gguf is not None
         mapped: dict[str, Mapped] = {}
         for name, tensor in self._file.tensors.items():
             if name in VECTORS:
                 continue
             match = re.fullmatch(r"(?:blk\.(\d{1,4})\.)?(\w+)\.(weight|bias)", name, re.ASCII)
-            published = match and published_name(family.names, match[2], match[1])
+            published = match and published_name(kind.names, match[2], match[1])
             if match is None or published is None:
                 raise UnsupportedError(
-                    f"{self.path}: tensor {name[:80]!r} is not known in the architecture {family.gguf.architecture}"
+                    f"{self.path}: tensor {name[:80]!r} is not known in the architecture {kind.gguf.architecture}"
                 )
             layer, module, suffix = match.groups()
             heads = 0
-            if family.gguf.permuted and module in ("attn_q", "attn_k"):
+            if kind.gguf.permuted and module in ("attn_q", "attn_k"):
                 heads = self.config["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
                 if heads < 1 or tensor.shape[0] % (2 * heads):
                     raise CheckpointError(
@@ -71,8 +71,8 @@ class GGUFCheckpoint:
                 name,
                 tensor,
                 heads,
-                plus_one=family.gguf.norms_plus_one and module.endswith("norm"),
-                transposed=family.names.transposed and layer is not None and len(tensor.shape) == 2,
+                plus_one=kind.gguf.norms_plus_one and module.endswith("norm"),
+                transposed=kind.names.transposed and layer is not None and len(tensor.shape) == 2,
             )
         return mapped
 
@@ -157,23 +157,23 @@ class GGUFCheckpoint:
 
 def _family(file: GGUFFile) -> Family:
     architecture = file.metadata.get("general.architecture")
-    family = family_of_gguf(architecture) if isinstance(architecture, str) else None
-    if family is None:
+    name = family_of_gguf(architecture) if isinstance(architecture, str) else None
+    if name is None:
         supported = ", ".join(f.gguf.architecture for f in families().values() if f.gguf is not None)
         raise UnsupportedError(f"{file.path}: has architecture {str(architecture)[:40]!r}, supported are {supported}")
-    return family
+    return family(name)
 
 
-def _config(file: GGUFFile, family: Family) -> dict[str, Any]:
+def _config(file: GGUFFile, kind: Family) -> dict[str, Any]:
     """The config.json of a GGUF file; UnsupportedError for what it could only say wrongly."""
-    assert family.gguf is not None
+    assert kind.gguf is not None
     vectors = {
         name: file.rows(name).reshape(-1).view(np.float32)
         for name in VECTORS
         if (tensor := file.tensors.get(name)) is not None and tensor.type == "F32" and len(tensor.shape) == 1
     }
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    metadata = Metadata(str(file.path), family.gguf.architecture, file.metadata, shapes, vectors)
+    metadata = Metadata(str(file.path), kind.gguf.architecture, file.metadata, shapes, vectors)
     if str(file.metadata.get("split.count", 1)) not in ("0", "1"):  # it may be an array, in a damaged file
         raise metadata.unsupported("is one of several parts; join them with: llama-gguf-split --merge")
     if metadata.get("expert_count"):
@@ -181,11 +181,11 @@ def _config(file: GGUFFile, family: Family) -> dict[str, Any]:
     if "token_embd.weight" not in shapes:
         raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing")
     return {
-        "model_type": family.model_types[0],
+        "model_type": kind.model_types[0],
         "vocab_size": shapes["token_embd.weight"][0],
         "tie_word_embeddings": "output.weight" not in shapes,
         **_token_ids(file),
-        **family.gguf.config(metadata),
+        **kind.gguf.config(metadata),
     }
 
 

@@ -7,6 +7,7 @@ modules are what families share:
     decoder.py  the usual keys of a decoder           gguf.py     llama.cpp's names, keys and changes
     experts.py  the usual keys of experts             latent.py   DeepSeek's latent attention
     rope.py     rotary positions                      fff.py      trees in a checkpoint of any family
+    keys.py     keys of config.json that nobody asked for
 
 To add a family: write its file; nothing else needs to know it.
 """
@@ -24,12 +25,20 @@ from lapinfer.errors import CheckpointError
 from lapinfer.families.config import Config
 from lapinfer.families.family import Family as Family
 from lapinfer.families.fff import tree_sources, with_trees
+from lapinfer.families.keys import check_unknown_keys
 from lapinfer.families.names import Source as Source
 from lapinfer.families.names import Sources, named_sources
 from lapinfer.spec import ModelSpec
 
 REFUSED: Final = ("add_cross_attention", "is_encoder_decoder", "use_bidirectional_attention")
 """Options that no family here computes."""
+
+Notice = Callable[[str], object]
+"""Gets a line that a user should see."""
+
+
+def silent(line: str) -> None:
+    """The notice that is told to nobody."""
 
 
 def family(name: str) -> Family:
@@ -49,31 +58,40 @@ def model_types() -> list[str]:
     return sorted(model_type for module in families().values() for model_type in module.model_types)
 
 
-def family_of_gguf(architecture: str) -> Family | None:
-    """The family that llama.cpp gives this name, if one is read from GGUF."""
-    name = _find(architecture, lambda module: module.gguf is not None and module.gguf.architecture == architecture)
-    return None if name is None else family(name)
+def family_of_model_type(model_type: str) -> str | None:
+    """The name of the family of a `model_type`."""
+    return _find(model_type, lambda module: model_type in module.model_types)
 
 
-def spec_from_config(config: Any, where: str) -> ModelSpec:
+def family_of_gguf(architecture: str) -> str | None:
+    """The name of the family that llama.cpp gives this name, if one is read from GGUF."""
+    return _find(architecture, lambda module: module.gguf is not None and module.gguf.architecture == architecture)
+
+
+def spec_from_config(config: Any, where: str, notice: Notice = silent) -> ModelSpec:
     """The model that a parsed config.json describes; `where` names the file in errors.
 
     Raises CheckpointError for what cannot be true, UnsupportedError for what would be computed wrongly here.
+    `notice` gets a line about keys that are left aside (keys.py).
     """
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: expected a JSON object with a model_type, got {type(config).__name__}")
     values = Config(config, where)
     model_type = values.text("model_type")
-    name = _find(model_type, lambda module: model_type in module.model_types)
+    name = family_of_model_type(model_type)
     if name is None:
         raise values.unsupported("model_type", ", ".join(model_types()))
-    quantized = config.get("quantization_config")
+    quantized = values.get("quantization_config")
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
     if method is None or method != family(name).quant_method:
         values.refuse("quantization_config")
     values.refuse(*REFUSED)
     spec = replace(family(name).spec(values), family=name)
-    return with_trees(spec, values.section("fff")) if "fff" in values else spec
+    if "fff" in values:
+        spec = with_trees(spec, values.section("fff"))
+    if line := check_unknown_keys(values, family(name).ignored_keys):
+        notice(line)
+    return spec
 
 
 def sources_for(spec: ModelSpec, names: Collection[str] = ()) -> Sources:

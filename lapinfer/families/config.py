@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
 from lapinfer.errors import CheckpointError, UnsupportedError
@@ -34,7 +34,8 @@ ACTIVATIONS: dict[str, Activation] = {
 """Hugging Face names of activations, and ours."""
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of a file for a message, cut to a few words."""
     try:
         return reprlib.repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits
@@ -43,36 +44,65 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A JSON object and where it was read, for messages. A null counts as absent when a default is given."""
+    """A JSON object and where it was read, for messages. A null counts as absent when a default is given.
+
+    `asked` collects the paths of all keys that a reader asked for ("rope_scaling.factor"): what a file has beyond them
+    is not known to the family (keys.py). `paths` are what paths of this object's keys begin with.
+    """
 
     values: Mapping[str, Any]
     where: str
+    asked: set[str] = field(default_factory=set)
+    paths: tuple[str, ...] = ("",)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it is, null included."""
+        self.know(key)
+        return self.values.get(key, default)
+
+    def know(self, *keys: str) -> None:
+        """These keys are known, even where nothing depends on their values."""
+        self.asked.update(path + key for path in self.paths for key in keys)
 
     def __contains__(self, key: str) -> bool:
-        return self.values.get(key) is not None
+        return self.get(key) is not None
 
     def with_defaults(self, **defaults: Any) -> Config:
         """The same, with these values where config.json has none or null."""
-        return Config({**self.values, **{k: v for k, v in defaults.items() if k not in self}}, self.where)
+        return self.replaced(**{k: v for k, v in defaults.items() if k not in self})
+
+    def replaced(self, **values: Any) -> Config:
+        """The same, with these values instead of its own."""
+        return replace(self, values={**self.values, **values})
+
+    def under(self, other: Config) -> Config:
+        """The values of both, where `other` wins; what is asked of them is asked of both."""
+        return replace(self, values={**self.values, **other.values}, paths=self.paths + other.paths)
 
     def wrong(self, key: str, expected: str) -> CheckpointError:
         """The error for a value that cannot be true."""
         if key not in self.values:
             return CheckpointError(f"{self.where}: {key!r} is missing, expected {expected}")
-        return CheckpointError(f"{self.where}: {key!r} is {_shown(self.values[key])}, expected {expected}")
+        return CheckpointError(f"{self.where}: {key!r} is {shown(self.values[key])}, expected {expected}")
 
     def unsupported(self, key: str, supported: str) -> UnsupportedError:
         """The error for an option that would be computed wrongly here."""
-        return UnsupportedError(f"{self.where}: {key!r} is {_shown(self.values.get(key))}; supported here: {supported}")
+        return UnsupportedError(f"{self.where}: {key!r} is {shown(self.values.get(key))}; supported here: {supported}")
 
     def refuse(self, *keys: str) -> None:
         """Raise UnsupportedError when one of these options is on."""
         for key in keys:
-            if self.values.get(key) not in (None, False, 0):
+            if self.get(key) not in (None, False, 0):
                 raise self.unsupported(key, "leaving it off")
 
+    def expect(self, **values: Any) -> None:
+        """Raise UnsupportedError when one of these options is there and has another value."""
+        for key, value in values.items():
+            if key in self and self.values[key] != value:
+                raise self.unsupported(key, f"{value} in this family")
+
     def integer(self, key: str, default: int = REQUIRED, least: int = 1, most: int = LARGEST) -> int:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is not REQUIRED:
             return default
         if type(value) is not int or not least <= value <= most:
@@ -80,7 +110,7 @@ class Config:
         return value
 
     def number(self, key: str, default: float = REQUIRED, least: float = 1e-9, most: float = 1e9) -> float:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is not REQUIRED:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:  # NaN: false
@@ -88,14 +118,14 @@ class Config:
         return float(value)
 
     def numbers(self, key: str, count: int, least: float = 1e-3, most: float = 1e6) -> tuple[float, ...]:
-        value = self.values.get(key)
+        value = self.get(key)
         inside = isinstance(value, list) and all(type(v) in (int, float) and least <= v <= most for v in value)
         if not inside or len(cast(list[float], value)) != count:
             raise self.wrong(key, f"{count} numbers from {least:g} to {most:g}")
         return tuple(float(v) for v in cast(list[float], value))
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if type(value) is not bool:
@@ -103,7 +133,7 @@ class Config:
         return value
 
     def text(self, key: str, default: str = REQUIRED) -> str:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is not REQUIRED:
             return default
         if type(value) is not str:
@@ -112,10 +142,11 @@ class Config:
 
     def section(self, key: str) -> Config:
         """The object under `key`; empty when absent."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.wrong(key, "an object")
-        return Config(value or {}, f"{self.where}: {key}")
+        paths = tuple(f"{path}{key}." for path in self.paths)
+        return Config(value or {}, f"{self.where}: {key}", self.asked, paths)
 
     def activation(self, key: str = "hidden_act", default: str = "silu") -> Activation:
         name = self.text(key, default)

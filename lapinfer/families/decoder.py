@@ -68,7 +68,7 @@ def rms_norm(config: Config, eps: float = 1e-6, offset: float = 0.0) -> NormSpec
 
 def window_size(config: Config, default: int | None = 4096) -> int | None:
     """`sliding_window`: null means none, and only an absent key means the family's default."""
-    if config.values.get("sliding_window", default) is None:
+    if config.get("sliding_window", default) is None:
         return None
     return config.integer("sliding_window", default or 1, most=1 << 30)
 
@@ -80,7 +80,7 @@ def window_in_use(config: Config, default: int | None = 4096) -> int | None:
 
 def soft_cap(config: Config, key: str, default: float | None) -> float | None:
     """A soft cap: null means none, and only an absent key means the family's default."""
-    return None if config.values.get(key, default) is None else config.number(key, default or 1.0, least=1e-3)
+    return None if config.get(key, default) is None else config.number(key, default or 1.0, least=1e-3)
 
 
 def embed_scale(config: Config) -> float:
@@ -99,7 +99,7 @@ def windows(config: Config, sliding: Iterable[bool], window: int | None) -> list
     """The window of each layer: `layer_types` where config.json has it, else `sliding` says which layers slide."""
     count = layer_count(config)
     if "layer_types" in config:
-        types = config.values["layer_types"]
+        types = config.get("layer_types")
         if not isinstance(types, list) or len(types) != count:
             raise config.wrong("layer_types", f"a list of {count} names, one a layer")
         if any(t not in ("full_attention", "sliding_attention") for t in types):

@@ -15,6 +15,13 @@ from lapinfer.families.latent import latent_attention, latent_sources
 from lapinfer.families.names import MLP, Layout, TensorNames
 from lapinfer.spec import LayerSpec, ModelSpec, RouterSpec
 
+IGNORED = (
+    "head_dim", "qk_head_dim", "intermediate_size", "n_group", "topk_group", "topk_method", "norm_topk_prob",
+    "num_nextn_predict_layers",
+)  # fmt: skip
+"""Sizes that follow from others or that no layer has, what only some ways of choosing experts use, and layers that
+guess further tokens."""
+
 SHARED = Layout(
     ("mlp.shared_experts.gate_proj.weight", "mlp.shared_experts.up_proj.weight"), "mlp.shared_experts.down_proj.weight"
 )
@@ -47,10 +54,8 @@ def grouped(config: Config, router: RouterSpec) -> RouterSpec:
 
 def deepseek_model(config: Config, router: RouterSpec, dense: int, shared: int, interleaved: bool = True) -> ModelSpec:
     """What V2 and V3 have in common; `dense` first layers and `shared` experts are the family's defaults."""
-    for key, value in (("scoring_func", router.score), ("moe_layer_freq", 1)):
-        if key in config and config.values[key] != value:
-            raise config.unsupported(key, f"{value} in this family")
-    if config.values.get("n_shared_experts", shared) is None:  # null says that there are none
+    config.expect(scoring_func=router.score, moe_layer_freq=1)
+    if config.get("n_shared_experts", shared) is None:  # null says that there are none
         shared = 0
     shared = config.integer("n_shared_experts", shared, least=0, most=256)
     together = "n_shared_experts", shared * config.integer("moe_intermediate_size")
@@ -64,4 +69,4 @@ def deepseek_model(config: Config, router: RouterSpec, dense: int, shared: int, 
     return model_spec(config, layers, norm)
 
 
-FAMILY = Family(("deepseek_v2",), spec, TensorNames(experts=MLP, shared=SHARED), latent_sources)
+FAMILY = Family(("deepseek_v2",), spec, TensorNames(experts=MLP, shared=SHARED), latent_sources, ignored_keys=IGNORED)

@@ -24,6 +24,7 @@ def most_parts(config: Config) -> int:
 def router_spec(config: Config, count: str, **options: Any) -> RouterSpec:
     """A router with the usual keys; `count` is the family's name for the number of experts."""
     count = next((key for key in (count, *EXPERT_COUNTS) if key in config), count)
+    config.know(*EXPERT_COUNTS)
     experts = config.integer(count, most=most_parts(config))
     return RouterSpec(experts, config.integer("num_experts_per_tok", most=experts), **options)
 
@@ -43,7 +44,7 @@ def routed_feed_forward(
 
 def sparse_layers(config: Config) -> list[bool]:
     """Which layers have experts, by Qwen's keys: every `decoder_sparse_step`th, without `mlp_only_layers`."""
-    dense = config.values.get("mlp_only_layers") or []
+    dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or any(type(i) is not int for i in dense):
         raise config.wrong("mlp_only_layers", "a list of layer numbers")
     step = config.integer("decoder_sparse_step", 1)

@@ -18,7 +18,8 @@ class Family:
     model_types: as config.json spells them, the usual one first. spec: reads a config.json, and refuses what would be
     computed wrongly here; the registry sets the spec's name of the family. names: the table of stored tensors.
     more_sources: sources that no table says, which win. gguf: None where llama.cpp's files cannot be read.
-    quant_method: the one quantization that published files of this family may come in.
+    quant_method: the one quantization that published files of this family may come in. ignored_keys: keys of
+    config.json that files of this family have, and that change nothing (keys.py).
     """
 
     model_types: tuple[str, ...]
@@ -27,3 +28,4 @@ class Family:
     more_sources: Callable[[ModelSpec, Collection[str]], Sources] | None = None
     gguf: GGUF | None = None
     quant_method: str | None = None
+    ignored_keys: tuple[str, ...] = ()

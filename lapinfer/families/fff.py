@@ -26,6 +26,7 @@ def with_trees(spec: ModelSpec, config: Config) -> ModelSpec:
     for key in config.values:
         if key not in KEYS:
             raise config.unsupported(key, ", ".join(sorted(KEYS)))
+    config.know(*KEYS)
     neurons = config.flag("neurons", False)
     tree = TreeSpec(
         config.integer("depth", least=0, most=16),
@@ -48,7 +49,7 @@ def with_trees(spec: ModelSpec, config: Config) -> ModelSpec:
         width, config.activation("activation", "gelu" if neurons else "silu"), gated and not neurons,
         config.flag("bias", False), tree, -(-master // width), False, master,
     )  # fmt: skip
-    layers = config.values.get("layers")
+    layers = config.get("layers")
     chosen = range(len(spec.layers)) if layers is None else layers
     if not isinstance(chosen, list | range) or any(type(i) is not int or not 0 <= i < len(spec.layers) for i in chosen):
         raise config.wrong("layers", f"a list of layer numbers from 0 to {len(spec.layers) - 1}")

@@ -74,4 +74,10 @@ def gemma_config(metadata: Metadata, config: dict[str, Any], largest: int) -> di
     }
 
 
-FAMILY = Family(("gemma2",), spec, TensorNames(SANDWICH), gguf=GGUF("gemma2", gguf_config, norms_plus_one=True))
+FAMILY = Family(
+    ("gemma2",),
+    spec,
+    TensorNames(SANDWICH),
+    gguf=GGUF("gemma2", gguf_config, norms_plus_one=True),
+    ignored_keys=("hidden_act", "sliding_window_size"),
+)

@@ -30,6 +30,8 @@ NAMES = TensorNames(
     prefixes=("model.", "", "language_model.model.", "model.language_model."),
     heads=("", "language_model."),
 )
+IGNORED = ("hidden_act", "sliding_window_pattern", "_sliding_window_pattern", "vision_config", "mm_tokens_per_image",
+           "boi_token_index", "eoi_token_index", "image_token_index")  # fmt: skip
 DEFAULTS = {  # published files leave out what equals these
     "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
@@ -67,8 +69,8 @@ def spec(config: Config) -> ModelSpec:
 def text_config(config: Config) -> Config:
     """The text part of a model that also sees images; what is said of the whole model holds for it."""
     text = config.section("text_config")
-    whole = {k: config.values[k] for k in ("tie_word_embeddings", "dtype", "torch_dtype") if k in config}
-    return Config({"tie_word_embeddings": True, **text.values, **whole}, text.where)
+    whole = {k: config.get(k) for k in ("tie_word_embeddings", "dtype", "torch_dtype") if k in config}
+    return text.replaced(**{"tie_word_embeddings": True, **text.values, **whole})
 
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:
@@ -77,4 +79,10 @@ def gguf_config(metadata: Metadata) -> dict[str, Any]:
     return gemma_config(metadata, config, largest=62)
 
 
-FAMILY = Family(("gemma3_text", "gemma3"), spec, NAMES, gguf=GGUF("gemma3", gguf_config, norms_plus_one=True))
+FAMILY = Family(
+    ("gemma3_text", "gemma3"),
+    spec,
+    NAMES,
+    gguf=GGUF("gemma3", gguf_config, norms_plus_one=True),
+    ignored_keys=IGNORED,
+)

@@ -46,6 +46,10 @@ def spec(config: Config) -> ModelSpec:
     return ModelSpec("", config.integer("vocab_size"), width, layers, norm, positions, tied=tied, positions=positions)
 
 
+IGNORED = ("n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
+           "summary_proj_to_labels", "summary_first_dropout")  # fmt: skip
+
+
 def gguf_config(metadata: Metadata) -> dict[str, Any]:
     return {
         "n_layer": metadata.integer("block_count"),
@@ -59,4 +63,4 @@ def gguf_config(metadata: Metadata) -> dict[str, Any]:
 
 
 NAMES = TensorNames(MODULES, prefixes=("transformer.", ""), layers="h", transposed=True)
-FAMILY = Family(("gpt2",), spec, NAMES, gguf=GGUF("gpt2", gguf_config))
+FAMILY = Family(("gpt2",), spec, NAMES, gguf=GGUF("gpt2", gguf_config), ignored_keys=IGNORED)

@@ -31,9 +31,7 @@ YARN = {
 
 
 def spec(config: Config) -> ModelSpec:
-    for key, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
-        if config.number(key, value) != value:
-            raise config.unsupported(key, f"{value}")
+    config.expect(swiglu_alpha=1.702, swiglu_limit=7.0)
     if "rope_scaling" not in config and "rope_parameters" not in config:
         config = config.with_defaults(rope_parameters=YARN)
     config = config.with_defaults(head_dim=64)
@@ -72,5 +70,6 @@ def sources_of_experts(spec: ModelSpec, names: Collection[str]) -> Sources:
     return sources
 
 
+IGNORED = ("hidden_act", "experts_per_token", "initial_context_length")
 NAMES = TensorNames({**LLAMA, "router": ("mlp.router",)})
-FAMILY = Family(("gpt_oss",), spec, NAMES, sources_of_experts, quant_method="mxfp4")
+FAMILY = Family(("gpt_oss",), spec, NAMES, sources_of_experts, quant_method="mxfp4", ignored_keys=IGNORED)

@@ -17,6 +17,7 @@ def spec(config: Config) -> ModelSpec:
 
 def granite_model(config: Config, feed_forward: FeedForwardSpec) -> ModelSpec:
     """The multipliers and all else that Granite has around a feed-forward."""
+    config.expect(normalization_function="rmsnorm", position_embedding_type="rope")
     bias, norm = config.flag("attention_bias", False), rms_norm(config)
     scale = config.number("attention_multiplier", 1.0)
     attention = attention_spec(config, rope_of(config), scale=scale, qkv_bias=bias, o_bias=bias)

@@ -15,4 +15,4 @@ def spec(config: Config) -> ModelSpec:
 
 
 SHARED = Layout(("shared_mlp.input_linear.weight",), "shared_mlp.output_linear.weight")
-FAMILY = Family(("granitemoeshared",), spec, TensorNames(experts=GRANITE, shared=SHARED))
+FAMILY = Family(("granitemoeshared",), spec, TensorNames(experts=GRANITE, shared=SHARED), ignored_keys=("init_method",))

@@ -10,7 +10,7 @@ from lapinfer.families.config import Config
 from lapinfer.families.decoder import context
 from lapinfer.families.experts import most_parts
 from lapinfer.families.names import Source, Sources, layer_prefixes
-from lapinfer.families.rope import rope_section, rope_spec
+from lapinfer.families.rope import rope_kind, rope_section, rope_spec
 from lapinfer.quant import GROUP
 from lapinfer.spec import AttentionSpec, LatentSpec, ModelSpec, NormSpec
 
@@ -30,12 +30,12 @@ def latent_attention(config: Config, interleaved: bool = True) -> AttentionSpec:
         if value % GROUP:  # they become groups of activations, head by head
             raise config.unsupported(key, f"multiples of {GROUP}")
     q_rank = 0  # null says that there is none
-    if config.values.get("q_lora_rank", 0) is not None:
+    if config.get("q_lora_rank", 0) is not None:
         q_rank = config.integer("q_lora_rank", 1536)
     section = rope_section(config)
     rope = replace(rope_spec(section, rotated, context(config)), interleaved=interleaved)
     scale = (nope + rotated) ** -0.5
-    if section.text("rope_type", section.text("type", "default")) != "default" and section.values.get("mscale_all_dim"):
+    if rope_kind(section) != "default" and section.get("mscale_all_dim"):
         factor, m = section.number("factor", 1.0, least=1e-3, most=1e6), section.number("mscale_all_dim", most=1e3)
         scale *= (0.1 * m * math.log(factor) + 1) ** 2 if factor > 1 else 1.0
     bias = config.flag("attention_bias", False)

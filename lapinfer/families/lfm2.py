@@ -50,7 +50,7 @@ def _layer_types(config: Config) -> list[str]:
     """`layer_types`; older files name the layers with attention instead (no key: all have it)."""
     count = layer_count(config)
     if "layer_types" not in config:
-        named = config.values.get("full_attn_idxs")
+        named = config.get("full_attn_idxs")
         named = list(range(count)) if named is None else named
         if not isinstance(named, list) or any(type(i) is not int for i in named):
             raise config.wrong("full_attn_idxs", "a list of layer numbers")
@@ -61,7 +61,7 @@ def _layer_types(config: Config) -> list[str]:
 def layer_types(config: Config) -> list[str]:
     """`layer_types`: which layers have attention, and which a convolution."""
     count = layer_count(config)
-    types = config.values.get("layer_types")
+    types = config.get("layer_types")
     if not isinstance(types, list) or len(types) != count:
         raise config.wrong("layer_types", f"a list of {count} names, one a layer")
     if any(t not in (ATTENTION, CONVOLUTION) for t in types):
@@ -76,7 +76,7 @@ def _width(config: Config) -> int:
     if not config.flag("block_auto_adjust_ff_dim", True):
         return width
     width = int(2 * width / 3)
-    if config.values.get("block_ffn_dim_multiplier", 1.0) is not None:
+    if config.get("block_ffn_dim_multiplier", 1.0) is not None:
         multiple = config.integer("block_multiple_of", 256)
         width = int(config.number("block_ffn_dim_multiplier", 1.0, least=1e-3, most=1e3) * width)
         width = -(-width // multiple) * multiple
@@ -85,4 +85,11 @@ def _width(config: Config) -> int:
     return width
 
 
-FAMILY = Family(("lfm2",), spec, TensorNames(MODULES))
+IGNORED = (
+    "block_dim", "block_ffn_dim_multiplier", "block_mlp_init_scale", "block_multiple_of", "block_norm_eps",
+    "block_out_init_scale", "block_use_swiglu", "block_use_xavier_init", "conv_dim", "conv_dim_out",
+    "conv_use_xavier_init", "full_attn_idxs", "intermediate_size", "num_heads", "theta", "use_pos_enc",
+)  # fmt: skip
+"""Of the program that trained it, or older names beside newer ones."""
+
+FAMILY = Family(("lfm2",), spec, TensorNames(MODULES), ignored_keys=IGNORED)

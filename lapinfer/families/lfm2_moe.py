@@ -28,4 +28,5 @@ def spec(config: Config) -> ModelSpec:
     return hybrid_model(config, layer_types(config), feed_forwards)
 
 
-FAMILY = Family(("lfm2_moe",), spec, TensorNames(MODULES, experts=LFM2, selection_bias="feed_forward.expert_bias"))
+NAMES = TensorNames(MODULES, experts=LFM2, selection_bias="feed_forward.expert_bias")
+FAMILY = Family(("lfm2_moe",), spec, NAMES, ignored_keys=("full_attn_idxs",))

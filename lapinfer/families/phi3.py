@@ -18,7 +18,7 @@ from lapinfer.families.decoder import (
 from lapinfer.families.family import Family
 from lapinfer.families.gguf import GGUF, Metadata, decoder_config
 from lapinfer.families.names import LLAMA, TensorNames
-from lapinfer.families.rope import rope_section, rope_spec
+from lapinfer.families.rope import rope_kind, rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
 
 FUSED = {**LLAMA, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
@@ -26,11 +26,12 @@ FUSED = {**LLAMA, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj"
 
 def spec(config: Config) -> ModelSpec:
     config.refuse("attention_bias", "mlp_bias", "lm_head_bias")
+    config.expect(full_attn_mod=1, interpolate_factor=1)
     config = config.with_defaults(original_max_position_embeddings=4096)
     section = rope_section(config)
-    kind = section.values.get("rope_type", section.values.get("type", "default"))
+    kind = rope_kind(section)
     if kind in ("su", "yarn"):  # the names that early files have for LongRoPE
-        section = Config({**section.values, "rope_type": "longrope"}, section.where)
+        section = section.replaced(rope_type="longrope")
     elif kind not in ("default", "longrope"):
         raise section.unsupported("rope_type" if "rope_type" in section else "type", "default, longrope in this family")
     rope = rope_spec(section, head_dim(config), context(config), partial=True)

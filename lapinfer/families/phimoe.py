@@ -9,7 +9,7 @@ from lapinfer.families.decoder import attention_spec, context, head_dim, layer_c
 from lapinfer.families.experts import routed_feed_forward, router_spec
 from lapinfer.families.family import Family
 from lapinfer.families.names import MIXTRAL, TensorNames
-from lapinfer.families.rope import rope_section, rope_spec
+from lapinfer.families.rope import rope_kind, rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec, NormSpec, RopeSpec
 
 
@@ -29,7 +29,7 @@ def spec(config: Config) -> ModelSpec:
 def _rope(config: Config) -> RopeSpec:
     """LongRoPE as the model was trained: other frequencies and another scale beyond the original length."""
     section = rope_section(config, 1e6)
-    kind = section.values.get("rope_type", section.values.get("type", "default"))
+    kind = rope_kind(section)
     if kind not in ("default", "longrope"):
         raise section.unsupported("rope_type" if "rope_type" in section else "type", "default, longrope in this family")
     rope = rope_spec(section, head_dim(config), context(config))

@@ -37,4 +37,4 @@ def qwen_model(config: Config, **attention: Any) -> ModelSpec:
     return model_spec(config, layers, norm)
 
 
-FAMILY = Family(("qwen2",), spec, gguf=GGUF("qwen2"))
+FAMILY = Family(("qwen2",), spec, gguf=GGUF("qwen2"), ignored_keys=("sliding_window",))

@@ -46,4 +46,5 @@ FAMILY = Family(
         ),
         shared_gate="mlp.shared_expert_gate.weight",
     ),
+    ignored_keys=("sliding_window",),
 )

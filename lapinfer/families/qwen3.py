@@ -15,4 +15,4 @@ def spec(config: Config) -> ModelSpec:
     return qwen_model(config.with_defaults(head_dim=128), qkv_bias=bias, o_bias=bias, qk_norm=rms_norm(config))
 
 
-FAMILY = Family(("qwen3",), spec, gguf=GGUF("qwen3"))
+FAMILY = Family(("qwen3",), spec, gguf=GGUF("qwen3"), ignored_keys=("sliding_window",))

@@ -20,4 +20,5 @@ def spec(config: Config) -> ModelSpec:
     return model_spec(config, layers, norm)
 
 
-FAMILY = Family(("qwen3_moe",), spec, TensorNames(experts=MLP))
+IGNORED = ("max_window_layers", "sliding_window", "use_qk_norm")
+FAMILY = Family(("qwen3_moe",), spec, TensorNames(experts=MLP), ignored_keys=IGNORED)

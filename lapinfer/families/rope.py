@@ -16,23 +16,29 @@ from lapinfer.families.config import Config
 from lapinfer.spec import RopeSpec
 
 KINDS: Final = ("default", "linear", "llama3", "yarn", "longrope")
+KEYS: Final = (
+    "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+    "mscale_all_dim", "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta",
+    "partial_rotary_factor", "short_mscale", "long_mscale", "finetuned",
+)  # fmt: skip
+"""Of all rules together: a rule makes nothing of another's, here as in transformers."""
+
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 
 
 def rope_section(config: Config, theta: float = 10_000.0) -> Config:
     """One flat object of rope parameters, from either spelling; `theta` is the family's default base."""
-    section = config.section("rope_scaling")
-    section = section if section.values else config.section("rope_parameters")
+    older, newer = config.section("rope_scaling"), config.section("rope_parameters")
+    section = older if older.values else newer
     for layer_type in LAYER_TYPES:
         if layer_type in section:
             raise section.unsupported(layer_type, f"one set of rope parameters for all layers of {config.where}")
-    values = {k: v for k, v in section.values.items() if v is not None}
-    values.setdefault("rope_theta", config.number("rope_theta", theta))
+    section = section.with_defaults(rope_theta=config.number("rope_theta", theta))
     if "partial_rotary_factor" in config:
-        values.setdefault("partial_rotary_factor", config.values["partial_rotary_factor"])
+        section = section.with_defaults(partial_rotary_factor=config.get("partial_rotary_factor"))
     if "original_max_position_embeddings" in config:  # outside, it wins
-        values["original_max_position_embeddings"] = config.values["original_max_position_embeddings"]
-    return Config(values, section.where)
+        section = section.replaced(original_max_position_embeddings=config.get("original_max_position_embeddings"))
+    return section
 
 
 def rope_sections_by_layer_type(config: Config) -> tuple[Config, Config]:
@@ -40,17 +46,22 @@ def rope_sections_by_layer_type(config: Config) -> tuple[Config, Config]:
     both = config.section("rope_parameters")
     if both.values and not any(layer_type in both for layer_type in LAYER_TYPES):
         raise config.unsupported("rope_parameters", f"an object for each of {', '.join(LAYER_TYPES)}")
-    full, sliding = (both.section(layer_type).values for layer_type in LAYER_TYPES)
-    full = Config({**full, **config.section("rope_scaling").values}, both.where)
+    full, sliding = (both.section(layer_type) for layer_type in LAYER_TYPES)
     return (
-        full.with_defaults(rope_theta=config.number("rope_theta", 1e6)),
-        Config(sliding, both.where).with_defaults(rope_theta=config.number("rope_local_base_freq", 1e4)),
+        full.under(config.section("rope_scaling")).with_defaults(rope_theta=config.number("rope_theta", 1e6)),
+        sliding.with_defaults(rope_theta=config.number("rope_local_base_freq", 1e4)),
     )
+
+
+def rope_kind(section: Config) -> str:
+    """The name of the rule, under either of its keys."""
+    return section.text("rope_type", section.text("type", "default"))
 
 
 def rope_spec(section: Config, head_dim: int, context: int, partial: bool = False) -> RopeSpec:
     """RopeSpec of a flat object of rope parameters; `partial` where a family rotates only a part of each head."""
-    kind = section.text("rope_type", section.text("type", "default"))
+    kind = rope_kind(section)
+    section.know(*KEYS)
     if kind not in KINDS:
         raise section.unsupported("rope_type" if "rope_type" in section else "type", ", ".join(KINDS))
     part = section.number("partial_rotary_factor", 1.0, most=1.0)
@@ -103,7 +114,7 @@ def _yarn(section: Config, wavelength: np.ndarray, theta: float, context: int) -
         return 0.1 * m * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     scale = mscale(1.0)
-    if section.values.get("mscale") and section.values.get("mscale_all_dim"):
+    if section.get("mscale") and section.get("mscale_all_dim"):
         scale = mscale(section.number("mscale", most=1e3)) / mscale(section.number("mscale_all_dim", most=1e3))
     scale = section.number("attention_factor", scale, least=1e-3, most=1e3)
 

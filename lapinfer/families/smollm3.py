@@ -42,7 +42,7 @@ def rotated_layers(config: Config) -> list[bool]:
     """Whether each layer has rotary positions; `no_rope_layers` is, despite its name, 1 where it has."""
     count = layer_count(config)
     every = config.integer("no_rope_layer_interval", 4)
-    rotated = config.values.get("no_rope_layers")
+    rotated = config.get("no_rope_layers")
     if rotated is None:
         return [(i + 1) % every != 0 for i in range(count)]
     if not isinstance(rotated, list) or len(rotated) < count or any(r not in (0, 1) for r in rotated):
@@ -54,4 +54,9 @@ def gguf_config(metadata: Metadata) -> dict[str, Any]:
     return decoder_config(metadata) | projection_biases(metadata)
 
 
-FAMILY = Family(("smollm3",), spec, gguf=GGUF("smollm3", gguf_config, permuted=True))
+FAMILY = Family(
+    ("smollm3",),
+    spec,
+    gguf=GGUF("smollm3", gguf_config, permuted=True),
+    ignored_keys=("sliding_window", "max_window_layers"),
+)

@@ -21,7 +21,7 @@ from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_path
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
-from lapinfer.families import spec_from_config
+from lapinfer.families import Notice, silent, spec_from_config
 from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import ModelSpec
@@ -164,9 +164,12 @@ class PackedFile:
         return self.banks[str(self[name].tensor.bank)].offset(name)
 
 
-def read_packed(path: str | Path) -> tuple[ModelSpec, PackedFile]:
-    """The model of a packed folder (or of the file in one), by the config.json that lies there, and its weights."""
+def read_packed(path: str | Path, notice: Notice = silent) -> tuple[ModelSpec, PackedFile]:
+    """The model of a packed folder (or of the file in one), by the config.json that lies there, and its weights.
+
+    `notice` gets a line about keys of the config.json that are left aside.
+    """
     file = packed_path(path)
     config = file.parent / "config.json"
-    spec = spec_from_config(read_json(config), str(config))
+    spec = spec_from_config(read_json(config), str(config), notice)
     return spec, PackedFile(file, tensors(spec).values())
