@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lapinfer.kernels
 from lapinfer.checkpoint.gguf_file import TYPES
 from lapinfer.errors import CheckpointError
 from lapinfer.quant import BAND
@@ -149,6 +150,11 @@ def test_names_are_listed_without_numpy():
     assert out.strip() == f"{sorted(FORMATS)} False"
 
 
+def test_each_format_has_a_reader():
+    readers = Path(lapinfer.kernels.__file__).parent / "formats"
+    assert {file.stem for file in readers.glob("[!_]*.py")} == set(FORMATS)
+
+
 def test_what_formats_say_of_others_is_true():
     assert sorted(MODELS) == sorted(HEADS) == ["large", "small"]
     assert ROUTERS[0] == "f32"
@@ -197,12 +203,12 @@ def test_tables_of_the_docs_are_true():
         form = FORMATS[name]
         assert (float(bits), int(block_bytes)) == (form.bits, form.block_bytes), name
         assert (activation == "float32") == (form.activation == "f32"), name
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (\d bits[^|]*) \| ([^|]+) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (\d bits?[^|]*) \| ([^|]+) \|$", page, re.MULTILINE)
     assert len(rows) > 4
     for name, scalars, planes, head in rows:
         form, words = group_format(name), scalars.split(", ")
         assert ["float16" in word for word in words] == [kind is np.float16 for kind in form.scalars], name
-        assert tuple(map(int, re.findall(r"(\d) bits", planes))) == form.planes, name
+        assert tuple(map(int, re.findall(r"(\d) bits?", planes))) == form.planes, name
         assert head == ("16 float32 units (64 bytes)" if form.units else "–"), name
 
 

@@ -14,9 +14,6 @@ each of them. The last band may have fewer. Each format's own file (lapinfer/qua
     blocks.py    packed matrices; rows.py: packed row by row
 """
 
-from importlib import import_module
-from typing import Any
-
 ROWS, GROUP = 16, 32
 """Rows and columns of a block; a group of columns of one row shares a scale."""
 
@@ -26,17 +23,3 @@ once for all of them."""
 
 LANES = 4
 """Columns of one row that lie side by side: a 32-bit lane of an integer dot product."""
-
-
-_MOVED = {
-    "FORMATS": "formats", "Grouped": "groups", "MINIMUM_STEP": "formats.q4", "Q6_ZERO": "formats.q6:ZERO",
-    "MXFP4_LEAST": "formats.mxfp4:LEAST", "MXFP4_VALUES": "formats.mxfp4:VALUES", "FormatName": "",
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """For modules that have not moved yet."""
-    if name not in _MOVED:
-        raise AttributeError(f"module 'lapinfer.quant' has no attribute '{name}'")
-    module, _, attribute = _MOVED[name].partition(":")
-    return getattr(import_module(f"lapinfer.quant.{module}"), attribute or name) if module else str
