@@ -167,7 +167,7 @@ def cut(path, keep):
         (("--top-k", -1), "top_k", 2),
         (("--seed", -1), "seed", 2),
         (("--repeat-penalty", 1e300), "repetition_penalty", 2),
-        (("--quant", "q5"), "quant", 2),
+        (("--quant", "q7"), "quant", 2),
         (("--kv", "q3"), "kv", 2),
     ],
 )

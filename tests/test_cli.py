@@ -159,7 +159,7 @@ def test_more_positions_than_the_model_was_made_for_are_told(fake):
     [
         (("-t", "0"), "--threads: expected a whole number from 1, got 0", 2),
         (("--temp", "-1"), "temperature: expected a number from 0, got -1.0", 2),
-        (("--quant", "q5"), "--quant: expected one of auto, bf16,", 2),
+        (("--quant", "q7"), "--quant: expected one of auto, bf16,", 2),
         (("--policy", "best"), "--policy: expected one of lru,", 2),
         (("-c", "20"), "the prompt has", 1),
         (("--stop", ""), "stop: expected", 1),

@@ -397,7 +397,7 @@ def arrays(**other: Any) -> dict[str, Any]:
         (lambda: FFF(**arrays(trees=3)), "3 trees have 4 leaves"),
         (lambda: FFF(**arrays(trees=0)), "0 trees have 4 leaves"),
         (lambda: FFF(**arrays(up=np.full((4, 2, 8), np.nan))), "leaves.inward has numbers that are not finite"),
-        (lambda: FFF(**arrays(quant="q5")), "quant 'q5' is not known"),
+        (lambda: FFF(**arrays(quant="q7")), "quant 'q7' is not known"),
         (lambda: FFF(**arrays(node_format="q8")), "nodes 'q8' is not known"),
         (lambda: FFF(**arrays(batch=0)), "batch"),
         (lambda: FFF(**arrays(threads=0)), "threads: expected a number from 1 to 256, got 0"),
