@@ -73,7 +73,7 @@ def const(vector: ir.VectorType, value):
     return ir.Constant(vector, [value] * vector.count)
 
 
-def at(builder, address, kind: ir.Type, offset: int = 0):
+def pointer(builder, address, kind: ir.Type, offset: int = 0):
     """The int64 `address` + offset as a pointer to `kind`."""
     if offset:
         address = builder.add(address, I64(offset))
@@ -81,7 +81,7 @@ def at(builder, address, kind: ir.Type, offset: int = 0):
 
 
 def load(builder, address, kind: ir.Type, offset: int = 0):
-    return builder.load(at(builder, address, kind, offset), align=1)
+    return builder.load(pointer(builder, address, kind, offset), align=1)
 
 
 def load_splat(builder, address, element: ir.Type, lanes: int, offset: int = 0):

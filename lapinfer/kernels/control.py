@@ -7,7 +7,7 @@ LINE = 16
 """int64 from one contended word to the next: two cache lines, which processors fetch together."""
 
 WORD, DONE, CHUNKS, FINISHED = (8 * LINE * i for i in range(4))
-"""(serial << CHUNK_BITS | chunks left to claim); finished chunks; chunks of the current op; serial behind the last
+"""(serial << CHUNK_BITS | chunks left to claim); finished chunks; chunks of the current op; serial after the last
 step."""
 
 BASE, OPS, ROWS, STEP, COUNTERS, STARTED, YIELD, ACTIVE = (8 * (LINE * 4 + i) for i in range(8))

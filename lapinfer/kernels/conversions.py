@@ -6,7 +6,7 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import types
 
-from lapinfer.kernels.codegen import FLOAT, HALF, I16, I32, at, const, f32x16, features, intrinsic, load
+from lapinfer.kernels.codegen import FLOAT, HALF, I16, I32, const, f32x16, features, intrinsic, load, pointer
 
 
 def half_to_float(context, builder, bits):
@@ -89,7 +89,7 @@ def store_f16x16(typingctx, address, value):
 
     def generate(context, b, sig, args):
         half = float_to_half(context, b, args[1])
-        b.store(half, at(b, args[0], half.type), align=1)
+        b.store(half, pointer(b, args[0], half.type), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16), generate
@@ -101,7 +101,7 @@ def store_f16(typingctx, address, value):
 
     def generate(context, b, sig, args):
         half = float_to_half(context, b, b.insert_element(ir.Constant(ir.VectorType(FLOAT, 1), None), args[1], I32(0)))
-        b.store(half, at(b, args[0], half.type), align=1)
+        b.store(half, pointer(b, args[0], half.type), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32), generate

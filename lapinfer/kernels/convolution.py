@@ -11,7 +11,7 @@ f32 = np.float32
 
 @jit
 def inside(value, column, width):
-    """16 columns from `column` on, with zeros behind the width: what was read there belongs to other numbers."""
+    """16 columns from `column` on, with zeros after the width: what was read there belongs to other numbers."""
     return where_less(iota() + splat_f32(f32(column)), splat_f32(f32(width)), value, splat_f32(f32(0.0)))
 
 
@@ -19,9 +19,9 @@ def inside(value, column, width):
 def convolved(o, x, position, slot, column):
     """16 columns of a token's C · convolution; its B · x is left in the state."""
     width, taps, row = o.width, o.taps, 128 * o.groups
-    at, weight, bias = x + 4 * column, o.weight + 4 * column, o.bias
+    gate, weight, bias = x + 4 * column, o.weight + 4 * column, o.bias
     state = o.state + slot * taps * row + 4 * column
-    own = inside(load_f32x16(at) * load_f32x16(at + 8 * width), column, width)
+    own = inside(load_f32x16(gate) * load_f32x16(gate + 8 * width), column, width)
     store_f32x16(state + position % taps * row, own)
     total = splat_f32(f32(0.0))
     if bias != 0:
@@ -29,7 +29,7 @@ def convolved(o, x, position, slot, column):
     for tap in range(max(taps - 1 - position, 0), taps):  # those before the first position would add nothing
         seen = load_f32x16(state + (position - (taps - 1 - tap)) % taps * row)
         total = fma(load_f32x16(weight + tap * row), seen, total)
-    return inside(load_f32x16(at + 4 * width) * total, column, width)
+    return inside(load_f32x16(gate + 4 * width) * total, column, width)
 
 
 @kernel

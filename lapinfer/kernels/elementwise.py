@@ -63,7 +63,7 @@ def statistics(kind, x, width, eps):
         return f32(0.0), f32(1.0)
     if kind == LAYER:
         for i in range(0, width, 16):
-            total = total + load_f32x16(x + 4 * i)  # columns behind the width are zero
+            total = total + load_f32x16(x + 4 * i)  # columns after the width are zero
         mean = reduce_sum(total) / f32(width)
         total = splat_f32(f32(0.0))
     for i in range(0, width, 16):
@@ -97,9 +97,10 @@ def norm(o, step, chunk, thread):
         x = o.x + row * o.x_stride
         mean, factor = statistics(kind, x, o.width, o.eps)
         for g in range(groups):
-            at = 128 * g
-            low = normed(kind, x + at, mean, factor, weight + at, bias if bias == 0 else bias + at)
-            high = normed(kind, x + at + 64, mean, factor, weight + at + 64, bias if bias == 0 else bias + at + 64)
+            start = 128 * g
+            low = normed(kind, x + start, mean, factor, weight + start, bias if bias == 0 else bias + start)
+            start += 64
+            high = normed(kind, x + start, mean, factor, weight + start, bias if bias == 0 else bias + start)
             if o.out != 0:
                 store_group(o.out, o.out_kind, groups, g, t, low, high)
             if o.exact != 0:
@@ -117,9 +118,9 @@ def add_norm(o, step, chunk, thread):
         y = o.y + t * o.y_stride
         x = o.x + t * o.x_stride
         mean, factor = statistics(kind, y, width, o.eps)
-        for at in range(0, 4 * width, 64):
-            value = normed(kind, y + at, mean, factor, weight + at, bias if bias == 0 else bias + at)
-            store_f32x16(x + at, fma(value, scale, load_f32x16(x + at)))
+        for start in range(0, 4 * width, 64):
+            value = normed(kind, y + start, mean, factor, weight + start, bias if bias == 0 else bias + start)
+            store_f32x16(x + start, fma(value, scale, load_f32x16(x + start)))
 
 
 # ---- heads: norm, rotation, cache ----
@@ -129,17 +130,17 @@ def add_norm(o, step, chunk, thread):
 def norm_head(x, width, weight, eps):
     """RMS norm of float32 x[width] in place; any width."""
     total = splat_f32(f32(0.0))
-    whole = width // 16 * 16
-    for i in range(0, whole, 16):
+    in_vectors = width // 16 * 16
+    for i in range(0, in_vectors, 16):
         value = load_f32x16(x + 4 * i)
         total = fma(value, value, total)
     squares = reduce_sum(total)
-    for i in range(whole, width):
+    for i in range(in_vectors, width):
         squares += load_f32(x + 4 * i) * load_f32(x + 4 * i)
     factor = f32(1.0) / np.sqrt(squares / f32(width) + eps)
-    for i in range(0, whole, 16):
+    for i in range(0, in_vectors, 16):
         store_f32x16(x + 4 * i, load_f32x16(x + 4 * i) * splat_f32(factor) * load_f32x16(weight + 4 * i))
-    for i in range(whole, width):
+    for i in range(in_vectors, width):
         store_f32(x + 4 * i, load_f32(x + 4 * i) * factor * load_f32(weight + 4 * i))
 
 
@@ -148,13 +149,13 @@ def rotate(x, table, dim, interleaved):
     """Turn the pairs of x[dim] in place; table: cos [dim/2], then sin [dim/2]."""
     half = dim // 2
     sines = table + 4 * half
-    whole = 0 if interleaved else half // 16 * 16
-    for i in range(0, whole, 16):
+    in_vectors = 0 if interleaved else half // 16 * 16
+    for i in range(0, in_vectors, 16):
         a, b = load_f32x16(x + 4 * i), load_f32x16(x + 4 * (half + i))
         c, s = load_f32x16(table + 4 * i), load_f32x16(sines + 4 * i)
         store_f32x16(x + 4 * i, a * c - b * s)
         store_f32x16(x + 4 * (half + i), b * c + a * s)
-    for i in range(whole, half):
+    for i in range(in_vectors, half):
         first = x + 8 * i if interleaved else x + 4 * i
         second = first + 4 if interleaved else first + 4 * half
         a, b = load_f32(first), load_f32(second)

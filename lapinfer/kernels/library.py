@@ -32,7 +32,7 @@ __all__ = [
 def load(names: Iterable[str], notice: Callable[[str], None] | None = None, apart: bool = False) -> dict[str, int]:
     """Machine code addresses of kernels; those that no cache holds are compiled, which `notice` is told once.
 
-    apart: compile in a process of its own, since the compiler leaves some hundred MB behind.
+    apart: compile in a process of its own, since the compiler keeps some hundred MB.
     """
     wanted = sorted(set(names))
     missing = [name for name in wanted if not cache.cached(name)]

@@ -54,13 +54,13 @@ def halves(context, b, address, offset: int = 0):
     return half_to_float(context, b, load(b, address, HALVES, offset))
 
 
-def whole(b, address, offset: int = 0):
+def unsigned(b, address, offset: int = 0):
     """16 unsigned bytes as i32x16."""
     return b.zext(load(b, address, BYTES, offset), WIDE)
 
 
 def nibbles(b, address, first: int):
-    """The 4-bit codes of a block as eight i8x64; its four lines begin `first` bytes behind the address."""
+    """The 4-bit codes of a block as eight i8x64; its four lines begin `first` bytes after the address."""
     fifteen, codes = const(i8x64.llvm, 15), []
     for line in range(4):
         pair = load(b, address, i8x64.llvm, first + 64 * line)

@@ -22,7 +22,7 @@ from numba.extending import (
     type_callable,
 )
 
-from lapinfer.kernels.codegen import I64, at, load
+from lapinfer.kernels.codegen import I64, load, pointer
 from lapinfer.kernels.declare import Field, Record
 
 KINDS = {"int64": types.int64, "float32": types.float32, "address": types.int64}
@@ -37,7 +37,7 @@ class _Address(types.Type):
 
 
 class RecordType(_Address):
-    """A record whose fields begin `first` int64 behind its address."""
+    """A record whose fields begin `first` int64 after its address."""
 
     def __init__(self, record: Record, first: int = 0):
         self.first = first
@@ -46,7 +46,7 @@ class RecordType(_Address):
 
 
 class TableType(_Address):
-    """Records behind each other."""
+    """Records side by side."""
 
     def __init__(self, record: Record):
         super().__init__(f"Table({record.name})", record)
@@ -85,7 +85,7 @@ def _get(context, b, record, address, name):
 def _set(context, b, sig, args, name):
     address, value = args
     offset, kind = sig.args[0].members[name]
-    b.store(value, at(b, address, context.get_data_type(kind), offset), align=1)
+    b.store(value, pointer(b, address, context.get_data_type(kind), offset), align=1)
 
 
 @type_callable(operator.getitem)

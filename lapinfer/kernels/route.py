@@ -38,7 +38,7 @@ def note_problem(step, position, kind):
 
 @jit
 def exponentials(logits, experts, largest, out):
-    """e^(l − largest) of all experts -> out, 0 in the lanes behind them; returns their sum."""
+    """e^(l − largest) of all experts -> out, 0 in the lanes after them; returns their sum."""
     total = splat_f32(f32(0.0))
     for e in range(0, experts, 16):
         value = exp(load_f32x16(logits + 4 * e) - splat_f32(largest))

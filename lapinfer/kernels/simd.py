@@ -19,7 +19,6 @@ from lapinfer.kernels.codegen import (
     I64,
     VOID,
     Vec,
-    at,
     call,
     const,
     f32x16,
@@ -30,6 +29,7 @@ from lapinfer.kernels.codegen import (
     multiply_add,
     named,
     part,
+    pointer,
     splat,
 )
 
@@ -45,7 +45,7 @@ def _memory(kind: types.Type):
     def storer(typingctx, address, value):
         def generate(context, b, sig, args):
             value = context.cast(b, args[1], sig.args[1], kind)
-            b.store(value, at(b, args[0], context.get_data_type(kind)), align=1)
+            b.store(value, pointer(b, args[0], context.get_data_type(kind)), align=1)
             return context.get_dummy_value()
 
         return types.void(types.int64, kind), generate
@@ -66,7 +66,7 @@ load_i64, store_i64 = intrinsic(_load_i64), intrinsic(_store_i64)
 @intrinsic
 def store_f64(typingctx, address, value):
     def generate(context, b, sig, args):
-        b.store(args[1], at(b, args[0], ir.DoubleType()), align=8)
+        b.store(args[1], pointer(b, args[0], ir.DoubleType()), align=8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float64), generate
@@ -99,7 +99,7 @@ def store_i8x16(typingctx, address, value):
 
     def generate(context, b, sig, args):
         byte = b.trunc(args[1], ir.VectorType(I8, 16))
-        b.store(byte, at(b, args[0], byte.type), align=1)
+        b.store(byte, pointer(b, args[0], byte.type), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, i32x16), generate
@@ -110,15 +110,15 @@ def store_i8(typingctx, address, value):
     """One float, a whole number of −127 … 127, as a byte."""
 
     def generate(context, b, sig, args):
-        whole = call(b, "llvm.fptosi.sat.i32.f32", I32, args[1])
-        b.store(b.trunc(whole, I8), at(b, args[0], I8), align=1)
+        number = call(b, "llvm.fptosi.sat.i32.f32", I32, args[1])
+        b.store(b.trunc(number, I8), pointer(b, args[0], I8), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32), generate
 
 
 def _ask(b, address):
-    call(b, "llvm.prefetch.p0", VOID, at(b, address, I8), I32(0), I32(3), I32(1))
+    call(b, "llvm.prefetch.p0", VOID, pointer(b, address, I8), I32(0), I32(3), I32(1))
 
 
 @intrinsic
@@ -354,7 +354,7 @@ def tile_store(typingctx, tile, address, stride):
     def generate(context, b, sig, args):
         tile, address, stride = args
         for i, row in enumerate(cgutils.unpack_tuple(b, tile)):
-            b.store(row, at(b, b.add(address, b.mul(stride, I64(i))), f32x16.llvm), align=1)
+            b.store(row, pointer(b, b.add(address, b.mul(stride, I64(i))), f32x16.llvm), align=1)
         return context.get_dummy_value()
 
     return types.void(tile, types.int64, types.int64), generate
@@ -366,7 +366,7 @@ def _tile_store_by(rows: int):
             tile, address, stride = args
             for k, row in enumerate(cgutils.unpack_tuple(b, tile)):
                 where = b.add(address, b.mul(stride, I64(k % rows)))
-                b.store(row, at(b, where, f32x16.llvm, 64 * (k // rows)), align=1)
+                b.store(row, pointer(b, where, f32x16.llvm, 64 * (k // rows)), align=1)
             return context.get_dummy_value()
 
         return types.void(tile, types.int64, types.int64), generate

@@ -151,17 +151,17 @@ def gather(o, step, tile, thread):
         x, lane_in = o.x + token // TILE * tile_bytes, token % TILE
         for g in range(groups):
             if kind == ACT_F32:
-                at = g * F32_TILE_GROUP
-                copy_scalars(x + at + 4 * lane_in, out + at + 4 * i, 32)
+                start = g * F32_TILE_GROUP
+                copy_scalars(x + start + 4 * lane_in, out + start + 4 * i, 32)
             elif kind == ACT_Q8:
-                at = g * Q8_TILE_GROUP
-                copy_words(x + at + 32 * lane_in, out + at + 32 * i, 4)
-                at += 32 * TILE
-                copy_scalars(x + at + 4 * lane_in, out + at + 4 * i, 3)
+                start = g * Q8_TILE_GROUP
+                copy_words(x + start + 32 * lane_in, out + start + 32 * i, 4)
+                start += 32 * TILE
+                copy_scalars(x + start + 4 * lane_in, out + start + 4 * i, 3)
             else:
-                at = g * Q16_TILE_GROUP
-                copy_words(x + at + 32 * lane_in, out + at + 32 * i, 4)
-                at += 32 * TILE
-                copy_words(x + at + 32 * lane_in, out + at + 32 * i, 4)
-                at += 32 * TILE
-                copy_scalars(x + at + 4 * lane_in, out + at + 4 * i, 4)
+                start = g * Q16_TILE_GROUP
+                copy_words(x + start + 32 * lane_in, out + start + 32 * i, 4)
+                start += 32 * TILE
+                copy_words(x + start + 32 * lane_in, out + start + 32 * i, 4)
+                start += 32 * TILE
+                copy_scalars(x + start + 4 * lane_in, out + start + 4 * i, 4)

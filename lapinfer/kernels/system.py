@@ -6,18 +6,18 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import types
 
-from lapinfer.kernels.codegen import I32, I64, VOID, at, call, features, intrinsic
+from lapinfer.kernels.codegen import I32, I64, VOID, call, features, intrinsic, pointer
 
 
 @intrinsic
 def atomic_load(typingctx, address):
-    return types.int64(types.int64), lambda context, b, sig, a: b.load_atomic(at(b, a[0], I64), "acquire", 8)
+    return types.int64(types.int64), lambda context, b, sig, a: b.load_atomic(pointer(b, a[0], I64), "acquire", 8)
 
 
 @intrinsic
 def atomic_store(typingctx, address, value):
     def generate(context, b, sig, args):
-        b.store_atomic(args[1], at(b, args[0], I64), "release", 8)
+        b.store_atomic(args[1], pointer(b, args[0], I64), "release", 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
@@ -27,7 +27,7 @@ def atomic_store(typingctx, address, value):
 def atomic_add(typingctx, address, value):
     """Add, and return what was there before."""
     return types.int64(types.int64, types.int64), lambda context, b, sig, a: b.atomic_rmw(
-        "add", at(b, a[0], I64), a[1], "acq_rel"
+        "add", pointer(b, a[0], I64), a[1], "acq_rel"
     )
 
 
@@ -36,7 +36,7 @@ def compare_and_swap(typingctx, address, expected, value):
     """Whether the int64 at `address` was `expected`, and so is now `value`."""
 
     def generate(context, b, sig, args):
-        pair = b.cmpxchg(at(b, args[0], I64), args[1], args[2], "acq_rel", "acquire")
+        pair = b.cmpxchg(pointer(b, args[0], I64), args[1], args[2], "acq_rel", "acquire")
         return b.extract_value(pair, 1)
 
     return types.boolean(types.int64, types.int64, types.int64), generate

@@ -46,7 +46,7 @@ YIELDS_BEFORE_PARK = 400  # with the spins between them, some milliseconds
 
 @jit
 def publish_from(control, serial):
-    """Make the first op at or behind `serial` that has any work current; or end the step."""
+    """Make the first op at or after `serial` that has any work current; or end the step."""
     ops, base = load_i64(control + OPS), load_i64(control + BASE)
     rows, step = load_i64(control + ROWS), load_i64(control + STEP)
     chunks = 0

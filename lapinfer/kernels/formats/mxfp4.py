@@ -5,14 +5,14 @@ import numpy as np
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.codegen import call, const, f32x16
 from lapinfer.kernels.dots import fp4_codes
-from lapinfer.kernels.reader import WIDE, Block, Reader, nibble, nibbles, whole
+from lapinfer.kernels.reader import WIDE, Block, Reader, nibble, nibbles, unsigned
 from lapinfer.kernels.simd import load_u8
 from lapinfer.quant.formats.mxfp4 import LEAST
 
 
 def block(context, b, address):
     """The scale is half of 2^(exponent − 127), since the codes are twice the values."""
-    above = call(b, "llvm.usub.sat.v16i32", WIDE, whole(b, address), const(WIDE, 1))
+    above = call(b, "llvm.usub.sat.v16i32", WIDE, unsigned(b, address), const(WIDE, 1))
     scale = b.bitcast(b.shl(above, const(WIDE, 23)), f32x16.llvm)
     return Block([fp4_codes(context, b, codes) for codes in nibbles(b, address, 16)], scale)
 

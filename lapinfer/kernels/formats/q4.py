@@ -4,14 +4,14 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.codegen import I8, const, f32x16, load, load_splat, multiply_add
-from lapinfer.kernels.reader import BYTES, WIDE, Block, Reader, nibble, nibbles, whole
+from lapinfer.kernels.reader import BYTES, WIDE, Block, Reader, nibble, nibbles, unsigned
 from lapinfer.kernels.simd import load_f32, load_u8
 from lapinfer.quant.formats.q4 import MINIMUM_STEP
 
 
 def block(context, b, address):
-    below = b.mul(whole(b, address, 16), const(WIDE, -MINIMUM_STEP))
-    scale, minimum = b.sitofp(whole(b, address), f32x16.llvm), b.sitofp(below, f32x16.llvm)
+    below = b.mul(unsigned(b, address, 16), const(WIDE, -MINIMUM_STEP))
+    scale, minimum = b.sitofp(unsigned(b, address), f32x16.llvm), b.sitofp(below, f32x16.llvm)
     return Block(nibbles(b, address, 32), scale, minimum)
 
 

@@ -5,7 +5,7 @@ from llvmlite import ir
 
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.codegen import I16, const, f32x16, i8x64, load
-from lapinfer.kernels.reader import Block, Reader, nibble, nibbles, whole
+from lapinfer.kernels.reader import Block, Reader, nibble, nibbles, unsigned
 from lapinfer.kernels.simd import load_f32, load_u8
 from lapinfer.quant.formats.q6 import ZERO
 
@@ -23,7 +23,7 @@ def block(context, b, address):
     for low, upper in zip(nibbles(b, address, LOW), high, strict=True):
         shifted = b.bitcast(b.shl(b.bitcast(upper, pairs), const(pairs, 4)), vector)
         codes.append(b.sub(b.or_(low, shifted), const(vector, ZERO)))
-    return Block(codes, b.uitofp(whole(b, address), f32x16.llvm))
+    return Block(codes, b.uitofp(unsigned(b, address), f32x16.llvm))
 
 
 @jit
