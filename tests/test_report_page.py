@@ -33,7 +33,7 @@ from lapinfer.report.page_whatif import SCRIPT
 from lapinfer.report.random_weights import shape_formats
 from lapinfer.report.roofline import Roofline
 from lapinfer.report.shapes import shape_spec
-from lapinfer.report.sizes import Size
+from lapinfer.report.sizes import SIZES, Size
 from lapinfer.report.whatif import Settings, stored, terms, touched
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
@@ -50,7 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setattr(roofline, "measure", lambda threads: ROOF)
     monkeypatch.setattr(measure, "DECODED", 4)
     monkeypatch.setattr(measure, "BATCHED", 3)
-    monkeypatch.setitem(collect.SIZES, "100m", SIZE)
+    monkeypatch.setitem(SIZES, "100m", SIZE)
     monkeypatch.setenv("LAPINFER_HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 

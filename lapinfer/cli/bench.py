@@ -55,8 +55,8 @@ def bench(
 
     Several models are set side by side; without any, the small ones that come along: dense, experts, and trees.
     """
-    from lapinfer.checkpoint.shipped import installed_models
     from lapinfer.report import bench, bench_tables
+    from lapinfer.report.candidates import candidates
 
     if output not in bench_tables.WRITERS:
         raise typer.BadParameter(f"-o: expected one of {', '.join(bench_tables.WRITERS)}, got {output}")
@@ -71,15 +71,13 @@ def bench(
     write = bench_tables.WRITERS[output]
     rows, failed, stopped = [], 0, False
     with Progress() as progress:
+        to_measure = candidates(names, [] if shapes is None else [shapes])
         if shapes is not None:
-            to_open = bench.of_shapes(shapes, loading.quant)
             note("random weights: speed and bytes are measured, quality is not")
-        else:
-            to_open = bench.of_names(names or installed_models(), loading, progress)
         try:
-            for row in bench.bench(to_open, tests, counts, progress):
+            for row in bench.bench(to_measure, loading, tests, counts, progress):
                 if isinstance(row, bench.Failure):
-                    if len(to_open) == 1:
+                    if len(to_measure) == 1:
                         raise row.error
                     message = str(row.error) or "not enough memory"
                     note(f"error: {row.model}: {message.removeprefix(f'{row.model}: ')}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,21 +22,20 @@ import numpy as np
 from lapinfer import __version__
 from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import InputError, LapinferError
-from lapinfer.machine import cpu_name, default_threads, major_faults, peak_resident_bytes
+from lapinfer.machine import cpu_name, major_faults, peak_resident_bytes
 from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
+from lapinfer.report.candidates import Candidate
 from lapinfer.report.costs import Costs
+from lapinfer.report.perplexity import perplexity
 from lapinfer.report.texts import passage, read_text, sample_ids
 from lapinfer.report.timing import Watch
-from lapinfer.runtime.ops import Limits
-from lapinfer.text.tokenizer import Tokenizer
+from lapinfer.text.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
 
 Progress = Callable[..., Any]
-CHUNK = 512
-"""Tokens of a prompt that a step of a shape takes at most."""
 ROOFLINE_S = 0.2
 """Seconds for each figure of the machine."""
 
@@ -130,76 +129,40 @@ class Tests:
         return max(map(sum, self.lengths)) + max(self.depth)
 
 
-Open = Callable[[int | None, int], "Model"]
-"""A model for (threads or None for all, positions)."""
-
-
-def of_names(names: Sequence[str], options: LoadOptions, progress: Progress | None = None) -> dict[str, Open]:
-    """Models by name; their threads and context are those that a test asks for."""
-    from lapinfer.loading import load_model
-
-    def opener(name: str) -> Open:
-        return lambda threads, ctx: load_model(name, replace(options, threads=threads, ctx=ctx), progress=progress)
-
-    return {name: opener(name) for name in names}
-
-
-def of_shapes(size: str, quant: str) -> dict[str, Open]:
-    """The dense and the routed models of a size, with random weights."""
-    from lapinfer.report.random_weights import shape_model
-    from lapinfer.report.shapes import shape_spec
-    from lapinfer.report.sizes import KINDS
-
-    shape_spec(size, KINDS[0])  # an unknown size
-
-    def opener(kind: str) -> Open:
-        def open_model(threads: int | None, ctx: int) -> Model:
-            limits = Limits(ctx, step=min(CHUNK, ctx), threads=threads or default_threads())
-            return shape_model(size, kind, quant, limits)
-
-        return open_model
-
-    return {f"{size}-{kind}": opener(kind) for kind in KINDS}
-
-
 def bench(
-    models: Mapping[str, Open], tests: Tests, threads: Sequence[int | None] = (None,), progress: Progress | None = None,
+    candidates: Sequence[Candidate], options: LoadOptions, tests: Tests, threads: Sequence[int | None] = (None,),
+    progress: Progress | None = None,
 ) -> Iterator[Row | Failure]:  # fmt: skip
     """A row for each combination, as soon as it is measured; a model that fails does not keep others from theirs."""
     say = progress or (lambda *args: None)
-    for name, open_model in models.items():
+    for candidate in candidates:
         for count in threads:
             try:
-                model = open_model(count, tests.ctx)
-                try:
-                    yield from _of_model(model, tests, say)
-                finally:
-                    model.close()
+                with candidate.open(replace(options, threads=count, ctx=tests.ctx), progress) as loaded:
+                    yield from _rows(loaded, tests, say)
             except (LapinferError, OSError, MemoryError) as error:
-                yield Failure(name, error)
+                yield Failure(str(candidate), error)
                 break
 
 
-def _of_model(model: Model, tests: Tests, say: Progress) -> Iterator[Row]:
-    tokenizer = None if model.folder is None else Tokenizer.from_folder(model.folder)
-    ids, text = sample_ids(tokenizer, model.spec.vocab, passage())
+def _rows(loaded: LanguageModel, tests: Tests, say: Progress) -> Iterator[Row]:
+    model = loaded.model
+    ids, text = sample_ids(loaded.tokenizer, model.spec.vocab, passage())
     ids = np.resize(ids, tests.ctx)
     say(f"{model.name}: measuring this machine")
     machine = roofline.measure(model.threads, seconds=ROOFLINE_S)
-    quality = _perplexity(model, tests.text)
+    quality = _perplexity(loaded, tests.text)
     for (p, n), d in itertools.product(tests.lengths, tests.depth):
         yield _measure(model, ids, text, p, n, d, tests.repetitions, machine, quality, say)
 
 
-def _perplexity(model: Model, text: Path | None) -> tuple[float | None, str | None]:
+def _perplexity(loaded: LanguageModel, text: Path | None) -> tuple[float | None, str | None]:
     """Of a text, and its name; without one, what the card of a shipped model says."""
     if text is not None:
-        from lapinfer.report.perplexity import perplexity
-        from lapinfer.text.language_model import from_model
-
-        ctx = min(model.ctx, model.spec.context)
-        return list(perplexity(from_model(model), read_text(text), ctx))[-1].ppl, text.name
-    if (card := card_figures(model.name)) is None:
+        ctx = min(loaded.model.ctx, loaded.spec.context)
+        *_, result = perplexity(loaded, read_text(text), ctx)
+        return result.ppl, text.name
+    if (card := card_figures(loaded.model.name)) is None:
         return None, None
     return card["perplexity"], f"{card['text']} (from the card)"
 

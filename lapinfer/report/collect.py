@@ -10,20 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer import machine
-from lapinfer.checkpoint.shipped import card_figures, installed_models
+from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import InputError, LapinferError
-from lapinfer.loading import CHUNK
 from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
+from lapinfer.report.candidates import Candidate, candidates
 from lapinfer.report.measure import BATCH_CONTEXT, BATCHES, measure_batches, measure_model
 from lapinfer.report.measured import Machine, Measured, Report, to_json
 from lapinfer.report.outputs import check_ending, write_whole
 from lapinfer.report.page import page
-from lapinfer.report.random_weights import shape_model
-from lapinfer.report.sizes import KINDS, SIZES
 from lapinfer.report.texts import passage
-from lapinfer.runtime.ops import Limits
-from lapinfer.text.language_model import LanguageModel, open_model
 
 CONTEXT = 512
 
@@ -49,24 +45,19 @@ def collect(
     Ctrl-C ends it with what there is, and `interrupted`.
     """
     options, say = options or Options(), progress or (lambda *args: None)
-    for size in sizes:
-        if size not in SIZES:
-            raise InputError(f"--shapes {size}: no such size; expected {', '.join(SIZES)}")
-    if not names and not sizes:
-        names = installed_models()
+    todo = candidates(names, sizes)
     threads = options.loading.threads or machine.default_threads()
     text, source = (options.text, options.source) if options.text else (passage(), "the package's passage.txt")
-    todo = [(name, None) for name in names] + [(size, kind) for size in sizes for kind in KINDS]
     say("measuring the machine")
     roof = roofline.measure(threads)
     about = Machine(machine.description(), threads, roof.best_bandwidth, roof.peaks)
     report = Report(about, source, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     try:
-        for name, kind in todo:
-            shown = _shown(name, kind)
+        for candidate in todo:
+            shown = _shown(candidate)
             say(f"measuring {shown}")
             try:
-                report.models.append(_measured(name, kind, options, threads, text, _of(say, shown)))
+                report.models.append(_measured(candidate, options, threads, text, _of(say, shown)))
             except (LapinferError, OSError, MemoryError) as error:
                 report.failures.append((shown, _message(error)))
                 say(f"error: {shown}: {_message(error).removeprefix(f'{shown}: ')}")
@@ -81,12 +72,10 @@ def _kept_bytes() -> int:
     return machine.resident_bytes()
 
 
-def _shown(name: str, kind: str | None) -> str:
-    """A folder's or file's own name; other names as they are, and of a shape, size and kind."""
-    if kind is not None:
-        return f"{name}-{kind}"
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name
+def _shown(candidate: Candidate) -> str:
+    """A folder's or file's own name; other names as they are."""
+    path = Path(candidate.name).expanduser()
+    return path.resolve().name if candidate.kind is None and path.exists() else str(candidate)
 
 
 def _of(say: Progress, name: str) -> Progress:
@@ -100,29 +89,19 @@ def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _measured(name: str, kind: str | None, options: Options, threads: int, text: str, say: Progress) -> Measured:
+def _measured(candidate: Candidate, options: Options, threads: int, text: str, say: Progress) -> Measured:
     """One model, loaded for one sequence, and again for many short ones."""
-    shown = _shown(name, kind)
-    with _load(name, kind, options, threads, options.context, 1, say) as model:
-        card = None if kind is not None or options.text else card_figures(name)
+    random = candidate.kind is not None
+    loading = replace(options.loading, threads=threads, ctx=options.context, slots=1)
+    with candidate.open(loading, say) as model:
+        card = None if random or options.text else card_figures(candidate.name)
         known = None if card is None else card["perplexity"]
-        measured = measure_model(model, shown, text, options.context, say, kind is not None, known)
+        measured = measure_model(model, _shown(candidate), text, options.context, say, random, known)
         loaded_bytes = _kept_bytes()
     del model
     resident = max(loaded_bytes - _kept_bytes(), 0)
-    with _load(name, kind, options, threads, BATCH_CONTEXT, BATCHES[-1], say) as model:
+    with candidate.open(replace(loading, ctx=BATCH_CONTEXT, slots=BATCHES[-1]), say) as model:
         return replace(measured, resident=resident, batches=measure_batches(model, text))
-
-
-def _load(
-    name: str, kind: str | None, options: Options, threads: int, ctx: int, slots: int, say: Progress
-) -> LanguageModel:
-    if kind is None:
-        return open_model(name, replace(options.loading, threads=threads, ctx=ctx, slots=slots), say)
-    step = max(min(CHUNK, ctx), slots)
-    return LanguageModel(
-        shape_model(name, kind, options.loading.quant, Limits(ctx, slots, step, threads, wanted=slots))
-    )
 
 
 PAGES = (".html", ".htm")
