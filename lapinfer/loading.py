@@ -16,7 +16,7 @@ from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.machine import available_memory, default_threads, resident_bytes
 from lapinfer.model import Model
-from lapinfer.options import SYSTEM, LoadOptions
+from lapinfer.options import SYSTEM, LoadOptions, Policy
 from lapinfer.packing.memory import CopiedWeights
 from lapinfer.packing.pack import cached_folder
 from lapinfer.packing.reader import PackedFile, read_packed
@@ -24,7 +24,7 @@ from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes
 from lapinfer.runtime.ops import Limits
-from lapinfer.spec import FeedForwardSpec, ModelSpec, RouterSpec
+from lapinfer.spec import FeedForwardSpec, ModelSpec, with_top_k
 from lapinfer.tensors import parameters
 
 Progress = Callable[..., Any]
@@ -61,7 +61,7 @@ def load_model(
     pack_s = time.perf_counter() - began
     spec, weights = _read_packed(folder, is_copy, say)
     if options.experts is not None:
-        spec = with_experts(spec, options.experts)
+        spec = with_top_k(spec, options.experts)
     limits = _limits(spec, options)
     if limits.threads > (processors := os.cpu_count() or limits.threads):
         say(f"note: {limits.threads} threads on {processors} processors will wait for each other")
@@ -120,42 +120,23 @@ def default_ctx(spec: ModelSpec) -> int:
     return min(spec.context, DEFAULT_CTX)
 
 
-def with_experts(spec: ModelSpec, top_k: int) -> ModelSpec:
-    """The same model with another number of routed experts a token; InputError where there are not so many."""
-    routers = [r for layer in spec.layers if isinstance(r := layer.feed_forward.router, RouterSpec)]
-    if not routers:
-        raise InputError("experts: this model has no routed layers (a leaf of a tree is one, and always one)")
-    most = min(router.n_experts // router.groups * router.top_groups for router in routers)
-    if any(router.score == "sparsemixer" for router in routers):
-        raise InputError("experts: this model's router (sparsemixer) chooses two, and knows no other number")
-    if not 1 <= top_k <= most:
-        raise InputError(f"experts: expected a number from 1 to {most}, got {top_k}")
-
-    def with_fewer(ff: FeedForwardSpec) -> FeedForwardSpec:
-        return replace(ff, router=replace(ff.router, top_k=top_k)) if isinstance(ff.router, RouterSpec) else ff
-
-    return replace(
-        spec, layers=tuple(replace(layer, feed_forward=with_fewer(layer.feed_forward)) for layer in spec.layers)
-    )
-
-
 def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
     """DoesNotFitError when weights, KV cache and what grows with the context are together more than there is."""
-    there = available_memory()
+    available = available_memory()
     packed = weights.nbytes
     kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
     needed = packed + kv + context_bytes(spec, limits)
     has_experts = any(layer.feed_forward.router is not None for layer in spec.layers)
-    if there is not None and needed > there:
+    if available is not None and needed > available:
         raise DoesNotFitError(
             f"{weights.path.parent.name}: needs {needed / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
-            f"{kv / 1e6:,.0f} for {limits.ctx} positions), {there / 1e6:,.0f} MB are available; "
+            f"{kv / 1e6:,.0f} for {limits.ctx} positions), {available / 1e6:,.0f} MB are available; "
             f"try a smaller --ctx-size, --kv q8 or --quant q4{OR_ON_DISK if has_experts else ''}"
         )
 
 
 def bounded_model(
-    spec: ModelSpec, weights: PackedFile, limits: Limits, memory: float, policy: str, **options: Any
+    spec: ModelSpec, weights: PackedFile, limits: Limits, memory: float, policy: Policy, **options: Any
 ) -> Model:
     """A model whose process stays below `memory` GB: what other things leave of it becomes slots for experts.
 
@@ -168,7 +149,7 @@ def bounded_model(
     least = max(ff.router.top_k for ff in routed.values() if ff.router is not None)
     # Slots are only address space at first; how many may be used is known when everything else is allocated.
     limits = replace(
-        limits, experts="pool", policy=policy, wanted=max(WANTED, limits.slots),  # type: ignore[arg-type]
+        limits, experts="pool", policy=policy, wanted=max(WANTED, limits.slots),
         slots_of_pool=max(bound // max(strides.values()), least),
     )  # fmt: skip
     copied, compile_s = CopiedWeights(weights), 0.0
@@ -237,13 +218,13 @@ def convert(
     calibrate: a text like those that the model will see, for q4 with error feedback; else q4 is calibrated with
     random tokens.
     """
-    found = resolve(source)
-    if isinstance(found, Path):
-        raise InputError(f"{found} is packed already; convert the checkpoint that it was made from")
+    checkpoint = resolve(source)
+    if isinstance(checkpoint, Path):
+        raise InputError(f"{checkpoint} is packed already; convert the checkpoint that it was made from")
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; name a folder to write")
     if calibrate is not None and quant not in (AUTO, *FED_BACK):
         raise InputError(f"a calibration text is for {' or '.join(FED_BACK)}; quant is {quant}")
     say = progress or (lambda *args: None)
-    return pack_calibrated(found, target, quant, text=calibrate, progress=_packing(say))
+    return pack_calibrated(checkpoint, target, quant, text=calibrate, progress=_packing(say))

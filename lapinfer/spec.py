@@ -9,8 +9,10 @@ into ops. lapinfer.tensors names the weights that a model of a spec has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from lapinfer.errors import InputError
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"]
 """`gelu` is the exact one (erf), `gelu_tanh` its tanh approximation, `relu2` the square of relu.
@@ -286,3 +288,22 @@ class ModelSpec:
     def attentions(self) -> list[AttentionSpec]:
         """Those of the layers that have attention."""
         return [layer.attention for layer in self.layers if layer.attention is not None]
+
+
+def with_top_k(spec: ModelSpec, top_k: int) -> ModelSpec:
+    """The same model with `top_k` routed experts per token; InputError if its layers cannot have that many."""
+    routers = [r for layer in spec.layers if isinstance(r := layer.feed_forward.router, RouterSpec)]
+    if not routers:
+        raise InputError("experts: this model has no routed layers (a leaf of a tree is one, and always one)")
+    most = min(router.n_experts // router.groups * router.top_groups for router in routers)
+    if any(router.score == "sparsemixer" for router in routers):
+        raise InputError("experts: this model's router (sparsemixer) chooses two, and knows no other number")
+    if not 1 <= top_k <= most:
+        raise InputError(f"experts: expected a number from 1 to {most}, got {top_k}")
+
+    def with_fewer(ff: FeedForwardSpec) -> FeedForwardSpec:
+        return replace(ff, router=replace(ff.router, top_k=top_k)) if isinstance(ff.router, RouterSpec) else ff
+
+    return replace(
+        spec, layers=tuple(replace(layer, feed_forward=with_fewer(layer.feed_forward)) for layer in spec.layers)
+    )

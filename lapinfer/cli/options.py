@@ -76,13 +76,12 @@ def _parameter(name: str, kind: Any, typer_option: Any, default: Any) -> Paramet
 
 def load_group(*names: str) -> Group:
     """LoadOptions from options for these fields."""
-    defaults = LoadOptions()
-    parameters = (
-        _parameter(
-            name, declared(LoadOptions)[name][0], load_option(name, rich_help_panel="Loading"), getattr(defaults, name)
-        )
-        for name in names
-    )
+    defaults, parameters = LoadOptions(), []
+    for name in names:
+        kind, declaration = declared(LoadOptions)[name]
+        kind = str if declaration.choices else kind  # else Typer checks names itself, and tells in its own way
+        made = load_option(name, rich_help_panel="Loading")
+        parameters.append(_parameter(name, kind, made, getattr(defaults, name)))
     return Group(tuple(parameters), lambda values: LoadOptions(**values))
 
 
