@@ -58,7 +58,7 @@ from lapinfer.kernels.operands import (
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.plan import Op, Operand, encode
-from lapinfer.runtime.routed import most_tiles
+from lapinfer.runtime.routing_buffers import most_tiles
 from lapinfer.runtime.team import KERNEL
 from lapinfer.spec import FeedForwardSpec, RouterSpec
 

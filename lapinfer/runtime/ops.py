@@ -34,8 +34,8 @@ from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.cost import FREE, Cost, Steps
 from lapinfer.runtime.plan import Op, Operand
 from lapinfer.runtime.pool import ExpertPool
-from lapinfer.runtime.routed import RoutingBuffers
-from lapinfer.runtime.sizes import blocks_in_a_chunk, padded, padded_vector
+from lapinfer.runtime.routing_buffers import RoutingBuffers
+from lapinfer.runtime.sizes import blocks_in_a_chunk, padded, padded_rows
 from lapinfer.spec import FeedForwardSpec, NormSpec
 
 
@@ -117,16 +117,17 @@ class Ops:
         self.scratch = np.zeros((limits.threads, padded(needed, GROUP)), np.float32)
 
     def vector(self, name: str, width: int, offset: float = 0.0) -> np.ndarray:
-        """A float32 vector, padded with zeros to whole groups."""
-        return padded_vector(self.weights.tensor(name) + np.float32(offset), width)
+        """A float32 vector, or one of each expert [E, width], padded with zeros to whole groups."""
+        return padded_rows(self.weights.tensor(name) + np.float32(offset), width)
 
     def add(
         self, kernel: str | KernelId, label: str, part: str, layer: int, count: int, times: int, *, cost: Cost = FREE,
-        shape: str = "", packed: np.ndarray | None = None, **operands: Operand,
+        shape: str = "", packed: np.ndarray | None = None, **operands: Operand | None,
     ) -> None:  # fmt: skip
-        """Add an op (runtime/plan.Op says what each argument is)."""
+        """Add an op (runtime/plan.Op describes the arguments). An operand that is None becomes 0: there is no array."""
         kernel = KernelId(kernel) if isinstance(kernel, str) else kernel
-        self.ops.append(Op(kernel, label, part, layer, count, times, operands, cost, shape, packed))
+        given = {name: 0 if value is None else value for name, value in operands.items()}
+        self.ops.append(Op(kernel, label, part, layer, count, times, given, cost, shape, packed))
 
     # ---- the ops ----
 
@@ -155,10 +156,10 @@ class Ops:
         """The same of the first columns of any float32 [T, ≥ width], into other tiles (0: into none)."""
         self.add(
             "norm", name.rsplit(".", 1)[-1], part, layer, TILES if wanted is None else WANT_TILES, 1,
-            x=x, x_stride=x.strides[0], rows=0 if wanted is None else wanted,
+            x=x, x_stride=x.strides[0], rows=wanted,
             tokens=TOKENS if wanted is None else WANT,
             out=self.tiles if out is None else out, groups=padded(width) // GROUP, out_kind=kind,
-            exact=0 if exact is None else exact, **self._norm_operands(name, norm, width),
+            exact=exact, **self._norm_operands(name, norm, width),
             cost=_norm_cost(norm, width, "all" if wanted is None else "wanted"),
         )  # fmt: skip
 
@@ -188,7 +189,7 @@ class Ops:
         tiled = mode in (GATED, PLAIN)
         target = self.hidden_tiles if tiled else out
         assert target is not None
-        chunks, group_bytes = -(-blocks // unit), TILE_GROUP_BYTES[self.wants(name)]
+        chunks, group_bytes = -(-blocks // unit), TILE_GROUP_BYTES[self.activation_kind(name)]
         self.add(
             self.kernel("matmul", name), label or name.rsplit(".", 1)[-1], part, layer,
             ANY_WANT if wanted else ONE, copies * chunks,
@@ -196,9 +197,9 @@ class Ops:
             tile_bytes=copies * groups * group_bytes, chunks=chunks, weights_step=blocks * row_block_bytes,
             x_step=groups * group_bytes, out_step=out_step,
             tokens=WANT if wanted else TOKENS, mode=mode, out=target, out_stride=0 if tiled else target.strides[0],
-            bias=0 if bias is None else bias, scale=scale, softcap=softcap, activation=activation,
+            bias=bias, scale=scale, softcap=softcap, activation=activation,
             out_groups=copies * blocks // least if tiled else 0, out_kind=out_kind,
-            block_max=0 if block_max is None else block_max, scratch=self.scratch,
+            block_max=block_max, scratch=self.scratch,
             scratch_stride=self.scratch.strides[0],
             cost=Cost(
                 weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]),
@@ -209,7 +210,7 @@ class Ops:
 
     def kernel(self, kind: str, name: str) -> KernelId:
         """The kernel of a kind that multiplies a matrix."""
-        return KernelId(kind, self.format(name), ACTIVATION_KINDS[self.wants(name)])
+        return KernelId(kind, self.format(name), ACTIVATION_KINDS[self.activation_kind(name)])
 
     def format(self, name: str) -> str:
         """The weight format of a matrix."""
@@ -217,7 +218,7 @@ class Ops:
         assert fmt is not None, name
         return fmt
 
-    def wants(self, name: str) -> int:
+    def activation_kind(self, name: str) -> int:
         """The kind of activations that a matrix multiplies."""
         if FORMATS[self.format(name)].activation == "f32":
             return ACT_F32

@@ -48,7 +48,7 @@ def decisions(path: np.ndarray, tree: TreeSpec) -> tuple[np.ndarray, np.ndarray]
 class Routing:
     """Accumulates what each step's tokens were routed to; `arrays()` and `summary()` read it.
 
-    layers, experts, top_k: int64 [L], index in the model, routed experts and experts a token of each routed layer.
+    layers, experts, top_k: int64 [L], index in the model, routed experts and experts per token of each routed layer.
     May be read while another thread records.
     """
 

@@ -53,10 +53,10 @@ def packed_blocks(part: str, rows: int) -> int:
     return (GROUP // ROWS) * -(-rows // GROUP) if part == "up" else -(-rows // ROWS)
 
 
-def padded_vector(values: np.ndarray, width: int) -> np.ndarray:
-    """float32 values, padded with zeros to whole groups."""
-    out = np.zeros(padded(width), np.float32)
-    out[: len(values)] = values
+def padded_rows(values: np.ndarray, width: int) -> np.ndarray:
+    """float32 values [..., n], each row padded with zeros to whole groups of `width` numbers."""
+    out = np.zeros((*values.shape[:-1], padded(width)), np.float32)
+    out[..., : values.shape[-1]] = values
     return out
 
 

@@ -18,7 +18,7 @@ from lapinfer.spec import AttentionSpec, NormSpec
 def attention(build: ModelOps, layer: int, spec: AttentionSpec, norm: NormSpec | None, post: NormSpec | None) -> None:
     """Norm, queries, keys and values, the cache, attention, and the matrix that returns to the residual stream."""
     p, D = f"layers.{layer}.", build.spec.hidden
-    build.norm(p + "attn_norm", norm, layer, "attention", build.wants(p + "qkv"))
+    build.norm(p + "attn_norm", norm, layer, "attention", build.activation_kind(p + "qkv"))
     limits = build.limits
     cache = layer_cache(spec, limits.kv, limits.slots, limits.ctx, limits.step)
     bias = build.vector(p + "qkv.bias", spec.qkv_rows) if spec.qkv_bias else None
@@ -27,11 +27,11 @@ def attention(build: ModelOps, layer: int, spec: AttentionSpec, norm: NormSpec |
     )
     if spec.latent is None:
         _store_heads(build, layer, spec, cache)
-        _attend(build, layer, spec, cache, build.qkv, build.wants(p + "o"))
+        _attend(build, layer, spec, cache, build.qkv, build.activation_kind(p + "o"))
         out = build.tiles
     else:
         _store_latents(build, layer, spec, cache)
-        _attend(build, layer, spec, cache, build.query, build.wants(p + "v_up"))
+        _attend(build, layer, spec, cache, build.query, build.activation_kind(p + "v_up"))
         _values_of_heads(build, layer, spec)
         out = build.hidden_tiles
     bias = build.vector(p + "o.bias", D) if spec.o_bias else None
@@ -107,7 +107,9 @@ def _store_latents(build: ModelOps, layer: int, spec: AttentionSpec, cache: Laye
     assert rope is not None
     q, kv_offset = build.qkv, 4 * spec.q_rows
     if latent.q_rank:
-        build.norm_of(build.qkv, p + "q_a_norm", latent.norm, latent.q_rank, layer, "attention", build.wants(p + "q_b"))
+        build.norm_of(
+            build.qkv, p + "q_a_norm", latent.norm, latent.q_rank, layer, "attention", build.activation_kind(p + "q_b")
+        )
         q, kv_offset = build.q, 4 * latent.q_rank
         build.matmul(p + "q_b", layer, "attention", build.tiles, STORE, out=q, logical=(spec.q_rows, latent.q_rank))
     groups = padded(latent.nope) // GROUP
@@ -116,7 +118,7 @@ def _store_latents(build: ModelOps, layer: int, spec: AttentionSpec, cache: Laye
         qkv_stride=build.qkv.strides[0], kv_at=kv_offset, heads=spec.n_heads, nope=latent.nope, rank=latent.rank,
         **_rope_operands(build, spec), **_cache_operands(build, cache), slot=build.step.slot, kv=cache.code,
         norm=build.vector(p + "kv_norm.weight", latent.rank, latent.norm.offset), eps=latent.norm.eps,
-        out=build.hidden_tiles, groups=groups, out_kind=build.wants(p + "k_up"), query=build.query,
+        out=build.hidden_tiles, groups=groups, out_kind=build.activation_kind(p + "k_up"), query=build.query,
         query_stride=build.query.strides[0], scratch=build.scratch, scratch_stride=build.scratch.strides[0],
         cost=Cost(weight_bytes=4 * latent.rank),
     )  # fmt: skip
@@ -132,6 +134,6 @@ def _values_of_heads(build: ModelOps, layer: int, spec: AttentionSpec) -> None:
     assert latent is not None
     build.matmul(
         f"layers.{layer}.v_up", layer, "attention", build.tiles, PLAIN, activation=NO_ACTIVATION,
-        out_kind=build.wants(f"layers.{layer}.o"), out_step=latent.v_dim // GROUP,
+        out_kind=build.activation_kind(f"layers.{layer}.o"), out_step=latent.v_dim // GROUP,
         logical=(latent.v_dim, latent.rank),
     )  # fmt: skip

@@ -21,7 +21,7 @@ def convolution(
 ) -> None:
     """Norm, the matrix to gates and inputs, the convolution, and the matrix that returns to the residual stream."""
     p, D, groups = f"layers.{layer}.", build.spec.hidden, padded(build.spec.hidden) // GROUP
-    build.norm(p + "attn_norm", norm, layer, "convolution", build.wants(p + "conv_in"))
+    build.norm(p + "attn_norm", norm, layer, "convolution", build.activation_kind(p + "conv_in"))
     bias = build.vector(p + "conv_in.bias", 3 * D) if spec.bias else None
     build.matmul(p + "conv_in", layer, "convolution", build.tiles, STORE, out=build.qkv, bias=bias, logical=(3 * D, D))
     weight = np.zeros((spec.kernel, padded(D)), np.float32)
@@ -31,7 +31,7 @@ def convolution(
         x_stride=build.qkv.strides[0], width=D, weight=weight,
         bias=build.vector(p + "conv.bias", D) if spec.bias else 0, taps=spec.kernel, pos=build.step.pos,
         slot=build.step.slot, state=convolution_state(spec, D, build.limits.slots), out=build.tiles, groups=groups,
-        out_kind=build.wants(p + "conv_out"), unit=GROUPS_PER_CHUNK, shape=f"{D} × {spec.kernel}",
+        out_kind=build.activation_kind(p + "conv_out"), unit=GROUPS_PER_CHUNK, shape=f"{D} × {spec.kernel}",
         cost=Cost(
             weight_bytes=4 * D * (spec.kernel + spec.bias), macs=D * spec.kernel,
             remembered=Remembered(spec.kernel, 4 * D),

@@ -34,7 +34,6 @@ from lapinfer.runtime.sizes import (
     blocks_of_an_expert,
     packed_blocks,
     padded,
-    padded_vector,
 )
 from lapinfer.spec import FeedForwardSpec, LayerSpec, NormSpec, RouterSpec, TreeSpec
 
@@ -62,19 +61,11 @@ def feed_forward(build: Ops, index: int, norm: NormSpec | None, target: Target) 
 def _dense(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, target: Target) -> None:
     p, D = f"layers.{index}.", build.hidden
     name, rows = first_matrix(ff)
-    build.norm(p + "ff_norm", norm, index, "feed-forward", build.wants(p + name))
-    bias = None
-    if ff.bias:
-        stored = build.weights.tensor(f"{p}{name}.bias")
-        if ff.gated:
-            order = interleaved_rows(ff.width)
-            bias = np.where(order >= 0, stored[order], np.float32(0))
-        else:
-            bias = build.vector(f"{p}{name}.bias", ff.width)
-    kind = build.wants(p + "down")
+    build.norm(p + "ff_norm", norm, index, "feed-forward", build.activation_kind(p + name))
     build.matmul(
-        p + name, index, "feed-forward", build.tiles, GATED if ff.gated else PLAIN, bias=bias,
-        activation=ACTIVATIONS.index(ff.activation), out_kind=kind, logical=(rows, D),
+        p + name, index, "feed-forward", build.tiles, GATED if ff.gated else PLAIN,
+        bias=_first_bias(build, p + name, ff), activation=ACTIVATIONS.index(ff.activation),
+        out_kind=build.activation_kind(p + "down"), logical=(rows, D),
     )  # fmt: skip
     bias = build.vector(p + "down.bias", target.width) if ff.bias else None
     build.matmul(
@@ -88,7 +79,7 @@ def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, 
     p, D, routing = f"layers.{index}.", build.hidden, build.routing
     bank = f"layers.{index}.experts"
     first, rows = first_matrix(ff)
-    kind = build.wants(f"{bank}.{first}")
+    kind = build.activation_kind(f"{bank}.{first}")
     tile_bytes = padded(D) // GROUP * TILE_GROUP_BYTES[kind]
     build.norm(p + "ff_norm", norm, index, "router", kind, exact=routing.exact)
     if isinstance(ff.router, TreeSpec):
@@ -102,15 +93,12 @@ def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, 
         "gather", "gather", "router", index, GATHERED_TILES, 1, x=build.tiles, groups=padded(D) // GROUP, kind=kind,
         tiles=routing.tiles, rows=routing.rows, gathered=routing.gathered, tile_bytes=tile_bytes,
     )  # fmt: skip
-    bias = _bank_bias(build, f"{bank}.{first}.bias", ff) if ff.bias else None
     _experts(
-        build, bank, addresses, first, index, GATED if ff.gated else PLAIN, bias=bias,
-        activation=ACTIVATIONS.index(ff.activation),
-        out=routing.hidden, out_kind=build.wants(f"{bank}.down"), logical=(rows, D),
+        build, bank, addresses, first, index, GATED if ff.gated else PLAIN,
+        bias=_first_bias(build, f"{bank}.{first}", ff), activation=ACTIVATIONS.index(ff.activation), out=routing.hidden,
+        out_kind=build.activation_kind(f"{bank}.down"), logical=(rows, D),
     )  # fmt: skip
-    bias = None
-    if ff.bias:
-        bias = np.stack([padded_vector(values, target.width) for values in build.weights.tensor(f"{bank}.down.bias")])
+    bias = build.vector(f"{bank}.down.bias", target.width) if ff.bias else None
     _experts(
         build, bank, addresses, "down", index, target.mode, bias=bias, out=target.out, scale=target.scale,
         logical=(target.width, ff.width),
@@ -159,7 +147,7 @@ def _logits(build: Ops, index: int) -> None:
     build.add(
         build.kernel("router", p + "router"), "router", "router", index, ONE, len(weights), weights=weights,
         row_blocks=len(weights), groups=padded(columns) // GROUP, x=x, x_stride=x.strides[0], out=out,
-        out_stride=out.strides[0], bias=0 if bias is None else bias,
+        out_stride=out.strides[0], bias=bias,
         cost=Cost(weights.nbytes + (0 if bias is None else 4 * router.n_experts), macs=rows * columns),
         shape=f"{rows} × {columns}",
     )  # fmt: skip
@@ -203,8 +191,8 @@ def _experts(
         weights=addresses, offset=build.weights.offset(name), row_blocks=blocks, groups=groups,
         unit=unit, chunks=chunks, active=routing.active, tiles=routing.tiles, rows=routing.rows,
         row_weights=routing.row_weights, x=0 if tiled else routing.hidden,
-        tile_bytes=0 if tiled else groups * TILE_GROUP_BYTES[build.wants(name)], mode=mode, out=out,
-        out_stride=0 if tiled else out.strides[0], bias=0 if bias is None else bias,
+        tile_bytes=0 if tiled else groups * TILE_GROUP_BYTES[build.activation_kind(name)], mode=mode, out=out,
+        out_stride=0 if tiled else out.strides[0], bias=bias,
         bias_stride=0 if bias is None else bias.strides[0], scale=scale, activation=activation,
         out_groups=blocks // least if tiled else 0, out_kind=out_kind, scratch=build.scratch,
         scratch_stride=build.scratch.strides[0],
@@ -216,10 +204,11 @@ def _experts(
     )  # fmt: skip
 
 
-def _bank_bias(build: Ops, name: str, ff: FeedForwardSpec) -> np.ndarray:
-    """Biases [E, …] of the experts' first matrices, in the order of their packed rows."""
-    stored = build.weights.tensor(name)
+def _first_bias(build: Ops, name: str, ff: FeedForwardSpec) -> np.ndarray | None:
+    """Bias of a first matrix, or of each expert's [E, …], in the order of the packed rows."""
+    if not ff.bias:
+        return None
     if not ff.gated:
-        return np.stack([padded_vector(values, ff.width) for values in stored])
+        return build.vector(name + ".bias", ff.width)
     order = interleaved_rows(ff.width)
-    return np.ascontiguousarray(np.where(order >= 0, stored[:, order], np.float32(0)))
+    return np.ascontiguousarray(np.where(order >= 0, build.weights.tensor(name + ".bias")[..., order], np.float32(0)))

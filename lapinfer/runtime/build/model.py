@@ -11,7 +11,7 @@ from lapinfer.runtime.build.model_ops import ModelOps, StepBuffers
 from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.pool import ExpertPool
-from lapinfer.runtime.routed import RoutingBuffers
+from lapinfer.runtime.routing_buffers import RoutingBuffers
 from lapinfer.spec import ConvolutionSpec, ModelSpec
 
 

@@ -106,7 +106,7 @@ class ModelOps(Ops):
         if spec.head_bias or rows != spec.vocab:  # padded rows can never be the maximum
             bias = np.full(rows, -np.inf, np.float32)
             bias[: spec.vocab] = self.weights.tensor("head.bias") if spec.head_bias else 0.0
-        self.norm("norm", spec.norm, -1, "head", self.wants(name), wanted=self.step.want)
+        self.norm("norm", spec.norm, -1, "head", self.activation_kind(name), wanted=self.step.want)
         self.matmul(
             name, -1, "head", self.tiles, HEAD, label="head", out=self.step.logits, bias=bias, scale=spec.logit_scale,
             softcap=spec.logit_softcap or 0.0, wanted=True, block_max=self.step.block_max,

@@ -13,7 +13,7 @@ from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.rows import row_bytes
 from lapinfer.runtime.cost import FREE, Cost, Steps
 from lapinfer.runtime.ops import Ops
-from lapinfer.runtime.sizes import padded, padded_vector
+from lapinfer.runtime.sizes import padded
 from lapinfer.spec import FeedForwardSpec, NormSpec, RouterSpec, TreeSpec
 
 OUTWARD_CHUNKS = 8
@@ -65,10 +65,10 @@ def _tree_operands(build: Ops, index: int, tree: TreeSpec, columns: np.ndarray) 
     if tree.path:
         nodes = build.weights.tensor(p + "nodes")
         fmt, stride = FORMATS[build.format(p + "nodes")].id, nodes.strides[0]
-        bias = padded_vector(build.weights.tensor(p + "nodes.bias"), N * tree.node_width) if tree.node_bias else 0
+        bias = build.vector(p + "nodes.bias", N * tree.node_width) if tree.node_bias else 0
         if tree.node_width > 1:
             out = np.ascontiguousarray(build.weights.tensor(p + "node_out"))
-            out_bias = padded_vector(build.weights.tensor(p + "node_out.bias"), N)
+            out_bias = build.vector(p + "node_out.bias", N)
     return {
         "nodes": nodes, "node_format": fmt, "node_stride": stride, "node_bias": bias, "node_out": out,
         "node_out_bias": out_bias, "node_width": tree.node_width,
@@ -87,7 +87,7 @@ def node_bytes(build: Ops, index: int, tree: TreeSpec) -> int:
 
 
 def _descent_cost(build: Ops, index: int, tree: TreeSpec, steps: Steps) -> Cost:
-    """What a descent reads: a path of nodes per token, each node once a step."""
+    """What a descent reads: a path of nodes per token, each node once per step."""
     if not tree.path:
         return FREE
     n = tree.node_width
@@ -187,23 +187,16 @@ def _neurons(ff: FeedForwardSpec) -> bool:
 def _leaf_operands(build: Ops, index: int, ff: FeedForwardSpec, target: Target, leaf_weight: float) -> dict[str, Any]:
     bank = f"layers.{index}.leaves"
     leaves = build.weights.tensor(bank)
-    inward, outward = (0, 0), (0, 0)
-    if ff.bias:
-        inward = _biases(build.weights.tensor(bank + ".inward.bias"))
-    if ff.bias and not _neurons(ff):
-        outward = _biases(build.weights.tensor(bank + ".outward.bias"))
+    inward = build.vector(bank + ".inward.bias", (1 + ff.gated) * ff.width) if ff.bias else None
+    outward = build.vector(bank + ".outward.bias", target.width) if ff.bias and not _neurons(ff) else None
     return {
         "leaves": leaves, "leaf_stride": leaves.strides[0], "outward": build.weights.offset(bank + ".outward"),
         "width": ff.width, "gated": int(ff.gated), "activation": ACTIVATIONS.index(ff.activation),
         "inward_groups": padded(build.hidden) // GROUP, "outward_groups": padded(target.width) // GROUP,
-        "bias": inward[0], "bias_stride": inward[1], "outward_bias": outward[0], "outward_bias_stride": outward[1],
+        "bias": inward, "bias_stride": 0 if inward is None else inward.strides[0],
+        "outward_bias": outward,
+        "outward_bias_stride": 0 if outward is None else outward.strides[0],
         "leaf_weight": leaf_weight, "scale": target.scale, "mode": target.mode, "out": target.out,
         "out_stride": target.out.strides[0], "out_width": target.width, "scratch": build.scratch,
         "scratch_stride": build.scratch.strides[0],
     }  # fmt: skip
-
-
-def _biases(stored: np.ndarray) -> tuple[np.ndarray, int]:
-    """Biases [E, n], padded to whole groups, and the bytes from one leaf's biases to the next."""
-    values = np.stack([padded_vector(row, stored.shape[1]) for row in stored])
-    return values, values.strides[0]
