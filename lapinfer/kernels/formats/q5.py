@@ -4,8 +4,10 @@ import numpy as np
 from llvmlite import ir
 
 from lapinfer.kernels.cache import jit
+from lapinfer.kernels.codegen import I16, const, i8x64, load
+from lapinfer.kernels.conversions import load_f16
 from lapinfer.kernels.reader import Block, Reader, halves, nibble, nibbles
-from lapinfer.kernels.simd import I16, const, i8x64, load, load_f16, load_u8
+from lapinfer.kernels.simd import load_u8
 from lapinfer.quant.formats.q5 import ZERO
 
 LOW, HIGH = 32, 32 + 256
