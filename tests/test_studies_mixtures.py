@@ -16,21 +16,11 @@ from lapinfer.errors import InputError
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from bench.studies import (  # noqa: E402
-    STUDIES,
-    clustered,
-    collapse,
-    images,
-    loads,
-    routed_text,
-    table3,
-    turns,
-    vit_training,
-)
+from bench.studies import STUDIES, clustered, collapse, data, results, routed_text, table3, vit  # noqa: E402
 from bench.studies.study import Setting, find_study, run_study  # noqa: E402
 from bench.studies.vit import NEURONS, ViT, tree  # noqa: E402
-from lapinfer.train.fff import soft_forward  # noqa: E402
-from lapinfer.train.record import Balance  # noqa: E402
+from lapinfer.train.fff import soft_forward, trees_of  # noqa: E402
+from lapinfer.train.routed import balances_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -110,7 +100,7 @@ def test_table3_runs_and_the_engine_agrees(mnist: Path, tmp_path: Path) -> None:
     shown = (tmp_path / "table3.md").read_text()
     for figure in ("a proxy", "| 83.6 |", "| 2.44 |", "| 3.93 |"):
         assert figure in shown
-    (weights,) = tmp_path.glob("trials/dense-seed-0/model.safetensors")
+    (weights,) = tmp_path.glob("trials/dense-seed-0/trained.safetensors")
     weights.write_bytes(b"")
     with pytest.raises(Exception, match=r"dense-seed-0.*delete trials.jsonl"):
         ran("table3", mnist, tmp_path)
@@ -186,10 +176,10 @@ def test_experts_without_samples_stay_as_they_are() -> None:
 
 
 def test_loads() -> None:
-    even = loads.described(torch.tensor([5.0, 5.0, 5.0, 5.0]), 1, 0.0)
+    even = results.described_load(torch.tensor([5.0, 5.0, 5.0, 5.0]), 1, 0.0)
     assert (even["max_load"], even["share"], even["dead"]) == (1, 0.25, 0)
     assert even["effective"] == pytest.approx(4)
-    one = loads.described(torch.tensor([0.0, 8.0, 8.0, 0.0]), 2, 0.0)
+    one = results.described_load(torch.tensor([0.0, 8.0, 8.0, 0.0]), 2, 0.0)
     assert (one["max_load"], one["share"], one["dead"]) == (2, 1, 2)
     assert one["effective"] == pytest.approx(2)
 
@@ -212,22 +202,22 @@ def test_a_transformer_in_the_engine(leaf: int) -> None:
     torch.manual_seed(1)
     model = ViT(3, 16, leaf)
     x = torch.randn(6, 3, 16, 16)
-    found = vit_training.predictions(model, x)
-    with vit_training.engine_forwards(model) as checks:
-        assert torch.equal(vit_training.predictions(model, x), found)
+    found = vit.predictions(model, x)
+    with vit.engine_forwards(model) as checks:
+        assert torch.equal(vit.predictions(model, x), found)
     assert [check.tokens for check in checks] == [6 * 17] * 4
     assert max(check.difference for check in checks) < table3.AGREEMENT
-    inputs = vit_training.activations(model, x, 50)
+    inputs = vit.activations(model, x, 50)
     assert [i.shape for i in inputs] == [(50, 128)] * 4
     assert not model.feed_forwards[0]._forward_hooks
 
 
 def test_a_frozen_tree_stays_as_it_began(mnist: Path) -> None:
-    data = vit_training.split(images.read_images(mnist), 64, 16, 16)
+    split = vit.split(data.read_images([mnist]), 64, 16, 16)
     torch.manual_seed(5)
     begun = ViT(1, 28, 32, "hardened")
-    fitted = vit_training.fit(data, 32, "frozen", epochs=1, seed=5)
-    for before, after in zip(begun.trees, fitted.model.trees, strict=True):
+    fitted = vit.fit(split, 32, "frozen", epochs=1, seed=5)
+    for before, after in zip(trees_of(begun), trees_of(fitted.model), strict=True):
         assert before.nodes is not None
         assert after.nodes is not None
         assert torch.equal(before.nodes.weight, after.nodes.weight)
@@ -235,15 +225,15 @@ def test_a_frozen_tree_stays_as_it_began(mnist: Path) -> None:
 
 
 def test_hardening_lowers_the_entropy(mnist: Path) -> None:
-    data = vit_training.split(images.read_images(mnist), 300, 40, 40)
+    split = vit.split(data.read_images([mnist]), 300, 40, 40)
     entropy = {}
     for recipe in ("dense", "10"):
-        fitted = vit_training.fit(data, 32, recipe, epochs=2, seed=0)
-        balances = [Balance() for _ in fitted.model.trees]
-        hard = vit_training.predictions(fitted.model, data.test[0], balances)
+        fitted = vit.fit(split, 32, recipe, epochs=2, seed=0)
+        balances = balances_of(fitted.model)
+        hard = vit.predictions(fitted.model, split.test.x, balances)
         entropy[recipe] = balances[0].as_dict()["entropy"]
         with soft_forward(fitted.model):
-            assert len(vit_training.predictions(fitted.model, data.test[0])) == len(hard)
+            assert len(vit.predictions(fitted.model, split.test.x)) == len(hard)
     assert entropy["10"] < 0.9 * entropy["dense"]
 
 
@@ -261,14 +251,14 @@ def test_cifar_is_found(inner: str, tmp_path: Path) -> None:
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     parts = []
-    for name in images.BATCHES:
+    for name in data.CIFAR_BATCHES:
         x, labels = rng.integers(0, 256, (7, 3072), dtype=np.uint8), rng.integers(0, 10, 7)
         parts.append((x, labels))
         if inner.endswith("bin"):
             (folder / f"{name}.bin").write_bytes(np.column_stack([labels.astype(np.uint8), x]).tobytes())
         else:
             (folder / name).write_bytes(pickle.dumps({b"data": x, b"labels": labels.tolist()}, protocol=2))
-    found = images.read_images(tmp_path)
+    found = data.read_images([tmp_path])
     assert found.name == "CIFAR-10"
     assert found.train.shape == (35, 3, 32, 32)
     np.testing.assert_array_equal(found.train[7:14].reshape(7, -1), parts[1][0])
@@ -283,7 +273,7 @@ class Evil:
 def test_bad_images(mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(folder: Path, words: str) -> None:
         with pytest.raises(InputError, match=words) as error:
-            images.read_images(folder)
+            data.read_images([folder])
         assert "\n" not in str(error.value)
 
     refused(tmp_path / "nowhere", "no such folder")
@@ -300,7 +290,7 @@ def test_bad_images(mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     (binary / "data_batch_1.bin").write_bytes(bytes(3072))
     refused(binary, "not whole images")
     with pytest.raises(InputError, match=r"400 images to train on; the study needs 1,?001"):
-        vit_training.split(images.read_images(mnist), 1000, 1, 1)
+        vit.split(data.read_images([mnist]), 1000, 1, 1)
 
 
 @pytest.mark.parametrize("name", ["collapse", "table3", "step_time"])
@@ -309,9 +299,9 @@ def test_bad_input_of_studies(name: str, tmp_path: Path) -> None:
     study, short = find_study(name), tmp_path / "short.txt"
     short.write_text("too little\n")
 
-    def refused(*data: Path) -> None:
+    def refused(*paths: Path) -> None:
         with pytest.raises(InputError) as error:
-            run_study(study, Setting(data, quick=True), tmp_path / "out", jobs=1)
+            run_study(study, Setting(paths, quick=True), tmp_path / "out", jobs=1)
         assert "\n" not in str(error.value)
 
     refused()
@@ -328,7 +318,7 @@ def test_turns() -> None:
     def clock(name: str) -> Any:
         return lambda: float(seen.append(name) or len(seen))
 
-    found = turns.interleaved({"a": clock("a"), "b": clock("b")}, rounds=2, warm_up=1)
+    found = results.interleaved({"a": clock("a"), "b": clock("b")}, rounds=2, warm_up=1)
     assert "".join(seen) == "ababab"
     assert found == {"a": [3, 5], "b": [4, 6]}
-    assert turns.quartiles([1, 2, 3, 4, 5]) == [2, 3, 4]
+    assert results.quartiles([1, 2, 3, 4, 5]) == [2, 3, 4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,8 @@ pytest.importorskip("matplotlib")
 
 from bench.studies import classify, engine, table1, table2  # noqa: E402
 from bench.studies.__main__ import app  # noqa: E402
-from bench.studies.mnist import pixels, read_mnist  # noqa: E402
+from bench.studies.classify import pixels  # noqa: E402
+from bench.studies.data import read_mnist  # noqa: E402
 from bench.studies.study import Setting, find_study, run_study  # noqa: E402
 from lapinfer.train.config import Mixture, Trees  # noqa: E402
 
@@ -60,12 +62,12 @@ def few(monkeypatch: pytest.MonkeyPatch, module: Any, count: int) -> list[str]:
     """Let a study have its first trials alone, and run them here; the names of those that are run."""
     trials, train, names = module.STUDY.trials, module.STUDY.run, []
 
-    def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def run(arguments: dict[str, Any], images: Any, folder: Path) -> dict[str, Any]:
         names.append(folder.name)
-        return train(arguments, folder)
+        return train(arguments, images, folder)
 
     study = find_study(module.STUDY.name)
-    changed = {"trials": lambda setting: trials(setting)[:count], "run": run}
+    changed = {"trials": lambda data, setting: trials(data, setting)[:count], "run": run}
     fields = {name: getattr(study, name) for name in study.__dataclass_fields__} | changed
     monkeypatch.setattr(module, "STUDY", type(study)(**fields))
     return names
@@ -76,13 +78,13 @@ def few(monkeypatch: pytest.MonkeyPatch, module: Any, count: int) -> list[str]:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_mnist_is_read_zipped_or_not(zipped: bool, tmp_path: Path) -> None:
-    images, labels, tests, answers = read_mnist(write_mnist(tmp_path, 30, 20, zipped))
-    assert images.shape == (30, 28, 28)
-    assert tests.shape == (20, 28, 28)
-    assert (len(labels), len(answers)) == (30, 20)
-    x = pixels(images)
+    images = read_mnist([write_mnist(tmp_path, 30, 20, zipped)])
+    assert images.train.shape == (30, 1, 28, 28)
+    assert images.test.shape == (20, 1, 28, 28)
+    assert (len(images.train_labels), len(images.test_labels)) == (30, 20)
+    x = pixels(images.train)
     assert x.dtype == np.float32
-    np.testing.assert_allclose(x.reshape(-1), images.reshape(-1) / 255, rtol=1e-6)
+    np.testing.assert_allclose(x.reshape(-1), images.train.reshape(-1) / 255, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +123,10 @@ def test_other_bad_data(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path / "data", 30, 20)
     for given, message in (((), "got 0"), ((folder, folder), "got 2"), ((tmp_path / "gone",), "gone: no such folder")):
         with pytest.raises(InputError, match=message):
-            table1.trials(Setting(given, 1, True))
+            run_study(table1.STUDY, Setting(given, 1, True), tmp_path / "out")
     (folder / f"{FILES[3]}.gz").write_bytes(gzip.compress(idx(np.full(20, 10, np.uint8))))
     with pytest.raises(InputError, match="expected t10k labels from 0 to 9, got 10"):
-        table2.trials(Setting((folder,), 1, True))
+        run_study(table2.STUDY, Setting((folder,), 1, True), tmp_path / "out")
     result = CliRunner().invoke(app, ["table1", str(tmp_path / "gone"), "--quick", "-o", str(tmp_path / "o")])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
@@ -218,7 +220,8 @@ def test_a_study_that_was_stopped_goes_on(data: Path, tmp_path: Path, monkeypatc
     assert sorted(finished) == sorted(set(names))
     assert len(finished) == 4
     before = len(names)
-    run_study(table1.STUDY, setting, tmp_path)
+    moved = Setting((shutil.copytree(data, tmp_path / "moved"),), 1, True)  # trials know data by its content
+    run_study(table1.STUDY, moved, tmp_path)
     assert len(names) == before
     (tmp_path / "trials" / finished[0] / engine.FILE).unlink()
     with pytest.raises(
@@ -259,8 +262,8 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
 
 
 def small(data: Path) -> tuple[classify.Labelled, classify.Labelled]:
-    images, labels, tests, answers = read_mnist(data)
-    return classify.labelled(images, labels), classify.labelled(tests, answers)
+    images = read_mnist([data])
+    return classify.labelled(images.train, images.train_labels), classify.labelled(images.test, images.test_labels)
 
 
 NETWORKS: dict[str, Any] = {
@@ -269,7 +272,7 @@ NETWORKS: dict[str, Any] = {
     "soft": lambda: classify.tree(784, 16, 8, Trees(forward="soft", balance=0.0)),
     "deep": lambda: classify.tree(784, 32, 1, Trees(forward="soft", balance=0.0)),
     "wide": lambda: classify.tree(784, 128, 64, Trees(forward="soft", balance=0.0)),
-    "mixture": lambda: classify.mixture(784, 64, 16, 2, table2.MIXTURE),
+    "mixture": lambda: classify.mixture(784, 64, 16, 2, classify.MIXTURE),
 }
 
 
@@ -326,17 +329,17 @@ def test_patience_caps_plateaus_and_losses_that_are_no_number(data: Path, monkey
     assert (perfect.why, perfect.watched, perfect.memorised) == ("perfect", 1.0, 1.0)
     assert perfect.epoch == perfect.epochs == perfect.memorised_epoch
     rates: list[float] = []
-    epoch = classify._epoch
+    epoch = classify.train_epoch
 
     def spied(network: Any, images: Any, optimizer: Any, batch: int) -> tuple[float, float]:
         rates.append(optimizer.param_groups[0]["lr"])
         loss, _ = epoch(network, images, optimizer, batch)
         return loss, 0.5
 
-    monkeypatch.setattr(classify, "_epoch", spied)
+    monkeypatch.setattr(classify, "train_epoch", spied)
     classify.fit(classify.Dense(784, 8), few, watched, classify.Recipe("adam", 1e-3, 32, 6, 9, halve_after=2), 0)
     assert rates == [1e-3] * 3 + [5e-4] * 2 + [2.5e-4]
-    monkeypatch.setattr(classify, "_epoch", lambda *_: (math.nan, 0.5))
+    monkeypatch.setattr(classify, "train_epoch", lambda *_: (math.nan, 0.5))
     lost = classify.fit(classify.Dense(784, 8), few, watched, still, 0)
     assert (lost.why, lost.epoch, lost.epochs, lost.watched) == ("diverged", 0, 1, 0.0)
 

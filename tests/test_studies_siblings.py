@@ -59,9 +59,9 @@ def test_runs_and_goes_on(tmp_path):
 def test_one_text_is_not_enough(tmp_path):
     (tmp_path / "a.txt").write_text("It was")
     with pytest.raises(InputError, match="two texts"):
-        siblings.trials(Setting((tmp_path / "a.txt",)))
+        siblings.STUDY.read([tmp_path / "a.txt"])
     with pytest.raises(InputError, match="no such file"):
-        siblings.trials(Setting((tmp_path / "a.txt", tmp_path / "b.txt")))
+        siblings.STUDY.read([tmp_path / "a.txt", tmp_path / "b.txt"])
 
 
 @pytest.mark.slow

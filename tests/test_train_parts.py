@@ -24,7 +24,7 @@ from lapinfer.train.penalties import (  # noqa: E402
     switch,
     z_loss,
 )
-from lapinfer.train.record import Balance, Record  # noqa: E402
+from lapinfer.train.routed import Balance, Record, penalty  # noqa: E402
 
 MODEL = Architecture(
     vocab_size=300, max_position_embeddings=32, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -204,7 +204,7 @@ def test_hardened_nodes_learn_from_the_entropy_alone() -> None:
     )
     layer(x).sum().backward()
     assert layer.nodes.weight.grad is None
-    layer.at(1.0)
+    layer.set_progress(1.0)
     layer(x)
     layer.record.penalty.backward()
     assert layer.nodes.weight.grad.abs().sum() > 0
@@ -215,7 +215,7 @@ def test_hardening_rises_in_the_last_part() -> None:
     layer = tree_layer(hardening=2.0, hardening_start=0.5)
     seen = []
     for done in (0.0, 0.5, 0.75, 1.0):
-        layer.at(done)
+        layer.set_progress(done)
         seen.append(layer.hardening)
     assert seen == [0.0, 0.0, 1.0, 2.0]
 
@@ -389,7 +389,7 @@ def test_every_parameter_learns_and_the_future_is_not_seen(section: dict[str, An
     ids = torch.randint(0, 300, (3, 20))
     logits = model(ids)
     assert logits.shape == (3, 20, 300)
-    (logits.float().logsumexp(dim=-1).mean() + model.penalty()).backward()
+    (logits.float().logsumexp(dim=-1).mean() + penalty(model)).backward()
     still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     assert not still
     changed = ids.clone()

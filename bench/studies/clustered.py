@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.studies.loads import described, max_over_mean
+from bench.studies.results import described_load
 from lapinfer.train import penalties
+from lapinfer.train.routed import max_over_mean
 
 PATCHES, WIDTH, CLUSTERS, EXPERTS, FILTERS = 4, 50, 4, 8, 8
 SCALE = 10.0
 SMALL = 0.001
-"""Times which experts' weights begin; the deviation of routers that have no noise, which could not begin at zero."""
+"""Factor of experts' first weights; the deviation of routers that have no noise, which could not begin at zero."""
 EXPERT_RATE, ROUTER_RATE = 0.001, 0.1
 
 
@@ -145,31 +146,27 @@ class Caps:
 FULL, QUICK = Caps(), Caps(samples=500, steps=10)
 
 
-def caps(quick: bool) -> dict[str, Any]:
-    """For the summary."""
-    return asdict(QUICK if quick else FULL)
-
-
 def run(arguments: dict[str, Any]) -> dict[str, Any]:
     """Train one model; it is judged at the step of the lowest training loss."""
     c = QUICK if arguments["quick"] else FULL
     rng = np.random.default_rng(arguments["seed"])
     torch.manual_seed(arguments["seed"])
-    train, test = (draw(rng, *found, c.samples) for found in [directions(rng)] * 2)
+    features, centres = directions(rng)
+    train, test = (draw(rng, features, centres, c.samples) for _ in range(2))
     model = ClusteredMoE(arguments["task"] == "nonlinear", arguments["noise"])
     weights = {"importance": c.importance, "switch": c.switch} if arguments["penalty"] else {}
-    least, best, at = math.inf, copy.deepcopy(model.state_dict()), 0
-    steps, seen = [], []
+    least, best, best_step = math.inf, copy.deepcopy(model.state_dict()), 0
+    steps, max_load = [], []
     for number in range(1, c.steps + 1):
         before = copy.deepcopy(model.state_dict())
         loss, load = step(model, train, weights)
         if loss < least:
-            least, best, at = loss, before, number
+            least, best, best_step = loss, before, number
         if number % c.every == 0:
             steps.append(number)
-            seen.append(max_over_mean(load))
+            max_load.append(max_over_mean(load))
     model.load_state_dict(best)
-    return {**judge(model, test), "loss": least, "step": at, "steps": steps, "max_load_by_step": seen}
+    return {**judge(model, test), "loss": least, "step": best_step, "steps": steps, "max_load_by_step": max_load}
 
 
 @torch.no_grad()
@@ -179,12 +176,12 @@ def judge(model: ClusteredMoE, samples: Samples) -> dict[str, Any]:
     model.eval()
     logits, probabilities, chosen = model(samples.x)
     model.train()
-    found = torch.zeros(EXPERTS, CLUSTERS, dtype=torch.long)
-    found.index_put_((chosen, samples.cluster), torch.ones_like(chosen), accumulate=True)
+    counts = torch.zeros(EXPERTS, CLUSTERS, dtype=torch.long)
+    counts.index_put_((chosen, samples.cluster), torch.ones_like(chosen), accumulate=True)
     entropy = -torch.xlogy(probabilities, probabilities).sum(dim=1).mean()
-    load = found.sum(dim=1).float()
+    load = counts.sum(dim=1).float()
     return {
         "accuracy": (logits.argmax(dim=1) == samples.label).float().mean().item(),
-        "layers": [described(load, 1, entropy.item())], "by_cluster": found.tolist(),
-        "used_clusters": len(set(found[load > 0].argmax(dim=1).tolist())),
+        "layers": [described_load(load, 1, entropy.item())], "by_cluster": counts.tolist(),
+        "used_clusters": len(set(counts[load > 0].argmax(dim=1).tolist())),
     }  # fmt: skip

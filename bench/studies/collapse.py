@@ -6,14 +6,15 @@ On the clustered task of arXiv 2208.02813 (clustered.py), and in a small languag
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from bench.studies import clustered, routed_text
-from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
-from lapinfer.errors import InputError
-from lapinfer.train.corpus import read_texts
+from bench.studies.data import Texts, read_texts
+from bench.studies.results import figure, mean_and_sd, plus_minus, save, table
+from bench.studies.study import Done, Setting, Study, Trial, grouped
 
 CELLS = {"neither": (False, False), "noise": (True, False), "penalty": (False, True), "both": (True, True)}
 """(noise, penalty) by name."""
@@ -24,39 +25,32 @@ HALF = 0.5
 """An expert that gets a larger share of the tokens has collapsed its layer."""
 
 
-def trials(setting: Setting) -> list[Trial]:
-    if not setting.data:
-        raise InputError("collapse: expected texts for the language model")
-    paths = [str(path.resolve()) for path in setting.data]
-    routed_text.check(read_texts(setting.data), setting.quick)
+def trials(data: Texts, setting: Setting) -> list[Trial]:
+    routed_text.check(data, setting.quick)
     found = []
     for task in TASKS:
+        texts = {"texts": data.identity} if task == "text" else {}
         for cell, (noise, penalty) in CELLS.items():
             for seed in range(setting.seeds):
                 arguments = {"task": task, "noise": noise, "penalty": penalty, "seed": seed, "quick": setting.quick}
-                if task == "text":
-                    arguments["texts"] = paths
-                found.append(Trial(f"{task}/{cell}/seed-{seed}", arguments))
+                found.append(Trial(f"{task}/{cell}/seed-{seed}", arguments | texts))
     return found
 
 
-def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run(arguments: dict[str, Any], data: Texts, folder: Path) -> dict[str, Any]:
     """One training; nothing is kept in `folder`."""
-    if arguments["task"] == "text":
-        return routed_text.run(arguments)
-    return clustered.run(arguments)
+    return routed_text.run(arguments, data) if arguments["task"] == "text" else clustered.run(arguments)
 
 
-def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
+def summarise(finished: Sequence[Done], data: Texts, setting: Setting) -> dict[str, Any]:
     """Figures of each task and cell over its seeds."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for done in finished:
-        task, cell, _ = done.trial.name.split("/")
-        groups.setdefault((task, cell), []).append(done.result)
-    rows = [{"task": task, "cell": cell, **_figures(task, results)} for (task, cell), results in groups.items()]
-    return {
-        "rows": rows, "clustered": clustered.caps(setting.quick), "text": routed_text.caps(setting.quick),
-    }  # fmt: skip
+    names = {flags: cell for cell, flags in CELLS.items()}
+    rows = [
+        {"task": task, "cell": names[noise, penalty], **_figures(task, [done.result for done in runs])}
+        for (task, noise, penalty), runs in grouped(finished, "task", "noise", "penalty").items()
+    ]
+    own, text = ((m.QUICK if setting.quick else m.FULL) for m in (clustered, routed_text))
+    return {"rows": rows, "clustered": asdict(own), "text": asdict(text) | {"tokens": text.batch * text.context}}
 
 
 def _figures(task: str, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -83,7 +77,7 @@ def text(summary: dict[str, Any]) -> str:
         rows = [row for row in summary["rows"] if row["task"] == task]
         if not rows:
             continue
-        judged = ("perplexity", "bits a byte") if task == "text" else ("accuracy", "paper's")
+        judged = ("perplexity", "bits per byte") if task == "text" else ("accuracy", "paper's")
         header = ("noise", "penalty", *judged, "collapsed", "max/mean load", "worst", "experts in use", "dead",
                   "router's entropy")  # fmt: skip
         parts += [f"## {title[0].upper()}{title[1:]}\n", table(header, [_row(row) for row in rows])]
@@ -113,9 +107,8 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
     if row["task"] == "text":
         judged: tuple[str, str] = (_mean(row["ppl"], 1), _mean(row["bits_per_byte"], 3))
     else:
-        paper = PUBLISHED[row["task"]]
-        shown = f"{100 * paper[0]:.2f} ± {100 * paper[1]:.2f} %" if row["cell"] == "noise" else "–"
-        judged = _mean([100 * accuracy for accuracy in row["accuracy"]], 2) + " %", shown
+        paper = plus_minus(PUBLISHED[row["task"]], 2, 100) + " %" if row["cell"] == "noise" else "–"
+        judged = _mean(row["accuracy"], 2, 100) + " %", paper
     return (
         "yes" if noise else "no", "yes" if penalty else "no", *judged, f"{row['collapsed']} of {row['trials']}",
         _mean(row["max_load"], 2), f"{max(row['max_load']):.2f}", _mean(row["effective"], 1),
@@ -123,37 +116,28 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _mean(values: Sequence[float], digits: int) -> str:
-    mean, sd = mean_and_sd(values)
-    return f"{mean:.{digits}f} ± {sd:.{digits}f}"
+def _mean(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+    return plus_minus(mean_and_sd(values), digits, scale)
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
     """Max/mean load of the worst layer, step by step in training, a thin line a seed and a thick one for their mean."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(len(TASKS), len(CELLS), figsize=(11, 7), layout="constrained", squeeze=False)
-    for i, (task, title) in enumerate(TASKS.items()):
+    fig, axes = figure(len(TASKS), len(CELLS), width=11.0, height=7.0)
+    for panels, (task, title) in zip(axes, TASKS.items(), strict=True):
         rows = {row["cell"]: row for row in summary["rows"] if row["task"] == task}
         top = max((max(max(line) for line in row["max_load_by_step"]) for row in rows.values()), default=1.0)
-        for ax, (cell, row) in zip(axes[i], rows.items(), strict=True):
+        for ax, (cell, row) in zip(panels, rows.items(), strict=True):
             for line in row["max_load_by_step"]:
                 ax.plot(row["steps"], line, color="tab:blue", alpha=0.4, linewidth=0.8)
-            ax.plot(row["steps"], [fmean(at) for at in zip(*row["max_load_by_step"], strict=True)], color="tab:blue")
+            means = [fmean(values) for values in zip(*row["max_load_by_step"], strict=True)]
+            ax.plot(row["steps"], means, color="tab:blue")
             ax.set(ylim=(0.9, 1.05 * top))
             ax.axhline(1, color="gray", linewidth=0.8, linestyle=":")
             ax.set_title(f"{title}\n{cell}: {row['collapsed']} of {row['trials']} collapsed", fontsize=9)
-        axes[i][0].set_ylabel("max/mean load")
+        panels[0].set_ylabel("max/mean load")
     for ax in axes[-1]:
         ax.set_xlabel("step")
-    figure.savefig(path)
-    plt.close(figure)
+    save(fig, path)
 
 
-STUDY = Study(
-    "collapse", trials, run, summarise, text, plot,
-    seeds=5,
-)  # fmt: skip
+STUDY = Study("collapse", read_texts, trials, run, summarise, text, plot, seeds=5)

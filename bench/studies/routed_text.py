@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bench.studies.loads import described, max_over_mean
-from lapinfer.errors import InputError
+from bench.studies.data import Texts
+from bench.studies.results import described_load
 from lapinfer.train.config import Config
-from lapinfer.train.corpus import Batches, encode, read_texts, split, train_tokenizer
+from lapinfer.train.corpus import Batches, prepare
 from lapinfer.train.decoder import Decoder
-from lapinfer.train.evaluation import perplexity
+from lapinfer.train.evaluation import validate
 from lapinfer.train.loop import adamw, train_step
-from lapinfer.train.record import Balance
+from lapinfer.train.routed import add_records, balances_of, max_over_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +40,6 @@ class Caps:
 FULL, QUICK = Caps(), Caps(vocab=300, context=32, hidden=32, batch=4, steps=12, every=4, validation=0.1)
 
 
-def caps(quick: bool) -> dict[str, Any]:
-    """For the summary."""
-    c = QUICK if quick else FULL
-    return asdict(c) | {"tokens": c.batch * c.context}
-
-
 def config(noise: bool, penalty: bool, seed: int, quick: bool) -> Config:
     """The configuration of a cell."""
     c = QUICK if quick else FULL
@@ -70,40 +62,31 @@ def config(noise: bool, penalty: bool, seed: int, quick: bool) -> Config:
     })  # fmt: skip
 
 
-def check(texts: Sequence[str], quick: bool) -> None:
+def check(texts: Texts, quick: bool) -> None:
     """InputError when there is too little text for a vocabulary, or a validation."""
     c = QUICK if quick else FULL
-    needed = 8 * c.context * max(round(1 / c.validation), 2)
-    if (size := sum(map(len, texts))) < needed:
-        raise InputError(f"the texts have {size:,} characters; the study needs at least {needed:,}")
+    texts.expect(8 * c.context * max(round(1 / c.validation), 2))
 
 
-def run(arguments: dict[str, Any]) -> dict[str, Any]:
+def run(arguments: dict[str, Any], texts: Texts) -> dict[str, Any]:
     """Train a cell's model for one seed; loads of the held-out text, and how they went while it was trained."""
     c = QUICK if arguments["quick"] else FULL
-    made = config(arguments["noise"], arguments["penalty"], arguments["seed"], arguments["quick"])
-    trained_on, held_out = split(read_texts(arguments["texts"]), c.validation)
-    corpus = encode(train_tokenizer(trained_on, c.vocab), trained_on, held_out, made)
-    batches = Batches(corpus.ids, made.length, c.batch, arguments["seed"])
+    settings = config(arguments["noise"], arguments["penalty"], arguments["seed"], arguments["quick"])
+    _, corpus = prepare(texts.contents, settings)
+    batches = Batches(corpus.ids, settings.length, c.batch, arguments["seed"])
     torch.manual_seed(arguments["seed"])
-    model = Decoder(made).train()
-    optimizer = adamw(model, made.training)
-    steps, seen = [], []
-    recent = [Balance() for _ in model.routed]
+    model = Decoder(settings).train()
+    optimizer = adamw(model, settings.training)
+    steps, max_load = [], []
+    recent = balances_of(model)
     for step in range(c.steps):
         train_step(model, optimizer, batches.at(step), step, bf16=False)
-        for module, balance in zip(model.routed, recent, strict=True):
-            assert module.record is not None
-            balance.add(module.record)
+        add_records(recent, model)
         if (step + 1) % c.every == 0:
             steps.append(step + 1)
-            seen.append(max(max_over_mean(b.load) for b in recent if b.load is not None))
-            recent = [Balance() for _ in model.routed]
-    balances = [Balance() for _ in model.routed]
-    found = perplexity(model, corpus.held_out, c.context, balances)
-    return {
-        "ppl": found.ppl, "error": found.error,
-        "bits_per_byte": math.log2(found.ppl) * len(corpus.held_out) / corpus.held_out_bytes,
-        "layers": [described(b.load, c.top_k, b.entropy / b.batches) for b in balances if b.load is not None],
-        "steps": steps, "max_load_by_step": seen,
-    }  # fmt: skip
+            max_load.append(max(max_over_mean(balance.load) for balance in recent))
+            recent = balances_of(model)
+    balances = balances_of(model)
+    figures = validate(model, corpus.held_out, corpus.held_out_bytes, balances)
+    layers = [described_load(balance.load, c.top_k, balance.entropy / balance.batches) for balance in balances]
+    return {**figures, "layers": layers, "steps": steps, "max_load_by_step": max_load}

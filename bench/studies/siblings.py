@@ -10,8 +10,7 @@ training texts is exported; the last text is no part of the training, and scored
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,15 @@ import numpy as np
 import tokenizers
 import torch
 
-from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
+from bench.studies.data import Texts, read_texts
+from bench.studies.results import figure, mean_and_sd, plus_minus, save, table
+from bench.studies.study import Done, Setting, Study, Trial, grouped
 from lapinfer.errors import InputError
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import active_parameters
 from lapinfer.train.config import Architecture, Config, Dense, Mixture, Training, Trees
-from lapinfer.train.corpus import read_texts
 from lapinfer.train.decoder import Decoder
-from lapinfer.train.evaluation import perplexity
-from lapinfer.train.fff import FFF, soft_forward
+from lapinfer.train.evaluation import validate
 from lapinfer.train.loop import train
 
 MODEL = Architecture(
@@ -49,7 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 SHIPPED = ("dense", "dense_active", "moe", "fff")
 WORDS = {
-    "dense": "dense", "dense_active": "dense, equal active size", "moe": "16 experts, 2 a token",
+    "dense": "dense", "dense_active": "dense, equal active size", "moe": "16 experts, 2 per token",
     "fff": "2 trees of 8 leaves", "fff_one": "a tree of 8 leaves twice as wide",
     "fff_soft": "trees, soft then hardened", "frozen": "trees, frozen at random",
     "none": "one neuron (control)",
@@ -61,45 +60,41 @@ def arm(name: str, seed: int = 0) -> Config:
     return Config(MODEL, **ARMS[name], training=replace(TRAINING, seed=seed))
 
 
-def trials(setting: Setting) -> list[Trial]:
-    if len(setting.data) < 2:
+def read(paths: Sequence[Path]) -> Texts:
+    if len(paths) < 2:
         raise InputError("siblings: expected two texts or more; nothing is trained on the last one")
-    read_texts(setting.data)
-    texts = [str(path.resolve()) for path in setting.data]
+    return read_texts(paths)
+
+
+def trials(data: Texts, setting: Setting) -> list[Trial]:
+    small = replace(
+        MODEL, vocab_size=300, max_position_embeddings=64, hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
     found = []
     for seed in range(setting.seeds):  # seeds outside: what is there after half of the time can be compared
         for name in ARMS:
             config = arm(name, seed)
             if setting.quick:
-                small = replace(MODEL, vocab_size=300, max_position_embeddings=64, hidden_size=24, num_hidden_layers=2,
-                                num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
                 config = replace(config, model=small, training=replace(config.training, steps=4, batch=2, warmup=1))
-            found.append(Trial(f"{name}/{seed}", {"arm": name, "config": config.as_dict(), "texts": texts}))
+            arguments = {"arm": name, "config": config.as_dict(), "texts": data.identity}
+            found.append(Trial(f"{name}/{seed}", arguments))
     return found
 
 
-def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run(arguments: dict[str, Any], data: Texts, folder: Path) -> dict[str, Any]:
     """Train one model; figures of the held-out ends, and of the last text."""
     config = Config.from_dict(arguments["config"])
-    *texts, unseen = read_texts(arguments["texts"])
+    *texts, unseen = data.contents
     trained = train(config, texts, folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = np.array(tokenizer.encode(unseen).ids, np.int64)
     return {
-        "validation": trained.validation, "unseen": _unseen(trained.model, folder, unseen), "loss": trained.loss,
-        "parameters": trained.parameters, "active_parameters": trained.active_parameters,
+        "validation": trained.validation, "unseen": validate(trained.model, ids, len(unseen.encode())),
+        "loss": trained.loss, "parameters": trained.parameters, "active_parameters": trained.active_parameters,
         "training_macs": training_macs(trained.model.spec, config), "curve": _curve(folder / "metrics.jsonl"),
         "folder": folder.name,
     }  # fmt: skip
-
-
-def _unseen(model: Decoder, folder: Path, text: str) -> dict[str, float]:
-    ids = np.array(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids, np.int64)
-    found = perplexity(model, ids, model.spec.context)
-    figures = {"ppl": found.ppl, "error": found.error}
-    figures["bits_per_byte"] = math.log2(found.ppl) * len(ids) / len(text.encode())
-    if any(isinstance(module, FFF) for module in model.modules()):
-        with soft_forward(model):
-            figures["soft_ppl"] = perplexity(model, ids, model.spec.context).ppl
-    return figures
 
 
 def training_macs(spec: ModelSpec, config: Config) -> int:
@@ -116,83 +111,72 @@ def _curve(path: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["validation"]["ppl"]) for line in lines if "validation" in line]
 
 
-def summarise(done: Sequence[Done], setting: Setting) -> dict[str, Any]:
+def summarise(done: Sequence[Done], data: Texts, setting: Setting) -> dict[str, Any]:
     arms: dict[str, Any] = {}
-    for name in ARMS:
-        of_arm = [entry for entry in done if entry.trial.arguments["arm"] == name]
+    for (name,), of_arm in grouped(done, "arm").items():
         results = [entry.result for entry in of_arm]
         best = min(of_arm, key=lambda entry: entry.result["validation"]["ppl"])
         layers = [layer for result in results for layer in result["validation"].get("layers", ())]
         arms[name] = {
             **{key: results[0][key] for key in ("parameters", "active_parameters", "training_macs")},
-            **{f"held_out_{key}": _spread(r["validation"].get(key) for r in results)
-               for key in ("ppl", "soft_ppl", "bits_per_byte")},
-            **{f"unseen_{key}": _spread(r["unseen"].get(key) for r in results)
+            **{f"{label}_{key}": _spread(result[part].get(key) for result in results)
+               for label, part in (("held_out", "validation"), ("unseen", "unseen"))
                for key in ("ppl", "soft_ppl", "bits_per_byte")},
             "max_load": max((layer["max_load"] for layer in layers), default=None),
             "dead": sum(layer["dead"] for layer in layers) if layers else None,
             "mass": sum(layer["mass"] for layer in layers) / len(layers) if layers else None,
             "best": {"seed": best.trial.arguments["config"]["training"]["seed"], **best.result},
         }  # fmt: skip
-    config = done[0].trial.arguments["config"]
-    names = [Path(path).name for path in done[0].trial.arguments["texts"]]
-    return {"texts": names[:-1], "unseen_text": names[-1], "config": config, "arms": arms}
+    *names, unseen = data.names
+    return {"texts": names, "unseen_text": unseen, "config": done[0].trial.arguments["config"], "arms": arms}
 
 
-def _spread(values: Any) -> dict[str, Any] | None:
-    found = [value for value in values if value is not None]
-    if not found:
+def _spread(values: Iterable[float | None]) -> dict[str, Any] | None:
+    """Mean, deviation and all of the figures that there are."""
+    sample = [value for value in values if value is not None]
+    if not sample:
         return None
-    mean, deviation = mean_and_sd(found)
-    return {"mean": mean, "sd": deviation, "all": found}
+    mean, sd = mean_and_sd(sample)
+    return {"mean": mean, "sd": sd, "all": sample}
 
 
 def text(summary: dict[str, Any]) -> str:
     def spread(value: dict[str, Any] | None, digits: int = 1) -> str:
-        return "" if value is None else f"{value['mean']:.{digits}f} ± {value['sd']:.{digits}f}"
+        return "" if value is None else plus_minus((value["mean"], value["sd"]), digits)
 
     rows: list[tuple[object, ...]] = []
-    for name, found in summary["arms"].items():
+    for name, own in summary["arms"].items():
+        sizes = (f"{own[key] / 1e6:.2f}" for key in ("parameters", "active_parameters", "training_macs"))
         rows.append((
-            f"{name}: {WORDS[name]}", f"{found['parameters'] / 1e6:.2f}", f"{found['active_parameters'] / 1e6:.2f}",
-            f"{found['training_macs'] / 1e6:.2f}", spread(found["held_out_ppl"]), spread(found["unseen_ppl"]),
-            spread(found["unseen_soft_ppl"]), spread(found["unseen_bits_per_byte"], 3),
-            "" if found["max_load"] is None else f"{found['max_load']:.1f}",
-            "" if found["dead"] is None else found["dead"],
+            f"{name}: {WORDS[name]}", *sizes, spread(own["held_out_ppl"]), spread(own["unseen_ppl"]),
+            spread(own["unseen_soft_ppl"]), spread(own["unseen_bits_per_byte"], 3),
+            "" if own["max_load"] is None else f"{own['max_load']:.1f}", "" if own["dead"] is None else own["dead"],
         ))  # fmt: skip
     training = summary["config"]["training"]
     tokens = training["steps"] * training["batch"] * summary["config"]["model"]["max_position_embeddings"]
     header = (
-        "feed-forwards", "parameters, M", "active, M", "training, M multiply-adds a token", "held-out perplexity",
-        "unseen", "unseen, soft", "unseen, bits a byte", "max/mean load", "dead",
+        "feed-forwards", "parameters, M", "active, M", "training, M multiply-adds per token", "held-out perplexity",
+        "unseen", "unseen, soft", "unseen, bits per byte", "max/mean load", "dead",
     )  # fmt: skip
     return (
         table(header, rows)
         + f"\nMean ± standard deviation of {summary['seeds']} seeds; load is the worst, and dead the sum, of all "
         f"layers and seeds. {training['steps']} steps, {tokens:,} tokens of {', '.join(summary['texts'])}, whose last "
         f"{training['validation']:.0%} are held out; unseen is {summary['unseen_text']}. Perplexities are of the "
-        "chosen leaf or experts, a token of this tokenizer, and scored as `lapinfer perplexity` does.\n"
+        "chosen leaf or experts, per token of this tokenizer, and scored as `lapinfer perplexity` does.\n"
     )
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (curves, points) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for name, found in summary["arms"].items():
-        curves.plot(*zip(*found["best"]["curve"], strict=True), label=name)
-        seeds = found["unseen_ppl"]["all"]
-        points.scatter([found["active_parameters"] / 1e6] * len(seeds), seeds, label=name, s=24)
+    fig, ((curves, points),) = figure(1, 2, width=11.0, height=4.2)
+    for name, own in summary["arms"].items():
+        curves.plot(*zip(*own["best"]["curve"], strict=True), label=name)
+        seeds = own["unseen_ppl"]["all"]
+        points.scatter([own["active_parameters"] / 1e6] * len(seeds), seeds, label=name, s=24)
     curves.set(xlabel="step", ylabel="held-out perplexity (best seed)", yscale="log")
     points.set(xlabel="parameters that a token uses, M", ylabel=f"perplexity on {summary['unseen_text']}, each seed")
-    points.legend(frameon=False)
-    figure.savefig(path)
-    pyplot.close(figure)
+    points.legend()
+    save(fig, path)
 
 
-STUDY = Study(
-    "siblings", trials, run, summarise, text, plot,
-)  # fmt: skip
+STUDY = Study("siblings", read, trials, run, summarise, text, plot)

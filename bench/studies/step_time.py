@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from bench.studies.study import Done, Setting, Study, Trial, table
-from bench.studies.turns import interleaved, quartiles
-from lapinfer.errors import InputError
+from bench.studies.data import Texts, read_texts
+from bench.studies.results import figure, interleaved, plural, quartiles, save, table
+from bench.studies.study import Done, Setting, Study, Trial
 from lapinfer.machine import default_threads
 from lapinfer.train.config import Config
-from lapinfer.train.corpus import Batches, encode, read_texts, split, train_tokenizer
+from lapinfer.train.corpus import Batches, prepare
 from lapinfer.train.decoder import Decoder
 from lapinfer.train.loop import adamw, has_bf16, train_step
 
@@ -44,17 +44,13 @@ FULL = Caps()
 QUICK = Caps(sizes=((32, 64),), layers=2, vocab=300, context=32, batch=2, rounds=2, warm_up=1)
 
 
-def trials(setting: Setting) -> list[Trial]:
-    if not setting.data:
-        raise InputError("step_time: expected texts, whose tokens are trained on")
+def trials(data: Texts, setting: Setting) -> list[Trial]:
     caps = QUICK if setting.quick else FULL
-    needed = 10 * caps.context * caps.batch
-    if (size := sum(map(len, read_texts(setting.data)))) < needed:
-        raise InputError(f"the texts have {size:,} characters; the study needs at least {needed:,}")
+    data.expect(10 * caps.context * caps.batch)
     return []
 
 
-def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run(arguments: dict[str, Any], data: Texts, folder: Path) -> dict[str, Any]:
     raise AssertionError("no trials")
 
 
@@ -77,11 +73,11 @@ def config(kind: str, hidden: int, width: int, caps: Caps) -> Config:
     })  # fmt: skip
 
 
-def stepper(made: Config, batches: Batches, bf16: bool) -> Callable[[], float]:
-    """A function that takes the next step of a new model, and gives its seconds."""
+def stepper(settings: Config, batches: Batches, bf16: bool) -> Callable[[], float]:
+    """A function that takes the next step of a new model, and returns its seconds."""
     torch.manual_seed(0)
-    model = Decoder(made).train()
-    optimizer = adamw(model, made.training)
+    model = Decoder(settings).train()
+    optimizer = adamw(model, settings.training)
     done = 0
 
     def step() -> float:
@@ -96,12 +92,10 @@ def stepper(made: Config, batches: Batches, bf16: bool) -> Callable[[], float]:
     return step
 
 
-def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
-    """A row for each size, precision and number of threads, with quartiles of each kind's seconds a step."""
+def summarise(finished: Sequence[Done], data: Texts, setting: Setting) -> dict[str, Any]:
+    """A row for each size, precision and number of threads, with quartiles of each kind's seconds per step."""
     caps = QUICK if setting.quick else FULL
-    trained_on, held_out = split(read_texts(setting.data), 0.1)
-    made = config("dense", *caps.sizes[0], caps)
-    corpus = encode(train_tokenizer(trained_on, caps.vocab), trained_on, held_out, made)
+    _, corpus = prepare(data.contents, config("dense", *caps.sizes[0], caps))
     batches = Batches(corpus.ids, caps.context, caps.batch, 0)
     before = torch.get_num_threads()
     rows = []
@@ -114,13 +108,14 @@ def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
                         kind: stepper(config(kind, hidden, width, caps), batches, precision == "bf16") for kind in KINDS
                     }
                     seconds = interleaved(steps, caps.rounds, caps.warm_up)
+                    ratios = {
+                        kind: [own / dense for own, dense in zip(times, seconds["dense"], strict=True)]
+                        for kind, times in seconds.items()
+                    }
                     rows.append({
                         "hidden": hidden, "width": width, "precision": precision, "threads": threads,
-                        "seconds": {kind: quartiles(found) for kind, found in seconds.items()},
-                        "of_dense": {
-                            kind: quartiles([a / b for a, b in zip(found, seconds["dense"], strict=True)])
-                            for kind, found in seconds.items()
-                        },
+                        "seconds": {kind: quartiles(times) for kind, times in seconds.items()},
+                        "of_dense": {kind: quartiles(values) for kind, values in ratios.items()},
                     })  # fmt: skip
     finally:
         torch.set_num_threads(before)
@@ -135,7 +130,7 @@ def text(summary: dict[str, Any]) -> str:
         header = ("width", "neurons", "precision", *(f"{title}, ms" for title in KINDS.values()),
                   *(f"{title} / dense" for kind, title in KINDS.items() if kind != "dense"))  # fmt: skip
         parts += [
-            f"## {threads} {'thread' if threads == 1 else 'threads'}\n",
+            f"## {plural(threads, 'thread')}\n",
             table(header, [
                 (
                     row["hidden"], row["width"], row["precision"],
@@ -147,7 +142,7 @@ def text(summary: dict[str, Any]) -> str:
             ]),
         ]  # fmt: skip
     parts.append(
-        f"Medians (lower to upper quartile) of {caps['rounds']} steps a kind, the kinds turn by turn, after "
+        f"Medians (lower to upper quartile) of {caps['rounds']} steps per kind, the kinds turn by turn, after "
         f"{caps['warm_up']} that are not counted: a step is {caps['batch']} windows of {caps['context']} tokens of the "
         f"given texts, forward, backward and AdamW, of a model of {caps['layers']} layers with a vocabulary "
         f"of {caps['vocab']:,}; attention, embedding and head, which are alike, are part of it. All "
@@ -160,37 +155,29 @@ def text(summary: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _spread(found: Sequence[float], scale: float, digits: int) -> str:
-    low, mid, high = (f"{scale * value:.{digits}f}" for value in found)
+def _spread(quarters: Sequence[float], scale: float, digits: int) -> str:
+    low, mid, high = (f"{scale * value:.{digits}f}" for value in quarters)
     return f"{mid} ({low}–{high})"
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
     """Medians of a step's time by width, a panel for each precision and number of threads."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     panels = list(dict.fromkeys((row["threads"], row["precision"]) for row in summary["rows"]))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), layout="constrained", squeeze=False)
-    for ax, (threads, precision) in zip(axes[0], panels, strict=True):
+    fig, (axes,) = figure(1, len(panels), width=3.2 * len(panels), height=3.4)
+    for ax, (threads, precision) in zip(axes, panels, strict=True):
         rows = [row for row in summary["rows"] if (row["threads"], row["precision"]) == (threads, precision)]
         for i, (kind, title) in enumerate(KINDS.items()):
-            found = [[1e3 * value for value in row["seconds"][kind]] for row in rows]
-            spread = [[mid - low for low, mid, _ in found], [high - mid for _, mid, high in found]]
+            quarters = [[1e3 * value for value in row["seconds"][kind]] for row in rows]
+            spread = [[mid - low for low, mid, _ in quarters], [high - mid for _, mid, high in quarters]]
             places = [j + 0.2 * (i - 1.5) for j in range(len(rows))]
-            ax.bar(places, [mid for _, mid, _ in found], 0.18, yerr=spread, label=title, error_kw={"linewidth": 0.8})
+            ax.bar(places, [mid for _, mid, _ in quarters], 0.18, yerr=spread, label=title, error_kw={"linewidth": 0.8})
         ax.set_xticks(range(len(rows)), [f"{row['hidden']}\n{row['width']}" for row in rows])
-        ax.set_title(f"{precision}, {threads} {'thread' if threads == 1 else 'threads'}", fontsize=10)
+        ax.set_title(f"{precision}, {plural(threads, 'thread')}", fontsize=10)
         ax.set_xlabel("width, neurons")
-    axes[0][0].set_ylabel("ms a step")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(KINDS), frameon=False)
-    figure.savefig(path)
-    plt.close(figure)
+    axes[0].set_ylabel("ms per step")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=len(KINDS))
+    save(fig, path)
 
 
-STUDY = Study(
-    "step_time", trials, run, summarise, text, plot,
-)  # fmt: skip
+STUDY = Study("step_time", read_texts, trials, run, summarise, text, plot)

@@ -12,14 +12,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -29,6 +29,8 @@ from lapinfer.errors import CheckpointError, InputError, TrainingError
 from lapinfer.train.state import write_text
 
 Progress = Callable[..., None]
+Data = TypeVar("Data")
+"""What a study reads: data.Texts or data.Images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training. name: unique in its study, words divided by slashes. arguments: for `Study.run`, as JSON has them.
+    """One training. name: unique in its study, words divided by slashes. arguments: for `Study.run`, as JSON has them;
+    those of what it learns from are names and digests, not paths.
 
     A finished trial is used again for the same name and arguments alone.
     """
@@ -54,27 +57,37 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished trial, what it found, and the folder that it had."""
+    """A finished trial, its result, and the folder that it had."""
 
     trial: Trial
     result: dict[str, Any]
     folder: Path = Path()
 
 
+def grouped(finished: Sequence[Done], *keys: str) -> dict[tuple[Any, ...], list[Done]]:
+    """Finished trials by these of their arguments, in the order of the trials."""
+    groups: dict[tuple[Any, ...], list[Done]] = {}
+    for done in finished:
+        groups.setdefault(tuple(done.trial.arguments[key] for key in keys), []).append(done)
+    return groups
+
+
 @dataclass(frozen=True, slots=True)
-class Study:
+class Study(Generic[Data]):
     """A claim, and how it is looked at.
 
-    run(arguments, folder) trains one trial in a process of its own with one thread, and may keep a state in `folder`,
-    from which it goes on; it is a module's function, so that a process can be given it. summarise(finished trials,
+    read(paths) is what all others are given as `data`; InputError when that will not do. run(arguments, data, folder)
+    trains one trial in a process of its own with one thread, and may keep a state in `folder`, from which it goes on;
+    read and run are functions of a module, so that a process can be given them. summarise(finished trials, data,
     setting) makes the figures; it runs alone: the place to measure time, and there may be no trials when that is all.
     text and plot show the summary. seeds: of each cell, unless the command says.
     """
 
     name: str
-    trials: Callable[[Setting], Sequence[Trial]]
-    run: Callable[[dict[str, Any], Path], dict[str, Any]]
-    summarise: Callable[[Sequence[Done], Setting], dict[str, Any]]
+    read: Callable[[Sequence[Path]], Data]
+    trials: Callable[[Data, Setting], Sequence[Trial]]
+    run: Callable[[dict[str, Any], Data, Path], dict[str, Any]]
+    summarise: Callable[[Sequence[Done], Data, Setting], dict[str, Any]]
     text: Callable[[dict[str, Any]], str]
     plot: Callable[[dict[str, Any], Path], None]
     seeds: int = 3
@@ -82,33 +95,33 @@ class Study:
 
 @dataclass(slots=True)
 class Log:
-    """trials.jsonl: a line a finished trial, appended whole; a line that was cut off is not counted."""
+    """trials.jsonl: a line per finished trial, appended whole; a line that was cut off is not counted."""
 
     path: Path
-    found: dict[str, Done] = field(default_factory=dict)
+    finished: dict[str, Done] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.path.exists():
             return
         lines = self.path.read_bytes().split(b"\n")
-        whole, cut = lines[:-1], lines[-1]
-        for number, line in enumerate(whole, 1):
+        complete, cut = lines[:-1], lines[-1]
+        for number, line in enumerate(complete, 1):
             try:
                 entry = json.loads(line)
                 trial = Trial(entry["name"], entry["arguments"])
                 done = Done(trial, entry["result"], self.folder(trial))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{self.path}: line {number}: not a finished trial ({error!r})") from error
-            self.found[done.trial.name] = done
+            self.finished[done.trial.name] = done
         if cut:  # killed while it was written
-            write_text(self.path, b"".join(line + b"\n" for line in whole).decode())
+            write_text(self.path, b"".join(line + b"\n" for line in complete).decode())
 
     def folder(self, trial: Trial) -> Path:
         """Where a trial keeps its files."""
         return self.path.parent / "trials" / trial.name.replace("/", "-")
 
     def get(self, trial: Trial) -> Done | None:
-        done = self.found.get(trial.name)
+        done = self.finished.get(trial.name)
         return done if done is not None and done.trial == trial else None
 
     def add(self, done: Done) -> None:
@@ -117,10 +130,10 @@ class Log:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.found[done.trial.name] = done
+        self.finished[done.trial.name] = done
 
 
-def find_study(name: str) -> Study:
+def find_study(name: str) -> Study[Any]:
     """The study of a name; InputError says which there are."""
     if name not in STUDIES:
         raise InputError(f"{name}: no such study; expected {', '.join(STUDIES)}")
@@ -128,12 +141,13 @@ def find_study(name: str) -> Study:
 
 
 def run_study(
-    study: Study, setting: Setting, out: Path, *, jobs: int = 0, progress: Progress | None = None,
+    study: Study[Any], setting: Setting, out: Path, *, jobs: int = 0, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run what is left of a study's trials, `jobs` at a time (0: one a processor); its summary, which is written."""
+    """Run what is left of a study's trials, `jobs` at a time (0: one per processor); its summary, which is written."""
     say = progress or (lambda *_: None)
     setting = replace(setting, seeds=setting.seeds or study.seeds)
-    trials = _normal(study.trials(setting))
+    data = study.read(setting.data)
+    trials = _normal(study.trials(data, setting))
     try:
         out.mkdir(parents=True, exist_ok=True)
         log = Log(out / "trials.jsonl")
@@ -144,11 +158,13 @@ def run_study(
     if len(left) < len(trials):
         say(f"{len(trials) - len(left)} of {len(trials)} trials were finished before")
     if left:
-        _run(study, left, log, jobs, say, len(trials))
+        train = partial(_train, study.read, study.run, setting.data)
+        _run_trials(train, left, log, jobs, say, len(trials))
     say("reading the results")
-    summary = study.summarise([log.found[trial.name] for trial in trials], setting)
-    about = {"study": study.name, "command": " ".join(sys.argv[1:]), "machine": machine.description(),
-             "quick": setting.quick, "seeds": setting.seeds}  # fmt: skip
+    summary = study.summarise([log.finished[trial.name] for trial in trials], data, setting)
+    command = " ".join(["python -m bench.studies", *sys.argv[1:]])
+    about = {"study": study.name, "command": command, "machine": machine.description(), "quick": setting.quick,
+             "seeds": setting.seeds}  # fmt: skip
     summary = about | _rounded(summary)
     write_text(out / f"{study.name}.json", json.dumps(summary) + "\n")
     write_text(out / f"{study.name}.md", f"# {STUDIES[study.name][0]}\n\n{study.text(summary).rstrip()}\n")
@@ -172,12 +188,15 @@ def _normal(trials: Sequence[Trial]) -> list[Trial]:
     return [Trial(trial.name, json.loads(json.dumps(trial.arguments))) for trial in trials]
 
 
-def _run(study: Study, left: list[Trial], log: Log, jobs: int, say: Progress, total: int) -> None:
+def _run_trials(
+    train: Callable[[dict[str, Any], Path], dict[str, Any]], left: list[Trial], log: Log, jobs: int, say: Progress,
+    total: int,
+) -> None:  # fmt: skip
     jobs = min(jobs or os.cpu_count() or 1, len(left))
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
     with ProcessPoolExecutor(jobs, context, _begin) as pool:
         running: dict[Future[dict[str, Any]], Trial] = {
-            pool.submit(study.run, trial.arguments, log.folder(trial)): trial for trial in left
+            pool.submit(train, trial.arguments, log.folder(trial)): trial for trial in left
         }
         try:
             while running:
@@ -198,6 +217,14 @@ def _run(study: Study, left: list[Trial], log: Log, jobs: int, say: Progress, to
             raise
 
 
+def _train(
+    read: Callable[[Sequence[Path]], Data], run: Callable[[dict[str, Any], Data, Path], dict[str, Any]],
+    paths: Sequence[Path], arguments: dict[str, Any], folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """A trial, in a worker."""
+    return run(arguments, read(paths), folder)
+
+
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -209,20 +236,3 @@ def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
-
-
-def mean_and_sd(values: Iterable[float]) -> tuple[float, float]:
-    """Mean, and standard deviation of a sample (0 for one)."""
-    found = list(values)
-    return fmean(found), stdev(found) if len(found) > 1 else 0.0
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
-def seeds_of(summary: dict[str, Any]) -> str:
-    """How many of each cell, in words."""
-    return f"{summary['seeds']} seed{'s' if summary['seeds'] != 1 else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from bench.studies import classify, engine
-from bench.studies.mnist import mnist_folder, pixels, read_mnist
-from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, seeds_of, table
+from bench.studies.classify import Recipe, pixels
+from bench.studies.data import Images, read_mnist
+from bench.studies.results import figure, mean_and_sd, plural, plus_minus, save, table, width_axis
+from bench.studies.study import Done, Setting, Study, Trial, grouped
 
 WIDTHS, LEAVES = (16, 32, 64, 128), (8, 4, 2, 1)
-RECIPE = classify.Recipe("sgd", 0.2, batch=256, epochs=40, patience=10, look_every=5)
+RECIPE = Recipe("sgd", 0.2, batch=256, epochs=40, patience=10, look_every=5)
 NAMES = {"ff": "FF", "soft": "FFF, the paper's recipe", "straight": "FFF, straight-through"}
 BATCHES = (1, 256)
 """Images at once, of which the time is measured."""
@@ -31,56 +33,46 @@ PAPER: dict[tuple[int, int], tuple[float, float, float | None]] = {
 """(leaf, 0 for FF; training width): M_A and G_A in %, and the speed-up, as published: the best of 10 runs."""
 
 
-def trials(setting: Setting) -> list[Trial]:
-    folder = mnist_folder(setting.data)
-    read_mnist(folder)  # what is wrong is said before anything is trained
+def trials(data: Images, setting: Setting) -> list[Trial]:
+    """All images train each network (`images`: 0), nine tenths of them, which the seed draws."""
     widths, leaves, recipe, images = WIDTHS, LEAVES, RECIPE, 0
     if setting.quick:
         widths, leaves, recipe, images = (16, 32), (8, 1), replace(RECIPE, epochs=2), 3000
     cells = [("ff", width, 0) for width in widths]
     cells += [(arm, width, leaf) for arm in classify.TREES for leaf in leaves for width in widths]
-    hardening = {arm: h for arm, (_, h) in classify.TREES.items()}
+    shared = {"data": data.identity, "images": images}
     return [
         Trial(
             f"{arm}/{width}/{leaf}/{seed}",
-            {"arm": arm, "width": width, "leaf": leaf, "seed": seed, "data": str(folder), "images": images,
-             "recipe": asdict(replace(recipe, hardening=hardening.get(arm, 0.0)))},
+            {"arm": arm, "width": width, "leaf": leaf, "seed": seed, "recipe": recipe.as_dict(arm), **shared},
         )
         for seed in range(setting.seeds) for arm, width, leaf in cells
     ]  # fmt: skip
 
 
-def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
-    images, labels, tests, answers = read_mnist(Path(arguments["data"]))
-    few, seed = arguments["images"] or len(images), arguments["seed"]
-    train, held_out = classify.divided(classify.labelled(images[:few], labels[:few]), seed)
+def run(arguments: dict[str, Any], data: Images, folder: Path) -> dict[str, Any]:
+    few, seed = arguments["images"] or len(data.train), arguments["seed"]
+    train, held_out = classify.divided(classify.labelled(data.train[:few], data.train_labels[:few]), seed)
     torch.manual_seed(seed)
-    inputs, width = train.x.shape[1], arguments["width"]
-    network: classify.Network
-    if arguments["arm"] == "ff":
-        network = classify.Dense(inputs, width)
-    else:
-        network = classify.tree(inputs, width, arguments["leaf"], classify.TREES[arguments["arm"]][0])
-    fitted = classify.fit(network, train, held_out, classify.Recipe(**arguments["recipe"]), seed)
-    figures, found = classify.tested(network, classify.labelled(tests, answers))
-    engine.save(folder, network, found)
+    network = classify.network_of(arguments["arm"], train.x.shape[1], arguments["width"], arguments["leaf"])
+    fitted = classify.fit(network, train, held_out, Recipe(**arguments["recipe"]), seed)
+    figures, classes = classify.tested(network, classify.labelled(data.test, data.test_labels))
+    engine.save(folder, network, classes)
     return {**asdict(fitted), "test": figures}
 
 
-def summarise(done: Sequence[Done], setting: Setting) -> dict[str, Any]:
-    tests = pixels(read_mnist(mnist_folder(setting.data))[2])
-    cells: dict[tuple[str, int, int], list[Done]] = {}
-    for one in done:
-        cells.setdefault(tuple(one.trial.arguments[key] for key in ("arm", "width", "leaf")), []).append(one)
-    rows = [_row(arm, width, leaf, runs, len(tests[0])) for (arm, width, leaf), runs in cells.items()]
+def summarise(done: Sequence[Done], data: Images, setting: Setting) -> dict[str, Any]:
+    tests = pixels(data.test)
+    cells = grouped(done, "arm", "width", "leaf")
+    rows = [_row(arm, width, leaf, runs, tests.shape[1]) for (arm, width, leaf), runs in cells.items()]
     differ = 0
     for one in done:
-        kept = engine.load(one.folder)
-        differ += int(np.count_nonzero(engine.classes_of(kept.weights, tests) != kept.classes))
+        trained = engine.load(one.folder)
+        differ += int(np.count_nonzero(engine.classes_of(trained.weights, tests) != trained.classes))
     _add_times(rows, cells, tests, setting.quick)
     recipe = done[0].trial.arguments["recipe"]
     return {
-        "rows": rows, "test_images": len(tests), "trained_on": done[0].trial.arguments["images"] or 60_000,
+        "rows": rows, "test_images": len(tests), "trained_on": done[0].trial.arguments["images"] or len(data.train),
         "compared": len(done) * len(tests), "differ": differ, "epochs": recipe["epochs"],
         "patience": recipe["patience"], "look_every": recipe["look_every"],
     }  # fmt: skip
@@ -111,16 +103,16 @@ def _row(arm: str, width: int, leaf: int, runs: Sequence[Done], inputs: int) -> 
 def _add_times(rows: list[dict[str, Any]], cells: dict[Any, list[Done]], tests: np.ndarray, quick: bool) -> None:
     """Microseconds of the best network of each cell, and how many times less than the dense one of its width."""
     for width in sorted({row["width"] for row in rows}):
-        mine = [row for row in rows if row["width"] == width]
+        of_width = [row for row in rows if row["width"] == width]
         networks = {
             f"{row['arm']}/{row['leaf']}": engine.load(
                 cells[row["arm"], width, row["leaf"]][row["best_seed"]].folder
             ).weights
-            for row in mine
+            for row in of_width
         }
         for batch in BATCHES:
             took = engine.microseconds(networks, tests, batch, 2 if quick else 21)
-            for row in mine:
+            for row in of_width:
                 us = took[f"{row['arm']}/{row['leaf']}"]
                 row.setdefault("us", {})[str(batch)] = us
                 row.setdefault("speed_up", {})[str(batch)] = took["ff/0"] / us
@@ -131,8 +123,8 @@ def text(summary: dict[str, Any]) -> str:
         ("model", "width", "leaf", "M_A best", "M_A mean ± sd", "G_A best", "G_A mean ± sd", "G_A soft",
          "paper M_A", "paper G_A", "epochs"),
         (
-            (NAMES[r["arm"]], r["width"], r["leaf"] or "–", f"{r['M_A'][0]:.1f}", _spread(r["M_A"][1:]),
-             f"{r['G_A'][0]:.1f}", _spread(r["G_A"][1:]), _spread(r["soft"]) if r["leaf"] else "–",
+            (NAMES[r["arm"]], r["width"], r["leaf"] or "–", f"{r['M_A'][0]:.1f}", plus_minus(r["M_A"][1:]),
+             f"{r['G_A'][0]:.1f}", plus_minus(r["G_A"][1:]), plus_minus(r["soft"]) if r["leaf"] else "–",
              r["paper"][0], r["paper"][1], f"{r['epochs']:.0f}")
             for r in summary["rows"]
         ),
@@ -150,7 +142,7 @@ def text(summary: dict[str, Any]) -> str:
     diverged = sum(r["ended"].get("diverged", 0) for r in summary["rows"])
     capped = sum(r["ended"].get("cap", 0) for r in summary["rows"])
     runs = sum(sum(r["ended"].values()) for r in summary["rows"])
-    return f"""Accuracies in %, {seeds_of(summary)} a row, of the chosen leaf (soft: of the mixture).
+    return f"""Accuracies in %, {plural(summary["seeds"], "seed")} per row, of the chosen leaf (soft: of the mixture).
 
 {accuracies}
 Trees on the test images (means over seeds), and how many times faster than the dense network of their width.
@@ -172,53 +164,33 @@ trained networks.
 """
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{values[0]:.1f} ± {values[1]:.1f}"
-
-
 def plot(summary: dict[str, Any], path: Path) -> None:
-    from bench.studies.figures import figure, save
-
-    fig, axes = figure(1, 3, width=13.0, height=4.8)
+    fig, ((*by_arm, speed),) = figure(1, 3, width=13.0, height=4.8)
     rows = summary["rows"]
     leaves = sorted({r["leaf"] for r in rows if r["leaf"]}, reverse=True)
-    dense = [r for r in rows if r["arm"] == "ff"]
-    for at, arm in enumerate(classify.TREES):
-        ax = axes[at]
-        _line(ax, dense, lambda r: r["G_A"][1], "k", "FF", sd=lambda r: r["G_A"][2])
-        ax.plot([r["width"] for r in dense], [r["paper"][1] for r in dense], "k:", lw=1)
-        for i, leaf in enumerate(leaves):
-            mine = [r for r in rows if r["arm"] == arm and r["leaf"] == leaf]
-            _line(ax, mine, lambda r: r["G_A"][1], f"C{i}", f"FFF, leaf {leaf}", sd=lambda r: r["G_A"][2])
-            ax.plot([r["width"] for r in mine], [r["paper"][1] for r in mine], f"C{i}:", lw=1)
+    lines = {"k": ("FF", 0), **{f"C{i}": (f"FFF, leaf {leaf}", leaf) for i, leaf in enumerate(leaves)}}
+    for ax, arm in zip(by_arm, classify.TREES, strict=True):
+        for color, (label, leaf) in lines.items():
+            of_leaf = [r for r in rows if r["leaf"] == leaf and r["arm"] in (arm, "ff")]
+            widths = [r["width"] for r in of_leaf]
+            _, means, sds = zip(*(r["G_A"] for r in of_leaf), strict=True)
+            ax.errorbar(widths, means, sds, color=color, marker="o", ms=4, capsize=2, label=label)
+            ax.plot(widths, [r["paper"][1] for r in of_leaf], f"{color}:", lw=1)
+            if leaf and arm == "soft":
+                speed.plot(widths, [r["speed_up"]["1"] for r in of_leaf], f"{color}o-", ms=4)
+                speed.plot(widths, [r["bound"] for r in of_leaf], f"{color}:", lw=1)
         ax.set_title(NAMES[arm])
         ax.set_ylabel("accuracy on test images, %")
-    axes[0].sharey(axes[1])
-    axes[0].plot([], [], "k:", lw=1, label="dotted: the paper's; on the right, multiply-adds")
-    for i, leaf in enumerate(leaves):
-        mine = [r for r in rows if r["arm"] == "soft" and r["leaf"] == leaf]
-        _line(axes[2], mine, lambda r: r["speed_up"]["1"], f"C{i}", "")
-        axes[2].plot([r["width"] for r in mine], [r["bound"] for r in mine], f"C{i}:", lw=1)
-    axes[2].axhline(1, color="0.7", lw=1)
-    axes[2].set_yscale("log", base=2)
-    axes[2].yaxis.set_major_formatter("{x:g}×")
-    axes[2].set_title("speed by that of FF, batch 1")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    for ax in axes:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(sorted({r["width"] for r in rows}))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.set_xlabel("training width")
+    by_arm[0].sharey(by_arm[1])
+    by_arm[0].plot([], [], "k:", lw=1, label="dotted: the paper's; on the right, multiply-adds")
+    speed.axhline(1, color="0.7", lw=1)
+    speed.set_yscale("log", base=2)
+    speed.yaxis.set_major_formatter("{x:g}×")
+    speed.set_title("speed by that of FF, batch 1")
+    fig.legend(*by_arm[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    for ax in (*by_arm, speed):
+        width_axis(ax, (r["width"] for r in rows))
     save(fig, path)
 
 
-def _line(ax: Any, rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float], color: str, label: str,
-          sd: Callable[[dict[str, Any]], float] | None = None) -> None:  # fmt: skip
-    ax.errorbar([r["width"] for r in rows], [value(r) for r in rows], [sd(r) for r in rows] if sd else None,
-                color=color, marker="o", ms=4, capsize=2, label=label)  # fmt: skip
-
-
-STUDY = Study(
-    "table1", trials, run, summarise, text,
-    plot,
-)  # fmt: skip
+STUDY = Study("table1", read_mnist, trials, run, summarise, text, plot)

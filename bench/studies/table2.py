@@ -11,22 +11,22 @@ from typing import Any
 import torch
 
 from bench.studies import classify
-from bench.studies.mnist import mnist_folder, read_mnist
-from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, seeds_of, table
-from lapinfer.train.config import Mixture
+from bench.studies.classify import MIXTURE, TOP_K, Labelled, Recipe
+from bench.studies.data import Images, read_mnist
+from bench.studies.results import figure, mean_and_sd, plural, plus_minus, save, table, width_axis
+from bench.studies.study import Done, Setting, Study, Trial, grouped
 
 WIDTHS = (64, 128, 256, 512, 1024)
-LEAF, EXPERT, TOP_K = 32, 16, 2
-"""32 neurons are computed of each image: a leaf, or two experts."""
+LEAF, EXPERT = 32, 16
+"""32 neurons are computed of each image: a leaf, or TOP_K experts."""
 IMAGES = 4000
 SCALE = 10
 """Epochs of the paper are divided by this: its cap of 7,000, patience of 350 and plateaus of 250."""
-RECIPE = classify.Recipe("adam", 1e-3, batch=328, epochs=7000 // SCALE, patience=350 // SCALE, halve_after=250 // SCALE)
+RECIPE = Recipe("adam", 1e-3, batch=328, epochs=7000 // SCALE, patience=350 // SCALE, halve_after=250 // SCALE)
 """batch: the same number of steps an epoch as 4,096 of 50,000 images make."""
-MIXTURE = Mixture(noise=True, importance=0.1, load=0.1, switch=0.0, z_loss=0.0)
 MODELS = {
-    "ff": "FF", "moe": "MoE, experts of 16, top 2", "soft": "FFF, leaf 32, the paper's recipe",
-    "straight": "FFF, leaf 32, straight-through",
+    "ff": "FF", "moe": f"MoE, experts of {EXPERT}, top {TOP_K}", "soft": f"FFF, leaf {LEAF}, the paper's recipe",
+    "straight": f"FFF, leaf {LEAF}, straight-through",
 }  # fmt: skip
 TASKS = {"M_A": "memorisation of random labels", "G_A": "accuracy on test images"}
 PAPER: dict[tuple[str, int], tuple[float, int, float, int]] = {
@@ -39,56 +39,43 @@ PAPER: dict[tuple[str, int], tuple[float, int, float, int]] = {
 """(model, training width): M_A in %, its epochs, G_A in %, its epochs, as published, on CIFAR-10."""
 
 
-def trials(setting: Setting) -> list[Trial]:
-    folder = mnist_folder(setting.data)
-    read_mnist(folder)  # what is wrong is said before anything is trained
+def trials(data: Images, setting: Setting) -> list[Trial]:
+    """`images` of all, which the seed draws, train each network on either task."""
     widths, images, recipe = WIDTHS, IMAGES, RECIPE
     if setting.quick:
         widths, images = (64, 256), 400
         recipe = replace(RECIPE, batch=50, epochs=6, patience=3, halve_after=2)
-    hardening = {arm: h for arm, (_, h) in classify.TREES.items()}
+    shared = {"data": data.identity, "images": images}
     return [
         Trial(
             f"{model}/{width}/{task}/{seed}",
-            {"model": model, "width": width, "task": task, "seed": seed, "data": str(folder), "images": images,
-             "recipe": asdict(replace(recipe, hardening=hardening.get(model, 0.0)))},
+            {"model": model, "width": width, "task": task, "seed": seed, "recipe": recipe.as_dict(model), **shared},
         )
         for seed in range(setting.seeds) for width in widths for model in MODELS for task in TASKS
     ]  # fmt: skip
 
 
-def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
-    images, labels, tests, answers = read_mnist(Path(arguments["data"]))
-    seed, width, recipe = arguments["seed"], arguments["width"], classify.Recipe(**arguments["recipe"])
+def run(arguments: dict[str, Any], data: Images, folder: Path) -> dict[str, Any]:
+    seed, model, recipe = arguments["seed"], arguments["model"], Recipe(**arguments["recipe"])
     draw = torch.Generator().manual_seed(seed)
-    which = torch.randperm(len(images), generator=draw)[: arguments["images"]].numpy()
-    drawn = classify.labelled(images[which], labels[which])
+    rows = torch.randperm(len(data.train), generator=draw)[: arguments["images"]].numpy()
+    images = classify.labelled(data.train[rows], data.train_labels[rows])
     torch.manual_seed(seed)
-    inputs = drawn.x.shape[1]
-    network: classify.Network
-    match arguments["model"]:
-        case "ff":
-            network = classify.Dense(inputs, width)
-        case "moe":
-            network = classify.mixture(inputs, width, EXPERT, TOP_K, MIXTURE)
-        case arm:
-            network = classify.tree(inputs, width, LEAF, classify.TREES[arm][0])
+    part = EXPERT if model == "moe" else LEAF
+    network = classify.network_of(model, images.x.shape[1], arguments["width"], part)
     if arguments["task"] == "M_A":
-        random = classify.Labelled(drawn.x, torch.randint(classify.CLASSES, (len(drawn),), generator=draw))
-        fitted = classify.fit(network, random, random, recipe, seed)
-        scored = random
+        scored = Labelled(images.x, torch.randint(classify.CLASSES, (len(images),), generator=draw))
+        fitted = classify.fit(network, scored, scored, recipe, seed)
     else:
-        fitted = classify.fit(network, *classify.divided(drawn, seed), recipe, seed)
-        scored = classify.labelled(tests, answers)
+        scored = classify.labelled(data.test, data.test_labels)
+        fitted = classify.fit(network, *classify.divided(images, seed), recipe, seed)
     return {**asdict(fitted), "scored": classify.tested(network, scored)[0]}
 
 
-def summarise(done: Sequence[Done], setting: Setting) -> dict[str, Any]:
+def summarise(done: Sequence[Done], data: Images, setting: Setting) -> dict[str, Any]:
     cells: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
-    for one in done:
-        arguments = one.trial.arguments
-        cell = cells.setdefault((arguments["model"], arguments["width"]), {})
-        cell.setdefault(arguments["task"], []).append(one.result)
+    for (model, width, task), runs in grouped(done, "model", "width", "task").items():
+        cells.setdefault((model, width), {})[task] = [one.result for one in runs]
     recipe, images = done[0].trial.arguments["recipe"], done[0].trial.arguments["images"]
     ended = [one.result["why"] for one in done]
     return {
@@ -100,15 +87,12 @@ def summarise(done: Sequence[Done], setting: Setting) -> dict[str, Any]:
 
 def _row(model: str, width: int, cell: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """A cell's figures over its seeds; accuracies in %."""
-    row: dict[str, Any] = {
-        "model": model,
-        "width": width,
-        "paper": list(PAPER["soft" if model == "straight" else model, width]),
-    }
+    paper = PAPER["soft" if model == "straight" else model, width]
+    row: dict[str, Any] = {"model": model, "width": width, "paper": list(paper)}
     for task, results in cell.items():
         best = max(results, key=lambda result: result["watched"])
         accuracies = [result["scored"]["accuracy"] for result in results]
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "accuracy": [100 * value for value in (best["scored"]["accuracy"], *mean_and_sd(accuracies))],
             "epoch": [best["epoch"], *mean_and_sd(result["epoch"] for result in results)],
             "capped": sum(result["why"] == "cap" for result in results),
@@ -116,8 +100,8 @@ def _row(model: str, width: int, cell: dict[str, list[dict[str, Any]]]) -> dict[
         for key in ("soft", "entropy", "mass", "max_load", "dead"):
             if key in results[0]["scored"]:
                 factor = 100 if key == "soft" else 1
-                found[key] = factor * fmean(result["scored"][key] for result in results)
-        row[task] = found
+                figures[key] = factor * fmean(result["scored"][key] for result in results)
+        row[task] = figures
     return row
 
 
@@ -139,8 +123,8 @@ def text(summary: dict[str, Any]) -> str:
         ),
     )  # fmt: skip
     ended = ", ".join(f"{count} {_ENDS[why]}" for why, count in summary["ended"].items())
-    return f"""Accuracies in %, {seeds_of(summary)} a row, without noise and of the chosen leaf; the paper's are \
-of CIFAR-10, and for the shape alone.
+    return f"""Accuracies in %, {plural(summary["seeds"], "seed")} per row, without noise and of the chosen leaf; the \
+paper's are of CIFAR-10, and for the shape alone.
 
 {accuracies}
 What chose whom, means over seeds: on the memorised images, and on the test images (soft: accuracy of the mixture).
@@ -168,19 +152,17 @@ _ENDS = {
 }  # fmt: skip
 
 
-def _cells(found: dict[str, Any]) -> tuple[str, str, str]:
-    (best, mean, sd), (_, epoch, epoch_sd) = found["accuracy"], found["epoch"]
-    return f"{best:.1f}", f"{mean:.1f} ± {sd:.1f}", f"{epoch:.0f} ± {epoch_sd:.0f}"
+def _cells(task: dict[str, Any]) -> tuple[str, str, str]:
+    (best, *accuracy), (_, *epoch) = task["accuracy"], task["epoch"]
+    return f"{best:.1f}", plus_minus(accuracy), plus_minus(epoch, 0)
 
 
-def _routing(found: dict[str, Any]) -> tuple[str, str, str, str]:
-    soft = f"{found['soft']:.1f}" if "soft" in found else "–"
-    return f"{found['max_load']:.1f}", f"{found['dead']:.1f}", f"{found['mass']:.2f}", soft
+def _routing(task: dict[str, Any]) -> tuple[str, str, str, str]:
+    soft = f"{task['soft']:.1f}" if "soft" in task else "–"
+    return f"{task['max_load']:.1f}", f"{task['dead']:.1f}", f"{task['mass']:.2f}", soft
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
-    from bench.studies.figures import figure, save
-
     fig, axes = figure(2, 2, width=9.5, height=7.0)
     for column, (task, title) in enumerate(TASKS.items()):
         for i, (model, name) in enumerate(MODELS.items()):
@@ -199,14 +181,8 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     axes[0, 0].plot([], [], "k:", lw=1, label="dotted: the paper's, CIFAR-10")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for ax in axes.flat:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(sorted({r["width"] for r in summary["rows"]}))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.set_xlabel("training width")
+        width_axis(ax, (r["width"] for r in summary["rows"]))
     save(fig, path)
 
 
-STUDY = Study(
-    "table2", trials, run,
-    summarise, text, plot,
-)  # fmt: skip
+STUDY = Study("table2", read_mnist, trials, run, summarise, text, plot)

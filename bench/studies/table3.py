@@ -14,29 +14,33 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from bench.studies import vit_training
-from bench.studies.images import read_images
-from bench.studies.study import Done, Setting, Study, Trial, mean_and_sd, table
-from bench.studies.turns import interleaved, quartiles
+from bench.studies import engine, vit
+from bench.studies.data import Images, read_images
+from bench.studies.results import (
+    figure,
+    interleaved,
+    mean_and_sd,
+    plural,
+    plus_minus,
+    quartiles,
+    save,
+    table,
+)
+from bench.studies.study import Done, Setting, Study, Trial, grouped
 from bench.studies.vit import NEURONS, ViT
-from lapinfer.errors import CheckpointError, InputError
 from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
 
-WEIGHTS = "model.safetensors"
-"""In a trial's folder."""
 STRAIGHT = "straight"
 RECIPES: tuple[str, ...] = ("5", "10", "frozen", STRAIGHT)
-"""How trees are trained (vit_training.RECIPES); the last is not the paper's, which takes the best of the others."""
+"""How trees are trained (vit.RECIPES); the last is not the paper's, which takes the best of the others."""
 PUBLISHED = {0: (1.0, 84.7), 32: (2.44, 83.6), 16: (2.80, 83.2), 8: (3.29, 82.8), 4: (3.39, 81.6), 2: (3.47, 80.1),
              1: (3.93, 79.8)}  # fmt: skip
 """Speed-up of the feed-forwards on an A100 at batches of 2,048, and accuracy, by the neurons of a leaf; 0 is dense."""
 AGREEMENT = 1e-4
 BATCHES = 4
-"""Of vit_training.TOKENS real activations, which a layer is timed with, one after the other."""
+"""Of vit.TOKENS real activations, which a layer is timed with, one after the other."""
 MOST_INPUTS = 50_000
 """Activations of a layer that the batches are drawn from."""
 
@@ -57,71 +61,68 @@ FULL = Caps(train=5000, valid=1000, test=10_000, epochs=15, in_engine=2000, roun
 QUICK = Caps(train=256, valid=64, test=100, epochs=1, in_engine=50, rounds=3)
 
 
-def trials(setting: Setting) -> list[Trial]:
-    if len(setting.data) != 1:
-        raise InputError(f"table3: expected one folder, with MNIST or CIFAR-10, got {len(setting.data)} paths")
-    caps, data = QUICK if setting.quick else FULL, setting.data[0]
-    vit_training.split(read_images(data), caps.train, caps.valid, caps.test)
+def caps_of(setting: Setting) -> Caps:
+    return QUICK if setting.quick else FULL
+
+
+def trials(data: Images, setting: Setting) -> list[Trial]:
+    caps = caps_of(setting)
+    vit.split(data, caps.train, caps.valid, caps.test)
     cells = [(0, "dense")]
     for leaf in (32, 1) if setting.quick else [size.leaf for size in table_3(NEURONS)]:
         cells += [(leaf, recipe) for recipe in (RECIPES[1:] if setting.quick else RECIPES)]
+    shared = {"data": data.identity, "caps": asdict(caps)}
     return [
         Trial(
             (f"leaf-{leaf}/{recipe}" if leaf else "dense") + f"/seed-{seed}",
-            {"data": str(data.resolve()), "leaf": leaf, "recipe": recipe, "seed": seed, "caps": asdict(caps)},
+            {"leaf": leaf, "recipe": recipe, "seed": seed, **shared},
         )
         for leaf, recipe in cells
         for seed in range(setting.seeds)
     ]
 
 
-def run(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run(arguments: dict[str, Any], data: Images, folder: Path) -> dict[str, Any]:
     """Train a model, judge it in PyTorch and in the engine, and leave its weights for `summarise`."""
     caps = Caps(**arguments["caps"])
-    images = vit_training.split(read_images(Path(arguments["data"])), caps.train, caps.valid, caps.test)
-    fitted = vit_training.fit(images, arguments["leaf"], arguments["recipe"], caps.epochs, arguments["seed"])
-    figures = vit_training.judge(fitted.model, images, caps.in_engine)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(fitted.model.state_dict(), folder / WEIGHTS)
-    return {
-        "epoch": fitted.epoch, "valid": max(fitted.valid), "valid_by_epoch": fitted.valid, **figures,
-    }  # fmt: skip
+    images = vit.split(data, caps.train, caps.valid, caps.test)
+    fitted = vit.fit(images, arguments["leaf"], arguments["recipe"], caps.epochs, arguments["seed"])
+    figures, classes = vit.judge(fitted.model, images.test, caps.in_engine)
+    engine.save(folder, fitted.model, classes)
+    return {"epoch": fitted.epoch, "valid": max(fitted.valid), "valid_by_epoch": fitted.valid, **figures}
 
 
-def summarise(finished: Sequence[Done], setting: Setting) -> dict[str, Any]:
-    """A row a leaf size, of the paper's recipe with the best mean validation accuracy, and one straight-through; the
+def summarise(finished: Sequence[Done], data: Images, setting: Setting) -> dict[str, Any]:
+    """A row per leaf size, of the paper's recipe with the best mean validation accuracy, and one straight-through; the
     speed is that of the seed with the best validation accuracy."""
-    caps = QUICK if setting.quick else FULL
-    images = read_images(setting.data[0])
-    data = vit_training.split(images, caps.train, caps.valid, caps.test)
+    caps = caps_of(setting)
+    test = vit.split(data, caps.train, caps.valid, caps.test).test.x
     cells: dict[tuple[int, bool], dict[str, list[Done]]] = {}
-    for done in finished:
-        leaf, recipe = done.trial.arguments["leaf"], done.trial.arguments["recipe"]
-        cells.setdefault((leaf, recipe == STRAIGHT), {}).setdefault(recipe, []).append(done)
+    for (leaf, recipe), runs in grouped(finished, "leaf", "recipe").items():
+        cells.setdefault((leaf, recipe == STRAIGHT), {})[recipe] = runs
     sizes = {size.leaf: size for size in table_3(NEURONS)}
     rows, timed = [], {}
     for (leaf, straight), by_h in cells.items():
         valid = {h: fmean(done.result["valid"] for done in runs) for h, runs in by_h.items()}
         h = max(valid, key=valid.__getitem__)
-        chosen = by_h[h]
-        best = max(chosen, key=lambda done: done.result["valid"])
+        best = max(by_h[h], key=lambda done: done.result["valid"])
+        accuracy = {name: mean_and_sd(done.result["accuracy"] for done in runs) for name, runs in by_h.items()}
         rows.append({
             "leaf": leaf, "straight": straight, "h": h if leaf else None, "size": asdict(sizes[leaf]) if leaf else None,
-            "accuracy": mean_and_sd(done.result["accuracy"] for done in chosen),
-            "accuracy_by_h": {name: mean_and_sd(d.result["accuracy"] for d in runs) for name, runs in by_h.items()},
-            "valid_by_h": valid, "epochs": [done.result["epoch"] for done in chosen],
+            "accuracy": accuracy[h], "accuracy_by_h": accuracy, "valid_by_h": valid,
+            "epochs": [done.result["epoch"] for done in by_h[h]],
             "engine": _worst([done.result["engine"] for runs in by_h.values() for done in runs]),
-            **(_balance(chosen) if leaf else {}),
+            **(_balance(by_h[h]) if leaf else {}),
         })  # fmt: skip
-        timed[_key(rows[-1])] = _repeated(best, data.test[0])
-    spent = interleaved({leaf: partial(_seconds, layers) for leaf, layers in timed.items()}, caps.rounds, 1)
+        timed[_key(rows[-1])] = _repeated(best, test)
+    seconds = interleaved({key: partial(_seconds, layers) for key, layers in timed.items()}, caps.rounds, 1)
     for layer in (layer for layers in timed.values() for layer in layers):
         layer.close()
     for row in rows:
-        times = spent[_key(row)]
+        times = seconds[_key(row)]
         row["us"] = [1e6 * value for value in quartiles(times)]
-        row["speed_up"] = quartiles([dense / own for dense, own in zip(spent[DENSE], times, strict=True)])
-    return {"data": images.name, "caps": asdict(caps), "tokens": vit_training.TOKENS, "rows": rows}
+        row["speed_up"] = quartiles([dense / own for dense, own in zip(seconds[DENSE], times, strict=True)])
+    return {"data": data.name, "caps": asdict(caps), "tokens": vit.TOKENS, "rows": rows}
 
 
 DENSE = "dense"
@@ -132,12 +133,12 @@ def _key(row: dict[str, Any]) -> str:
     return f"{row['leaf']}{', straight-through' if row['straight'] else ''}" if row["leaf"] else DENSE
 
 
-def _worst(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _worst(engines: list[dict[str, Any]]) -> dict[str, Any]:
     """Of several trials: the largest difference, and the sums of what should be zero."""
     return {
-        "trials": len(found), "difference": max(f["difference"] for f in found),
-        **{key: sum(f[key] for f in found) for key in ("flips", "tokens", "other_predictions", "images")},
-        "same_accuracy": all(f["accuracy"] == f["accuracy_of_torch"] for f in found),
+        "trials": len(engines), "difference": max(each["difference"] for each in engines),
+        **{key: sum(each[key] for each in engines) for key in ("flips", "tokens", "other_predictions", "images")},
+        "same_accuracy": all(each["accuracy"] == each["accuracy_of_torch"] for each in engines),
     }  # fmt: skip
 
 
@@ -159,17 +160,12 @@ def _seconds(layers: list[Repeated]) -> float:
 
 def _repeated(best: Done, x: torch.Tensor) -> list[Repeated]:
     """A trial's layers as the engine has them, with what comes into each when the test images go through the model."""
-    path = best.folder / WEIGHTS
     model = ViT(x.shape[1], x.shape[2], best.trial.arguments["leaf"])
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not the weights of {best.trial.name} ({error}); delete trials.jsonl") from error
-    made = []
-    for module, inputs in zip(model.feed_forwards, vit_training.activations(model, x, MOST_INPUTS), strict=True):
-        layer = vit_training.engine_layer(module)
-        made.append(Repeated.of_layer(layer, inputs, vit_training.TOKENS, BATCHES))
-    return made
+    engine.load(best.folder, model)
+    return [
+        Repeated.of_layer(vit.engine_layer(module), inputs, vit.TOKENS, BATCHES)
+        for module, inputs in zip(model.feed_forwards, vit.activations(model, x, MOST_INPUTS), strict=True)
+    ]
 
 
 def text(summary: dict[str, Any]) -> str:
@@ -179,7 +175,7 @@ def text(summary: dict[str, Any]) -> str:
     lines = [
         f"Data: {name}{', a proxy: the paper has CIFAR-10' if proxy else ''}. {caps['train']:,} images to train on for "
         f"{caps['epochs']} epochs, {caps['valid']:,} to choose the epoch and h, {caps['test']:,} at most to test; "
-        f"{summary['seeds']} {'seed' if summary['seeds'] == 1 else 'seeds'} of each h.\n",
+        f"{plural(summary['seeds'], 'seed')} of each h.\n",
         table(
             ("feed-forward", "depth", "training size", "inference width", "inference size", "speed-up", "paper's",
              "G_A", f"paper's{' (CIFAR-10)' if proxy else ''}", "of dense", "paper's", "h"),
@@ -236,9 +232,8 @@ def _all_h(rows: list[dict[str, Any]]) -> list[str]:
     return list(next(row["accuracy_by_h"] for row in rows if row["leaf"]))
 
 
-def _percent(found: Sequence[float]) -> str:
-    mean, sd = found
-    return f"{100 * mean:.2f}" + (f" ± {100 * sd:.2f}" if sd else "")
+def _percent(mean_sd: Sequence[float]) -> str:
+    return plus_minus(mean_sd, 2, 100) if mean_sd[1] else f"{100 * mean_sd[0]:.2f}"
 
 
 def _engine_sentence(rows: list[dict[str, Any]]) -> str:
@@ -257,41 +252,33 @@ def _engine_sentence(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    trees = [row for row in summary["rows"] if row["leaf"]]
+    rows, straight = ([row for row in trees if row["straight"] == wanted] for wanted in (False, True))
+    places = range(len(rows))
+    dense = next(row for row in summary["rows"] if not row["leaf"])["accuracy"][0]
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def of_dense(rows: list[dict[str, Any]], key: str, part: int = 0) -> list[float]:
+        return [100 * row[key][part] / dense for row in rows]
 
-    rows = [row for row in summary["rows"] if row["leaf"] and not row["straight"]]
-    other = [row for row in summary["rows"] if row["straight"]]
-    dense = next(row for row in summary["rows"] if not row["leaf"])
-    at, labels = range(len(rows)), [str(row["leaf"]) for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left.plot(at, [row["speed_up"][1] for row in rows], "o-", label="engine, one thread")
-    left.plot(at, [row["speed_up"][1] for row in other], "v-", label="straight-through")
-    left.plot(at, [PUBLISHED[row["leaf"]][0] for row in rows], "s--", color="gray", label="paper, A100")
-    left.plot(at, [NEURONS / row["size"]["inference_size"] for row in rows], ":", color="black", label="by neurons")
-    left.set(ylabel="speed-up of the feed-forwards", yscale="log")
-    left.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-    right.errorbar(
-        at, [100 * row["accuracy"][0] / dense["accuracy"][0] for row in rows],
-        [100 * row["accuracy"][1] / dense["accuracy"][0] for row in rows], fmt="o-", label=f"{summary['data']}, hard",
-    )  # fmt: skip
-    right.plot(at, [100 * row["soft_accuracy"][0] / dense["accuracy"][0] for row in rows], "^:", label="soft")
-    right.plot(at, [100 * row["accuracy"][0] / dense["accuracy"][0] for row in other], "v-", label="straight-through")
+    fig, ((speed, accuracy),) = figure(1, 2, width=9.0, height=3.6)
+    speed.plot(places, [row["speed_up"][1] for row in rows], "o-", label="engine, one thread")
+    speed.plot(places, [row["speed_up"][1] for row in straight], "v-", label="straight-through")
+    speed.plot(places, [PUBLISHED[row["leaf"]][0] for row in rows], "s--", color="gray", label="paper, A100")
+    speed.plot(places, [NEURONS / row["size"]["inference_size"] for row in rows], "k:", label="by neurons")
+    speed.set(ylabel="speed-up of the feed-forwards", yscale="log")
+    speed.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    accuracy.errorbar(places, of_dense(rows, "accuracy"), of_dense(rows, "accuracy", 1), fmt="o-",
+                      label=f"{summary['data']}, hard")  # fmt: skip
+    accuracy.plot(places, of_dense(rows, "soft_accuracy"), "^:", label="soft")
+    accuracy.plot(places, of_dense(straight, "accuracy"), "v-", label="straight-through")
     paper = [100 * PUBLISHED[row["leaf"]][1] / PUBLISHED[0][1] for row in rows]
-    right.plot(at, paper, "s--", color="gray", label="paper, CIFAR-10")
-    right.set(ylabel="accuracy, % of the dense model's")
-    for axes in (left, right):
-        axes.set_xticks(at, labels)
-        axes.set_xlabel("neurons of a leaf")
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.savefig(path)
-    plt.close(figure)
+    accuracy.plot(places, paper, "s--", color="gray", label="paper, CIFAR-10")
+    accuracy.set(ylabel="accuracy, % of the dense model's")
+    for ax in (speed, accuracy):
+        ax.set_xticks(places, [str(row["leaf"]) for row in rows])
+        ax.set_xlabel("neurons of a leaf")
+        ax.legend()
+    save(fig, path)
 
 
-STUDY = Study(
-    "table3", trials, run,
-    summarise, text, plot, seeds=1,
-)  # fmt: skip
+STUDY = Study("table3", read_images, trials, run, summarise, text, plot, seeds=1)

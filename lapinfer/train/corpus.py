@@ -98,6 +98,16 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], held_out: str,
     return corpus
 
 
+def prepare(
+    texts: Sequence[str], config: Config, tokenizer: tokenizers.Tokenizer | None = None
+) -> tuple[tokenizers.Tokenizer, Corpus]:
+    """The tokenizer of a run, trained on the texts unless it is given, and their tokens."""
+    trained_on, held_out = split(texts, config.training.validation)
+    if tokenizer is None:
+        tokenizer = train_tokenizer(trained_on, config.model.vocab_size)
+    return tokenizer, encode(tokenizer, trained_on, held_out, config)
+
+
 class Batches:
     """Windows of length + 1 tokens in a new order each epoch, with borders at new places.
 

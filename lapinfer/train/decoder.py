@@ -147,28 +147,3 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, self.rotary)
         return linear(self.norm(x), self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
-
-    @property
-    def routed(self) -> list[MoE | FFF]:
-        """The feed-forwards that choose, in the order of layers."""
-        return [module for module in self.modules() if isinstance(module, MoE | FFF)]
-
-    def penalty(self) -> Tensor:
-        """What the layers add to the loss of the batch that was just computed."""
-        total = torch.zeros(())
-        for module in self.routed:
-            assert module.record is not None
-            total = total + module.record.penalty
-        return total
-
-    def at(self, done: float) -> None:
-        """Set what is on a schedule, for the share `done` of all steps."""
-        for module in self.routed:
-            if isinstance(module, FFF):
-                module.at(done)
-
-    def after_step(self) -> None:
-        """What follows an update of the weights: loss-free balancing."""
-        for module in self.routed:
-            if isinstance(module, MoE):
-                module.after_step()

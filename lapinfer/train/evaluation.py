@@ -11,10 +11,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lapinfer.report.perplexity import Perplexity, estimate
-from lapinfer.train.corpus import Corpus
 from lapinfer.train.decoder import Decoder
-from lapinfer.train.fff import FFF, soft_forward
-from lapinfer.train.record import Balance
+from lapinfer.train.fff import soft_forward, trees_of
+from lapinfer.train.routed import Balance, add_records
 
 CHUNKS = 16
 """Computed at once."""
@@ -24,7 +23,7 @@ CHUNKS = 16
 def perplexity(model: Decoder, ids: np.ndarray, ctx: int, balances: Sequence[Balance] = ()) -> Perplexity:
     """Of ids cut into chunks of ctx tokens, whose second halves are scored (report/perplexity.py), in float32.
 
-    balances: one a routed layer, to which all tokens are added.
+    balances: one per routed layer, to which all tokens are added.
     """
     training = model.training
     model.eval()
@@ -35,9 +34,7 @@ def perplexity(model: Decoder, ids: np.ndarray, ctx: int, balances: Sequence[Bal
         for part in chunks.split(CHUNKS):
             logits = model(part)[:, first:-1]
             nll.append(cross_entropy(logits.flatten(0, 1), part[:, first + 1 :].flatten(), reduction="none"))
-            for module, balance in zip(model.routed, balances, strict=False):
-                assert module.record is not None
-                balance.add(module.record)
+            add_records(balances, model)
     finally:
         model.train(training)
     scored = torch.cat(nll).double().numpy()
@@ -45,16 +42,12 @@ def perplexity(model: Decoder, ids: np.ndarray, ctx: int, balances: Sequence[Bal
     return Perplexity(ppl, error, len(scored), len(chunks), ctx)
 
 
-def validate(model: Decoder, corpus: Corpus) -> dict[str, Any]:
-    """Figures of the held-out text: ppl (trees: of the chosen leaves), soft_ppl of trees, bits_per_byte, layers."""
-    ctx = model.spec.context
-    balances = [Balance() for _ in model.routed]
-    result = perplexity(model, corpus.held_out, ctx, balances)
-    bits = math.log2(result.ppl) * len(corpus.held_out) / corpus.held_out_bytes
-    figures: dict[str, Any] = {"ppl": result.ppl, "error": result.error, "bits_per_byte": bits}
-    if any(isinstance(module, FFF) for module in model.routed):
+def validate(model: Decoder, ids: np.ndarray, n_bytes: int, balances: Sequence[Balance] = ()) -> dict[str, Any]:
+    """Figures of a text of n_bytes: ppl (trees: of the chosen leaves), error, bits_per_byte; of trees soft_ppl."""
+    result = perplexity(model, ids, model.spec.context, balances)
+    bits = math.log2(result.ppl) * len(ids) / n_bytes
+    figures = {"ppl": result.ppl, "error": result.error, "bits_per_byte": bits}
+    if trees_of(model):
         with soft_forward(model):
-            figures["soft_ppl"] = perplexity(model, corpus.held_out, ctx).ppl
-    if balances:
-        figures["layers"] = [balance.as_dict() for balance in balances]
+            figures["soft_ppl"] = perplexity(model, ids, model.spec.context).ppl
     return figures

@@ -13,7 +13,7 @@ from lapinfer.spec import FeedForwardSpec, TreeSpec
 from lapinfer.train import penalties
 from lapinfer.train.activations import ACTIVATIONS
 from lapinfer.train.config import Trees
-from lapinfer.train.record import Record, weighted
+from lapinfer.train.routed import Routed
 
 
 def mixture(right: Tensor, depth: int) -> Tensor:
@@ -26,7 +26,7 @@ def mixture(right: Tensor, depth: int) -> Tensor:
     return weights
 
 
-class FFF(nn.Module):
+class FFF(Routed):
     """Trees of nodes over leaves; names and shapes of parameters are those of docs/checkpoint-format.md.
 
     Each leaf's hidden numbers are weighed before they go through `down`, all leaves side by side: a step costs what it
@@ -66,7 +66,6 @@ class FFF(nn.Module):
                 self.master_down_bias = nn.Parameter(torch.zeros(out))
         if tree.mix:
             self.mix = nn.Parameter(torch.zeros(1))
-        self.record: Record | None = None
 
     def initialise(self, deviation: float, out_deviation: float) -> None:
         """Normal weights; nodes as nn.Linear has them, so that the first decisions are neither clear nor all alike."""
@@ -124,30 +123,32 @@ class FFF(nn.Module):
             z = torch.where(torch.rand_like(z) < options.region_leak, -z, z)
         soft = mixture(z.sigmoid(), tree.depth)
         hard = mixture((z >= 0).float(), tree.depth)
+        entropy = penalties.decision_entropy(z)
         terms: dict[str, tuple[float, Tensor]] = {}
         if options.balance:
             terms["balance"] = options.balance, penalties.leaf_balance(hard, soft)
-        entropy = penalties.decision_entropy(z)
-        penalty = weighted(terms, soft) + self.hardening * entropy
-        shown = {name: term.detach() for name, (_, term) in terms.items()}
-        mass = (soft * hard).sum(dim=2).mean()
-        self.record = Record(hard.sum(dim=0).flatten(), entropy.detach(), mass.detach(), penalty, shown)
+        self.remember(hard.sum(dim=0).flatten(), entropy, (soft * hard).sum(dim=2).mean(), terms, self.hardening)
         if not self.training:
             return soft if self.soft else hard
         if options.forward == "straight_through":
             return hard + (soft - soft.detach())  # the brackets: exactly hard
         return soft if options.forward == "soft" else hard
 
-    def at(self, done: float) -> None:
-        """Set the hardening loss's weight for the share `done` of all steps."""
+    def set_progress(self, done: float) -> None:
+        """The weight of the hardening loss rises linearly from `hardening_start` on."""
         start = self.options.hardening_start
         self.hardening = self.options.hardening * min(max((done - start) / (1 - start), 0.0), 1.0)
+
+
+def trees_of(model: nn.Module) -> list[FFF]:
+    """The layers that are trees, in the order of the model."""
+    return [module for module in model.modules() if isinstance(module, FFF)]
 
 
 @contextmanager
 def soft_forward(model: nn.Module) -> Iterator[None]:
     """Within, trees are evaluated as soft mixtures."""
-    trees = [module for module in model.modules() if isinstance(module, FFF)]
+    trees = trees_of(model)
     for tree in trees:
         tree.soft = True
     try:

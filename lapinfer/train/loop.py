@@ -19,11 +19,11 @@ from lapinfer.errors import InputError, TrainingError
 from lapinfer.tensors import active_parameters
 from lapinfer.train import state
 from lapinfer.train.config import Config, Training
-from lapinfer.train.corpus import Batches, Corpus, digest, encode, load_tokenizer, split, train_tokenizer
+from lapinfer.train.corpus import Batches, Corpus, digest, load_tokenizer, prepare
 from lapinfer.train.decoder import Decoder
 from lapinfer.train.evaluation import validate
 from lapinfer.train.export import export
-from lapinfer.train.record import Balance
+from lapinfer.train.routed import Balance, add_records, balances_of, penalty, routed_layers
 
 Progress = Callable[..., None]
 """progress("training", done, total); progress("…") says a line."""
@@ -49,16 +49,14 @@ def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Pr
     if not texts or not all(text.strip() for text in texts):
         raise InputError("no text to train on: expected texts that are not empty")
     say, out, options = progress or (lambda *_: None), Path(out), config.training
-    trained_on, held_out = split(texts, options.validation)
-    begun = state.find_run(out, config, known := digest(texts))
-    if begun and (tokens := out / "tokenizer.json").is_file():
-        tokenizer = load_tokenizer(tokens, config.model.vocab_size)
-        corpus = encode(tokenizer, trained_on, held_out, config)
+    texts_digest = digest(texts)
+    begun = state.find_run(out, config, texts_digest)
+    if begun and (path := out / "tokenizer.json").is_file():
+        tokenizer, corpus = prepare(texts, config, load_tokenizer(path, config.model.vocab_size))
     else:  # nothing is written before all that can be wrong has been looked at
         say("training the tokenizer")
-        tokenizer = train_tokenizer(trained_on, config.model.vocab_size)
-        corpus = encode(tokenizer, trained_on, held_out, config)
-        state.begin_run(out, config, known)
+        tokenizer, corpus = prepare(texts, config)
+        state.begin_run(out, config, texts_digest)
         state.write_text(out / "tokenizer.json", tokenizer.to_str())
 
     torch.manual_seed(options.seed)
@@ -92,9 +90,13 @@ def _run(
         seconds, last = before + time.perf_counter() - began, step == options.steps
         records = {**records, "loss": figures["loss"], "seconds": seconds}
         if step % options.log_every == 0 or last:
-            metrics.write({"step": step, **figures, "seconds": round(seconds, 3), **_layers(model)})
+            last_batch = balances_of(model)
+            add_records(last_batch, model)
+            metrics.write({"step": step, **figures, "seconds": round(seconds, 3), **_layers(last_batch)})
         if step % options.validate_every == 0 or last:
-            records["validation"] = validate(model, corpus)
+            balances = balances_of(model)
+            records["validation"] = validate(model, corpus.held_out, corpus.held_out_bytes, balances)
+            records["validation"] |= _layers(balances)
             metrics.write({"step": step, "validation": records["validation"]})
             say(_line(step, figures["loss"], records["validation"]))
         if step % options.save_every == 0 or last:
@@ -111,14 +113,16 @@ def train_step(
     rate = learning_rate(options, step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    model.at(step / options.steps)
+    layers = routed_layers(model)
+    for layer in layers:
+        layer.set_progress(step / options.steps)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = model(windows[:, :-1])
     loss = cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
-    penalty = model.penalty()
-    (loss + penalty).backward()
+    added = penalty(model)
+    (loss + added).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-    figures = {"loss": loss.item(), "penalty": penalty.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+    figures = {"loss": loss.item(), "penalty": added.item(), "gradient_norm": norm.item(), "learning_rate": rate}
     for name, value in figures.items():
         if not math.isfinite(value):
             raise TrainingError(
@@ -127,7 +131,8 @@ def train_step(
             )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    model.after_step()
+    for layer in layers:
+        layer.after_step()
     return figures
 
 
@@ -155,15 +160,8 @@ def has_bf16() -> bool:
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
-def _layers(model: Decoder) -> dict[str, Any]:
-    """Balance of the routed layers over the last batch."""
-    shown = []
-    for module in model.routed:
-        balance = Balance()
-        assert module.record is not None
-        balance.add(module.record)
-        shown.append(balance.as_dict())
-    return {"layers": shown} if shown else {}
+def _layers(balances: Sequence[Balance]) -> dict[str, Any]:
+    return {"layers": [balance.as_dict() for balance in balances]} if balances else {}
 
 
 def _line(step: int, loss: float, validation: dict[str, Any]) -> str:

@@ -12,10 +12,10 @@ from lapinfer.spec import FeedForwardSpec, RouterSpec
 from lapinfer.train import penalties
 from lapinfer.train.activations import ACTIVATIONS
 from lapinfer.train.config import Mixture
-from lapinfer.train.record import Record, weighted
+from lapinfer.train.routed import Routed
 
 
-class MoE(nn.Module):
+class MoE(Routed):
     """Σ weight · expert(x) over the `top_k` experts that the router chooses, as the engine's RouterSpec says.
 
     Parameters: router.weight [E, D], gate_up [E, 2F, D] (gate rows first) or, without gates, up [E, F, D], down
@@ -41,7 +41,6 @@ class MoE(nn.Module):
             self.down_bias = nn.Parameter(torch.zeros(E, out))
         if ff.router.selection_bias:
             self.register_buffer("selection_bias", torch.zeros(E))
-        self.record: Record | None = None
 
     def initialise(self, deviation: float, out_deviation: float) -> None:
         """Normal weights. Routers of noisy gating begin at zero (1701.06538, appendix A): the noise decides."""
@@ -57,7 +56,6 @@ class MoE(nn.Module):
         k = self.spec.top_k
         order = chosen.reshape(-1).argsort(stable=True)  # (token, choice) pairs by expert
         inverse = order.argsort()
-        assert self.record is not None
         counts = self.record.load.long().tolist()
         rows = _Permuted.apply(x.repeat_interleave(k, dim=0), order, inverse)
         # unbind, since the gradient of one indexed expert would be as large as that of all.
@@ -110,14 +108,13 @@ class MoE(nn.Module):
         with torch.no_grad():
             entropy = -torch.xlogy(probabilities, probabilities).sum(dim=1).mean()
             mass = probabilities.gather(1, chosen).sum(dim=1).mean()
-        shown = {name: term.detach() for name, (_, term) in terms.items()}
-        self.record = Record(counts, entropy, mass, weighted(terms, scores), shown)
+        self.remember(counts, entropy, mass, terms)
         return chosen, weights
 
     @torch.no_grad()
     def after_step(self) -> None:
         """bias += u · sign(mean load − load), from the last batch's loads (2408.15664, algorithm 1)."""
-        if self.options.bias_rate and self.record is not None:
+        if self.options.bias_rate:
             load = self.record.load
             self.selection_bias += self.options.bias_rate * (load.mean() - load).sign()
 
