@@ -25,9 +25,11 @@ def add_command(name: str) -> None:
         data: Annotated[list[Path], typer.Argument(metavar=metavar, help="What it learns from: docs/studies.md.")],
         output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path(f"study-{name}"),
         seeds: Annotated[
-            int, typer.Option("--seeds", min=0, help="Trainings of each cell; 0: the study's own number.")
+            int, typer.Option("--seeds", min=0, help="Trainings of each cell.", show_default="the study's own")
         ] = 0,
-        jobs: Annotated[int, typer.Option("--jobs", min=0, help="Trainings at a time; 0: one per core.")] = 0,
+        jobs: Annotated[
+            int, typer.Option("--jobs", min=0, help="Trainings at a time.", show_default="one per core")
+        ] = 0,
         quick: Annotated[bool, typer.Option("--quick", help="A minute's version, which shows that it runs.")] = False,
         json: Json = False,
         verbose: Verbose = False,
