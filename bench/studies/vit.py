@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from bench.studies import engine
 from bench.studies.classify import Dense, Labelled, plain_tree, share_right, train_epoch
 from bench.studies.classify import predictions as predictions_of
 from bench.studies.data import Images
+from lapinfer import layers
 from lapinfer.errors import InputError, TrainingError
 from lapinfer.layers import Layer
 from lapinfer.spec import Activation
@@ -192,6 +193,11 @@ def judge(model: ViT, test: Labelled, in_engine: int) -> tuple[dict[str, Any], T
 # ---- in the engine ----
 
 
+def engine_layer(module: Dense | FFF) -> Layer:
+    """The engine's layer with a trained module's weights, for TOKENS at once."""
+    return engine.layer_of(module.state_dict(), TOKENS, ACTIVATION)
+
+
 @dataclass(slots=True)
 class Check:
     """The engine's layer beside PyTorch's, on the same inputs.
@@ -200,45 +206,47 @@ class Check:
     leaf, whose logit is a rounding error from zero.
     """
 
+    layer: Layer
     tokens: int = 0
     difference: float = 0.0
     flips: int = 0
 
+    def replace(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """A forward hook: what the engine makes of the inputs, instead of what PyTorch does."""
+        x = inputs[0].numpy()
+        y = self.layer(x)
+        same = np.ones(len(x), bool)
+        if isinstance(module, FFF):
+            assert isinstance(self.layer, layers.FFF)
+            same = leaves(module, inputs[0]) == self.layer.leaves(x)[:, 0]
+        if same.any():
+            self.difference = max(self.difference, float(np.abs(y - output.numpy())[same].max()))
+        self.tokens += len(x)
+        self.flips += int((~same).sum())
+        return torch.from_numpy(y)
 
-def engine_layer(module: Dense | FFF) -> Layer:
-    """The engine's layer with a trained module's weights, for TOKENS at once."""
-    return engine.layer_of(module.state_dict(), TOKENS, ACTIVATION)
+
+@contextmanager
+def hooked(model: ViT, hooks: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Within, each feed-forward has its forward hook."""
+    handles = [module.register_forward_hook(hook) for module, hook in zip(model.feed_forwards, hooks, strict=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
 def engine_forwards(model: ViT) -> Iterator[list[Check]]:
     """Within, each feed-forward gives what the engine makes of its inputs; and is compared with what it would give."""
-    layers, checks, handles = [], [], []
-    for module in model.feed_forwards:
-        layer, check = engine_layer(module), Check()
-        layers.append(layer)
-        checks.append(check)
-
-        def replaced(module: Any, inputs: Any, output: Tensor, layer: Any = layer, check: Check = check) -> Tensor:
-            x = inputs[0].numpy()
-            y = layer(x)
-            same = np.ones(len(x), bool)
-            if isinstance(module, FFF):
-                same = leaves(module, inputs[0]) == layer.leaves(x)[:, 0]
-            if same.any():
-                check.difference = max(check.difference, float(np.abs(y - output.numpy())[same].max()))
-            check.tokens += len(x)
-            check.flips += int((~same).sum())
-            return torch.from_numpy(y)
-
-        handles.append(module.register_forward_hook(replaced))
+    checks = [Check(engine_layer(module)) for module in model.feed_forwards]
     try:
-        yield checks
+        with hooked(model, [check.replace for check in checks]):
+            yield checks
     finally:
-        for handle in handles:
-            handle.remove()
-        for layer in layers:
-            layer.close()
+        for check in checks:
+            check.layer.close()
 
 
 def leaves(module: FFF, x: Tensor) -> np.ndarray:
@@ -252,16 +260,12 @@ def activations(model: ViT, x: Tensor, tokens: int) -> list[np.ndarray]:
     model.eval()
     inputs: list[list[np.ndarray]] = [[] for _ in model.feed_forwards]
 
-    def recorder(parts: list[np.ndarray]) -> Any:
+    def recorder(parts: list[np.ndarray]) -> Callable[..., None]:
         return lambda module, arguments, output: parts.append(arguments[0].numpy().copy())
 
-    handles = [m.register_forward_hook(recorder(parts)) for m, parts in zip(model.feed_forwards, inputs, strict=True)]
-    try:
+    with hooked(model, [recorder(parts) for parts in inputs]):
         for part in x.split(AT_ONCE):
             model(part)
             if sum(map(len, inputs[0])) >= tokens:
                 break
-    finally:
-        for handle in handles:
-            handle.remove()
     return [np.concatenate(parts)[:tokens] for parts in inputs]
