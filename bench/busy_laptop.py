@@ -11,7 +11,6 @@ not counted: it learns what the machine is like now. Every condition begins with
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -23,10 +22,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from harness import argument_parser, print_result
 
-from lapinfer import __version__
 from lapinfer.loading import load_model
-from lapinfer.machine import cpu_name, default_threads
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.report.bandwidth import thread_scaling
@@ -102,7 +100,7 @@ def condition(models: tuple[Model, Model], programs: list[str], options: argpars
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, threads=False, output=False)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--quant", default="auto")
     parser.add_argument("--prompt", type=int, default=128, help="tokens in the KV cache before each block")
@@ -111,20 +109,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="longest time of a condition")
     parser.add_argument("--only", choices=[*NEIGHBOURS], action="append", help="some of the conditions (repeatable)")
     options = parser.parse_args()
-    machine = {"cpu": cpu_name(), "threads": default_threads(), "version": __version__}
     results = []
     for name in options.models:
         load = {"quant": options.quant, "ctx": options.prompt + options.tokens}
         models = load_model(name, LoadOptions(**load)), load_model(name, LoadOptions(threads=1, **load))
         for model in models:
             model.prefill(np.arange(options.prompt) % model.spec.vocab)
-        for told in options.only or NEIGHBOURS:
-            found = condition(models, NEIGHBOURS[told], options)
-            results.append({"model": Path(name).name, "beside": told, **found})
-            print(f"{name}: {told}: {found['ratio_of_medians']}", file=sys.stderr)
+        for neighbours in options.only or NEIGHBOURS:
+            figures = condition(models, NEIGHBOURS[neighbours], options)
+            results.append({"model": Path(name).name, "beside": neighbours, **figures})
+            print(f"{name}: {neighbours}: {figures['ratio_of_medians']}", file=sys.stderr)
         for model in models:
             model.close()
-    print(json.dumps({"machine": machine, "results": results}, indent=1))
+    print_result({"results": results})
 
 
 if __name__ == "__main__":

@@ -10,28 +10,19 @@ result. Figures are medians, and medians of the paired ratios, over the turns wi
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-from compare_llamacpp import ANSWER, PROMPT, Ours
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from lapinfer.machine import description
-from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
-from lapinfer.report.doctor import SCALING_WANTED
+from compare_llamacpp import Ours
+from harness import ANSWER, PROMPT, argument_parser, paired, paired_line, take_turns, write_result
 
 
 class Transformers:
     """A model of transformers."""
 
-    def __init__(self, folder: str, dtype: str, threads: int):
+    def __init__(self, folder: str, dtype: str, threads: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -52,54 +43,33 @@ class Transformers:
         return {"prefill": PROMPT / prefill, "decode": ANSWER / decode}
 
 
-def compare(ours: Ours, theirs: Transformers, threads: int, repetitions: int) -> list[dict[str, Any]]:
-    """Turns, the first of which warmed up and is not there."""
-    ids = np.random.default_rng(0).integers(0, ours.model.spec.vocab, PROMPT + ANSWER)
-    turns = []
-    for turn in range(repetitions + 1):
-        probe = {"scaling": thread_scaling(), "read_gb_s": read_bandwidth(threads, seconds=0.2) / 1e9}
-        found = {"ours": ours.measure(ids), "theirs": theirs.measure(ids)}
-        if turn:
-            turns.append(probe | found)
-    return turns
-
-
-def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    good = [turn for turn in turns if turn["scaling"] >= SCALING_WANTED]
-    told: dict[str, Any] = {"good_turns": len(good), "turns": len(turns)}
-    for test in ("prefill", "decode"):
-        for side in ("ours", "theirs"):
-            told[f"{test}_{side}"] = median(turn[side][test] for turn in good or turns)
-        told[f"{test}_ratio"] = median(turn["ours"][test] / turn["theirs"][test] for turn in good or turns)
-    return told
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, repetitions=5)
     parser.add_argument("model")
     parser.add_argument("--variants", default="q4:bfloat16,f32:float32")
-    parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument("-r", "--repetitions", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     import torch
     import transformers
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    results = []
-    for variant in arguments.variants.split(","):
-        quant, dtype = variant.split(":")
-        ours = Ours(Path(arguments.model), quant, arguments.threads)
-        theirs = Transformers(arguments.model, dtype, arguments.threads)
-        turns = compare(ours, theirs, arguments.threads, arguments.repetitions)
+    results: list[dict[str, Any]] = []
+    for quant, dtype in (variant.split(":") for variant in options.variants.split(",")):
+        ours = Ours(Path(options.model), quant, options.threads)
+        theirs = Transformers(options.model, dtype, options.threads)
+        ids = np.random.default_rng(0).integers(0, ours.model.spec.vocab, PROMPT + ANSWER)
+        sides = {
+            "ours": lambda ours=ours, ids=ids: ours.measure(ids),
+            "theirs": lambda theirs=theirs, ids=ids: theirs.measure(ids),
+        }
+        turns = take_turns(sides, options.repetitions, options.threads)
         ours.model.close()
-        found = {"ours": quant, "theirs": dtype, **summary(turns)}
-        results.append(found | {"turns_measured": turns})
-        print(json.dumps(found), flush=True)
-    if arguments.output is not None:
-        told = {"machine": description(), "versions": versions, "model": Path(arguments.model).name,
-                "threads": arguments.threads, "results": results}  # fmt: skip
-        arguments.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        row = {"ours": quant, "theirs": dtype, **paired(turns, "ours", "theirs", options.threads)}
+        results.append(row | {"turns": turns})
+        print(f"{quant} against {dtype}: {paired_line(row, 'ours', 'theirs', len(turns))}", flush=True)
+    write_result(
+        {"versions": versions, "model": Path(options.model).name, "threads": options.threads, "results": results},
+        options.output,
+    )
 
 
 if __name__ == "__main__":

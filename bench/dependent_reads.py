@@ -4,6 +4,9 @@ So reads a descent through a tree: a node's decision says which row comes next, 
 a yardstick, not a bound: a layer asks for its leaf's lines ahead, and can be faster than these plain reads.
 """
 
+# pyright: reportCallIssue=false
+# (intrinsics are called without the typing context that they are declared with)
+
 from __future__ import annotations
 
 import time

@@ -9,15 +9,11 @@ expert whose next use is farthest away leaves), which no policy can know.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from harness import argument_parser, text_ids, write_result
 
 SHARES = (0.25, 0.5, 0.75)
 
@@ -26,22 +22,18 @@ def accesses(model: str, text: Path, tokens: int) -> tuple[list[list[int]], int]
     """For each token and layer, the experts chosen (numbered over all layers); and how many experts there are."""
     from lapinfer.loading import load_model
     from lapinfer.options import LoadOptions
-    from lapinfer.text.tokenizer import Tokenizer
 
     loaded = load_model(model, LoadOptions(ctx=512))
-    assert loaded.folder is not None
-    tokenizer = Tokenizer.from_folder(loaded.folder)
-    assert tokenizer is not None
-    ids = tokenizer.encode(text.read_text(encoding="utf-8")[: 16 * tokens])[:tokens]
+    ids = text_ids(loaded.folder, text, tokens)
     trace: list[list[int]] = []
     experts = 0
-    for at in range(0, len(ids), 512):
-        loaded.prefill(ids[at : at + 512])
-        chosen = {layer: found.copy() for layer, found in loaded.chosen_experts.items()}
+    for start in range(0, len(ids), 512):
+        loaded.prefill(ids[start : start + 512])
+        chosen = {layer: experts_of.copy() for layer, experts_of in loaded.chosen_experts.items()}
         E = max(loaded.spec.layers[layer].feed_forward.experts for layer in chosen)
         experts = E * len(chosen)
-        for t in range(len(ids[at : at + 512])):
-            trace += [[E * i + int(e) for e in found[t]] for i, found in enumerate(chosen.values())]
+        for t in range(len(ids[start : start + 512])):
+            trace += [[E * i + int(e) for e in experts_of[t]] for i, experts_of in enumerate(chosen.values())]
     loaded.close()
     return trace, experts
 
@@ -81,16 +73,20 @@ def hit_rate(trace: list[list[int]], slots: int, policy: str, half_life: float) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, threads=False)
     parser.add_argument("model")
     parser.add_argument("text", type=Path)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--half-lives", default="32,128,256,1024")
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
-    trace, experts = accesses(args.model, args.text, args.tokens)
-    layers = len(trace) // args.tokens
-    policies = [("lru", 0.0), ("lfu", 0.0), *(("lrfu", float(h)) for h in args.half_lives.split(",")), ("optimal", 0.0)]
+    options = parser.parse_args()
+    trace, experts = accesses(options.model, options.text, options.tokens)
+    layers = len(trace) // options.tokens
+    policies = [
+        ("lru", 0.0),
+        ("lfu", 0.0),
+        *(("lrfu", float(h)) for h in options.half_lives.split(",")),
+        ("optimal", 0.0),
+    ]
     rows = []
     for policy, tokens in policies:
         rates = [hit_rate(trace, round(share * experts), policy, tokens * layers) for share in SHARES]
@@ -99,10 +95,10 @@ def main() -> None:
         print(f"{name:32}" + "  ".join(f"{share:.0%}: {rate:.1%}" for share, rate in zip(SHARES, rates, strict=True)))
     loads = np.bincount(np.concatenate([np.array(e) for e in trace]), minlength=experts)
     most = loads.max() / loads.mean()
-    print(f"{experts} experts, {layers} layers, {args.tokens} tokens; largest load {most:.2f} × mean")
-    if args.output:
-        told = {"model": Path(args.model).name, "tokens": args.tokens, "experts": experts, "rows": rows}
-        args.output.write_text(json.dumps(told, indent=1) + "\n")
+    print(f"{experts} experts, {layers} layers, {options.tokens} tokens; largest load {most:.2f} × mean")
+    write_result(
+        {"model": Path(options.model).name, "tokens": options.tokens, "experts": experts, "rows": rows}, options.output
+    )
 
 
 if __name__ == "__main__":

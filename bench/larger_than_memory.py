@@ -19,9 +19,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from harness import argument_parser, write_result
+
+if TYPE_CHECKING:
+    from lapinfer.model import Model
 
 from lapinfer.machine import major_faults, peak_resident_bytes
 
@@ -31,7 +34,7 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 def limited(limit: float) -> Path:
-    """A memory cgroup of so many GB."""
+    """A memory cgroup of `limit` GB."""
     if (GROUPS / "cgroup.controllers").exists():
         group, name = GROUPS / "lapinfer", "memory.max"
     else:
@@ -61,47 +64,35 @@ def child(args: argparse.Namespace) -> None:
     given = [int(i) for i in np.random.default_rng(0).integers(5, 40000, PROMPT + args.tokens)]
     prompt = given[:PROMPT]
     result: dict[str, Any] = {"variant": args.child}
+    ours: Model | None = None
     if args.child == "llama.cpp":
-        import ctypes
+        from llamacpp import LlamaCpp
 
-        import llama_cpp as ll
-
-        log = ll.llama_log_callback(lambda level, text, data: None)
-        ll.llama_log_set(log, ctypes.c_void_p(0))
-        ll.llama_backend_init()
         began = time.perf_counter()
-        loading = ll.llama_model_default_params()
-        loading.use_mmap, loading.use_extra_bufts = True, False
-        model = ll.llama_model_load_from_file(str(args.gguf).encode(), loading)
-        params = ll.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_threads = PROMPT + args.tokens, PROMPT, args.threads
-        params.n_threads_batch = args.threads
-        context = ll.llama_init_from_model(model, params)
-        vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
+        peer = LlamaCpp(
+            str(args.gguf), PROMPT + args.tokens, PROMPT, args.threads, use_mmap=True, use_extra_bufts=False
+        )
 
         def run(ids: list[int]) -> int:
-            tokens = (ll.llama_token * len(ids))(*ids)
-            assert ll.llama_decode(context, ll.llama_batch_get_one(tokens, len(ids))) == 0
-            logits = ll.llama_get_logits_ith(context, -1)
-            return int(np.ctypeslib.as_array(logits, (vocab,)).argmax())
+            peer.seconds(ids)
+            return peer.likeliest()
     else:
         from lapinfer.loading import load_model
         from lapinfer.options import LoadOptions
 
         policy = args.child
         began = time.perf_counter()
-        bounded = {} if policy == "unlimited" else {"policy": policy}
+        bounded: dict[str, Any] = {} if policy == "unlimited" else {"policy": policy}
         if policy not in ("unlimited", "system"):
             bounded["memory"] = args.limit
-        ours = load_model(
-            args.packed, LoadOptions(threads=args.threads, ctx=PROMPT + args.tokens, activations="q8", **bounded)
-        )  # type: ignore[arg-type]
-        at = 0
+        options = LoadOptions(threads=args.threads, ctx=PROMPT + args.tokens, activations="q8", **bounded)
+        ours = model = load_model(args.packed, options)
+        position = 0
 
         def run(ids: list[int]) -> int:
-            nonlocal at
-            logits = ours.prefill(ids, 0, at)
-            at += len(ids)
+            nonlocal position
+            logits = model.prefill(ids, 0, position)
+            position += len(ids)
             return int(logits.values[-1].argmax())
 
     result["load_s"] = time.perf_counter() - began
@@ -109,7 +100,7 @@ def child(args: argparse.Namespace) -> None:
     token = run(prompt)
     result["prefill_s"] = time.perf_counter() - began
     before = usage()
-    pool = None if args.child == "llama.cpp" else ours.pool
+    pool = None if ours is None else ours.pool
     if pool is not None:
         pool.reset()
     tokens, began = [token], time.perf_counter()
@@ -150,16 +141,13 @@ def run_child(args: argparse.Namespace, variant: str, group: Path | None) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, repetitions=1)
     parser.add_argument("packed", type=Path)
     parser.add_argument("--limit", type=float, default=2.0, help="GB")
     parser.add_argument("--peer", help="Python interpreter with llama-cpp-python")
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("-n", "--tokens", type=int, default=64)
-    parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument("-r", "--repetitions", type=int, default=1)
-    parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--patience", type=int, default=90, help="seconds for one run")
     parser.add_argument("--child")
     args = parser.parse_args()
@@ -184,10 +172,9 @@ def main() -> None:
                 print(
                     {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if k != "tokens"}, flush=True
                 )
-    if args.output:
-        for row in [result["unlimited"], *result["rows"]]:
-            row.pop("tokens", None)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    for row in [result["unlimited"], *result["rows"]]:
+        row.pop("tokens", None)
+    write_result(result, args.output)
 
 
 if __name__ == "__main__":

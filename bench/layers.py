@@ -13,8 +13,6 @@ fast feedforward layer; beside it stands what reading the layer's bytes takes al
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +21,13 @@ from typing import Any
 
 import dependent_reads
 import numpy as np
+from harness import argument_parser, write_result
 
 from lapinfer.layers import keeps_neurons
 from lapinfer.layers.layer import P, layer_tensors
 from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
-from lapinfer.machine import beyond_caches, description
+from lapinfer.machine import beyond_caches
 from lapinfer.packing.memory import MemoryWeights
 from lapinfer.report.random_weights import random_weights
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
@@ -48,7 +47,7 @@ def text_inputs(text: str, count: int, D: int, seed: int = 0) -> np.ndarray:
     codes = np.frombuffer(text.encode("latin-1", "replace"), np.uint8).astype(int)
     vectors = rng.standard_normal((12, 256, D)).astype(F32)
     starts = np.linspace(0, len(codes) - 13, count).astype(int)
-    x = sum(F32(0.8**j) * vectors[j, codes[starts + 12 - j]] for j in range(12))
+    x = sum((F32(0.8**j) * vectors[j, codes[starts + 12 - j]] for j in range(12)), np.zeros(1, F32))
     return (x / np.sqrt((x**2).mean(axis=1, keepdims=True))).astype(F32)
 
 
@@ -99,8 +98,8 @@ def timed(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x:
     ff = feed_forward_spec(kind, width, leaf, quant)
     tensors = layer_tensors(ff, D, D)
     depth = ff.router.depth if isinstance(ff.router, TreeSpec) else 0
-    tree = calibrated_nodes(x, depth) if depth else ()
-    given = dict(zip((P + "nodes", P + "nodes.bias"), tree, strict=False))
+    nodes, bias = calibrated_nodes(x, depth)
+    given = {P + "nodes": nodes, P + "nodes.bias": bias} if depth else {}
     formats = {name: quant for name, tensor in tensors.items() if tensor.is_matrix}
     formats |= {P + "nodes": node_format} if P + "nodes" in formats else {}
     formats |= {P + "router": "f32"} if P + "router" in formats else {}
@@ -117,7 +116,7 @@ def timed(kind: str, D: int, width: int, leaf: int, quant: str, threads: int, x:
         if cold:
             EVICTING.sum()  # a pass over the layers may have touched no more than a cache holds
         spent.append(plan.seconds())
-    touched, used = plan.touched(), leaf_usage(x[:4096], *tree, depth) if depth else None
+    touched, used = plan.touched(), leaf_usage(x[:4096], nodes, bias, depth) if depth else None
     plan.close()
     return {"us": 1e6 * median(spent), "bytes": touched, "copies": len(copies), "leaves": used}
 
@@ -145,7 +144,7 @@ def others(D: int, width: int, leaf: int, threads: int, x: np.ndarray, batch: in
     state = iter(range(10**9))
     found: dict[str, float] = {}
     try:
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingImports]
     except ImportError:
         threadpool_limits = None
 
@@ -266,21 +265,17 @@ def grid(only: set[str], quick: bool) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, threads=False)
     parser.add_argument("text", type=Path, nargs="+")
     parser.add_argument("--only", default="batch1,formats,batches,table3")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("-o", "--output", type=Path)
-    arguments = parser.parse_args()
-    text = "".join(path.read_text(encoding="utf-8") for path in arguments.text)
+    options = parser.parse_args()
+    text = "".join(path.read_text(encoding="utf-8") for path in options.text)
     results = []
-    for options in grid(set(arguments.only.split(",")), arguments.quick):
-        results.append(row(text, **options))
+    for case in grid(set(options.only.split(",")), options.quick):
+        results.append(row(text, **case))
         print(show(results[-1]), flush=True)
-        if arguments.output is not None:
-            arguments.output.write_text(
-                json.dumps({"machine": description(), "rows": results}, indent=1), encoding="utf-8"
-            )
+        write_result({"rows": results}, options.output)
 
 
 if __name__ == "__main__":

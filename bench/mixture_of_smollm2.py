@@ -11,16 +11,13 @@ fully.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
+from harness import argument_parser, text_ids
 from safetensors.numpy import save_file
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SPREAD = 0.02
 """Standard deviation of router logits: softmax weights then differ by a few percent."""
@@ -31,13 +28,9 @@ def activations(model: str, text: Path, tokens: int) -> tuple[list[np.ndarray], 
     from lapinfer.loading import load_model
     from lapinfer.options import LoadOptions
     from lapinfer.runtime.trace import traced
-    from lapinfer.text.tokenizer import Tokenizer
 
     loaded = load_model(model, LoadOptions(quant="f32", ctx=512))
-    assert loaded.folder is not None
-    tokenizer = Tokenizer.from_folder(loaded.folder)
-    assert tokenizer is not None
-    ids = tokenizer.encode(text.read_text(encoding="utf-8")[: 16 * tokens])[:tokens]
+    ids = text_ids(loaded.folder, text, tokens)
     layers, D, F = len(loaded.spec.layers), loaded.spec.hidden, loaded.spec.layers[0].feed_forward.width
     inputs: list[list[np.ndarray]] = [[] for _ in range(layers)]
     hidden: list[list[np.ndarray]] = [[] for _ in range(layers)]
@@ -49,8 +42,8 @@ def activations(model: str, text: Path, tokens: int) -> tuple[list[np.ndarray], 
             hidden[op.layer].append(values[:, :F].copy())
 
     with traced(loaded, before):
-        for at in range(0, len(ids), 512):
-            loaded.prefill(ids[at : at + 512])
+        for start in range(0, len(ids), 512):
+            loaded.prefill(ids[start : start + 512])
     loaded.close()
     return [np.concatenate(x) for x in inputs], [np.concatenate(x) for x in hidden]
 
@@ -74,22 +67,22 @@ def balanced_groups(profiles: np.ndarray, groups: int, rounds: int = 12) -> np.n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, threads=False, output=False)
     parser.add_argument("model")
     parser.add_argument("text", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--top-k", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=4096)
-    args = parser.parse_args()
+    options = parser.parse_args()
     from lapinfer.checkpoint.hub import resolve
 
-    checkpoint = resolve(args.model)
+    checkpoint = resolve(options.model)
     assert not isinstance(checkpoint, Path), "name a checkpoint, not a packed folder"
     config = dict(checkpoint.config)
-    E, K = args.experts, args.top_k
+    E, K = options.experts, options.top_k
     F = config["intermediate_size"] // E
-    inputs, hidden = activations(args.model, args.text, args.tokens)
+    inputs, hidden = activations(options.model, options.text, options.tokens)
     project = np.random.default_rng(1).standard_normal((len(inputs[0]), 96)).astype(np.float32)
     tensors: dict[str, np.ndarray] = {}
     for name in checkpoint.names():
@@ -118,13 +111,13 @@ def main() -> None:
         "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "intermediate_size": F,
         "num_local_experts": E, "num_experts_per_tok": K, "sliding_window": None,
     }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "config.json").write_text(json.dumps(config, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "config.json").write_text(json.dumps(config, indent=1))
     save_file({name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()},
-              args.out / "model.safetensors")  # fmt: skip
+              options.out / "model.safetensors")  # fmt: skip
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, args.out / name)
+            shutil.copyfile(checkpoint.folder / name, options.out / name)
 
 
 if __name__ == "__main__":

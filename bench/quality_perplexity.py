@@ -9,15 +9,15 @@ the second half of each scored. Example:
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from harness import argument_parser, print_result
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lapinfer.quant import calibrate
@@ -155,7 +155,7 @@ def quantize_layer(arrays, config, options, moments) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, threads=False, output=False)
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--quant", choices=("none", "q8", "q4"), default="q4")
@@ -186,7 +186,7 @@ def main() -> None:
             own = {name: value for (index, name), value in moments.items() if index == i}
             store(layer, quantize_layer(layer_arrays(layer), model.config, options, own))
     if options.embed != "none" and options.quant != "none":
-        embed = model.get_input_embeddings().weight
+        embed: Any = model.get_input_embeddings().weight
         with torch.inference_mode():
             embed.copy_(torch.from_numpy(quantize(options.embed, embed.detach().numpy()).weights()))
     seconds = time.perf_counter() - started
@@ -194,7 +194,7 @@ def main() -> None:
         quantize_activations(model)
     ppl = perplexity(model, chunks_of(tokenizer, options.text, options.chunks))
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    print(json.dumps({"ppl": round(ppl, 4), "quantize_s": round(seconds, 1), **settings}))
+    print_result({"ppl": round(ppl, 4), "quantize_s": round(seconds, 1), **settings})
 
 
 if __name__ == "__main__":

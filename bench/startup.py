@@ -8,8 +8,6 @@ later ones under 1.5 s, import under 0.15 s, and no compiled kernel added by a s
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,8 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from lapinfer import __version__
-from lapinfer.machine import cpu_name, default_threads
+from harness import argument_parser, print_result
 
 WANTED = {"cold_s": 25.0, "warm_s": 1.5, "import_s": 0.15}
 REPEATS = 5
@@ -45,7 +42,7 @@ def files(folder: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, threads=False, output=False)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--quant", default="auto")
     options = parser.parse_args()
@@ -67,7 +64,6 @@ def main() -> None:
                  for folder in home.iterdir() if folder.is_dir()}  # fmt: skip
     figures = {"cold_s": cold, "warm_s": median(warm), "import_s": median(imports)}
     report = {
-        "machine": {"cpu": cpu_name(), "threads": default_threads(), "version": __version__},
         "model": options.model,
         **{name: round(value, 3) for name, value in figures.items()},
         "warm_samples_s": [round(s, 3) for s in warm],
@@ -77,7 +73,7 @@ def main() -> None:
         "wanted": WANTED,
         "ok": not grown and all(figures[name] < limit for name, limit in WANTED.items()),
     }
-    print(json.dumps(report, indent=1))
+    print_result(report)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_types_of_training_and_studies() -> None:
+def test_types_of_training_and_benches() -> None:
     pytest.importorskip("torch")
     project = Path(__file__).parent / "pyright_training.json"
     checked = subprocess.run(

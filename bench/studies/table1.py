@@ -173,7 +173,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         for color, (label, leaf) in lines.items():
             of_leaf = [r for r in rows if r["leaf"] == leaf and r["arm"] in (arm, "ff")]
             widths = [r["width"] for r in of_leaf]
-            _, means, sds = zip(*(r["G_A"] for r in of_leaf), strict=True)
+            means, sds = ([r["G_A"][i] for r in of_leaf] for i in (1, 2))
             ax.errorbar(widths, means, sds, color=color, marker="o", ms=4, capsize=2, label=label)
             ax.plot(widths, [r["paper"][1] for r in of_leaf], f"{color}:", lw=1)
             if leaf and arm == "soft":
