@@ -1,4 +1,4 @@
-"""The scripts of bench/ start: each says its options, from wherever it is called. Types are checked in test_types.py."""
+"""The scripts of bench/ start: each says its options, wherever it is called from. test_types.py checks their types."""
 
 import subprocess
 import sys
