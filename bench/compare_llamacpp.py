@@ -1,4 +1,4 @@
-"""Speed side by side with llama.cpp, in one run: prefill of 512 tokens, and decode of 64 tokens behind them.
+"""Speed side by side with llama.cpp, in one run: prefill of 512 tokens, and decode of 64 tokens after them.
 
     python bench/compare_llamacpp.py MODEL --peer PYTHON [--variants q4:Q4_0,q4:Q4_K_M,q8:Q8_0] [-t 2] [-r 5] [-o FILE]
         [--text FILE --tokenizer FOLDER]
@@ -6,7 +6,7 @@
 MODEL is a Hugging Face folder (llama, granitemoe, olmoe, qwen3_moe) or a .gguf file; PYTHON is an interpreter with a
 native build of llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python
 llama-cpp-python`). GGUF files of the peer's types are made once in --work by llama.cpp's own quantizer. A variant is
-ours:theirs; ours may name the activations behind a plus (q4+q8 for int8, as llama.cpp has them; by default small models
+ours:theirs; ours may name the activations after a plus (q4+q8 for int8, as llama.cpp has them; by default small models
 have q16).
 
 Both engines stay loaded and take turns (A B A B …); every turn begins with a probe of how well two threads scale right

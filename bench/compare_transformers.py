@@ -1,4 +1,4 @@
-"""Speed side by side with transformers, in one process: prefill of 512 tokens, and decode of 64 tokens behind them.
+"""Speed side by side with transformers, in one process: prefill of 512 tokens, and decode of 64 tokens after them.
 
     python bench/compare_transformers.py MODEL [--variants q4:bfloat16,f32:float32] [-t 2] [-r 5] [-o FILE]
 

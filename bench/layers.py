@@ -5,7 +5,7 @@ same active width, with our kernels, NumPy, torch and the package fastfeedforwar
 
 Inputs are windows of a text (sums of fixed random vectors, one for each character and distance), all different. Trees
 are random and calibrated: a node's bias is the median of the logits that reach it, so that leaves are visited evenly;
-how evenly is printed. Weights are cold (so many copies that they exceed the caches, taken in random order) or warm (one
+how evenly is printed. Weights are cold (copies that together exceed the caches, taken in random order) or warm (one
 copy). Times are those of a plan that holds the layer many times over: what a layer takes inside a model. Those of the
 other libraries have a call from Python each, as their users have. The bound is bytes of the dense layer by those of the
 fast feedforward layer; beside it stands what reading the layer's bytes takes alone, node after node and then the leaf.

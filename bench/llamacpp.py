@@ -83,7 +83,7 @@ def quantize_peer(source: str, target: str, kind: str) -> None:
 
 
 class Peer:
-    """llama.cpp with one file, behind a pipe."""
+    """llama.cpp with one file, at the other end of a pipe."""
 
     def __init__(self, python: str, gguf: Path, threads: int):
         command = [python, __file__, "--serve", str(gguf), str(threads)]

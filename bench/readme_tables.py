@@ -29,8 +29,8 @@ FIGURES: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("parameters", "any", "model_n_params", lambda v: f"{v / 1e6:,.0f} M"),
     ("of which a token uses", "any", "n_params_active", lambda v: f"{v / 1e6:,.0f} M"),
     ("weights in memory", "any", "model_size", lambda v: f"{v / 1e6:,.0f} MB"),
-    ("touched a token", "tg", "touched_mb", lambda v: f"{v:,.0f} MB"),
-    ("multiply-adds a token", "tg", "mmacs", lambda v: f"{v:,.0f} M"),
+    ("touched per token", "tg", "touched_mb", lambda v: f"{v:,.0f} MB"),
+    ("multiply-adds per token", "tg", "mmacs", lambda v: f"{v:,.0f} M"),
     ("prompt of 512, tok/s", "pp", "avg_ts", lambda v: f"{v:,.0f}"),
     ("decode, tok/s", "tg", "avg_ts", lambda v: f"{v:,.0f}"),
 )

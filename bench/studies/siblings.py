@@ -1,7 +1,7 @@
 """Language models of one size whose feed-forwards differ: dense, experts, trees, and what they are measured against.
 
 All have the same tokenizer, attention, optimiser and tokens; `moe` and the trees have as many neurons as `dense`, and
-`dense_active` computes as much for a token as they do. `fff_one` has one tree instead of two, of leaves twice as
+`dense_active` computes as much per token as they do. `fff_one` has one tree instead of two, of leaves twice as
 wide. Controls: `frozen`, trees whose decisions stay random; `none`, one neuron. `fff_soft` is trained by the recipe of
 arXiv 2308.14711 (a soft mixture, hardened in the second half). The best of each arm by the held-out ends of the
 training texts is exported; the last text is no part of the training, and scored once for each model.

@@ -24,7 +24,7 @@ from lapinfer.train.loop import adamw, has_bf16, train_step
 
 KINDS = {"dense": "dense", "moe": "experts", "fff": "tree", "active": "dense, active width"}
 PARTS = 8
-"""Leaves of the tree; experts are twice as many and half as wide, two a token: an eighth of the width is active."""
+"""Leaves of the tree; experts are twice as many and half as wide, two per token: an eighth of the width is active."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def text(summary: dict[str, Any]) -> str:
         f"{caps['warm_up']} that are not counted: a step is {caps['batch']} windows of {caps['context']} tokens of the "
         f"given texts, forward, backward and AdamW, of a model of {caps['layers']} layers with a vocabulary "
         f"of {caps['vocab']:,}; attention, embedding and head, which are alike, are part of it. All "
-        f"feed-forwards but the last have the same neurons: experts are {2 * PARTS}, two a token; "
+        f"feed-forwards but the last have the same neurons: experts are {2 * PARTS}, two per token; "
         f"the tree has {PARTS} leaves, all of which training computes; "
         f"the last has what a token uses of the others, 1/{PARTS}. Ratios are medians of each round's ratio.\n"
     )

@@ -26,8 +26,6 @@ from lapinfer.spec import ModelSpec
 END: Final = "<|endoftext|>"
 """The special token between texts: id 0."""
 
-Kind = Literal["dense", "moe", "fff"]
-
 
 def _within(default: float, least: float, most: float = inf) -> Any:
     return field(default=default, metadata={"least": least, "most": most})
@@ -200,10 +198,10 @@ class Config:
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("dense", "moe", "fff") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise InputError(f"{', '.join(given)}: expected one kind of feed-forward")
-        if not given:
+        kinds = [name for name in ("dense", "moe", "fff") if getattr(self, name) is not None]
+        if len(kinds) > 1:
+            raise InputError(f"{', '.join(kinds)}: expected one kind of feed-forward")
+        if not kinds:
             object.__setattr__(self, "dense", Dense())
         if self.training.length > self.model.max_position_embeddings:
             raise InputError(
@@ -215,10 +213,6 @@ class Config:
         if self.moe is not None and not self.moe.norm_topk_prob and not self.model.qk_norm:
             raise InputError("moe.norm_topk_prob: false is written as qwen3_moe, which needs model.qk_norm = true")
         self.spec()
-
-    @property
-    def kind(self) -> Kind:
-        return "moe" if self.moe is not None else "fff" if self.fff is not None else "dense"
 
     @property
     def length(self) -> int:
@@ -259,18 +253,18 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """A configuration from sections of keys; InputError names what is not known."""
-        made: dict[str, Any] = {}
+        sections: dict[str, Any] = {}
         for name, section in values.items():
             if name not in SECTIONS:
                 raise InputError(f"{name}: not a section; expected {', '.join(SECTIONS)}")
             if not isinstance(section, Mapping):
                 raise InputError(f"{name}: expected a section [{name}], got {section!r}")
-            known = [entry.name for entry in fields(SECTIONS[name])]
+            keys = [entry.name for entry in fields(SECTIONS[name])]
             for key in section:
-                if key not in known:
-                    raise InputError(f"{name}.{key}: not a key; expected {', '.join(known)}")
-            made[name] = SECTIONS[name](**section)
-        return cls(**made)
+                if key not in keys:
+                    raise InputError(f"{name}.{key}: not a key; expected {', '.join(keys)}")
+            sections[name] = SECTIONS[name](**section)
+        return cls(**sections)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Config:

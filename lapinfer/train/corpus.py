@@ -47,7 +47,7 @@ def digest(texts: Sequence[str]) -> str:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE of exactly `vocab_size` tokens, END first; InputError when the texts do not give so many."""
+    """A byte-level BPE of exactly `vocab_size` tokens, END first; InputError when the texts give fewer."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
@@ -74,7 +74,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> tokenizers.Tokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Token ids of all training texts [N], END behind each; and of the held-out text, which has `held_out_bytes`."""
+    """Token ids of all training texts [N], END after each; and of the held-out text, which has `held_out_bytes`."""
 
     ids: np.ndarray
     held_out: np.ndarray

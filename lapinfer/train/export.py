@@ -61,19 +61,19 @@ def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     patterns = [(re.compile(re.escape(own).replace(r"\*", r"(\d+)")), rename) for own, rename in names.items()]
     stored: dict[str, Tensor] = {}
     for name, value in state.items():
-        found = [(match, rename) for pattern, rename in patterns if (match := pattern.fullmatch(name))]
-        if not found:
+        matches = [(match, rename) for pattern, rename in patterns if (match := pattern.fullmatch(name))]
+        if not matches:
             raise InputError(f"{name}: not in the table of names; None leaves a tensor out")
-        match, rename = found[0]
+        match, rename = matches[0]
         if rename is None:
             continue
         parts = {rename: value} if isinstance(rename, str) else rename(value)
         for target, part in parts.items():
             numbers = iter(match.groups())
-            whole = re.sub(r"\*", lambda _, numbers=numbers: next(numbers, "*"), target)
-            if whole in stored:
-                raise InputError(f"{name}: {whole!r} is written twice")
-            stored[whole] = part.detach().to("cpu", torch.float32).contiguous()
+            stored_name = re.sub(r"\*", lambda _, numbers=numbers: next(numbers, "*"), target)
+            if stored_name in stored:
+                raise InputError(f"{name}: {stored_name!r} is written twice")
+            stored[stored_name] = part.detach().to("cpu", torch.float32).contiguous()
     return stored
 
 
@@ -96,9 +96,10 @@ def write_checkpoint(
         )
         if tokenizer is not None:
             write_text(partial / "tokenizer.json", tokenizer.to_str())
-            ends = {"eos_token": END} if tokenizer.token_to_id(END) is not None else {}
-            told = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **ends}
-            write_text(partial / "tokenizer_config.json", json.dumps(told, indent=1))
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+            if tokenizer.token_to_id(END) is not None:
+                settings["eos_token"] = END
+            write_text(partial / "tokenizer_config.json", json.dumps(settings, indent=1))
         write_text(partial / "config.json", json.dumps(dict(config), indent=1))
         check(partial)
         path.mkdir(parents=True, exist_ok=True)
@@ -125,8 +126,8 @@ def decoder_names(module: Decoder) -> dict[str, Rename]:
     names: dict[str, Rename] = {"lm_head.weight": "lm_head.weight"}
     for part, own in LLAMA.items():
         outer = "" if part in ("embed", "norm") else "layers.*."
-        for ours, theirs in zip(own, table.modules[part], strict=True):
-            names[f"{outer}{ours}.weight"] = f"model.{outer}{theirs}.weight"
+        for name, stored_name in zip(own, table.modules[part], strict=True):
+            names[f"{outer}{name}.weight"] = f"model.{outer}{stored_name}.weight"
     router, p = spec.layers[0].feed_forward.router, "layers.*.mlp."
     if isinstance(router, TreeSpec):
         for name in module.layers[0].get_submodule("mlp").state_dict():

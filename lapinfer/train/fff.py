@@ -94,11 +94,11 @@ class FFF(Routed):
         share = self.mix.sigmoid()
         return share * y + (1 - share) * master
 
-    def _hidden(self, x: Tensor, of: str) -> Tensor:
+    def _hidden(self, x: Tensor, prefix: str) -> Tensor:
         """What the neurons of all leaves, or of the master leaf, give: [T, neurons]."""
 
         def side(name: str) -> Tensor:
-            weight, bias = getattr(self, of + name), getattr(self, f"{of}{name}_bias", None)
+            weight, bias = getattr(self, prefix + name), getattr(self, f"{prefix}{name}_bias", None)
             return linear(x, weight.reshape(-1, weight.shape[-1]), None if bias is None else bias.reshape(-1))
 
         return self.activation(side("gate")) * side("up") if self.gated else self.activation(side("up"))

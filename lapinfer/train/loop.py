@@ -156,8 +156,8 @@ def learning_rate(options: Training, step: int) -> float:
 
 def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16: elsewhere PyTorch does it by way of float32, more slowly."""
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def _layers(balances: Sequence[Balance]) -> dict[str, Any]:

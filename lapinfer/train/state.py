@@ -50,10 +50,10 @@ def find_run(folder: Path, config: Config, digest: str) -> bool:
             raise InputError(f"{folder}: has other files ({sorted(left)[0]}); name a new folder for the run")
         return False
     try:
-        found = json.loads(path.read_bytes())
+        stored = json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if difference := _difference("", found, _described(config, digest)):
+    if difference := _difference("", stored, _described(config, digest)):
         raise InputError(f"{folder}: holds another run ({difference}); name a new folder, or delete this one")
     return True
 
@@ -68,20 +68,20 @@ def _described(config: Config, digest: str) -> dict[str, Any]:
     return {"config": config.as_dict(), "texts": digest}
 
 
-def _difference(name: str, found: Any, wanted: Any) -> str | None:
+def _difference(name: str, stored: Any, wanted: Any) -> str | None:
     """The first key that differs, as one phrase."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *found]:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *stored]:
             inner = f"{name}.{key}".lstrip(".")
-            if difference := _difference(inner, found.get(key), wanted.get(key)):
+            if difference := _difference(inner, stored.get(key), wanted.get(key)):
                 return difference
         return None
-    if found == wanted:
+    if stored == wanted:
         return None
     if name == "texts":
         return "of other texts"
-    there, here = ("a section" if isinstance(v, dict) else "absent" if v is None else repr(v) for v in (found, wanted))
-    return f"{name.removeprefix('config.')} is {there} there, {here} here"
+    words = ["a section" if isinstance(v, dict) else "absent" if v is None else repr(v) for v in (stored, wanted)]
+    return f"{name.removeprefix('config.')} is {words[0]} there, {words[1]} here"
 
 
 def save(path: Path, model: Decoder, optimizer: torch.optim.Optimizer, step: int, records: Mapping[str, Any]) -> None:
