@@ -45,9 +45,8 @@ class Ours:
         from lapinfer.options import LoadOptions
 
         quant, _, activations = variant.partition("+")
-        self.model = load_model(
-            source, LoadOptions(quant=quant, threads=threads, ctx=PROMPT + ANSWER, activations=activations or "auto")
-        )
+        settings: dict[str, Any] = {"quant": quant, "activations": activations or "auto"}  # checked by LoadOptions
+        self.model = load_model(source, LoadOptions(threads=threads, ctx=PROMPT + ANSWER, **settings))
 
     def measure(self, ids: np.ndarray) -> dict[str, float]:
         return prefill_and_decode(self.model, ids)
