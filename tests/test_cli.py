@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 from fake_model import FakeModel, byte_tokenizer_folder, install
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
@@ -227,6 +228,12 @@ def test_version_and_help():
     assert invoke("--version").stdout.startswith("lapinfer 0.")
     for command in ("run", "info", "explain", "convert", "bench", "perplexity", "pull", "ls", "doctor"):
         assert invoke(command, "-h").exit_code == 0
+
+
+def test_help_has_nothing_that_markup_would_eat():
+    for command in typer.main.get_command(app).commands.values():
+        for parameter in command.params:
+            assert "[" not in (parameter.help or ""), (command.name, parameter.name)
 
 
 def test_bench_makes_a_grid(fake):

@@ -6,22 +6,22 @@ import typer
 
 from lapinfer.cli.console import print_figures, print_json
 from lapinfer.cli.models import default_model, open_model
-from lapinfer.cli.options import DefaultModel, Json, LoadingInMemory, Verbose, load_option, with_groups
+from lapinfer.cli.options import DefaultModel, Json, LoadingFit, LoadingInMemory, Verbose, load_option, with_groups
 from lapinfer.errors import InputError
 
 
+@with_groups
 def info(
     model: DefaultModel = None,
+    *,
     quant: Annotated[
         str | None, load_option("quant", help="Only packed as this.", show_default="q4, q8 and f16")
     ] = None,
-    kv: Annotated[str, load_option("kv")] = "f16",
-    ctx_size: Annotated[int | None, load_option("ctx")] = None,
     memory: Annotated[
         float | None,
         typer.Option("--memory", min=0.001, help="GB to fit into (else exit 3).", show_default="what is free"),
     ] = None,
-    threads: Annotated[int | None, load_option("threads")] = None,
+    loading: LoadingFit,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -33,13 +33,13 @@ def info(
     from lapinfer.report.info import info
     from lapinfer.report.roofline import weights_bandwidth
 
-    told, fitting = info(
-        model or default_model(), ctx=ctx_size, kv=kv, quant=quant, memory=memory,  # type: ignore[arg-type]
-        bandwidth=lambda format: weights_bandwidth(format, threads or default_threads()),
+    figures, fits_memory = info(
+        model or default_model(), ctx=loading.ctx, kv=loading.kv, quant=quant, memory=memory,
+        bandwidth=lambda format: weights_bandwidth(format, loading.threads or default_threads()),
     )  # fmt: skip
-    fits = told.pop("fit")
-    print_figures(told | ({"fit": fits} if json else {}), json)
-    if memory is not None and not fitting:
+    fit_by_quant = figures.pop("fit")
+    print_figures(figures | ({"fit": fit_by_quant} if json else {}), json)
+    if memory is not None and not fits_memory:
         raise typer.Exit(3)
 
 

@@ -115,6 +115,8 @@ LoadingChunks = Annotated[LoadOptions, load_group("quant", "threads", "kv", "act
 """Of commands whose -c is the length of a chunk."""
 LoadingGrid = Annotated[LoadOptions, load_group("quant", "kv", "activations", "experts", "memory", "policy")]
 """Of bench, whose -t is a list, and whose context follows from its tests."""
+LoadingFit = Annotated[LoadOptions, load_group("threads", "ctx", "kv")]
+"""Of info, whose --quant and --memory ask for something else."""
 LoadingPage = Annotated[LoadOptions, load_group("quant", "threads")]
 Sampling = Annotated[dict[str, Any], sampling_group()]
 
