@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lapinfer.cli.console import Progress, note
-from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, loading_option, option, with_groups
+from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, load_declaration, option, with_groups
 
 
 def _numbers(text: str) -> list[int]:
@@ -65,7 +65,7 @@ def bench(
         raise typer.BadParameter("--shapes: random weights in memory go with neither models nor --memory")
     counts = [None] if threads is None else _numbers(threads)
     for count in counts:
-        check_usage(loading_option("threads"), "--threads", count)
+        check_usage(load_declaration("threads"), "--threads", count)
     tests = bench.Tests(_numbers(n_prompt), _numbers(n_gen), _numbers(depth), repetitions, text)
     older_rows = None if compare is None else bench_tables.read_rows(compare)
     write = bench_tables.WRITERS[output]

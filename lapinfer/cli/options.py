@@ -52,14 +52,14 @@ def check_usage(declaration: Option, name: str, value: object) -> None:
         raise UsageError(str(error)) from None
 
 
-def loading_option(field: str) -> Option:
+def load_declaration(field: str) -> Option:
     """How a field of LoadOptions is declared, for an option that is much like it."""
     return declared(LoadOptions)[field][1]
 
 
 def load_option(field: str, *flags: str, **more: Any) -> Any:
     """Typer's option for a field of LoadOptions."""
-    return option(loading_option(field), *(flags or FLAGS.get(field, (f"--{field}",))), **more)
+    return option(load_declaration(field), *(flags or FLAGS.get(field, (f"--{field}",))), **more)
 
 
 @dataclass(frozen=True, slots=True)
