@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lapinfer.errors import InputError
-from lapinfer.layers.layer import Array, Layer, P, check_activation, rounded
+from lapinfer.layers.layer import Array, Layer, P, check_activation, matrix_names, rounded
 from lapinfer.layers.state_dicts import fff_arrays
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
@@ -47,12 +47,12 @@ class Dense(Layer):
         F, D = _shape("up", up, 2)
         out = _shape("down", down, 2)[0]
         ff = FeedForwardSpec(F, activation, gate is not None, down_bias is not None or up_bias is not None)
-        first = P + ("gate_up" if gate is not None else "up")
-        arrays = {first: up if gate is None else np.concatenate([gate, up]), P + "down": down}
+        first, second = matrix_names(ff)
+        arrays = {first: up if gate is None else np.concatenate([gate, up]), second: down}
         if ff.bias:
             sides = [up_bias] if gate is None else [gate_bias, up_bias]
             arrays[first + ".bias"] = np.concatenate([_or_zeros(side, F) for side in sides])
-            arrays[P + "down.bias"] = _or_zeros(down_bias, out)
+            arrays[second + ".bias"] = _or_zeros(down_bias, out)
         super().__init__(ff, arrays, D, out, **options)
 
 
@@ -156,15 +156,12 @@ class FFF(Layer):
         ff = replace(self.ff, by_neuron=keeps_neurons(quant, self.ff.width))
         if ff.narrow == self.ff.narrow:
             return ff, self.arrays
-        wide = P + ("experts.gate_up" if ff.gated else "experts.up"), P + "experts.down"
-        narrow = P + "leaves.inward", P + "leaves.outward"
-        old, new = (wide, narrow) if ff.narrow else (narrow, wide)
-        names: dict[str, str] = dict(zip(old, new, strict=True))
+        names = dict(zip(matrix_names(self.ff), matrix_names(ff), strict=True))
+        second = matrix_names(self.ff)[1]
         arrays = {}
         for name, values in self.arrays.items():
             base = name.removesuffix(".bias")
-            turned = values.transpose(0, 2, 1) if name in (wide[1], narrow[1]) else values
-            arrays[name.replace(base, names.get(base, base))] = turned
+            arrays[name.replace(base, names.get(base, base))] = values.transpose(0, 2, 1) if name == second else values
         return ff, arrays
 
     def leaves(self, x: Array) -> Array:
@@ -231,14 +228,12 @@ def _bank(
             raise InputError(f"gate has shape {np.shape(gate)}, up {np.shape(up)}: expected the same")
         first = np.concatenate([np.asarray(gate, np.float32), first], axis=1)
     last = np.asarray(down, np.float32)
-    names = (P + "leaves.inward", P + "leaves.outward") if ff.narrow else (
-        P + ("experts.gate_up" if ff.gated else "experts.up"), P + "experts.down"
-    )  # fmt: skip
-    arrays = {names[0]: first, names[1]: last.transpose(0, 2, 1) if ff.narrow else last}
+    first_name, second_name = matrix_names(ff)
+    arrays = {first_name: first, second_name: last.transpose(0, 2, 1) if ff.narrow else last}
     if ff.bias:
         sides = [up_bias] if gate is None else [gate_bias, up_bias]
-        arrays[names[0] + ".bias"] = np.concatenate([_or_zeros(s, E * F).reshape(E, F) for s in sides], axis=1)
-        arrays[names[1] + ".bias"] = _or_zeros(down_bias, E * last.shape[1]).reshape(E, -1)
+        arrays[first_name + ".bias"] = np.concatenate([_or_zeros(s, E * F).reshape(E, F) for s in sides], axis=1)
+        arrays[second_name + ".bias"] = _or_zeros(down_bias, E * last.shape[1]).reshape(E, -1)
     return arrays
 
 

@@ -19,6 +19,7 @@ from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.quantize import quantize
 from lapinfer.quant.rows import pack_rows, unpack_rows
 from lapinfer.runtime.build.feed_forward import feed_forward
+from lapinfer.runtime.build.sizes import first_matrix
 from lapinfer.runtime.build.trees import Target
 from lapinfer.runtime.ops import Limits, Ops
 from lapinfer.runtime.routing import decisions
@@ -34,6 +35,14 @@ P = layer_prefix(0)
 def layer_tensors(ff: FeedForwardSpec, width: int, out: int) -> dict[str, Tensor]:
     """The tensors of a layer by name, as those of a model's layer 0."""
     return {tensor.name: tensor for tensor in (*router_tensors(0, ff, width), *feed_forward_tensors(0, ff, width, out))}
+
+
+def matrix_names(ff: FeedForwardSpec) -> tuple[str, str]:
+    """Names of the first and the second matrix: the dense ones, or those of experts or of narrow leaves."""
+    if ff.narrow:
+        return P + "leaves.inward", P + "leaves.outward"
+    prefix = P if ff.router is None else P + "experts."
+    return prefix + first_matrix(ff)[0], prefix + "down"
 
 
 def packed_weights(tensors: Iterable[Tensor], arrays: Mapping[str, Array], formats: Mapping[str, str]) -> MemoryWeights:

@@ -10,7 +10,7 @@ from math import erf
 import numpy as np
 
 from lapinfer.errors import InputError
-from lapinfer.layers.layer import P
+from lapinfer.layers.layer import P, matrix_names
 from lapinfer.spec import FeedForwardSpec, TreeSpec
 
 
@@ -81,8 +81,7 @@ def soft_forward(
 
 def leaf_output(ff: FeedForwardSpec, arrays: dict[str, np.ndarray], e: int, x: np.ndarray) -> np.ndarray:
     """One leaf for all tokens, [T, out]."""
-    first = P + ("leaves.inward" if ff.narrow else "experts.gate_up" if ff.gated else "experts.up")
-    last = P + ("leaves.outward" if ff.narrow else "experts.down")
+    first, last = matrix_names(ff)
     h = x @ arrays[first][e].T
     if ff.bias:
         h = h + arrays[first + ".bias"][e]
