@@ -53,25 +53,17 @@ def modules():
 
 
 def imports(path):
-    """(module, line) of every import, those inside functions included and those for type checkers left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    """(module, line) of every import, those inside functions and for type checkers included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
             for alias in node.names:  # `from lapinfer.kernels import cache` means a module, too
-                whole = f"{node.module}.{alias.name}"
-                yield (whole if (ROOT / (whole.replace(".", "/") + ".py")).is_file() else node.module), node.lineno
+                member = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
+                is_module = member.with_suffix(".py").is_file() or (member / "__init__.py").is_file()
+                yield (f"{node.module}.{alias.name}" if is_module else node.module), node.lineno
 
 
 def rank(module):
@@ -96,6 +88,28 @@ def test_imports_go_one_way():
             if rank(imported) > rank(name):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {imported}")
     assert not wrong
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Within a part, too: a package's own __init__ is what its modules are imported through, and does not count."""
+    graph = {
+        name: {imported for imported, _ in imports(path) if imported != name and not name.startswith(f"{imported}.")}
+        for name, path in modules()
+        if name != "lapinfer"
+    }
+    finished, open_modules = set(), []
+
+    def visit(name):
+        assert name not in open_modules, " -> ".join([*open_modules[open_modules.index(name) :], name])
+        if name in finished or name not in graph:
+            return
+        open_modules.append(name)
+        for imported in sorted(graph[name]):
+            visit(imported)
+        finished.add(open_modules.pop())
+
+    for name in graph:
+        visit(name)
 
 
 def test_only_kernels_know_numba():
