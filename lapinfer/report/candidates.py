@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lapinfer.checkpoint.shipped import installed_models
 from lapinfer.errors import InputError
-from lapinfer.loading import CHUNK
 from lapinfer.machine import default_threads
 from lapinfer.options import LoadOptions
 from lapinfer.report.random_weights import shape_model
@@ -32,8 +31,8 @@ class Candidate:
         if self.kind is None:
             return open_model(self.name, options, progress)
         ctx, slots = options.ctx or 1, options.slots
-        threads, step = options.threads or default_threads(), max(min(CHUNK, ctx), slots)
-        limits = Limits(ctx, slots, step, threads, wanted=slots)
+        limits = Limits(ctx, slots, threads=options.threads or default_threads(), wanted=slots)
+        limits = replace(limits, step=max(min(limits.step, ctx), slots))  # a longer step would never be filled
         return LanguageModel(shape_model(self.name, self.kind, options.quant, limits))
 
 
