@@ -23,9 +23,9 @@ import dependent_reads
 import numpy as np
 from harness import argument_parser, write_result
 
+from bench.repeated import Repeated
 from lapinfer.layers import keeps_neurons
 from lapinfer.layers.layer import P, layer_tensors
-from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
 from lapinfer.machine import beyond_caches
 from lapinfer.packing.memory import MemoryWeights

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from bench.repeated import Repeated
 from bench.studies.results import interleaved
 from lapinfer.errors import CheckpointError
 from lapinfer.layers import FFF, Dense, Layer
-from lapinfer.layers.repeated import Repeated
 from lapinfer.spec import Activation
 from lapinfer.train.state import replace_file
 

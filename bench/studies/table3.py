@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bench.repeated import Repeated
 from bench.studies import engine, vit
 from bench.studies.data import Images, read_images
 from bench.studies.results import (
@@ -29,7 +30,6 @@ from bench.studies.results import (
 )
 from bench.studies.study import Done, Setting, Study, Trial, grouped
 from bench.studies.vit import NEURONS, ViT
-from lapinfer.layers.repeated import Repeated
 from lapinfer.layers.sizes import table_3
 
 STRAIGHT = "straight"
