@@ -14,8 +14,13 @@ import gguf_files  # noqa: E402
 
 from lapinfer.checkpoint.gguf import GGUFCheckpoint  # noqa: E402
 from lapinfer.errors import CheckpointError, UnsupportedError  # noqa: E402
+from lapinfer.families import spec_from_config  # noqa: E402
+from lapinfer.packing.pack import pack_checkpoint  # noqa: E402
+from lapinfer.packing.reader import PackedFile  # noqa: E402
+from lapinfer.quant.blocks import unpack  # noqa: E402
 from lapinfer.quant.formats import STORED  # noqa: E402
 from lapinfer.quant.groups import GroupFormat  # noqa: E402
+from lapinfer.tensors import tensors  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +75,18 @@ def test_groups_are_exact(tmp_path, kind):
             assert grouped.format is EXACT[kind]
             np.testing.assert_array_equal(grouped.weights(), checkpoint.read(name, *rows))
     assert checkpoint.read_grouped("model.norm.weight") is None
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_packed_as_auto_they_stay_what_they_are(tmp_path, kind):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", kind=kind))
+    spec = spec_from_config(checkpoint.config, "config.json")
+    packed = PackedFile(pack_checkpoint(checkpoint, tmp_path / "packed", "auto"), tensors(spec).values())
+    assert packed.metadata["calibration"] == "none"
+    assert packed.format("layers.0.down") == EXACT[kind].name
+    stored = checkpoint.read("model.layers.0.mlp.down_proj.weight")
+    values = unpack(EXACT[kind].name, packed.tensor("layers.0.down"), (stored.shape[0], stored.shape[1]))
+    np.testing.assert_array_equal(values, stored)
 
 
 def test_groups_that_float16_cannot_hold(tmp_path):
