@@ -40,7 +40,7 @@ def spec(vocab=258, window=None, routers=(None,)):
 
 
 class FakeRunner(Runner):
-    """Runs nothing; a meter that is told of steps counts 1,000 bytes a token."""
+    """Runs nothing; a meter that is told of steps counts 1,000 bytes per token."""
 
     def __init__(self):
         op = Op(KernelId("fake"), "fake", "head", -1, ONE, 1, {}, Cost(token_bytes=1000))

@@ -244,7 +244,7 @@ def test_bench_makes_a_grid(fake):
     row = rows[0]
     assert (row["n_prompt"], row["n_gen"], len(row["samples_ts"]), row["text"]) == (32, 0, 2, "real")
     assert row["avg_ts"] == pytest.approx(sum(row["samples_ts"]) / 2)
-    assert row["touched_mb"] == pytest.approx(1e-3)  # the fake's 1000 bytes a token
+    assert row["touched_mb"] == pytest.approx(1e-3)  # the fake's 1000 bytes per token
     assert [call[1]["threads"] for call in fake.asked] == [1, 2]
 
 

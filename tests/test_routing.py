@@ -327,7 +327,7 @@ def test_experts_reads_texts_in_chunks(fake, tmp_path):
     files = (tmp_path / "a.txt", tmp_path / "b.txt")
     result = invoke("experts", "x", *files, "-c", 32, "-o", tmp_path / "r.npz")
     assert result.exit_code == 0, result.stderr
-    assert "90 tokens in 7 steps" in result.stdout  # the fake takes 16 tokens a step
+    assert "90 tokens in 7 steps" in result.stdout  # the fake takes 16 tokens per step
     assert "steps of 16 tokens: 1.5 different experts per layer" in result.stdout
     with np.load(tmp_path / "r.npz") as stored:
         assert stored["tokens"] == 90

@@ -130,7 +130,7 @@ class GGUFCheckpoint:
         return taken
 
     def _dequantize(self, mapped: Mapped, rows: np.ndarray) -> np.ndarray:
-        """float32 of stored bytes [rows, bytes a row], whose pages are let go."""
+        """float32 of stored bytes [rows, bytes per row], whose pages are let go."""
         values = self._floats(mapped, rows)
         let_go(rows)
         return values

@@ -75,7 +75,7 @@ class GGUFFile:
         self.tensors = self._tensors(tensor_count)
 
     def rows(self, name: str) -> np.ndarray:
-        """The stored bytes, [rows, bytes a row], read-only, not copied."""
+        """The stored bytes, [rows, bytes per row], read-only, not copied."""
         tensor = self.tensors[name]
         data = np.frombuffer(self.data, np.uint8, tensor.bytes, tensor.start)
         return data.reshape(-1, tensor.shape[-1] // tensor.block * tensor.block_bytes)

@@ -101,7 +101,7 @@ def windows(config: Config, sliding: Iterable[bool], window: int | None) -> list
     if "layer_types" in config:
         types = config.get("layer_types")
         if not isinstance(types, list) or len(types) != count:
-            raise config.wrong("layer_types", f"a list of {count} names, one a layer")
+            raise config.wrong("layer_types", f"a list of {count} names, one per layer")
         if any(t not in ("full_attention", "sliding_attention") for t in types):
             raise config.unsupported("layer_types", "full_attention, sliding_attention")
         sliding = [t == "sliding_attention" for t in types]

@@ -63,7 +63,7 @@ def layer_types(config: Config) -> list[str]:
     count = layer_count(config)
     types = config.get("layer_types")
     if not isinstance(types, list) or len(types) != count:
-        raise config.wrong("layer_types", f"a list of {count} names, one a layer")
+        raise config.wrong("layer_types", f"a list of {count} names, one per layer")
     if any(t not in (ATTENTION, CONVOLUTION) for t in types):
         raise config.unsupported("layer_types", f"{ATTENTION}, {CONVOLUTION}")
     return types

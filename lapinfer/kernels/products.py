@@ -36,7 +36,7 @@ def _product(name: str, generate):
 
 
 class _Activations:
-    """One token's group of 32 activations, of one (q8) or two (q16) int8 a number."""
+    """One token's group of 32 activations, of one (q8) or two (q16) int8 per number."""
 
     def __init__(self, b, x, token, planes: int, signed: bool):
         column, scalar = b.add(x, b.mul(token, I64(32))), b.add(x, b.mul(token, I64(4)))

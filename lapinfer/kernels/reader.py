@@ -20,8 +20,8 @@ HALVES, BYTES, WIDE = ir.VectorType(I16, 16), ir.VectorType(I8, 16), i32x16.llvm
 class Block:
     """A block of 16 rows × 32 columns of a quantized format, as code generation sees it.
 
-    codes: eight i8x64, of four columns each (lane 4·r + j: row r); scale: f32x16, one a row; minimum: f32x16, or None.
-    weight = scale · code + minimum.
+    codes: eight i8x64, of four columns each (lane 4·r + j: row r); scale: f32x16, one per row; minimum: f32x16 or
+    None. weight = scale · code + minimum.
     """
 
     codes: list[Any]

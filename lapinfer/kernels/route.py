@@ -61,7 +61,7 @@ def largest_of(values, first, stop):
 
 @jit
 def keep_best_groups(router, keys, experts, scores):
-    """Take the experts of all but the best groups out of the choice. scores: room for a float32 a group."""
+    """Take the experts of all but the best groups out of the choice. scores: room for a float32 per group."""
     groups, two = router.groups, router.group_best == 2
     size = experts // groups
     for g in range(groups):

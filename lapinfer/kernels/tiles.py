@@ -32,7 +32,7 @@ def store_codes(at, low, high):
 def store_group(out, kind, groups, group, token, low, high):
     """Write columns 32·group … + 31 of one token: `low` holds the first 16, `high` the others.
 
-    kind (operands.ACTIVATION_KINDS): float32; int8 with scale = max|x| / 127; or two int8 a number, with
+    kind (operands.ACTIVATION_KINDS): float32; int8 with scale = max|x| / 127; or two int8 per number, with
     scale = max|x| / (255·127 + 127). Behind the codes stand, for each token, the scale, scale · Σ codes, and
     −128 · Σ codes for dot products that want one operand unsigned. A NaN makes the scale NaN, and so the outputs.
     """

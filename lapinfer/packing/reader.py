@@ -2,7 +2,7 @@
 
 Matrices are U8 [ceil(R/16), bytes of a row block] in the bands of `lapinfer.quant`, those that are read row by row U8
 [R, bytes of a row] (lapinfer.quant.rows), several of one shape U8 [n, …] the same way, everything else is F32. A bank
-of experts is one tensor U8 [E, bytes of an expert]: an expert's matrices lie one behind the other, so that reading a
+of experts is one tensor U8 [E, bytes of an expert]: an expert's matrices lie one after the other, so that reading a
 cold expert is one read, and every large one begins at a page of its own.
 Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
 "version", "quant", "source" (fingerprint) and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}, where the

@@ -151,7 +151,7 @@ class PackedWriter:
     def _resume_or_start(self) -> None:
         first_line = hashlib.sha256(self._header).hexdigest()
         lines = self._journal.read_text(encoding="utf-8").split("\n") if self._journal.exists() else []
-        # The last piece has no newline behind it: empty, or a name that was cut off.
+        # The last piece has no newline after it: empty, or a name that was cut off.
         if lines[:-1] and lines[0] == first_line and os.fstat(self._fd).st_size == self.total_bytes:
             named = {json.dumps(name): name for name in self._places}
             self._done = {named[line] for line in lines[1:-1] if line in named}

@@ -7,7 +7,7 @@ each of them. The last band may have fewer. Each format's own file (lapinfer/qua
     format.py    what any format is: its bytes, and what packing decides by it
     floats.py    formats of float numbers
     groups.py    formats of integer codes with a scale for 32 columns, and groups that have one
-    formats/     one file a format; FORMATS is all of them
+    formats/     one file per format; FORMATS is all of them
     choice.py    which format a matrix gets
     quantize.py  from numbers to groups; search.py has what several formats' searches share
     calibrate.py quantization by what is known of a matrix's inputs

@@ -23,7 +23,7 @@ def quantize_with_feedback(name: str, weights: np.ndarray, upper: np.ndarray, th
 
     upper: feedback_factors [C, C] of the matrix's inputs. Source: GPTQ (Frantar et al. 2022), with scale and minimum
     of a group searched when its turn comes, in a unit that fits the row's weights as they came. Extra memory is about
-    20 MB a thread.
+    20 MB per thread.
     """
     form = FORMATS[name]
     if not isinstance(form, FeedbackFormat):

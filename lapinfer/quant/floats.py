@@ -1,6 +1,6 @@
 """Formats of float numbers: 32 columns of 16 rows each, value(row r, column c) at element 16·c + r.
 
-Row by row: 32 numbers a group.
+Row by row: 32 numbers per group.
 """
 
 from __future__ import annotations

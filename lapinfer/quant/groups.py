@@ -1,7 +1,7 @@
 """Formats of integer codes: 32 columns of one row share a scale, and in some formats a minimum or a row's unit.
 
-A block (16 rows × 32 columns) begins with its scalars, 16 of each, one a row: scales, then minima where there are any.
-Then come the codes, cut into planes of bits, the lowest first. A plane of n bits is n lines of 64 bytes; with
+A block (16 rows × 32 columns) begins with its scalars, 16 of each, one per row: scales, then minima if there
+are any. Then come the codes, cut into planes of bits, the lowest first. A plane of n bits is n lines of 64 bytes; with
 m = 8 / n columns in a byte, line k, byte 4·r + j holds the bits of row r's columns 4·m·k + j, 4·m·k + 4 + j, …, the
 first in its lowest bits:
 
@@ -10,7 +10,7 @@ first in its lowest bits:
     2 bits   line k, byte 4·r + j has row r's columns 16·k + j, 16·k + 4 + j, 16·k + 8 + j and 16·k + 12 + j
 
 A line is one AVX-512 register, two of AVX2, four of NEON; four columns of a row are one 32-bit lane. The head of a row
-block (64 bytes) has a float32 unit a row, in formats that have units.
+block (64 bytes) has a float32 unit per row, in formats that have units.
 
 Row by row, a row's unit is ahead of its groups, and a group is its scalars and its codes: 8 bits as they are, 4 bits in
 16 bytes of which byte i has column i in its low and column 16 + i in its high nibble.

@@ -30,7 +30,7 @@ def quantize(name: str, weights: np.ndarray, importance: np.ndarray | None = Non
     """float32 [R, C] as groups of a quantized format; importance [C] (≥ 0) weighs the squared error of a column.
 
     Missing columns of the last group weigh nothing. The result does not depend on `threads`. Extra memory is about
-    2 bytes a weight (the result) + 10 MB a thread. Raises CheckpointError for weights that are not finite, or
+    2 bytes per weight (the result) + 10 MB per thread. Raises CheckpointError for weights that are not finite, or
     whose scale or minimum would not fit float16.
     """
     form = group_format(name)

@@ -20,7 +20,7 @@ from lapinfer.tensors import tensors
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Of the sliders. top_k: None for the model's own; doublings: 2^this times as many experts, of the same size, or
-    trees deeper by this; scale: bits a weight by the model's own; context: positions that a token sees."""
+    trees deeper by this; scale: bits per weight by the model's own; context: positions that a token sees."""
 
     context: int
     top_k: int | None = None

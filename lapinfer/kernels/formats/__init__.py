@@ -1,4 +1,4 @@
-"""How kernels read each weight format: one file a format, under its name (layouts: lapinfer/quant/formats)."""
+"""How kernels read each weight format: one file per format, under its name (layouts: lapinfer/quant/formats)."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""bfloat16, the upper half of a float32's bits, rounded to nearest even: 1,024 bytes a block."""
+"""bfloat16, the upper half of a float32's bits, rounded to nearest even: 1,024 bytes per block."""
 
 from __future__ import annotations
 

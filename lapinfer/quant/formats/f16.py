@@ -1,4 +1,4 @@
-"""float16: 1,024 bytes a block."""
+"""float16: 1,024 bytes per block."""
 
 from __future__ import annotations
 

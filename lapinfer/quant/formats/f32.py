@@ -1,4 +1,4 @@
-"""float32, as it is stored: 2,048 bytes a block."""
+"""float32, as it is stored: 2,048 bytes per block."""
 
 from __future__ import annotations
 

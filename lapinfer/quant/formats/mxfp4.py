@@ -1,4 +1,4 @@
-"""4-bit floats under a shared power of two: weight = VALUES[code] · 2^(exponent − 127). 272 bytes a block.
+"""4-bit floats under a shared power of two: weight = VALUES[code] · 2^(exponent − 127). 272 bytes per block.
 
 16 u8 exponents, then 4 lines of codes: OCP's Microscaling FP4 (v1.0), as gpt-oss has its experts.
 """

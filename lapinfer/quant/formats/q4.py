@@ -1,6 +1,7 @@
 """4-bit codes with byte scales: weight = unit · (scale · code − MINIMUM_STEP · minimum), code 0 … 15.
 
-288 bytes a block: 16 u8 scales, 16 u8 minima, then 4 lines of codes; the head of a row block has a float32 unit a row.
+288 bytes per block: 16 u8 scales, 16 u8 minima, then 4 lines of codes; the head of a row block has a float32 unit per
+row.
 """
 
 from __future__ import annotations

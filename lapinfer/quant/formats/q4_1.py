@@ -1,4 +1,4 @@
-"""4-bit codes between a minimum and a maximum: weight = scale · code + minimum, code 0 … 15. 320 bytes a block.
+"""4-bit codes between a minimum and a maximum: weight = scale · code + minimum, code 0 … 15. 320 bytes per block.
 
 16 f16 scales, 16 f16 minima, then 4 lines of codes. GGUF's Q4_1, and its Q4_0 with a minimum of −8 scales.
 """

@@ -1,4 +1,4 @@
-"""5-bit codes: weight = scale · (code − ZERO), code 0 … 31. 352 bytes a block.
+"""5-bit codes: weight = scale · (code − ZERO), code 0 … 31. 352 bytes per block.
 
 16 f16 scales; 4 lines with the lower four bits of the codes, 1 line with the upper one. GGUF's Q5_0. Scales may be
 negative: then 16 steps, not 15, reach a group's largest weight whatever its sign.

@@ -1,7 +1,7 @@
-"""6-bit codes with byte scales: weight = unit · scale · (code − ZERO), code 0 … 63. 400 bytes a block.
+"""6-bit codes with byte scales: weight = unit · scale · (code − ZERO), code 0 … 63. 400 bytes per block.
 
 16 u8 scales; 4 lines with the lower four bits of the codes, 2 lines with the upper two; the head of a row block has a
-float32 unit a row. What embedding and head of a large model in 4 bits are: a tenth of the bytes, and every logit
+float32 unit per row. What embedding and head of a large model in 4 bits are: a tenth of the bytes, and every logit
 depends on them (1.2 % of SmolLM2's perplexity).
 """
 

@@ -1,4 +1,4 @@
-"""8-bit codes: weight = scale · code, code −127 … 127. 544 bytes a block.
+"""8-bit codes: weight = scale · code, code −127 … 127. 544 bytes per block.
 
 16 f16 scales, then 8 lines of int8 codes.
 """
