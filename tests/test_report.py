@@ -72,6 +72,9 @@ class Mixed:
     def format(self, name: str) -> str:
         return self.formats.get(name, "f32")
 
+    def row_blocks(self, name: str) -> int:
+        return self.files[self.format(name)].row_blocks(name)
+
     def offset(self, name: str) -> int:
         return self.files[self.format(name)].offset(name)
 

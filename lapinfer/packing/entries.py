@@ -38,6 +38,11 @@ class PackedEntry:
         return self.tensor.packed_shape
 
     @property
+    def row_blocks(self) -> int:
+        """Blocks of 16 rows of a matrix."""
+        return self.shape[-2] // ROWS
+
+    @property
     def stored(self) -> tuple[str, tuple[int, ...]]:
         """dtype and shape in the file."""
         if self.format is None:
@@ -45,7 +50,7 @@ class PackedEntry:
         *copies, rows, columns = self.shape
         if self.tensor.packing == "rows":
             return "U8", (*copies, rows, row_bytes(self.format, columns))
-        return "U8", (*copies, rows // ROWS, FORMATS[self.format].row_block_bytes(columns))
+        return "U8", (*copies, self.row_blocks, FORMATS[self.format].row_block_bytes(columns))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,12 @@ class MemoryWeights:
     ):
         self._formats = dict(formats)
         self._arrays: dict[str, np.ndarray] = {}
+        self._row_blocks: dict[str, int] = {}
         self._offsets: dict[str, int] = {}
         for entry in packed_entries(tensors, formats):
             if isinstance(entry, BankEntry):
                 self._offsets |= {part.name: entry.offset(part.name) for part in entry.parts}
+                self._row_blocks |= {part.name: part.row_blocks for part in entry.parts}
                 stored = entry.experts_of([packed(part) for part in entry.parts])
             else:
                 stored = packed(entry)
@@ -49,6 +51,10 @@ class MemoryWeights:
 
     def format(self, name: str) -> str | None:
         return self._formats.get(name)
+
+    def row_blocks(self, name: str) -> int:
+        """Blocks of 16 rows that each matrix of a bank has."""
+        return self._row_blocks[name]
 
     def offset(self, name: str) -> int:
         """Where a matrix of a bank begins in each of its experts."""
@@ -91,6 +97,9 @@ class CopiedWeights:
 
     def format(self, name: str) -> str | None:
         return self._weights.format(name)
+
+    def row_blocks(self, name: str) -> int:
+        return self._weights.row_blocks(name)
 
     def offset(self, name: str) -> int:
         return self._weights.offset(name)

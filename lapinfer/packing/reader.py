@@ -155,6 +155,10 @@ class PackedFile:
         """
         return self._file.view(name)
 
+    def row_blocks(self, name: str) -> int:
+        """Blocks of 16 rows that each matrix of a bank has."""
+        return self[name].row_blocks
+
     def file_offset(self, bank: str) -> int:
         """Where a bank begins in the file."""
         return self._file[bank].start

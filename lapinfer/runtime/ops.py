@@ -37,6 +37,7 @@ from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.routing_buffers import RoutingBuffers
 from lapinfer.runtime.sizes import blocks_in_a_chunk, padded, padded_rows
 from lapinfer.spec import FeedForwardSpec, NormSpec
+from lapinfer.tensors import layer_prefix
 
 
 class Weights(Protocol):
@@ -45,6 +46,10 @@ class Weights(Protocol):
     def tensor(self, name: str) -> np.ndarray: ...
 
     def format(self, name: str) -> str | None: ...
+
+    def row_blocks(self, name: str) -> int:
+        """Blocks of 16 rows that each matrix of a bank has."""
+        ...
 
     def offset(self, name: str) -> int:
         """Byte at which a matrix of a bank begins in each of its experts."""
@@ -155,7 +160,7 @@ class Ops:
     ) -> None:  # fmt: skip
         """The same of the first columns of any float32 [T, ≥ width], into other tiles (0: into none)."""
         self.add(
-            "norm", name.rsplit(".", 1)[-1], part, layer, TILES if wanted is None else WANT_TILES, 1,
+            "norm", name.removeprefix(layer_prefix(layer)), part, layer, TILES if wanted is None else WANT_TILES, 1,
             x=x, x_stride=x.strides[0], rows=wanted,
             tokens=TOKENS if wanted is None else WANT,
             out=self.tiles if out is None else out, groups=padded(width) // GROUP, out_kind=kind,
@@ -165,7 +170,7 @@ class Ops:
 
     def add_norm(self, name: str, norm: NormSpec, layer: int, part: str, scale: float) -> None:
         self.add(
-            "add_norm", name.rsplit(".", 1)[-1], part, layer, TILES, 1,
+            "add_norm", name.removeprefix(layer_prefix(layer)), part, layer, TILES, 1,
             y=self.y, y_stride=self.y.strides[0], x=self.x, x_stride=self.x.strides[0], scale=scale,
             **self._norm_operands(name, norm, self.hidden), cost=_norm_cost(norm, self.hidden),
         )  # fmt: skip
@@ -191,7 +196,7 @@ class Ops:
         assert target is not None
         chunks, group_bytes = -(-blocks // unit), TILE_GROUP_BYTES[self.activation_kind(name)]
         self.add(
-            self.kernel("matmul", name), label or name.rsplit(".", 1)[-1], part, layer,
+            self.kernel("matmul", name), label or name.removeprefix(layer_prefix(layer)), part, layer,
             ANY_WANT if wanted else ONE, copies * chunks,
             weights=weights, row_blocks=blocks, groups=groups, unit=unit, x=x,
             tile_bytes=copies * groups * group_bytes, chunks=chunks, weights_step=blocks * row_block_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lapinfer.quant import BAND, GROUP, ROWS
+from lapinfer.quant import BAND, GROUP
 from lapinfer.spec import RopeSpec
 
 MANY_CHUNKS, FEW_CHUNKS = 24, 4
@@ -44,13 +44,6 @@ def blocks_of_all_experts(blocks: int, threads: int) -> int:
     if blocks >= 2 * BAND * CHUNKS_PER_THREAD * threads:
         return 2 * BAND
     return BAND if blocks >= BAND * FEW_CHUNKS else max(blocks // FEW_CHUNKS, 1)
-
-
-def packed_blocks(part: str, rows: int) -> int:
-    """Row blocks of a packed matrix; outputs that become activations come in whole groups."""
-    if part == "gate_up":
-        return 2 * (GROUP // ROWS) * -(-rows // 2 // GROUP)
-    return (GROUP // ROWS) * -(-rows // GROUP) if part == "up" else -(-rows // ROWS)
 
 
 def padded_rows(values: np.ndarray, width: int) -> np.ndarray:

@@ -32,7 +32,6 @@ from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.sizes import (
     blocks_of_all_experts,
     blocks_of_an_expert,
-    packed_blocks,
     padded,
 )
 from lapinfer.spec import FeedForwardSpec, LayerSpec, NormSpec, RouterSpec, TreeSpec
@@ -176,7 +175,7 @@ def _experts(
     """One matrix of each expert of a bank × the tokens that are routed to it."""
     name, routing = f"{bank}.{part}", build.routing
     ff, fmt = build.feed_forwards[layer], FORMATS[build.format(name)]
-    blocks, groups = packed_blocks(part, logical[0]), padded(logical[1]) // GROUP
+    blocks, groups = build.weights.row_blocks(name), padded(logical[1]) // GROUP
     size = fmt.row_block_bytes(logical[1])
     tiled = mode in (GATED, PLAIN)
     least = {GATED: 4, PLAIN: 2}.get(mode, 1)

@@ -9,11 +9,11 @@ import numpy as np
 from lapinfer.kernels.operands import ADD, HEAD, ITEM, STORE, TILE, TILES, KernelId
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
-from lapinfer.runtime.build.sizes import attention_scratch, first_matrix, gates_width, partial_row, partials
+from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
 from lapinfer.runtime.cost import Cost
 from lapinfer.runtime.ops import Limits, Ops, Weights
 from lapinfer.runtime.pool import Bank, ExpertPool
-from lapinfer.runtime.sizes import packed_blocks, padded
+from lapinfer.runtime.sizes import padded
 from lapinfer.spec import ModelSpec, NormSpec, RopeSpec
 
 
@@ -120,14 +120,8 @@ class ModelOps(Ops):
         weights, banks = self.weights, []
         for i in self.routing.layers:
             name, ff = f"layers.{i}.experts", self.spec.layers[i].feed_forward
-            first, rows = first_matrix(ff)
-            end = max(self._end(name, first, rows, self.hidden), self._end(name, "down", self.hidden, ff.width))
+            down, fmt = f"{name}.down", FORMATS[self.format(f"{name}.down")]
+            end = weights.offset(down) + weights.row_blocks(down) * fmt.row_block_bytes(ff.width)
             banks.append(Bank(weights.tensor(name), weights.file_offset(name), end))
         slots = self.limits.slots_of_pool if self.limits.experts == "pool" else None
         return ExpertPool(list(self.feed_forwards.values()), weights.path, banks, slots, self.limits.policy)
-
-    def _end(self, bank: str, part: str, rows: int, columns: int) -> int:
-        """Byte at which a matrix of a bank ends in each expert."""
-        name = f"{bank}.{part}"
-        size = packed_blocks(part, rows) * FORMATS[self.format(name)].row_block_bytes(columns)
-        return self.weights.offset(name) + size
