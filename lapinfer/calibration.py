@@ -239,19 +239,19 @@ class TokenCalibration:
         weighed, fed = [], []
         for entry in matrices:
             (fed if self.of_text and _feeds_back(entry) else weighed).append(entry.tensor)
-        known: dict[str, dict[str, np.ndarray]] = {}
+        inputs: dict[str, dict[str, np.ndarray]] = {}
         with self._model(progress) as model:
             moments = second_moments(model, self.tokens.chunks, weighed, progress) if weighed else {}
             for tensor in weighed:
                 moment = moments.pop(tensor.name)
                 if tensor.inputs_vary and not self.of_text:
                     moment = np.sqrt(moment)
-                known.setdefault(_stored_name(tensor), {})[tensor.name] = _of_each_matrix(moment, tensor, 1)
+                inputs.setdefault(_stored_name(tensor), {})[tensor.name] = _of_each_matrix(moment, tensor, 1)
             by_name: dict[str, list[Tensor]] = {}
             for tensor in fed:
                 by_name.setdefault(_stored_name(tensor), []).append(tensor)
-            for name in [name for name in known if name not in by_name]:
-                yield name, known.pop(name)
+            for name in [name for name in inputs if name not in by_name]:
+                yield name, inputs.pop(name)
             sizes = {name: sum(map(_covariance_bytes, parts)) for name, parts in by_name.items()}
             for group in groups_within(sizes):
                 parts = [tensor for name in group for tensor in by_name[name]]
@@ -259,9 +259,9 @@ class TokenCalibration:
                 for name in group:
                     for tensor in by_name[name]:
                         factors = self._factors(tensor, products.pop(tensor.name))
-                        known.setdefault(name, {})[tensor.name] = _of_each_matrix(factors, tensor, 2)
+                        inputs.setdefault(name, {})[tensor.name] = _of_each_matrix(factors, tensor, 2)
                         del factors
-                    yield name, known.pop(name)
+                    yield name, inputs.pop(name)
 
     def _factors(self, tensor: Tensor, covariance: np.ndarray) -> np.ndarray:
         """Factors of error feedback in place of the covariances [C, C] or [E, C, C]."""
@@ -320,8 +320,8 @@ def _feeds_back(entry: PackedEntry) -> bool:
     return tensor.inputs != "expert" or _covariance_bytes(tensor) <= FEEDBACK_BANK
 
 
-def _of_each_matrix(known: np.ndarray, tensor: Tensor, dimensions: int) -> np.ndarray:
+def _of_each_matrix(measured: np.ndarray, tensor: Tensor, dimensions: int) -> np.ndarray:
     """The same for each matrix of a bank, where it was measured for all of them together."""
-    if len(tensor.shape) > 2 and known.ndim == dimensions:
-        return np.broadcast_to(known, (*tensor.shape[:-2], *known.shape))
-    return known
+    if len(tensor.shape) > 2 and measured.ndim == dimensions:
+        return np.broadcast_to(measured, (*tensor.shape[:-2], *measured.shape))
+    return measured

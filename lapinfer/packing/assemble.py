@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to rows of ours: whatever order, layout or number of pieces they are stored in."""
+"""From a checkpoint's tensors to rows of the model's, in whatever order, layout or number of pieces they are stored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Piece:
 
 
 class Assembler:
-    """Rows of our tensors from a checkpoint's. The rows of a bank [E, R, C] are those of all experts, E · R."""
+    """Rows of a model's tensors from a checkpoint's. The rows of a bank [E, R, C] are those of all experts, E · R."""
 
     def __init__(self, checkpoint: Checkpoint, sources: Mapping[str, tuple[Source, ...]]):
         self.checkpoint, self.sources = checkpoint, sources
@@ -56,7 +56,7 @@ class Assembler:
         return shape[::-1] if source.transposed else shape
 
     def pieces(self, name: str) -> list[Piece]:
-        """What a tensor of ours is made of."""
+        """What a tensor is made of, in order."""
         if name not in self._pieces:
             self._pieces[name] = [self._piece(source) for source in self.sources[name]]
         return self._pieces[name]
@@ -84,9 +84,9 @@ class Assembler:
         for piece in pieces:
             source = piece.source
             narrower = source.columns is not None and piece.columns < columns
-            whole = source.stop is None and source.step == 1 and source.index is None and len(pieces) == 1
-            if source.name and not narrower and (piece.columns != columns or (whole and piece.rows != rows)):
-                wanted = (rows if whole else piece.rows, columns) if columns > 1 else (rows if whole else piece.rows,)
+            is_all = source.stop is None and source.step == 1 and source.index is None and len(pieces) == 1
+            if source.name and not narrower and (piece.columns != columns or (is_all and piece.rows != rows)):
+                wanted = (rows if is_all else piece.rows, columns) if columns > 1 else (rows if is_all else piece.rows,)
                 raise CheckpointError(
                     f"{self.checkpoint.path}: tensor {source.name!r} has shape {self.checkpoint.shape(source.name)}, "
                     f"config.json says {wanted[::-1] if source.transposed else wanted}"

@@ -15,6 +15,7 @@ from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.rows import pack_rows, row_bytes
 from lapinfer.tensors import Tensor
 
+VERSION = "2"
 ALIGN = LARGEST_PAGE
 """Tensors and large experts start at multiples of this."""
 LARGE_EXPERT = 16 * ALIGN

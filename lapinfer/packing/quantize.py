@@ -42,14 +42,14 @@ def packed_slices(assembler: Assembler, entry: PackedEntry | BankEntry, inputs: 
 def _matrix(assembler: Assembler, entry: PackedEntry, copy: int, inputs: Inputs) -> Iterator[np.ndarray]:
     """Slices of one matrix, of those that a tensor [n, R, C] has."""
     tensor = entry.tensor
-    known = inputs.get(tensor.name)
-    if known is not None and len(tensor.shape) > 2:
-        known = known[copy]
+    measured = inputs.get(tensor.name)
+    if measured is not None and len(tensor.shape) > 2:
+        measured = measured[copy]
     order = tensor.row_order
     order = np.where(order < 0, -1, order + copy * (tensor.rows // tensor.copies))
-    if known is not None and known.ndim == 2:
-        return _with_feedback(assembler, entry, order, known)
-    return _in_slices(assembler, entry, order, known)
+    if measured is not None and measured.ndim == 2:
+        return _with_feedback(assembler, entry, order, factors=measured)
+    return _in_slices(assembler, entry, order, importance=measured)
 
 
 def _steps(columns: int, order: np.ndarray) -> Iterator[np.ndarray]:

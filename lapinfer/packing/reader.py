@@ -1,12 +1,16 @@
-"""The packed form: one safetensors file in the memory image that the kernels read, so that loading is mmap.
+"""Reading packed files: one safetensors file in the memory image that the kernels read, so that loading is mmap.
 
-Matrices are U8 [ceil(R/16), bytes of a row block] in the bands of `lapinfer.quant`, those that are read row by row U8
-[R, bytes of a row] (lapinfer.quant.rows), several of one shape U8 [n, …] the same way, everything else is F32. A bank
-of experts is one tensor U8 [E, bytes of an expert]: an expert's matrices lie one after the other, so that reading a
-cold expert is one read, and every large one begins at a page of its own.
+    matrices               U8 [ceil(R/16), bytes of a row block], in the bands of lapinfer.quant
+    read row by row        U8 [R, bytes of a row] (lapinfer.quant.rows)
+    several of one shape   U8 [n, …] in the same way
+    a bank of experts      U8 [E, bytes of an expert]: an expert's matrices follow each other, so that a cold expert
+                           is one read, and every large one begins at a page of its own
+    everything else        F32
+
 Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
-"version", "quant", "source" (fingerprint) and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}, where the
-matrices of a bank layers.N.experts have names below it and shape [E, R, C].
+"version", "quant", "source" (fingerprint), "calibration" and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}
+of all matrices, where those of a bank layers.N.experts have names below it and shape [E, R, C]. What each tensor is,
+the config.json beside the file says.
 """
 
 from __future__ import annotations
@@ -21,13 +25,11 @@ from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_path
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
-from lapinfer.families import Notice, silent, spec_from_config
-from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry, packed_entries, parts_of
+from lapinfer.families import spec_from_config
+from lapinfer.packing.entries import ALIGN, VERSION, BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import Tensor, tensors
-
-VERSION = "2"
 
 
 class PackedFile:

@@ -17,8 +17,7 @@ import numpy as np
 
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
-from lapinfer.packing.entries import ALIGN, BankEntry, PackedEntry, parts_of
-from lapinfer.packing.reader import VERSION
+from lapinfer.packing.entries import ALIGN, VERSION, BankEntry, PackedEntry, parts_of
 
 try:
     import fcntl
@@ -27,14 +26,14 @@ except ImportError:  # Windows: two processes that pack the same model do the wo
 
 
 class PackedWriter:
-    """Writes a packed file tensor by tensor beside its final name, and renames it when whole.
+    """Writes a packed file tensor by tensor beside its final name, and renames it when it is complete.
 
         with PackedWriter(path, entries, metadata) as writer:
             for name in writer.remaining():
                 writer.write(name, blocks)      # once, or slice after slice of bands, or expert after expert
             writer.finish()
 
-    An interrupted writer with the same header goes on after the last whole tensor. A second process waits for
+    An interrupted writer with the same header goes on after the last complete tensor. A second process waits for
     the first; `remaining()` is empty then. DoesNotFitError when the disk is too small, seen before the first byte.
     """
 
@@ -44,9 +43,9 @@ class PackedWriter:
         self.path = Path(path)
         parts = chain.from_iterable(map(parts_of, entries))
         formats = {e.name: {"format": e.format, "shape": list(e.shape)} for e in parts if e.format is not None}
-        ours = {"format": "lapinfer", "version": VERSION, "tensors": json.dumps(formats, separators=(",", ":"))}
+        header = {"format": "lapinfer", "version": VERSION, "tensors": json.dumps(formats, separators=(",", ":"))}
         stored = ((e.name, *e.stored) for e in entries)
-        self._header, self._places = layout(stored, {**metadata, **ours}, ALIGN)
+        self._header, self._places = layout(stored, {**metadata, **header}, ALIGN)
         self.total_bytes = max((t.stop for t in self._places.values()), default=len(self._header))
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._journal = self.path.with_name(self.path.name + ".journal")
@@ -86,14 +85,14 @@ class PackedWriter:
                 view = view[os.write(self._fd, view) :]
             self._written[name] += flat.nbytes
             if start + flat.nbytes == place.stop:
-                # Data first, then the word that it is there: the other order would lie after a power cut.
+                # Data first, then the note that it is there: after a power cut, the other order would be wrong.
                 os.fsync(self._fd)
                 with self._journal.open("a", encoding="utf-8") as journal:
                     journal.write(f"{json.dumps(name)}\n")
                 self._done.add(name)
 
     def finish(self) -> None:
-        """Give the whole file its name. Nothing to do when another process has."""
+        """Give the complete file its name. Nothing to do when another process has."""
         if self.finished:
             return
         if missing := self.remaining():

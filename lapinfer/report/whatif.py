@@ -90,17 +90,17 @@ def size(term: Term, times: int, s: Settings) -> int:
     return floor(times * term.bytes * (s.scale if term.packed else 1.0) + 0.5)
 
 
-def touched(of: Sequence[Term], s: Settings) -> dict[str, int]:
+def touched(terms: Sequence[Term], s: Settings) -> dict[str, int]:
     """Bytes that a decoded token touches, by part."""
     parts: dict[str, int] = {}
-    for term in of:
+    for term in terms:
         parts[term.part] = parts.get(term.part, 0) + size(term, times_touched(term, s), s)
     return parts
 
 
-def stored(of: Sequence[Term], s: Settings) -> int:
+def stored(terms: Sequence[Term], s: Settings) -> int:
     """Bytes of all weights, and of a KV cache that is full up to the context."""
-    return sum(size(term, times_stored(term, s), s) for term in of)
+    return sum(size(term, times_stored(term, s), s) for term in terms)
 
 
 def own_bits(spec: ModelSpec, formats: Mapping[str, str]) -> float:

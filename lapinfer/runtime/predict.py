@@ -25,7 +25,7 @@ By = Literal["step", "logits", "masked", "token", "kept", "position", "expert", 
 step       once; stored once: what every step reads
 logits     once where logits are wanted; stored once
 masked     once where logits are wanted; never stored: it is made when the model is loaded
-token      once for each token; never stored: a row of a table, which is counted as a whole elsewhere
+token      once for each token; never stored: a row of a table, which is counted in full elsewhere
 kept       never; stored once: what is looked up in, or read when the model is loaded
 position   once for each position that the tokens see; stored as many times
 expert     once for each expert that is chosen; all are stored
@@ -69,50 +69,50 @@ def byte_terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVName) -> Itera
 
 def _of_tensor(tensor: Tensor, spec: ModelSpec, formats: Mapping[str, str]) -> Iterator[Term]:
     format = formats.get(tensor.name)
-    whole = Term(tensor.part, "step", tensor.nbytes(format), tensor.is_matrix and tensor.role != "router", tensor.layer)
+    full = Term(tensor.part, "step", tensor.nbytes(format), tensor.is_matrix and tensor.role != "router", tensor.layer)
     match tensor.reads:
         case "logits":
-            yield replace(whole, by="logits")
+            yield replace(full, by="logits")
         case "token":
             row = replace(tensor, shape=(ROWS, tensor.shape[-1])).nbytes(format) // ROWS
-            yield replace(whole, by="token", bytes=row)
+            yield replace(full, by="token", bytes=row)
             tied_head = spec.tied and tensor.is_matrix
-            yield replace(whole, by="logits", part="head") if tied_head else replace(whole, by="kept")
+            yield replace(full, by="logits", part="head") if tied_head else replace(full, by="kept")
         case "load":
-            yield replace(whole, by="kept")
+            yield replace(full, by="kept")
         case "expert" | "node":
-            yield from _of_banks(tensor, whole, spec.layers[tensor.layer].feed_forward)
+            yield from _of_banks(tensor, full, spec.layers[tensor.layer].feed_forward)
         case "step":
             ff = spec.layers[tensor.layer].feed_forward
             if tensor.module == "router" and isinstance(ff.router, RouterSpec):
-                yield from _of_router(tensor, whole, ff.router, format)
+                yield from _of_router(tensor, full, ff.router, format)
             else:
-                yield whole
+                yield full
 
 
-def _of_banks(tensor: Tensor, whole: Term, ff: FeedForwardSpec) -> Iterator[Term]:
+def _of_banks(tensor: Tensor, full: Term, ff: FeedForwardSpec) -> Iterator[Term]:
     """An expert's share, or a node's."""
     router = ff.router
     assert router is not None
-    routed = replace(whole, experts=router.n_experts, top_k=router.top_k)
+    routed = replace(full, experts=router.n_experts, top_k=router.top_k)
     if isinstance(router, TreeSpec):
         routed = replace(routed, trees=router.trees, depth=router.depth, neurons=router.neurons)
         if tensor.reads == "node":
-            yield replace(routed, by="node", bytes=whole.bytes // (router.trees * router.nodes))
+            yield replace(routed, by="node", bytes=full.bytes // (router.trees * router.nodes))
             return
-    one = whole.bytes // ff.experts
+    one = full.bytes // ff.experts
     yield replace(routed, by="expert", bytes=one)
     if ff.shared:
-        yield replace(whole, bytes=ff.shared * one)
+        yield replace(full, bytes=ff.shared * one)
 
 
-def _of_router(tensor: Tensor, whole: Term, router: RouterSpec, format: str | None) -> Iterator[Term]:
-    routed = replace(whole, experts=router.n_experts, top_k=router.top_k)
+def _of_router(tensor: Tensor, full: Term, router: RouterSpec, format: str | None) -> Iterator[Term]:
+    routed = replace(full, experts=router.n_experts, top_k=router.top_k)
     if tensor.is_matrix:
         block = replace(tensor, shape=(ROWS, tensor.shape[-1])).nbytes(format)
         yield replace(routed, by="block", bytes=block, extra=tensor.shape[0] - router.n_experts)
     else:
-        yield replace(routed, by="each", bytes=whole.bytes // router.n_experts)
+        yield replace(routed, by="each", bytes=full.bytes // router.n_experts)
 
 
 def predict_bytes(
@@ -161,7 +161,7 @@ def positions_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequ
     window = layer.window
     positions = 0
     for s in {int(s) for s in slot}:
-        seen = [int(p) for p, of in zip(pos, slot, strict=True) if of == s]
+        seen = [int(p) for p, owner in zip(pos, slot, strict=True) if owner == s]
         positions += max(seen) + 1 - (0 if window is None else max(min(seen) + 1 - window, 0))
     return positions
 
@@ -191,7 +191,7 @@ def expected_nodes(layer: LayerSpec, tokens: int) -> int:
 
 
 def _visited(levels: int, tokens: int) -> float:
-    """Different nodes in so many levels of a tree that tokens meet which go either way with equal chance."""
+    """Different nodes that tokens are expected to meet in `levels` levels of a tree, going either way with equal chance."""
     return sum(float(expected_distinct(1 << level, 1, tokens)) for level in range(levels))
 
 
