@@ -69,50 +69,50 @@ def byte_terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVName) -> Itera
 
 def _of_tensor(tensor: Tensor, spec: ModelSpec, formats: Mapping[str, str]) -> Iterator[Term]:
     format = formats.get(tensor.name)
-    full = Term(tensor.part, "step", tensor.nbytes(format), tensor.is_matrix and tensor.role != "router", tensor.layer)
+    term = Term(tensor.part, "step", tensor.nbytes(format), tensor.is_matrix and tensor.role != "router", tensor.layer)
     match tensor.reads:
         case "logits":
-            yield replace(full, by="logits")
+            yield replace(term, by="logits")
         case "token":
             row = replace(tensor, shape=(ROWS, tensor.shape[-1])).nbytes(format) // ROWS
-            yield replace(full, by="token", bytes=row)
+            yield replace(term, by="token", bytes=row)
             tied_head = spec.tied and tensor.is_matrix
-            yield replace(full, by="logits", part="head") if tied_head else replace(full, by="kept")
+            yield replace(term, by="logits", part="head") if tied_head else replace(term, by="kept")
         case "load":
-            yield replace(full, by="kept")
+            yield replace(term, by="kept")
         case "expert" | "node":
-            yield from _of_banks(tensor, full, spec.layers[tensor.layer].feed_forward)
+            yield from _of_banks(tensor, term, spec.layers[tensor.layer].feed_forward)
         case "step":
             ff = spec.layers[tensor.layer].feed_forward
             if tensor.module == "router" and isinstance(ff.router, RouterSpec):
-                yield from _of_router(tensor, full, ff.router, format)
+                yield from _of_router(tensor, term, ff.router, format)
             else:
-                yield full
+                yield term
 
 
-def _of_banks(tensor: Tensor, full: Term, ff: FeedForwardSpec) -> Iterator[Term]:
+def _of_banks(tensor: Tensor, term: Term, ff: FeedForwardSpec) -> Iterator[Term]:
     """An expert's share, or a node's."""
     router = ff.router
     assert router is not None
-    routed = replace(full, experts=router.n_experts, top_k=router.top_k)
+    routed = replace(term, experts=router.n_experts, top_k=router.top_k)
     if isinstance(router, TreeSpec):
         routed = replace(routed, trees=router.trees, depth=router.depth, neurons=router.neurons)
         if tensor.reads == "node":
-            yield replace(routed, by="node", bytes=full.bytes // (router.trees * router.nodes))
+            yield replace(routed, by="node", bytes=term.bytes // (router.trees * router.nodes))
             return
-    one = full.bytes // ff.experts
+    one = term.bytes // ff.experts
     yield replace(routed, by="expert", bytes=one)
     if ff.shared:
-        yield replace(full, bytes=ff.shared * one)
+        yield replace(term, bytes=ff.shared * one)
 
 
-def _of_router(tensor: Tensor, full: Term, router: RouterSpec, format: str | None) -> Iterator[Term]:
-    routed = replace(full, experts=router.n_experts, top_k=router.top_k)
+def _of_router(tensor: Tensor, term: Term, router: RouterSpec, format: str | None) -> Iterator[Term]:
+    routed = replace(term, experts=router.n_experts, top_k=router.top_k)
     if tensor.is_matrix:
         block = replace(tensor, shape=(ROWS, tensor.shape[-1])).nbytes(format)
         yield replace(routed, by="block", bytes=block, extra=tensor.shape[0] - router.n_experts)
     else:
-        yield replace(routed, by="each", bytes=full.bytes // router.n_experts)
+        yield replace(routed, by="each", bytes=term.bytes // router.n_experts)
 
 
 def predict_bytes(
@@ -191,7 +191,7 @@ def expected_nodes(layer: LayerSpec, tokens: int) -> int:
 
 
 def _visited(levels: int, tokens: int) -> float:
-    """Different nodes that tokens are expected to meet in `levels` levels of a tree, going either way with equal chance."""
+    """Different nodes that tokens are expected to meet in so many levels of a tree, if they go either way alike."""
     return sum(float(expected_distinct(1 << level, 1, tokens)) for level in range(levels))
 
 
