@@ -25,7 +25,7 @@ from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_path
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
-from lapinfer.families import spec_from_config
+from lapinfer.families import Notice, silent, spec_from_config
 from lapinfer.packing.entries import ALIGN, VERSION, BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import ModelSpec
