@@ -23,7 +23,7 @@ from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes
-from lapinfer.runtime.ops import Limits
+from lapinfer.runtime.ops import CHUNK, Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec, with_top_k
 from lapinfer.tensors import parameters
 
@@ -31,8 +31,6 @@ Progress = Callable[..., Any]
 """progress(what, done, total) for long work; progress(line) for a notice."""
 
 DEFAULT_CTX = 4096
-CHUNK = 512
-"""Tokens of a prompt that a step takes at most."""
 MARGIN = 24_000_000
 """Bytes left for what Python allocates while it runs: tokenizer state, texts, reports."""
 WANTED = 64

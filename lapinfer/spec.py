@@ -21,6 +21,10 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"]
 """
 
 
+Score = Literal["softmax", "sigmoid", "logits", "sparsemixer"]
+"""How a router scores experts: see RouterSpec."""
+
+
 @dataclass(frozen=True, slots=True)
 class NormSpec:
     """y = x / rms(x) · (w + offset), or y = (x − mean) / sd(x) · (w + offset) + b for `layer`."""
@@ -141,7 +145,7 @@ class RouterSpec:
 
     n_experts: int
     top_k: int
-    score: Literal["softmax", "sigmoid", "logits", "sparsemixer"] = "softmax"
+    score: Score = "softmax"
     normalise: bool = False
     eps: float = 0.0
     scale: float = 1.0

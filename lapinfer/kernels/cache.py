@@ -28,7 +28,15 @@ from numba.core import config  # noqa: E402
 from numba.core.registry import cpu_target  # noqa: E402
 
 import lapinfer.quant  # noqa: E402
-from lapinfer.kernels.operands import FIRST, OPERANDS, STEP  # noqa: E402
+from lapinfer.kernels.operands import (  # noqa: E402
+    ACTIVATIONS,
+    FIRST,
+    KV_KINDS,
+    OPERANDS,
+    POLICIES,
+    SCORES,
+    STEP,
+)
 from lapinfer.kernels.records import RecordType  # noqa: E402
 
 SIGNATURE = void(int64, int64, int64, int64)
@@ -65,7 +73,10 @@ def target() -> str:
 
 
 def sources() -> list[Path]:
-    """Files whose functions or numbers become machine code: kernels, and what formats say of their layouts."""
+    """Files whose functions or numbers become machine code: kernels, and what formats say of their layouts.
+
+    What operands.py takes from elsewhere are names whose order gives their numbers; `_fingerprint` has these by value.
+    """
     packages = (Path(__file__).parent, Path(lapinfer.quant.__file__).parent)
     return [source for package in packages for source in sorted(package.rglob("*.py"))]
 
@@ -73,7 +84,8 @@ def sources() -> list[Path]:
 @functools.cache
 def _fingerprint() -> str:
     """A hash of what machine code depends on."""
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {target()}".encode())
+    choices = (ACTIVATIONS, KV_KINDS, POLICIES, SCORES)
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {target()} {choices}".encode())
     for source in sources():
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]

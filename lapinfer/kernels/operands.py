@@ -10,10 +10,13 @@ T tokens, D width, H query heads, K kv heads, E experts, A active ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from lapinfer.kernels.declare import Record, address, f32, i64, rows
+from lapinfer.options import POLICIES, KVName
+from lapinfer.spec import Activation, Score
 
 FLOAT, INT, UINT8 = np.float32, np.int64, np.uint8
 
@@ -60,7 +63,7 @@ ACT_F32, ACT_Q8, ACT_Q16 = range(3)
 TILE_GROUP_BYTES = (F32_TILE_GROUP, Q8_TILE_GROUP, Q16_TILE_GROUP)
 """How a matrix wants its activations (operand out_kind of the op before it), and the bytes of a tile's group."""
 
-KV_KINDS = ("f32", "f16", "q8")
+KV_KINDS = get_args(KVName)
 KV_F32, KV_F16, KV_Q8 = range(3)
 """The cache of one layer. Keys [slot, head, capacity / KEY_LANES, k_dim, KEY_LANES]: neighbouring keys share vectors.
 Values [slot, head, capacity, v_lanes], v_dim rounded up to 16. q8: int8 and a float32 scale for each key and value
@@ -83,7 +86,6 @@ POOL_COUNTERS = ("hits", "misses", "bytes_read")
 HITS, MISSES, BYTES_READ = range(len(POOL_COUNTERS))
 """int64: experts that were there, experts that were not, bytes read for these."""
 
-POLICIES = ("lru", "lfu", "lrfu")
 LRU, LFU, LRFU = range(len(POLICIES))
 """Who leaves a pool: the one whose last use is oldest; with the fewest uses; with the least sum of uses, each halved
 every `half_life` steps (Lee et al., LRFU, IEEE Transactions on Computers 50, 2001)."""
@@ -98,11 +100,11 @@ activation tiles of act(y), or of act(gate) · up."""
 RMS, LAYER, NONE = range(3)
 """norm kinds."""
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai")
+ACTIVATIONS = get_args(Activation)
 SILU, GELU, GELU_TANH, RELU, RELU2, SWIGLU_OAI = range(len(ACTIVATIONS))
 NO_ACTIVATION = len(ACTIVATIONS)
 
-SCORES = ("softmax", "sigmoid", "logits", "sparsemixer")
+SCORES = get_args(Score)
 SOFTMAX, SIGMOID, LOGITS, SPARSEMIXER = range(len(SCORES))
 """How a router scores experts (spec.RouterSpec)."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -25,9 +25,9 @@ from lapinfer.errors import InputError
 from lapinfer.layers.layer import Array, Layer, P, check_activation, matrix_names, rounded
 from lapinfer.layers.state_dicts import fff_arrays
 from lapinfer.quant.formats import FORMATS
-from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, TreeSpec
+from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, Score, TreeSpec
 
-SCORES = ("softmax", "sigmoid", "logits")
+SCORES = tuple(score for score in get_args(Score) if score != "sparsemixer")  # which belongs to one family
 NARROW_OF_FLOATS = 64
 """Narrower leaves of floats are kept neuron by neuron: one op on one thread is then faster than three ops on two
 (bench/LOG.md)."""

@@ -39,6 +39,9 @@ from lapinfer.runtime.sizes import blocks_in_a_chunk, padded, padded_rows
 from lapinfer.spec import FeedForwardSpec, NormSpec
 from lapinfer.tensors import layer_prefix
 
+CHUNK = 512
+"""Tokens of a prompt that a step takes at most."""
+
 
 class Weights(Protocol):
     """Packed weights by our tensor names."""
@@ -77,7 +80,7 @@ class Limits:
 
     ctx: int
     slots: int = 1
-    step: int = 512
+    step: int = CHUNK
     threads: int = 1
     kv: KVName = "f16"
     activations: Literal["q8", "q16"] = "q8"
