@@ -126,6 +126,11 @@ def test_only_training_knows_torch():
     assert {name for name in users if not name.startswith("lapinfer.train")} <= {"lapinfer.cli.train"}
 
 
+def test_the_package_knows_nothing_of_bench():
+    wrong = [(name, line) for name, path in modules() for i, line in imports(path) if i.split(".")[0] == "bench"]
+    assert not wrong
+
+
 def test_import_is_quick_and_light():
     code = "import sys, lapinfer; print([m for m in ('numba', 'numpy', 'llvmlite', 'tokenizers') if m in sys.modules])"
     times = []
@@ -140,6 +145,7 @@ def test_import_is_quick_and_light():
 def test_files_are_short():
     long = {str(path.relative_to(PACKAGE)) for _, path in modules() if len(path.read_text().splitlines()) > LONGEST}
     assert long == set(LONGER)
+    assert not [path for path in (ROOT / "bench").rglob("*.py") if len(path.read_text().splitlines()) > LONGEST]
 
 
 def test_the_wheel_holds_the_package_alone(tmp_path):
