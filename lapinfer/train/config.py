@@ -297,8 +297,10 @@ def _mixture_config(values: dict[str, Any], moe: Mixture, qk_norm: bool) -> dict
     }  # fmt: skip
     if moe.score == "softmax":
         return {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], **values, "decoder_sparse_step": 1}
+    eps = values.pop("rms_norm_eps")
+    del values["hidden_act"]  # LFM2 has no such key: it is always SiLU
     return {
-        "model_type": "lfm2_moe", "architectures": ["Lfm2MoeForCausalLM"], **values,
-        "norm_eps": values["rms_norm_eps"], "layer_types": ["full_attention"] * values["num_hidden_layers"],
-        "num_dense_layers": 0, "use_expert_bias": bool(moe.bias_rate), "routed_scaling_factor": 1.0,
+        "model_type": "lfm2_moe", "architectures": ["Lfm2MoeForCausalLM"], **values, "norm_eps": eps,
+        "layer_types": ["full_attention"] * values["num_hidden_layers"], "num_dense_layers": 0,
+        "use_expert_bias": bool(moe.bias_rate), "routed_scaling_factor": 1.0,
     }  # fmt: skip
