@@ -92,8 +92,9 @@ class PackedFile:
         for name in matrices:
             if name not in formats:
                 raise CheckpointError(f"{self.path}: tensor {name!r} is missing from metadata 'tensors'")
-        if list(formats) != matrices:  # the matrices of a bank lie in this order
-            raise wrong("does not have the matrices in the order in which they are read")
+        for name, expected in zip(formats, matrices, strict=True):  # the matrices of a bank lie in this order
+            if name != expected:
+                raise wrong(f"has {name!r} before {expected!r}, expected them in the order in which they are read")
         return formats
 
     def _check_stored(self, entries: Iterable[PackedEntry | BankEntry]) -> None:
