@@ -4,9 +4,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import tiny
 
-from lapinfer.families import family, family_of_gguf
-from lapinfer.families.gguf import published_name
+from lapinfer.families import family, family_of_gguf, spec_from_config
+from lapinfer.spec import ModelSpec
 
 HEADS, KV_HEADS, DIM, WIDTH, FF, VOCAB = 4, 2, 8, 32, 64, 300
 
@@ -30,31 +31,42 @@ def permute(weights: np.ndarray, heads: int) -> np.ndarray:
     return weights.reshape(heads, 2, len(weights) // heads // 2, -1).swapaxes(1, 2).reshape(weights.shape)
 
 
-QKV = (HEADS + 2 * KV_HEADS) * DIM
-SHAPES = {
-    "attn_norm": (WIDTH,), "attn_q": (HEADS * DIM, WIDTH), "attn_k": (KV_HEADS * DIM, WIDTH),
-    "attn_v": (KV_HEADS * DIM, WIDTH), "attn_qkv": (QKV, WIDTH), "attn_output": (WIDTH, HEADS * DIM),
-    "post_attention_norm": (WIDTH,), "ffn_norm": (WIDTH,), "ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH),
-    "ffn_down": (WIDTH, FF), "post_ffw_norm": (WIDTH,),
-}  # fmt: skip
-"""Of the modules of a layer, of which a family has some."""
+def spec_of(architecture: str) -> ModelSpec:
+    """Of a tiny model of the architecture's family, or of a Llama: it says which biases and norms there are."""
+    name = family_of_gguf(architecture) or "llama"
+    paths = sorted(tiny.GOLDEN.glob(f"{family(name).model_types[0]}-*.npz"), key=lambda path: "plain" not in path.stem)
+    return spec_from_config(tiny.read_golden(paths[0])[0], str(paths[0]))
 
 
 def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Published-order weights of one layer under GGUF names: all that the architecture's family can have."""
+    """Published-order weights of one layer under GGUF names."""
     rng = np.random.default_rng(seed)
-    names = family(family_of_gguf(architecture) or "llama").names
-    shapes = {m: shape for m, shape in SHAPES.items() if published_name(names, m, "0") is not None}
-    biased = architecture == "gpt2"
-    if biased:
-        shapes["attn_qkv"] = (3 * WIDTH, WIDTH)
-    elif "ffn_gate" not in shapes:
-        shapes["ffn_up"] = (2 * FF, WIDTH)
+    names, spec = family(family_of_gguf(architecture) or "llama").names, spec_of(architecture)
+    layer, attention = spec.layers[0], spec.layers[0].attention
+    assert attention is not None
+    kv = HEADS * DIM if attention.n_heads == attention.n_kv_heads else KV_HEADS * DIM
+    norms = {"attn_norm": layer.attn_norm, "ffn_norm": layer.ff_norm, "post_attention_norm": layer.attn_post_norm,
+             "post_ffw_norm": layer.ff_post_norm}  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {module: (WIDTH,) for module, norm in norms.items() if norm is not None}
+    if attention.qk_norm is not None:
+        both = (HEADS * DIM, kv) if attention.qk_norm_full else (DIM, DIM)
+        shapes |= {f"attn_{side}_norm": (size,) for side, size in zip("qk", both, strict=True)}
+    fused, gates = len(names.modules["qkv"]) == 1, len(names.modules.get("gate_up", ()))
+    qkv = {"attn_qkv": HEADS * DIM + 2 * kv} if fused else {"attn_q": HEADS * DIM, "attn_k": kv, "attn_v": kv}
+    shapes |= {module: (rows, WIDTH) for module, rows in qkv.items()} | {"attn_output": (WIDTH, HEADS * DIM)}
+    shapes |= {"ffn_gate": (FF, WIDTH)} if gates == 2 else {}
+    shapes |= {"ffn_up": (2 * FF if gates == 1 else FF, WIDTH), "ffn_down": (WIDTH, FF)}
+    biased = {module for module, norm in norms.items() if norm is not None and norm.bias}
+    biased |= set(qkv) if attention.qkv_bias else set()
+    biased |= {"attn_output"} if attention.o_bias else set()
+    biased |= {"ffn_gate", "ffn_up", "ffn_down"} if layer.feed_forward.bias else set()
     named: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, WIDTH), "output_norm.weight": (WIDTH,)}
-    if biased:
-        named |= {"output_norm.bias": (WIDTH,), "position_embd.weight": (64, WIDTH)}
-        named |= {f"blk.0.{module}.bias": shape[:1] for module, shape in shapes.items()}
-    named |= {f"blk.0.{module}.weight": shape for module, shape in shapes.items()}
+    if spec.norm.bias:
+        named["output_norm.bias"] = (WIDTH,)
+    if spec.positions:
+        named["position_embd.weight"] = (64, WIDTH)
+    for module, shape in shapes.items():
+        named |= {f"blk.0.{module}.weight": shape} | ({f"blk.0.{module}.bias": shape[:1]} if module in biased else {})
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in named.items()}
 
 

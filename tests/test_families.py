@@ -12,59 +12,18 @@ import numpy as np
 import pytest
 import reference
 import tiny
+from family_cases import USUAL, of_model_type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapinfer.errors import CheckpointError, LapinferError, UnsupportedError
-from lapinfer.families import Source, model_types, sources_for, spec_from_config
+from lapinfer.families import Source, families, model_types, sources_for, spec_from_config
 from lapinfer.families.names import LAYOUTS, Layout
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
 
 BOUND = 5e-5
 """max|Δ logit| / max|logit| in float32: sums in another order give 1e-6, at most 1e-5; a wrong formula 1e-4 or more."""
-
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-GPT2_SIZES = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
-EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
-LATENT = {
-    "n_routed_experts": 16,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24,
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 32,
-}
-MIXED = ["conv", "full_attention", "conv", "conv", "full_attention"]
-MORE_SIZES: dict[str, dict[str, Any]] = {
-    "deepseek_v2": LATENT,
-    "deepseek_v3": LATENT,
-    "gpt_oss": EXPERTS,
-    "granitemoe": EXPERTS,
-    "granitemoeshared": EXPERTS,
-    "lfm2_moe": {
-        "num_experts_per_tok": 2,
-        "num_experts": 4,
-        "moe_intermediate_size": 24,
-        "layer_types": MIXED,
-    },
-    "mixtral": EXPERTS,
-    "olmoe": {"num_experts_per_tok": 2, "num_experts": 4},
-    "phimoe": EXPERTS,
-    "qwen2_moe": {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 24},
-    "qwen3_moe": {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 24},
-}
-"""Beside SIZES."""
 
 CASES = {str(case): case for case in tiny.CASES}
 GOLDEN = sorted(tiny.GOLDEN.glob("*.npz"))
@@ -83,9 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def sizes(model_type: str) -> dict[str, Any]:
-    if model_type == "gpt2":
-        return {"model_type": model_type, **GPT2_SIZES}
-    return {"model_type": model_type} | SIZES | MORE_SIZES.get(model_type, {})
+    return {"model_type": model_type} | of_model_type(model_type, "SIZES", USUAL)
 
 
 def spec_of(**config: Any) -> ModelSpec:
@@ -110,6 +67,7 @@ def test_golden_logits(path: Path) -> None:
 
 
 def test_every_family_has_golden_files() -> None:
+    """`python tests/tiny.py` writes those that are missing."""
     assert {path.stem for path in GOLDEN} == set(CASES)
     assert {case.family for case in tiny.CASES} | {"gemma3", OURS} == set(model_types())
 
@@ -320,16 +278,6 @@ def test_rope_frequencies_are_those_of_torch() -> None:
         np.testing.assert_allclose(np.float32(rope.inv_freq), expected.numpy(), rtol=2.5e-7)  # two units in last place
 
 
-PHI_LONGROPE = {
-    "rope_type": "longrope",
-    "short_factor": [1.0] * 4,
-    "long_factor": [2.0] * 4,
-    "short_mscale": 1.2,
-    "long_mscale": 1.4,
-    "original_max_position_embeddings": 16,
-}
-
-
 LFM2_12B = {"model_type": "lfm2", "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8}
 
 
@@ -350,48 +298,37 @@ def test_width_of_lfm2s_feed_forward(config: dict[str, Any], width: int) -> None
 
 
 def test_phimoe_has_scales_of_its_own_for_each_context() -> None:
-    rope = spec_of(model_type="phimoe", rope_scaling=PHI_LONGROPE).layers[0].attention.rope
+    rope = spec_of(model_type="phimoe", rope_scaling=of_model_type("phimoe", "LONGROPE", None)).layers[0].attention.rope
     assert rope is not None
     assert (rope.scale, rope.long_scale, rope.long_context) == (1.2, 1.4, 16)
     assert np.allclose(np.array(rope.inv_freq), 2 * np.array(rope.long_inv_freq))
 
 
-REFUSALS = [
+def from_families(what: str) -> list[tuple[str, dict[str, Any]]]:
+    """(word in the message, config) of all families' test files."""
+    return [
+        (named, {"model_type": family.model_types[0]} | config)
+        for family in families().values()
+        for named, config in of_model_type(family.model_types[0], what, [])
+    ]
+
+
+REFUSED = [
     ("model_type", {"model_type": "mamba"}),
     ("hidden_act", {"hidden_act": "quick_gelu"}),
     ("quantization_config", {"quantization_config": {"quant_method": "gptq"}}),
-    ("add_cross_attention", {"model_type": "gpt2", "add_cross_attention": True}),
     ("is_encoder_decoder", {"is_encoder_decoder": True}),
-    ("use_bidirectional_attention", {"model_type": "gemma3_text", "use_bidirectional_attention": True}),
-    ("attn_logit_softcapping", {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}),
     ("rope_type", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     ("'type'", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
-    ("rope_type", {"model_type": "phi3", "rope_parameters": {"rope_type": "llama3"}}),
     ("partial_rotary_factor", {"partial_rotary_factor": 0.5}),
     ("full_attention", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
-    ("rope_parameters", {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}}),
-    ("layer_types", {"model_type": "qwen2", "layer_types": ["chunked_attention"] * 5}),
-    ("layer_types", {"model_type": "mistral", "layer_types": ["full_attention"] * 5}),
-    ("quantization_config", {"model_type": "mixtral", "quantization_config": {"quant_method": "mxfp4"}}),
-    ("quantization_config", {"model_type": "gpt_oss", "quantization_config": {"quant_method": "fp8"}}),
-    ("quantization_config", {"model_type": "gpt_oss", "quantization_config": ["mxfp4"]}),
-    ("quantization_config", {"model_type": "gpt_oss", "quantization_config": {"quant_method": None}}),
-    ("swiglu_limit", {"model_type": "gpt_oss", "swiglu_limit": 5.0}),
-    ("swiglu_alpha", {"model_type": "gpt_oss", "swiglu_alpha": 1.5}),
-    ("num_experts_per_tok", {"model_type": "phimoe", "num_experts_per_tok": 1}),
-    ("rope_type", {"model_type": "phimoe", "rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
-    ("head_dim", {"model_type": "olmoe", "head_dim": 16}),
-    ("mlp_bias", {"model_type": "deepseek_v2", "mlp_bias": True}),
-    ("topk_method", {"model_type": "deepseek_v2", "topk_method": "noaux_tc"}),
-    ("scoring_func", {"model_type": "deepseek_v2", "scoring_func": "sigmoid"}),
-    ("moe_layer_freq", {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1, "moe_layer_freq": 2}),
-    ("num_key_value_heads", {"model_type": "deepseek_v2", "num_key_value_heads": 2}),
-    ("layer_types", {"model_type": "lfm2", "layer_types": ["conv"] * 4 + ["sliding_attention"]}),
-    ("layer_types", {"model_type": "lfm2_moe", "layer_types": [["conv"]] * 5}),
 ]
+"""Of a Llama, unless told otherwise; each family has more of its own."""
 
 
-@pytest.mark.parametrize(("named", "config"), REFUSALS, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("named", "config"), [*REFUSED, *from_families("REFUSED")], ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_unsupported_options_are_refused_by_name(named: str, config: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError) as error:
         spec_of(**config)
@@ -424,47 +361,14 @@ WRONG = [
         {"rope_scaling": {"type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}},
     ),
     ("short_factor", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}}),
-    ("layer_types", {"model_type": "qwen2", "layer_types": ["full_attention"]}),
-    ("sliding_window", {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 5}),
-    ("no_rope_layers", {"model_type": "smollm3", "no_rope_layers": [2] * 5}),
     ("text_config", {"model_type": "gemma3", "text_config": 3}),
-    ("num_experts_per_tok", {"model_type": "mixtral", "num_experts_per_tok": 5}),
-    ("num_experts_per_tok", {"model_type": "granitemoe", "num_experts_per_tok": 0}),
-    ("num_local_experts", {"model_type": "mixtral", "num_local_experts": 0}),
-    ("num_local_experts", {"model_type": "mixtral", "num_local_experts": 4097, "num_hidden_layers": 1}),
-    ("num_experts", {"model_type": "qwen3_moe", "num_experts": None}),
-    ("n_routed_experts", {"model_type": "deepseek_v3", "n_routed_experts": -8}),
-    ("moe_intermediate_size", {"model_type": "qwen2_moe", "moe_intermediate_size": 0}),
-    ("shared_expert_intermediate_size", {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 0}),
-    ("shared_intermediate_size", {"model_type": "granitemoeshared", "shared_intermediate_size": 1 << 24}),
-    ("n_shared_experts", {"model_type": "deepseek_v2", "n_shared_experts": -1}),
-    ("mlp_only_layers", {"model_type": "qwen2_moe", "mlp_only_layers": [1, "2"]}),
-    ("mlp_only_layers", {"model_type": "qwen3_moe", "mlp_only_layers": 1}),
-    ("decoder_sparse_step", {"model_type": "qwen3_moe", "decoder_sparse_step": 0}),
-    ("clip_qkv", {"model_type": "olmoe", "clip_qkv": -1.0}),
-    ("short_mscale", {"model_type": "phimoe", "rope_scaling": PHI_LONGROPE | {"short_mscale": None}}),
-    ("n_group", {"model_type": "deepseek_v3", "n_group": 3}),
-    ("n_group", {"model_type": "deepseek_v3", "n_group": 16}),  # a group's score is the sum of two
-    ("n_group", {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"}),
-    ("topk_group", {"model_type": "deepseek_v3", "n_group": 8, "topk_group": 9}),
-    ("topk_group", {"model_type": "deepseek_v3", "n_group": 8, "topk_group": 1, "num_experts_per_tok": 3}),
-    ("kv_lora_rank", {"model_type": "deepseek_v2", "kv_lora_rank": 0}),
-    ("q_lora_rank", {"model_type": "deepseek_v3", "q_lora_rank": 0}),
-    ("sliding_window", {"model_type": "gpt_oss", "sliding_window": None}),
-    ("head_dim", {"model_type": "gpt_oss", "head_dim": 7.5}),
-    ("layer_types", {"model_type": "lfm2", "layer_types": MIXED[:4]}),
-    ("layer_types", {"model_type": "lfm2_moe", "layer_types": None}),
-    ("full_attn_idxs", {"model_type": "lfm2", "full_attn_idxs": [True]}),
-    ("conv_L_cache", {"model_type": "lfm2", "conv_L_cache": 0}),
-    ("conv_bias", {"model_type": "lfm2_moe", "conv_bias": 1}),
-    ("num_dense_layers", {"model_type": "lfm2_moe", "num_dense_layers": -1}),
-    ("intermediate_size", {"model_type": "lfm2", "intermediate_size": 1}),
-    ("block_ff_dim", {"model_type": "lfm2", "block_ff_dim": 1 << 24, "block_ffn_dim_multiplier": 2.0}),
-    ("block_multiple_of", {"model_type": "lfm2", "block_multiple_of": 0}),
 ]
+"""Of a Llama, unless told otherwise; each family has more of its own."""
 
 
-@pytest.mark.parametrize(("named", "config"), WRONG, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("named", "config"), [*WRONG, *from_families("WRONG")], ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_impossible_values_are_one_clear_line(named: str, config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError) as error:
         spec_of(**config)

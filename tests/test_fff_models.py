@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import family_cases
 import numpy as np
 import pytest
 import reference
@@ -26,7 +27,7 @@ from lapinfer.report.info import info
 from lapinfer.runtime.routing import Routing
 
 DOC = Path(__file__).parents[1] / "docs" / "checkpoint-format.md"
-D, V, BASE = 48, 101, {**tiny.BASE, "model_type": "lapinfer", "tie_word_embeddings": True, "rope_theta": 1000.0}
+D, V, BASE = 48, 101, {**family_cases.BASE, "model_type": "lapinfer", "tie_word_embeddings": True, "rope_theta": 1000.0}
 BASE = {key: value for key, value in BASE.items() if key not in ("rope_parameters", "pad_token_id")}
 
 

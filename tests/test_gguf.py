@@ -14,7 +14,8 @@ import gguf_files  # noqa: E402
 
 from lapinfer.checkpoint.gguf import GGUFCheckpoint  # noqa: E402
 from lapinfer.errors import CheckpointError, UnsupportedError  # noqa: E402
-from lapinfer.families import spec_from_config  # noqa: E402
+from lapinfer.families import families, sources_for, spec_from_config  # noqa: E402
+from lapinfer.packing.assemble import Assembler  # noqa: E402
 from lapinfer.packing.pack import pack_checkpoint  # noqa: E402
 from lapinfer.packing.reader import PackedFile  # noqa: E402
 from lapinfer.quant.blocks import unpack  # noqa: E402
@@ -26,6 +27,21 @@ from lapinfer.tensors import tensors  # noqa: E402
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("LAPINFER_HOME", str(tmp_path / "home"))
+
+
+ARCHITECTURES = [known.gguf.architecture for known in families().values() if known.gguf is not None]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_all_tensors_of_its_model(tmp_path, architecture):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", architecture))
+    notices = []
+    spec = spec_from_config(checkpoint.config, str(checkpoint.path), notices.append)
+    assembler = Assembler(checkpoint, sources_for(spec, checkpoint.names()))
+    for tensor in tensors(spec).values():
+        assembler.check(tensor)
+    assert len(checkpoint.names()) == len(gguf_files.weights(architecture))
+    assert notices == []
 
 
 @pytest.mark.parametrize("architecture", ["llama", "granite", "smollm3", "qwen2", "gemma2", "gemma3"])

@@ -33,7 +33,7 @@ PARTS: Final[Mapping[str, tuple[tuple[str, int, int], ...]]] = {
     "post_attention_norm": (("attn_post_norm", 0, 1),),
     "ffn_norm": (("ff_norm", 0, 1),),
     "ffn_gate": (("gate_up", 0, 2),),
-    "ffn_up": (("gate_up", 1, 2), ("gate_up", 0, 1), ("up", 0, 1)),
+    "ffn_up": (("up", 0, 1), ("gate_up", 1, 2), ("gate_up", 0, 1)),
     "ffn_down": (("down", 0, 1),),
     "post_ffw_norm": (("ff_post_norm", 0, 1),),
 }

@@ -36,6 +36,7 @@ def spec(config: Config) -> ModelSpec:
 
 def hybrid_model(config: Config, types: list[str], feed_forwards: list[FeedForwardSpec]) -> ModelSpec:
     """The model with these feed-forwards, one per layer, and for each the type of its layer."""
+    config.expect(hidden_act="silu")
     norm = NormSpec("rms", config.number("norm_eps", 1e-5, least=0.0, most=1.0))
     kernel = config.integer("conv_L_cache", 3, most=MOST_TAPS)
     convolution = ConvolutionSpec(kernel, config.flag("conv_bias", False))

@@ -29,4 +29,4 @@ def spec(config: Config) -> ModelSpec:
 
 
 NAMES = TensorNames(MODULES, experts=LFM2, selection_bias="feed_forward.expert_bias")
-FAMILY = Family(("lfm2_moe",), spec, NAMES, ignored_keys=("full_attn_idxs",))
+FAMILY = Family(("lfm2_moe",), spec, NAMES, ignored_keys=("full_attn_idxs", "rms_norm_eps"))

@@ -44,7 +44,6 @@ LLAMA: Final[Mapping[str, tuple[str, ...]]] = {
     "o": ("self_attn.o_proj",),
     "ff_norm": ("post_attention_layernorm",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "up": ("mlp.up_proj",),
     "down": ("mlp.down_proj",),
 }
 """Our name of a part -> the modules whose rows it is made of, as Llama and most others call them."""
