@@ -44,11 +44,6 @@ def test_published_files_load_without_a_word(path: Path) -> None:
     assert read(json.loads(path.read_text())) == []
 
 
-def test_published_files_of_every_family_are_held() -> None:
-    held = {family_of_model_type(json.loads(path.read_text())["model_type"]) for path in PUBLISHED}
-    assert held == {family_of_model_type(model_type) for model_type in model_types()}
-
-
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_every_key_that_transformers_writes_is_known(path: Path) -> None:
     assert unknown(tiny.read_golden(path)[0]) == {}

@@ -67,10 +67,10 @@ def spec(config: Config) -> ModelSpec:
 
 
 def text_config(config: Config) -> Config:
-    """The text part of a model that also sees images; what is said of the whole model holds for it."""
+    """The text part of a model that also sees images; keys of the whole model win."""
     text = config.section("text_config")
-    whole = {k: config.get(k) for k in ("tie_word_embeddings", "dtype", "torch_dtype") if k in config}
-    return text.replaced(**{"tie_word_embeddings": True, **text.values, **whole})
+    outer = {key: config.get(key) for key in ("tie_word_embeddings", "dtype", "torch_dtype") if key in config}
+    return text.replaced(**{"tie_word_embeddings": True, **text.values, **outer})
 
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:
