@@ -96,7 +96,7 @@ class LoadOptions:
 
     quant: the packed format; auto keeps what is stored in 8 or 4 bits, and else takes q8 for small models and q4 for
     others. ctx: positions that a slot holds. slots: sequences that are kept at once. kv: format of the KV cache.
-    activations: what q8 and 4-bit weights are multiplied with: q8 (int8), or q16 (two int8 per number: no loss to
+    activations: what quantized weights are multiplied with: q8 (int8), or q16 (two int8 per number: no loss to
     speak of, and prompts take up to twice as long); auto is q16 for small models, which are quick anyway and lose
     most. experts: how many a token gets. memory: GB (10^9 bytes) that this process may take, all included, for a
     mixture of experts that is larger: some experts are kept, the others are read when they are chosen. policy: which

@@ -12,7 +12,7 @@ import pytest
 from lapinfer.kernels import isa
 
 HERE = Path(__file__).parent
-SUBSET = "(stores_and_adds and (q4 or q8)) or half or halves or exp or reductions or f16-gqa"
+SUBSET = "(stores_and_adds and (q4 or q5 or q8) and not q4_1) or half or halves or exp or reductions or f16-gqa"
 """The kernel tests that see most of what differs between processors."""
 
 ASSEMBLY = """

@@ -129,7 +129,7 @@ def dot_signed(context, builder, weights, signed, bias):
 
 
 def fp4_codes(context, builder, nibbles):
-    """Twice the values of 4-bit floats (quant.MXFP4_VALUES): i8x64 of 0 … 15 -> i8x64 of −12 … 12."""
+    """Twice the values of 4-bit floats (VALUES in quant/formats/mxfp4.py): i8x64 of 0 … 15 -> i8x64 of −12 … 12."""
     have = features(context)
     table = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
     if have & {"avx512bw", "avx2", "aarch64"}:

@@ -59,19 +59,33 @@ def unsigned(b, address, offset: int = 0):
     return b.zext(load(b, address, BYTES, offset), WIDE)
 
 
+def plane(b, address, first: int, bits: int, shift: int = 0):
+    """The 1, 2 or 4 bits of a plane, moved up by `shift`, as eight i8x64; it begins `first` bytes after the address."""
+    vector, pairs = i8x64.llvm, ir.VectorType(I16, 32)
+    mask, codes = const(vector, ((1 << bits) - 1) << shift), []
+    for line in range(bits):
+        words = b.bitcast(load(b, address, vector, first + 64 * line), pairs)
+        for right in range(-shift, 8 - shift, bits):
+            amount = const(pairs, abs(right))
+            moved = words if right == 0 else b.lshr(words, amount) if right > 0 else b.shl(words, amount)
+            codes.append(b.and_(b.bitcast(moved, vector), mask))
+    return codes
+
+
 def nibbles(b, address, first: int):
     """The 4-bit codes of a block as eight i8x64; its four lines begin `first` bytes after the address."""
-    fifteen, codes = const(i8x64.llvm, 15), []
-    for line in range(4):
-        pair = load(b, address, i8x64.llvm, first + 64 * line)
-        words = b.bitcast(pair, ir.VectorType(I16, 32))
-        high = b.bitcast(b.lshr(words, const(words.type, 4)), i8x64.llvm)
-        codes += [b.and_(pair, fifteen), b.and_(high, fifteen)]
-    return codes
+    return plane(b, address, first, 4)
+
+
+@jit
+def plane_code(lines, bits, row, column):
+    """What a plane of 1, 2 or 4 bits whose lines begin at `lines` has of one code."""
+    place = column // 4
+    byte = load_u8(lines + 64 * (place * bits // 8) + 4 * row + column % 4)
+    return byte >> place * bits % 8 & (1 << bits) - 1
 
 
 @jit
 def nibble(codes, row, column):
     """One 4-bit code of a block whose four lines begin at `codes`."""
-    pair = load_u8(codes + 64 * (column // 8) + 4 * row + column % 4)
-    return pair & 15 if column % 8 < 4 else pair >> 4
+    return plane_code(codes, 4, row, column)

@@ -28,7 +28,8 @@ class Format(ABC):
     """A packed weight format.
 
     name: that of its file, and what users call it. id: the number that kernels' operands carry; it never changes.
-    max_error: what a number loses at most, in parts of itself (floats) or of the largest of its group.
+    max_error: what a number loses at most if all errors weigh the same, in parts of itself (floats) or of its group's
+    largest (of the matrix's, where that is too small for a scale). Of a new format, measure it on random numbers.
 
     What packing decides by it:
     stored_types: types of safetensors and GGUF files that it holds without a loss.
@@ -37,7 +38,7 @@ class Format(ABC):
     finer_head: whether embedding and head become a finer format; heads: the size of model where they become this.
     exact_variant: the format that takes its place where a matrix is stored so, which is then kept to the bit.
     weighed: whether errors are weighed by what is known of a matrix's inputs.
-    narrow: the format that narrow leaves take, which are stored row by row; None: this one.
+    narrow: the format that narrow leaves take, which are stored row by row; None: this one, which must be able to.
     for_routers: whether routers and nodes may stay in it: a wrong choice costs more than their few bytes.
     """
 

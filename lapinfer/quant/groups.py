@@ -8,6 +8,7 @@ first in its lowest bits:
     8 bits   line k, byte 4·r + j has row r's column 4·k + j
     4 bits   line k, byte 4·r + j has row r's column 8·k + j in its low and column 8·k + 4 + j in its high nibble
     2 bits   line k, byte 4·r + j has row r's columns 16·k + j, 16·k + 4 + j, 16·k + 8 + j and 16·k + 12 + j
+    1 bit    line 0, byte 4·r + j has row r's columns j, 4 + j, 8 + j … 28 + j
 
 A line is one AVX-512 register, two of AVX2, four of NEON; four columns of a row are one 32-bit lane. The head of a row
 block (64 bytes) has a float32 unit per row, in formats that have units.

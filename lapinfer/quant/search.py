@@ -25,6 +25,8 @@ RANGES = tuple(
 """Candidate ranges of a group: parts of max − min cut off below and above."""
 ROUNDS = 4
 """Rounds of alternating least squares: best scale and minimum for the codes, best codes for these."""
+SIGNED_ROUNDS = 2
+"""The same for a scale alone."""
 NIBBLE = 15
 """The highest code of 4 bits."""
 
@@ -67,6 +69,33 @@ def best_scale(
         best = scale if best is None else np.where(better, scale, best)
     assert best is not None
     return best
+
+
+def signed_half(scale: np.ndarray) -> np.ndarray:
+    """float16 scales of either sign; tiny ones stay what they are, and do not become 0."""
+    return np.sign(scale).astype(np.float16) * half(np.abs(scale))
+
+
+def search_signed_scale(
+    x: np.ndarray, w: np.ndarray | None, ranges: Iterable[float], zero: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes 0 … 2 · zero − 1, uint8 [32, N], and float16 scales [N] of either sign: weight = scale · (code − zero).
+
+    A negative scale lets `zero` steps, not one less, reach a group's largest weight whatever its sign. ranges: steps
+    from 0 to it. The best candidate is improved by alternation: best scale for the codes, best codes for it.
+    """
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
+
+    def codes(scale: np.ndarray) -> np.ndarray:
+        return nearest_codes(x, scale, -zero, zero - 1)
+
+    scale = best_scale(x, w, (signed_half(largest / np.float32(-steps)) for steps in ranges), codes)
+    for _ in range(SIGNED_ROUNDS):
+        q = codes(scale)
+        weighed = q if w is None else w * q
+        fitted = np.einsum("cn,cn->n", weighed, x) * inverse(np.einsum("cn,cn->n", weighed, q))
+        scale = best_scale(x, w, (scale, signed_half(fitted)), codes)
+    return (codes(scale) + zero).astype(np.uint8), scale
 
 
 # ---- scales and minima of 4-bit codes ----

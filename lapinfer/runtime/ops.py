@@ -72,7 +72,7 @@ class Weights(Protocol):
 class Limits:
     """What buffers are allocated for: positions per slot, slots, tokens per step, threads, and the KV cache's format.
 
-    wanted: tokens of a step whose logits may be wanted; 0 for all. activations: what q8 and 4-bit weights are
+    wanted: tokens of a step whose logits may be wanted; 0 for all. activations: what quantized weights are
     multiplied with, int8 (q8) or two int8 per number (q16). experts: `resident` with all other weights; of a model that
     is larger than memory, in the `mapped` file, or in a `pool` of `slots_of_pool` slots, which they leave by a policy
     (runtime/pool.py).

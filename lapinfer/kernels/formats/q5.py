@@ -1,13 +1,11 @@
 """q5: 5-bit codes around ZERO, and a float16 scale for 32."""
 
 import numpy as np
-from llvmlite import ir
 
 from lapinfer.kernels.cache import jit
-from lapinfer.kernels.codegen import I16, const, i8x64, load
+from lapinfer.kernels.codegen import const, i8x64
 from lapinfer.kernels.conversions import load_f16
-from lapinfer.kernels.reader import Block, Reader, halves, nibble, nibbles
-from lapinfer.kernels.simd import load_u8
+from lapinfer.kernels.reader import Block, Reader, halves, plane, plane_code
 from lapinfer.quant.formats.q5 import ZERO
 
 LOW, HIGH = 32, 32 + 256
@@ -15,19 +13,14 @@ LOW, HIGH = 32, 32 + 256
 
 
 def block(context, b, address):
-    vector, pairs = i8x64.llvm, ir.VectorType(I16, 32)
-    upper, codes = b.bitcast(load(b, address, vector, HIGH), pairs), []
-    for i, low in enumerate(nibbles(b, address, LOW)):  # bit i of the line's bytes belongs above bit 3
-        shifted = b.shl(upper, const(pairs, 4 - i)) if i < 4 else b.lshr(upper, const(pairs, i - 4))
-        bit = b.and_(b.bitcast(shifted, vector), const(vector, 16))
-        codes.append(b.sub(b.or_(low, bit), const(vector, ZERO)))
+    parts = zip(plane(b, address, LOW, 4), plane(b, address, HIGH, 1, 4), strict=True)
+    codes = [b.sub(b.or_(low, high), const(i8x64.llvm, ZERO)) for low, high in parts]
     return Block(codes, halves(context, b, address))
 
 
 @jit
 def element(head, block, row, column):
-    bit = load_u8(block + HIGH + 4 * row + column % 4) >> column // 4 & 1
-    code = nibble(block + LOW, row, column) + (bit << 4)
+    code = plane_code(block + LOW, 4, row, column) + (plane_code(block + HIGH, 1, row, column) << 4)
     return load_f16(block + 2 * row) * np.float32(code - ZERO)
 
 

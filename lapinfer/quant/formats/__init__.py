@@ -13,7 +13,9 @@ from lapinfer.quant.names import format_names
 def _load() -> dict[str, Format]:
     formats: list[Format] = [import_module(f"{__name__}.{name}").FORMAT for name in format_names()]
     assert [form.name for form in formats] == format_names(), "a format is named like its file"
-    assert len({form.id for form in formats}) == len(formats), "ids of formats are unique"
+    ids = [form.id for form in formats]
+    twice = [f"{form.name} {form.id}" for form in formats if ids.count(form.id) > 1]
+    assert not twice, f"ids of formats are unique: {', '.join(twice)}; the next free one is {max(ids) + 1}"
     return {form.name: form for form in sorted(formats, key=lambda form: form.id)}
 
 

@@ -9,33 +9,20 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
-from lapinfer.quant.search import best_scale, half, inverse, nearest_codes
+from lapinfer.quant.search import search_signed_scale
 
 ZERO = 16
 """The code of 0."""
 
 RANGES = (15.0, 15.5, 16.0, 16.5, 17.0, 18.0, 19.5, 21.5, 24.0, 27.0)
 """Steps from 0 to a group's largest weight; it is cut off where that makes more important ones more exact."""
-ROUNDS = 2
-"""Rounds of alternating least squares: best scale for the codes, best codes for it."""
 
 
 class Q5(GroupFormat):
     __slots__ = ()
 
     def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> SearchResult:
-        largest = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
-
-        def codes(scale: np.ndarray) -> np.ndarray:
-            return nearest_codes(x, scale, -ZERO, ZERO - 1)
-
-        scale = best_scale(x, w, (signed_half(largest / np.float32(-steps)) for steps in RANGES), codes)
-        for _ in range(ROUNDS):
-            q = codes(scale)
-            weighed = q if w is None else w * q
-            fitted = np.einsum("cn,cn->n", weighed, x) * inverse(np.einsum("cn,cn->n", weighed, q))
-            scale = best_scale(x, w, (scale, signed_half(fitted)), codes)
-        return SearchResult((codes(scale) + ZERO).astype(np.uint8), scale)
+        return SearchResult(*search_signed_scale(x, w, RANGES, ZERO))
 
     def weights(self, groups: Grouped) -> np.ndarray:
         return (groups.codes.astype(np.float32) - ZERO) * groups.spread(groups.scale)
@@ -46,11 +33,6 @@ class Q5(GroupFormat):
         upper, pairs = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little"), blocks[..., 6:]
         codes = np.concatenate([pairs & 15, pairs >> 4], axis=-1) | upper << 4
         return Grouped(self, codes.reshape(len(blocks), -1), scale)
-
-
-def signed_half(scale: np.ndarray) -> np.ndarray:
-    """float16 scales; tiny ones stay what they are, and do not become 0."""
-    return np.sign(scale).astype(np.float16) * half(np.abs(scale))
 
 
 FORMAT = Q5(
