@@ -13,6 +13,11 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest first: with two processes, one would wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_isa.py")
+
+
 @pytest.fixture(scope="module")
 def one_torch_thread():
     """PyTorch with one thread: small trainings are no faster with more, and much slower beside others."""
