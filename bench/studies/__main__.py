@@ -38,10 +38,10 @@ def add_command(name: str) -> None:
             from bench.studies.study import Setting, find_study, run_study
         except ImportError as error:
             raise InputError(str(error)) from error
-        found = find_study(name)
+        chosen = find_study(name)
         with Progress() as progress:
-            summary = run_study(found, Setting(tuple(data), seeds, quick), output, jobs=jobs, progress=progress)
-        print_json(summary) if json else print(found.text(summary))
+            summary = run_study(chosen, Setting(tuple(data), seeds, quick), output, jobs=jobs, progress=progress)
+        print_json(summary) if json else print(chosen.text(summary))
         note(f"wrote {output / name}.json, .md, .svg")
 
 
