@@ -25,10 +25,10 @@ from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.checkpoint.shipped import SHIPPED
 from lapinfer.errors import LapinferError
 from lapinfer.loading import convert
-from lapinfer.options import QUANTS
+from lapinfer.options import QUANTS, ActivationsName, KVName
 
 TOKENS = 70
-VARIANTS = (("q8", "f16"), ("q16", "f16"), ("q16", "q8"), ("q16", "f32"))
+VARIANTS: tuple[tuple[ActivationsName, KVName], ...] = (("q8", "f16"), ("q16", "f16"), ("q16", "q8"), ("q16", "f32"))
 """Activations and KV cache."""
 
 
