@@ -30,7 +30,7 @@ LAYERS = [
     ("packing",),
     ("runtime",),
     ("model",),
-    ("text.tokenizer",),
+    ("text.tokenizer", "text.tokenizer_files"),
     ("calibration",),
     ("layers",),
     ("loading",),

@@ -53,6 +53,19 @@ def test_reads_ids_and_special_tokens(byte_tokenizer, sentencepiece):
     assert sentencepiece.encode("a", special=False)[0] != 1
 
 
+def test_special_tokens_have_the_names_that_templates_know(tmp_path):
+    config = {"pad_token": {"content": "<pad>"}, "image_token": "<image>", "extra_special_tokens": {"boi": "<boi>"}}
+    tokenizer = Tokenizer.from_folder(byte_tokenizer_folder(tmp_path, mask_token=None, unk_token=7, **config))
+    assert tokenizer is not None
+    assert tokenizer.special_tokens == {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<pad>",
+        "image_token": "<image>",
+        "boi": "<boi>",
+    }
+
+
 def test_eos_may_be_a_list(tmp_path):
     folder = byte_tokenizer_folder(tmp_path, eos_token="<|im_start|>")
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9], "bos_token_id": 3}')

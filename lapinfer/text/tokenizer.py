@@ -10,6 +10,7 @@ import tokenizers
 
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.text.tokenizer_files import special_tokens
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_role|>")
 """Special tokens that end an answer in the usual chat formats: some checkpoints name another one as eos."""
@@ -33,13 +34,6 @@ def optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _token_text(value: Any) -> str | None:
-    """'<s>' or {'content': '<s>', …} as both are found in tokenizer_config.json."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
 def _ids(value: Any) -> list[int]:
     """A token id or a list of them, as in generation_config.json."""
     values = value if isinstance(value, list) else [value]
@@ -49,7 +43,8 @@ def _ids(value: Any) -> list[int]:
 class Tokenizer:
     """The tokenizer of a checkpoint folder: what `transformers` reads, without it.
 
-    `bos_token`, `eos_token` are their texts (for chat templates); `bos_id` is None when there is none;
+    `special_tokens` are names and texts of the special tokens ("bos_token": "<s>", …), as chat templates get them;
+    `bos_token`, `eos_token` are the texts of two of them, None where there is none; `bos_id` likewise;
     `eos_ids` are all ids that end an answer; `special_ids` are left out of decoded text.
     """
 
@@ -60,8 +55,9 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.bos_token = _token_text(config.get("bos_token"))
-        self.eos_token = _token_text(config.get("eos_token"))
+        self.special_tokens = special_tokens(config)
+        self.bos_token = self.special_tokens.get("bos_token")
+        self.eos_token = self.special_tokens.get("eos_token")
         self.bos_id = None if self.bos_token is None else backend.token_to_id(self.bos_token)
         if self.bos_id is None:
             self.bos_id = next(iter(_ids(generation.get("bos_token_id"))), None)
