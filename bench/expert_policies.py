@@ -24,7 +24,7 @@ def accesses(model: str, text: Path, tokens: int) -> tuple[list[list[int]], int]
     from lapinfer.options import LoadOptions
 
     loaded = load_model(model, LoadOptions(ctx=512))
-    ids = text_ids(loaded.folder, text, tokens)
+    ids = text_ids(loaded.texts, text, tokens)
     trace: list[list[int]] = []
     experts = 0
     for start in range(0, len(ids), 512):

@@ -30,7 +30,7 @@ def activations(model: str, text: Path, tokens: int) -> tuple[list[np.ndarray], 
     from lapinfer.runtime.trace import traced
 
     loaded = load_model(model, LoadOptions(quant="f32", ctx=512))
-    ids = text_ids(loaded.folder, text, tokens)
+    ids = text_ids(loaded.texts, text, tokens)
     layers, D, F = len(loaded.spec.layers), loaded.spec.hidden, loaded.spec.layers[0].feed_forward.width
     inputs: list[list[np.ndarray]] = [[] for _ in range(layers)]
     hidden: list[list[np.ndarray]] = [[] for _ in range(layers)]

@@ -275,7 +275,9 @@ class TokenCalibration:
     @contextmanager
     def _model(self, progress: Progress) -> Iterator[Model]:
         """The checkpoint as q8 in a folder that is removed afterwards."""
-        digest = hashlib.sha256(f"{self._folder.resolve()} {self._checkpoint.fingerprint}".encode()).hexdigest()[:12]
+        digest = hashlib.sha256(
+            f"{self._folder.resolve()} {self._checkpoint.contents.identity()}".encode()
+        ).hexdigest()[:12]
         temporary = home() / "calibration" / digest
         length = self.tokens.chunks.shape[1]
         limits = Limits(length, step=length, threads=default_threads(), activations="q16")

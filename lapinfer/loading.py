@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,15 @@ def load_model(
     """
     options, say = options or LoadOptions(), progress or (lambda *args: None)
     began = time.perf_counter()
-    folder, is_copy = _packed_folder(path_or_name, options.quant, say)
+    found = _packed(path_or_name, options.quant, say)
     pack_s = time.perf_counter() - began
-    spec, weights = _read_packed(folder, is_copy, say)
+    spec, weights = _read_packed(found, say)
     if options.experts is not None:
         spec = with_top_k(spec, options.experts)
     limits = _limits(spec, options)
     if limits.threads > (processors := os.cpu_count() or limits.threads):
         say(f"note: {limits.threads} threads on {processors} processors will wait for each other")
-    about = {"name": str(path_or_name), "folder": folder, "notice": say}
+    about = {"name": str(path_or_name), "texts": found.texts, "notice": say}
     if options.policy == SYSTEM:
         model = mapped_model(spec, weights, limits, **about)
     elif options.memory is not None:
@@ -76,28 +76,40 @@ def load_model(
     return model
 
 
-def _packed_folder(path_or_name: str | Path, quant: str, say: Progress) -> tuple[Path, bool]:
-    """The folder of the packed weights, and whether it is our copy of a checkpoint, which is made now if need be."""
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A packed folder, and whether it is our copy of a checkpoint; texts: the folder of tokenizer and templates.
+
+    Those of a copy are read where the checkpoint lies, as they are now.
+    """
+
+    folder: Path
+    texts: Path
+    is_copy: bool
+
+
+def _packed(path_or_name: str | Path, quant: str, say: Progress) -> Packed:
+    """Where the packed weights are; a copy of a checkpoint is made now if need be."""
     source = resolve(path_or_name)
     if not isinstance(source, Path):
-        folder = cached_folder(source, quant, packed_models())
+        folder = cached_folder(source, quant, packed_models(), progress=say)
         if not is_packed(folder):
             pack_calibrated(source, folder, quant, progress=_packing(say))
-        return folder, True
+        return Packed(folder, source.folder, is_copy=True)
     stored = read_metadata(packed_path(source)).get("quant")
     if quant not in ("auto", stored):
         raise InputError(f"{source} is already packed as {stored}, not as {quant}")
-    return source, False
+    return Packed(source, source, is_copy=False)
 
 
-def _read_packed(folder: Path, is_copy: bool, notice: Progress) -> tuple[ModelSpec, PackedFile]:
+def _read_packed(found: Packed, notice: Progress) -> tuple[ModelSpec, PackedFile]:
     """The spec and the weights of a packed folder, which agree; CheckpointError when they do not."""
     try:
-        return read_packed(folder, notice)
+        return read_packed(found.folder, notice)
     except CheckpointError as error:
-        if not is_copy:
+        if not found.is_copy:
             raise
-        raise CheckpointError(f"{error} (a packed copy: delete {folder}, and it is packed again)") from error
+        raise CheckpointError(f"{error} (a packed copy: delete {found.folder}, and it is packed again)") from error
 
 
 def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:

@@ -49,14 +49,17 @@ class Logits:
 
 
 class Model:
-    """Weights and ops of one model. It runs one step at a time, and holds `lock` meanwhile."""
+    """Weights and ops of one model. It runs one step at a time, and holds `lock` meanwhile.
+
+    texts: the folder of its tokenizer, templates and generation_config.json, which is the checkpoint's own.
+    """
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, limits: Limits, *, name: str = "", folder: Path | None = None,
+        self, spec: ModelSpec, weights: Weights, limits: Limits, *, name: str = "", texts: Path | None = None,
         notice: Notice | None = None,
     ):  # fmt: skip
         self.spec, self.weights, self.limits = spec, weights, limits
-        self.name, self.folder = name, folder
+        self.name, self.texts = name, texts
         self.ctx, self.slots, self.threads = limits.ctx, limits.slots, limits.threads
         self.max_step, self.max_wanted = limits.step, limits.most_wanted
         self.lock = threading.RLock()

@@ -60,7 +60,7 @@ class FakeModel:
         top_k=2,
     ):  # fmt: skip
         routers = (None, RouterSpec(experts, top_k), RouterSpec(experts // 2, 1)) if experts else (None,)
-        self.spec, self.folder, self.ctx, self.slots = spec(vocab, window, routers), folder, ctx, slots
+        self.spec, self.texts, self.ctx, self.slots = spec(vocab, window, routers), folder, ctx, slots
         self.routing = None
         self.limits = SimpleNamespace(kv="f16")
         self.threads, self.lock = threads, threading.RLock()

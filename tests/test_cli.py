@@ -260,7 +260,7 @@ def test_bench_writes_what_is_asked(fake):
     assert table[0].startswith("model_filename,")
     assert invoke("bench", *fast, "-o", "xml").exit_code == 2
     assert invoke("bench", "-m", "x", "-p", "0", "-n", "0").exit_code == 1
-    fake.folder = None
+    fake.texts = None
     assert json.loads(invoke("bench", *fast, "-o", "json").stdout)[0]["text"] == "random"
 
 

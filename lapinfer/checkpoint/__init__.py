@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lapinfer.checkpoint.identity import Contents
 from lapinfer.quant.groups import Grouped
 
 
@@ -14,15 +15,13 @@ class Checkpoint(Protocol):
     """Weights as they were published, under their published (Hugging Face) names.
 
     `folder` holds config and tokenizer files (a folder beside the cache for a GGUF file, whose tokenizer
-    is rebuilt there). `fingerprint` changes when any source file does.
+    is rebuilt there). `contents` tells it from every other checkpoint.
     """
 
     path: Path
     folder: Path
     config: dict[str, Any]
-
-    @property
-    def fingerprint(self) -> str: ...
+    contents: Contents
 
     def names(self) -> list[str]: ...
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lapinfer.checkpoint import mxfp4
+from lapinfer.checkpoint.identity import Contents
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError, UnsupportedError
@@ -36,15 +35,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def fingerprint(paths: Iterable[Path]) -> str:
-    """A hash of names, sizes and modification times: changes when a file does, without reading it."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        stat = path.stat()
-        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
-
-
 class FolderCheckpoint:
     """`Checkpoint` of a folder with config.json and model.safetensors, or shards and their index."""
 
@@ -55,12 +45,12 @@ class FolderCheckpoint:
         self.config = read_json(self.path / "config.json")
         self._files: dict[str, SafetensorsFile] = {}
         self._of: dict[str, SafetensorsFile] = {}
+        placed: dict[str, str] = {}
         index = self.path / INDEX
         if (self.path / SINGLE).is_file():
             self._open(SINGLE)
-            index = None
         elif index.is_file():
-            self._open_shards(index)
+            placed = self._open_shards(index)
         elif any(self.path.glob("pytorch_model*.bin")):
             raise UnsupportedError(
                 f"{self.path}: has only pytorch_model.bin, a pickle, which is never loaded; "
@@ -68,8 +58,7 @@ class FolderCheckpoint:
             )
         else:
             raise CheckpointError(f"{self.path}: has no {SINGLE} and no {INDEX}")
-        used = [self.path / "config.json", *(file.path for file in self._files.values())]
-        self._fingerprint = fingerprint([*used, index] if index else used)
+        self.contents = Contents([self.config, placed], {file.path: file.mapped for file in self._files.values()})
 
     def _open(self, shard: str) -> SafetensorsFile:
         file = self._files[shard] = SafetensorsFile(self.path / shard)
@@ -79,7 +68,8 @@ class FolderCheckpoint:
             self._of[name] = file
         return file
 
-    def _open_shards(self, index: Path) -> None:
+    def _open_shards(self, index: Path) -> dict[str, str]:
+        """Open all shards; which one each tensor is in, as the index says."""
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
             raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
@@ -91,10 +81,7 @@ class FolderCheckpoint:
         for name, shard in shards.items():
             if name not in self._files[shard].tensors:
                 raise CheckpointError(f"{self.path / shard}: tensor {name!r} is missing, which {index.name} names")
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+        return shards
 
     def _file(self, name: str) -> SafetensorsFile:
         try:

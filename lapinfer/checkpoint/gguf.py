@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lapinfer.checkpoint.folder import fingerprint
 from lapinfer.checkpoint.gguf_file import GGUFFile, GGUFTensor
 from lapinfer.checkpoint.gguf_tokenizer import write_folder
+from lapinfer.checkpoint.identity import Contents
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.families import Family, families, family, family_of_gguf
@@ -44,8 +44,8 @@ class GGUFCheckpoint:
         kind = _family(self._file)
         self.config = _config(self._file, kind)
         self._mapped = self._map(kind)
-        self._fingerprint = fingerprint([self.path])
-        self.folder = write_folder(self._file, self.config, self._fingerprint)
+        self.contents = Contents(self.config, {self.path: self._file.data})
+        self.folder = write_folder(self._file, self.config)
 
     def _map(self, kind: Family) -> dict[str, Mapped]:
         assert kind.gguf is not None
@@ -81,10 +81,6 @@ class GGUFCheckpoint:
             return self._mapped[name]
         except KeyError:
             raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
 
     def names(self) -> list[str]:
         return list(self._mapped)

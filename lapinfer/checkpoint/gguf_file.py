@@ -50,7 +50,10 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """`metadata` values as Python scalars, strings, lists of strings or NumPy arrays; `tensors` by their GGUF names."""
+    """`metadata` values as Python scalars, strings, lists of strings or NumPy arrays; `tensors` by their GGUF names.
+
+    header: the bytes before the tensors' data.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -73,6 +76,7 @@ class GGUFFile:
                 raise CheckpointError(f"{self.path}: metadata {key[:80]!r} appears twice")
             self.metadata[key] = self._value(self._scalar("I"))
         self.tensors = self._tensors(tensor_count)
+        self.header = self.data[: self._at]
 
     def rows(self, name: str) -> np.ndarray:
         """The stored bytes, [rows, bytes per row], read-only, not copied."""

@@ -6,6 +6,7 @@ SentencePiece BPE, whose merges follow from the scores of its pieces.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -57,10 +58,12 @@ WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
 """Whose words that are tokens are not merged from parts (`ignore_merges`); these also begin with BOS."""
 
 
-def write_folder(file: GGUFFile, config: dict[str, Any], fingerprint: str) -> Path:
-    """The folder with config.json and tokenizer files of a GGUF file; made once, atomically."""
+def write_folder(file: GGUFFile, config: dict[str, Any]) -> Path:
+    """The folder with config.json and tokenizer files of a GGUF file; made once for a header, atomically."""
+    digest = hashlib.sha256(file.header)
+    digest.update(json.dumps(config, sort_keys=True).encode())
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in file.path.stem)[:80]
-    folder = home() / "gguf" / f"{stem}-{fingerprint[:16]}-{RULES}"
+    folder = home() / "gguf" / f"{stem}-{digest.hexdigest()[:16]}-{RULES}"
     if folder.is_dir():
         return folder
     files = {"config.json": json.dumps(config, indent=2)}

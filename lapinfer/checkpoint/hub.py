@@ -15,12 +15,12 @@ from lapinfer.checkpoint.gguf import GGUFCheckpoint
 from lapinfer.checkpoint.home import home, is_packed, packed_models, pulled_models
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.checkpoint.smollm2 import Progress
+from lapinfer.checkpoint.texts import TEMPLATES, TEXTS
 from lapinfer.errors import CheckpointError
 
 ALIASES = {smollm2.ALIAS: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]  # fmt: skip
+FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", *TEXTS, f"{TEMPLATES}/*.jinja"]
 """What is downloaded of a repository."""
 
 

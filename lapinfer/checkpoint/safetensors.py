@@ -83,6 +83,11 @@ class SafetensorsFile:
     def nbytes(self) -> int:
         return len(self._bytes)
 
+    @property
+    def mapped(self) -> memoryview:
+        """The whole file, header and all."""
+        return self._bytes
+
     def __getitem__(self, name: str) -> StoredTensor:
         try:
             return self.tensors[name]

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.checkpoint.home import FILE_NAME
+from lapinfer.checkpoint.texts import texts_in
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.options import QUANT
@@ -27,9 +28,6 @@ from lapinfer.quant.choice import FED_BACK, Stored, matrix_format, model_size, n
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
-
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-          "chat_template.jinja")  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, what is done of it, and all that there is to do."""
@@ -98,7 +96,7 @@ def pack_checkpoint(
         )
     label = calibration.label if calibration is not None and lossy else "none"
     # In the header, so that a packing goes on only with weights that were made in the same way.
-    metadata = {"quant": quant, "source": checkpoint.fingerprint, "calibration": label}
+    metadata = {"quant": quant, "source": checkpoint.contents.identity(), "calibration": label}
     sizes = {name: sum(part.tensor.size for part in parts_of(entry)) for name, entry in entries.items()}
     total = sum(sizes.values())
     with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata) as writer:
@@ -109,13 +107,25 @@ def pack_checkpoint(
             for name, inputs in todo:
                 progress("packing", done, total)
                 for i, data in enumerate(packed_slices(assembler, entries[name], inputs)):
+                    _check_unchanged(checkpoint, writer)
                     writer.write(name, data)
                     progress("packing", min(done + (i + 1) * SLICE, done + sizes[name]), total)
                 done += sizes[name]
                 del inputs  # large, and what comes next is so, too
         progress("packing", total, total)
-        writer.finish()
+        if not writer.finished:
+            _check_unchanged(checkpoint, writer, thoroughly=True)
+            writer.finish()
     return folder
+
+
+def _check_unchanged(checkpoint: Checkpoint, writer: PackedWriter, thoroughly: bool = False) -> None:
+    """CheckpointError when the source has changed since its identity was taken; what was written of it is dropped."""
+    try:
+        checkpoint.contents.check_unchanged(thoroughly)
+    except CheckpointError:
+        writer.discard()
+        raise
 
 
 def _is_weighed(part: PackedEntry, assembler: Assembler) -> bool:
@@ -147,15 +157,21 @@ def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
     """The files that a model needs besides its weights."""
     try:
         (folder / "config.json").write_text(json.dumps(checkpoint.config, indent=2), encoding="utf-8")
-        for name in BESIDE:
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, folder / name)
+        for text in texts_in(checkpoint.folder):
+            (folder / text).parent.mkdir(exist_ok=True)
+            shutil.copyfile(checkpoint.folder / text, folder / text)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
-def cached_folder(checkpoint: Checkpoint, quant: str, home: Path) -> Path:
-    """Where the packed copy of a checkpoint belongs: it changes with the source files and the quant asked for."""
-    digest = hashlib.sha256(f"{checkpoint.fingerprint} {quant} 4".encode()).hexdigest()[:12]
+def cached_folder(
+    checkpoint: Checkpoint, quant: str, home: Path, progress: Progress = lambda phase, done, total: None
+) -> Path:
+    """Where the packed copy of a checkpoint belongs: its content and the quant asked for decide that.
+
+    progress: of reading large files, which is done once.
+    """
+    identity = checkpoint.contents.identity(lambda done, total: progress("reading", done, total))
+    digest = hashlib.sha256(f"{identity} {quant} 5".encode()).hexdigest()[:16]
     stem = checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name
     return home / f"{stem}-{quant}-{digest}"

@@ -8,7 +8,7 @@
     everything else        F32
 
 Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
-"version", "quant", "source" (fingerprint), "calibration" and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}
+"version", "quant", "source" (identity), "calibration" and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}
 of all matrices, where those of a bank layers.N.experts have names below it and shape [E, R, C]. What each tensor is,
 the config.json beside the file says.
 """

@@ -106,6 +106,17 @@ class PackedWriter:
         self.finished = True
         self.close()
 
+    def discard(self) -> None:
+        """Forget what was written so far: no later writer goes on with it."""
+        if self.finished:
+            return
+        with self._errors():
+            if fcntl is None:  # Windows cannot remove an open file
+                self.close()
+            self._journal.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)
+        self.close()
+
     def close(self) -> None:
         """Let go of the file and its lock; what is done stays for the next writer."""
         if self._fd >= 0:

@@ -204,8 +204,8 @@ def open_model(path_or_name: str | Path, options: LoadOptions, progress: Progres
 
 
 def from_model(model: Model) -> LanguageModel:
-    """A loaded model with the tokenizer, chat template and sampling defaults of its folder."""
-    folder = model.folder
+    """A loaded model with the tokenizer, chat template and sampling defaults that its checkpoint has now."""
+    folder = model.texts
     tokenizer = None if folder is None else Tokenizer.from_folder(folder)
     if folder is None or tokenizer is None:
         return LanguageModel(model)

@@ -1,0 +1,176 @@
+"""What makes two checkpoints the same: their config and all bytes of their weights, not names, places or times.
+
+A small checkpoint is read in full at every start. Of a large one, each file is read once; its digest is remembered
+with what the system then said of the file: device, inode, size, and its times. One of these, `ctime`, cannot be set:
+whatever writes to a file, replaces it or restores its modification time, changes it. Where the system has no such time
+(Windows), or the file had only just been written (a second write could fall into the same tick of its clock), nothing
+is remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lapinfer.checkpoint.home import home
+from lapinfer.checkpoint.mapping import let_go, map_file, opened_as
+from lapinfer.errors import CheckpointError
+from lapinfer.machine import default_threads
+
+SMALL = 16 << 20
+"""Bytes of a checkpoint that is read at every start: 10 ms."""
+PIECE = 16 << 20
+"""Bytes that a thread digests at a time. The digest of a large file is that of its pieces' digests."""
+TICK_NS = 2_000_000_000
+"""The clock of no file system is coarser."""
+HAS_CHANGE_TIME = os.name != "nt"
+"""Elsewhere st_ctime is the time of creation, which says nothing of what was written since."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read and those of all files, where large ones have to be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the system says of a file: as long as that is the same, so is what it holds."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> State:
+        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+    def is_trusted(self, now_ns: int) -> bool:
+        """Whether any write from now on would show."""
+        return HAS_CHANGE_TIME and max(self.modified_ns, self.changed_ns) + TICK_NS < now_ns
+
+
+class Contents:
+    """The mapped files of a checkpoint: gives the identity, and sees changes from outside.
+
+    described: what decides besides the files, as JSON has it: the config.
+    """
+
+    def __init__(self, described: Any, files: Mapping[Path, memoryview]) -> None:
+        self._described, self._files = described, dict(sorted(files.items()))
+        self._states = {path: State.of(opened_as(data)) for path, data in self._files.items()}
+        now = time.time_ns()
+        self._trusted = {path for path, state in self._states.items() if state.is_trusted(now)}
+        self._digests: dict[Path, bytes] = {}
+
+    def identity(self, progress: Progress = lambda done, total: None) -> str:
+        """32 hexadecimal digits: the same for the same config and weights, and only for these."""
+        total, done = sum(data.nbytes for data in self._files.values()), 0
+        for path, data in self._files.items():
+            if path not in self._digests:
+                before = done
+                self._digests[path] = (
+                    content_digest(data) if total <= SMALL
+                    else self._large(path, lambda more, before=before: progress(before + more, total))
+                )  # fmt: skip
+            done += data.nbytes
+        digest = hashlib.sha256(json.dumps(self._described, sort_keys=True).encode())
+        for found in self._digests.values():
+            digest.update(found)
+        return digest.hexdigest()[:32]
+
+    def _large(self, path: Path, progress: Callable[[int], None]) -> bytes:
+        """The digest of one of the files: remembered, or read."""
+        state, known = self._states[path], path in self._trusted and self._is_as_opened(path)
+        if known and (remembered := _remembered(state)) is not None:
+            return remembered
+        found = content_digest(self._files[path], progress)
+        if known and self._is_as_opened(path):
+            _remember(state, found)
+        return found
+
+    def _is_as_opened(self, path: Path) -> bool:
+        """Whether the path still leads to the file that was opened, and nothing has been written to that."""
+        try:
+            return State.of(os.stat(path)) == self._states[path]
+        except OSError:
+            return False
+
+    def check_unchanged(self, thoroughly: bool = False) -> None:
+        """CheckpointError when the checkpoint is another one than that whose identity was given.
+
+        The system is asked, and files are read again where it says that they have changed (some file systems number
+        theirs anew now and then); thoroughly: also those that were so new when they were opened that it cannot know.
+        """
+        self.identity()
+        for path in self._files:
+            if not self._is_as_opened(path) or (thoroughly and path not in self._trusted):
+                self._read_again(path)
+
+    def _read_again(self, path: Path) -> None:
+        data = map_file(path)
+        state = State.of(opened_as(data))
+        is_trusted = state.is_trusted(time.time_ns())
+        if content_digest(data) != self._digests[path]:
+            raise CheckpointError(f"{path}: changed while it was read, and nothing is kept of it; run this again")
+        self._states[path] = state
+        (self._trusted.add if is_trusted else self._trusted.discard)(path)
+
+
+def content_digest(data: memoryview, progress: Callable[[int], None] = lambda done: None) -> bytes:
+    """SHA-256 of a small file, or of the digests of a large one's pieces, in as many threads as there are cores."""
+    if data.nbytes <= PIECE:
+        return hashlib.sha256(data).digest()
+    from concurrent.futures import ThreadPoolExecutor
+
+    def of_piece(start: int) -> bytes:
+        piece = data[start : start + PIECE]
+        found = hashlib.sha256(piece).digest()
+        let_go(np.frombuffer(piece, np.uint8))
+        return found
+
+    digest, done = hashlib.sha256(), 0
+    with ThreadPoolExecutor(default_threads()) as pool:
+        for found in pool.map(of_piece, range(0, data.nbytes, PIECE)):
+            digest.update(found)
+            done = min(done + PIECE, data.nbytes)
+            progress(done)
+    return digest.digest()
+
+
+def _note(state: State) -> Path:
+    """Where the digest of a file is remembered: a place for each file, so that old ones make room."""
+    return home() / "identities" / f"{state.device:x}-{state.inode:x}"
+
+
+def _remembered(state: State) -> bytes | None:
+    try:
+        key, _, found = _note(state).read_text(encoding="ascii").strip().partition(" ")
+        return bytes.fromhex(found) if key == _key(state) and len(found) == 64 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _remember(state: State, found: bytes) -> None:
+    """Where the home cannot be written, the file is read again next time."""
+    note = _note(state)
+    partial = note.with_name(f".{note.name}.{os.getpid()}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(f"{_key(state)} {found.hex()}\n", encoding="ascii")
+        os.replace(partial, note)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _key(state: State) -> str:
+    return f"{state.size:x}-{state.modified_ns:x}-{state.changed_ns:x}"
