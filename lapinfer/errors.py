@@ -1,6 +1,11 @@
 """The ways lapinfer fails. Every message is one or two lines: what, where, expected, got, next step."""
 
 
+def quoted(name: str) -> str:
+    """A name that a file gives, for a message: on one line, and cut where it is absurdly long."""
+    return repr(name if len(name) <= 120 else name[:120] + "…")
+
+
 class LapinferError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
 

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lapinfer.checkpoint import mxfp4
 from lapinfer.checkpoint.identity import Contents
+from lapinfer.checkpoint.json_files import read_json
 from lapinfer.checkpoint.mapping import let_go
-from lapinfer.checkpoint.safetensors import SafetensorsFile
-from lapinfer.errors import CheckpointError, UnsupportedError
+from lapinfer.checkpoint.safetensors import SafetensorsFile, same_tensor
+from lapinfer.errors import CheckpointError, UnsupportedError, quoted
 from lapinfer.quant.groups import Grouped
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; CheckpointError when it is missing or something else."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise CheckpointError(f"{path}: not a file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({str(error)[:200]})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: has a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 class FolderCheckpoint:
@@ -44,13 +26,13 @@ class FolderCheckpoint:
             raise CheckpointError(f"{self.path}: no such folder")
         self.config = read_json(self.path / "config.json")
         self._files: dict[str, SafetensorsFile] = {}
-        self._of: dict[str, SafetensorsFile] = {}
-        placed: dict[str, str] = {}
+        self._of: dict[str, list[SafetensorsFile]] = {}
+        self._promised: dict[str, str] = {}
         index = self.path / INDEX
         if (self.path / SINGLE).is_file():
             self._open(SINGLE)
         elif index.is_file():
-            placed = self._open_shards(index)
+            self._open_shards(index)
         elif any(self.path.glob("pytorch_model*.bin")):
             raise UnsupportedError(
                 f"{self.path}: has only pytorch_model.bin, a pickle, which is never loaded; "
@@ -58,36 +40,59 @@ class FolderCheckpoint:
             )
         else:
             raise CheckpointError(f"{self.path}: has no {SINGLE} and no {INDEX}")
-        self.contents = Contents([self.config, placed], {file.path: file.mapped for file in self._files.values()})
+        self.contents = Contents(
+            [self.config, self._promised], {file.path: file.mapped for file in self._files.values()}
+        )
 
-    def _open(self, shard: str) -> SafetensorsFile:
+    def _open(self, shard: str) -> None:
         file = self._files[shard] = SafetensorsFile(self.path / shard)
         for name in file.tensors:
-            if name in self._of:
-                raise CheckpointError(f"{file.path}: tensor {name!r} is also in {self._of[name].path.name}")
-            self._of[name] = file
-        return file
+            self._of.setdefault(name, []).append(file)
 
-    def _open_shards(self, index: Path) -> dict[str, str]:
-        """Open all shards; which one each tensor is in, as the index says."""
+    def _open_shards(self, index: Path) -> None:
+        """Opens the shards that are there: which of their tensors are needed is not known yet."""
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+        if not isinstance(shards, dict) or not shards or not all(isinstance(v, str) for v in shards.values()):
             raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
         for shard in sorted(set(shards.values())):
             # A name with a folder in it could point anywhere on the disk.
             if Path(shard).name != shard or "\\" in shard or "\0" in shard:
-                raise CheckpointError(f"{index}: names the shard {shard!r}, expected a file beside it")
-            self._open(shard)
-        for name, shard in shards.items():
-            if name not in self._files[shard].tensors:
-                raise CheckpointError(f"{self.path / shard}: tensor {name!r} is missing, which {index.name} names")
-        return shards
+                raise CheckpointError(f"{index}: names the shard {shard[:100]!r}, expected a file beside it")
+            if (self.path / shard).exists():
+                self._open(shard)
+        if not self._files:
+            raise CheckpointError(f"{self.path / min(shards.values())}: no such file, which {index.name} names")
+        self._promised = shards
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all shards are there that the index names."""
+        return all(shard in self._files for shard in set(self._promised.values()))
 
     def _file(self, name: str) -> SafetensorsFile:
+        """The one shard that has the tensor, or one of several that have the same."""
         try:
-            return self._of[name]
+            first, *others = self._of[name]
         except KeyError:
-            raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
+            raise self._missing(name) from None
+        if others:
+            for other in others:
+                if not same_tensor(first, other, name):
+                    raise CheckpointError(
+                        f"{other.path}: tensor {quoted(name)} is also in {first.path.name}, with other numbers; "
+                        "remove the file that is not part of the model"
+                    )
+            self._of[name] = [first]
+        return first
+
+    def _missing(self, name: str) -> CheckpointError:
+        if (shard := self._promised.get(name)) is None:
+            return CheckpointError(f"{self.path}: tensor {quoted(name)} is missing")
+        if shard in self._files:
+            return CheckpointError(f"{self.path / shard}: tensor {quoted(name)} is missing, which {INDEX} names")
+        return CheckpointError(
+            f"{self.path / shard}: no such file; it has tensor {quoted(name)}, says {INDEX}; download it again"
+        )
 
     def _fp4(self, name: str) -> bool:
         """Whether a tensor is blocks of MXFP4: it then has its logical shape, and its scales no name of their own."""
@@ -95,7 +100,7 @@ class FolderCheckpoint:
         if not name.endswith(mxfp4.BLOCKS) or file[name].dtype != "U8":
             return False
         scales = mxfp4.scales_of(name)
-        there = self._of[scales][scales] if scales in self._of else None
+        there = self._file(scales)[scales] if scales in self._of else None
         mxfp4.check_shapes(str(file.path), name, file[name].shape, there and there.shape)
         if there and there.dtype != "U8":
             raise CheckpointError(f"{file.path}: tensor {scales!r} has dtype {there.dtype}, expected U8")

@@ -149,10 +149,10 @@ def _snapshot(repository: str) -> Path | None:
     if not re.fullmatch(r"[0-9A-Za-z]+", commit) or not (snapshot / "config.json").is_file():
         return None
     try:
-        FolderCheckpoint(snapshot)
-    except CheckpointError:  # a download that was broken off: the hub's client completes it
+        whole = FolderCheckpoint(snapshot).is_complete
+    except CheckpointError:
         return None
-    return snapshot
+    return snapshot if whole else None  # of a download that was broken off: the hub's client completes it
 
 
 def _download(repository: str) -> Path:

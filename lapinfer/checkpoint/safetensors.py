@@ -11,12 +11,13 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from lapinfer.checkpoint.json_files import parse_json
 from lapinfer.checkpoint.mapping import let_go, map_file
-from lapinfer.errors import CheckpointError
+from lapinfer.errors import CheckpointError, quoted
 from lapinfer.quant.formats.bf16 import from_bf16
 
 MAX_HEADER = 100_000_000
@@ -37,6 +38,16 @@ DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("u1"),
 }
+"""What can be looked at; a file may have tensors of other types, as long as nobody reads them."""
+
+BITS: Final[Mapping[str, int]] = {
+    **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()},
+    "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+"""Of a number, in every type that the official library has; of an unknown type, the size is not checked."""
+
+FLOATS: Final = ("F32", "F16", "BF16", "F64")
+"""What weights are read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +70,8 @@ class SafetensorsFile:
         self.path = Path(path)
         self._bytes = map_file(self.path)
         data_start, header = _header(self.path, self._bytes)
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise CheckpointError(f"{self.path}: __metadata__ has other values, expected strings")
-        self.metadata: dict[str, str] = metadata
+        self.metadata = _metadata(header)
+        header.pop("__metadata__", None)
         found = {name: _tensor(self.path, name, entry, data_start) for name, entry in header.items()}
         self.tensors = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)))
         end = data_start
@@ -70,7 +79,7 @@ class SafetensorsFile:
             if tensor.start != end:
                 what = "overlapping the tensor before" if tensor.start < end else "after a hole"
                 raise CheckpointError(
-                    f"{self.path}: tensor {name!r} has bytes from {tensor.start - data_start} on, {what}, "
+                    f"{self.path}: tensor {quoted(name)} has bytes from {tensor.start - data_start} on, {what}, "
                     f"expected {end - data_start}"
                 )
             end = tensor.stop
@@ -92,33 +101,61 @@ class SafetensorsFile:
         try:
             return self.tensors[name]
         except KeyError:
-            raise CheckpointError(f"{self.path}: tensor {name!r} is missing") from None
+            raise CheckpointError(f"{self.path}: tensor {quoted(name)} is missing") from None
+
+    def bytes_of(self, name: str) -> memoryview:
+        """The stored bytes, not copied."""
+        tensor = self[name]
+        return self._bytes[tensor.start : tensor.stop]
 
     def view(self, name: str) -> np.ndarray:
         """The stored numbers, read-only, not copied; BF16 as uint16 bits, BOOL as uint8."""
         tensor = self[name]
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{self.path}: tensor {quoted(name)} has dtype {tensor.dtype}, expected {', '.join(FLOATS)}; "
+                "quantized weights must be turned back into floats first"
+            )
         count = math.prod(tensor.shape)
         if not count:
             return np.empty(tensor.shape, DTYPES[tensor.dtype])
         return np.frombuffer(self._bytes, DTYPES[tensor.dtype], count, tensor.start).reshape(tensor.shape)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start:stop as a new float32 array, of an F32, F16 or BF16 tensor; the file's pages are let go."""
-        dtype = self[name].dtype
-        if dtype not in ("F32", "F16", "BF16"):
-            raise CheckpointError(f"{self.path}: tensor {name!r} has dtype {dtype}, expected F32, F16 or BF16")
-        view = self.view(name)
+        """Rows start:stop as a new float32 array, of a tensor of floats; the file's pages are let go.
+
+        CheckpointError for another type, and for numbers of an F64 tensor that are too large for float32.
+        """
+        view, dtype = self.view(name), self[name].dtype
+        if dtype not in FLOATS:
+            raise CheckpointError(f"{self.path}: tensor {quoted(name)} has dtype {dtype}, expected {', '.join(FLOATS)}")
         rows = view[start:stop] if view.ndim else view
         with np.errstate(all="ignore"):  # NumPy warns of some NaNs
             values = from_bf16(rows) if dtype == "BF16" else rows.astype(np.float32)
+            if dtype == "F64" and (np.isinf(values) & np.isfinite(rows)).any():
+                raise CheckpointError(f"{self.path}: tensor {quoted(name)} has numbers that are too large for float32")
         let_go(rows)
         return values
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """`__metadata__` alone, without looking at the tensors; CheckpointError when there is no readable header."""
-    metadata = _header(path, map_file(path))[1].get("__metadata__")
-    return metadata if isinstance(metadata, dict) else {}
+    return _metadata(_header(path, map_file(path))[1])
+
+
+def same_tensor(first: SafetensorsFile, second: SafetensorsFile, name: str) -> bool:
+    """Whether a tensor is the same in two files, byte for byte."""
+    one, other = first[name], second[name]
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return first.bytes_of(name) == second.bytes_of(name)
+
+
+def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
+    """Its strings: nothing else in it is ours, whatever it says."""
+    metadata = header.get("__metadata__")
+    items = metadata.items() if isinstance(metadata, dict) else ()
+    return {key: value for key, value in items if isinstance(value, str)}
 
 
 def _header(path: Path, data: memoryview) -> tuple[int, dict[str, Any]]:
@@ -131,40 +168,39 @@ def _header(path: Path, data: memoryview) -> tuple[int, dict[str, Any]]:
     if 8 + length > len(data):
         raise CheckpointError(f"{path}: header has {length} bytes, the file only {len(data)}; download it again")
     try:
-        header = json.loads(bytes(data[8 : 8 + length]).decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: header is not valid JSON ({str(error)[:200]})") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: header is a JSON {type(header).__name__}, expected an object")
-    return 8 + length, header
+        return 8 + length, parse_json(bytes(data[8 : 8 + length]), _unique)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: header {error}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"key {quoted(twice)} appears twice")
     return found
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     def wrong(what: str, got: Any, expected: str) -> CheckpointError:
-        return CheckpointError(f"{path}: tensor {name!r} has {what} {str(got)[:100]}, expected {expected}")
+        return CheckpointError(f"{path}: tensor {quoted(name)} has {what} {str(got)[:100]}, expected {expected}")
 
     if not isinstance(entry, dict):
         raise wrong("entry", entry, "an object with dtype, shape and data_offsets")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise wrong("dtype", dtype, f"one of {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or not dtype.isidentifier() or len(dtype) > 40:
+        raise wrong("dtype", dtype, f"one of {', '.join(BITS)}")
     # 2**40 a dimension and 8 dimensions: so that a product stays an integer of bounded size.
     if not isinstance(shape, list) or len(shape) > 8 or not all(_is_size(n, 1 << 40) for n in shape):
         raise wrong("shape", shape, "a list of at most 8 sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n, 1 << 62) for n in offsets):
         raise wrong("data_offsets", offsets, "two byte positions")
-    size = math.prod(shape) * DTYPES[dtype].itemsize
-    if offsets[1] - offsets[0] != size:
+    start, stop = offsets
+    size = -(-math.prod(shape) * BITS[dtype] // 8) if dtype in BITS else max(stop - start, 0)
+    if stop - start != size:
         raise wrong("data_offsets", offsets, f"{size} bytes for {dtype} {shape}")
-    return StoredTensor(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    return StoredTensor(dtype, tuple(shape), data_start + start, data_start + stop)
 
 
 def _is_size(value: Any, limit: int) -> bool:

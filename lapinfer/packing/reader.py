@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import packed_path
+from lapinfer.checkpoint.json_files import read_json
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
 from lapinfer.families import Notice, silent, spec_from_config

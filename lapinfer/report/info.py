@@ -8,8 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.hub import remote_config, resolve
+from lapinfer.checkpoint.json_files import read_json
 from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.loading import default_ctx

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import tokenizers
 
-from lapinfer.checkpoint.folder import read_json
+from lapinfer.checkpoint.json_files import read_json
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.text.tokenizer_files import special_tokens
 
