@@ -20,7 +20,7 @@ PACKAGE = ROOT / "lapinfer"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
-    ("errors", "machine"),
+    ("errors", "machine", "private"),
     ("spec",),
     ("quant",),
     ("options",),

@@ -1,15 +1,16 @@
 """Compilation of kernels: lazily, once for each version of the sources, to a cache folder of their own.
 
-Numba's own cache looks only at the file of the function itself, so a changed helper would leave stale machine code:
-the folder's name is a hash of all sources of kernels and formats, the versions of Numba and llvmlite, and the target.
+Numba's own cache looks only at the file of the function itself, so a changed helper would leave stale machine code; and
+it unpickles whatever it finds. The name of our folder is a hash of all sources of kernels and formats, the versions of
+Python, Numba and llvmlite, and the target; what is in it is checked first (store.py).
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,9 +24,13 @@ from lapinfer.kernels import isa
 isa.apply()  # before the first import of numba
 
 import numba  # noqa: E402
-from numba import cfunc, int64, njit, void  # noqa: E402
-from numba.core import config  # noqa: E402
+from numba import int64, njit, void  # noqa: E402
+from numba.core.caching import NullCache  # noqa: E402
+from numba.core.ccallback import CFunc  # noqa: E402
+from numba.core.compiler import CompileResult  # noqa: E402
 from numba.core.registry import cpu_target  # noqa: E402
+from numba.core.serialize import dumps  # noqa: E402
+from numba.core.sigutils import normalize_signature  # noqa: E402
 
 import lapinfer.quant  # noqa: E402
 from lapinfer.kernels.operands import (  # noqa: E402
@@ -38,6 +43,7 @@ from lapinfer.kernels.operands import (  # noqa: E402
     STEP,
 )
 from lapinfer.kernels.records import RecordType  # noqa: E402
+from lapinfer.kernels.store import Store, open_store  # noqa: E402
 
 SIGNATURE = void(int64, int64, int64, int64)
 """What machine code of every kernel takes: four int64."""
@@ -45,7 +51,8 @@ jit = njit(error_model="numpy", nogil=True)
 """For functions that kernels call: never raises (division by zero gives inf), inlined by LLVM."""
 
 _functions: dict[str, tuple[Callable, Any]] = {}
-_compiled: dict[str, object] = {}
+_compiled: dict[str, CFunc] = {}
+_stored: dict[str, bytes] = {}
 _lock = threading.Lock()
 compile_seconds = 0.0
 """Time spent compiling or loading machine code in this process."""
@@ -85,52 +92,50 @@ def sources() -> list[Path]:
 def _fingerprint() -> str:
     """A hash of what machine code depends on."""
     choices = (ACTIVATIONS, KV_KINDS, POLICIES, SCORES)
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {target()} {choices}".encode())
+    versions = f"{sys.implementation.cache_tag} {numba.__version__} {llvmlite.__version__}"
+    digest = hashlib.sha256(f"{versions} {target()} {choices}".encode())
     for source in sources():
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def folder() -> Path:
-    """Where machine code is kept: NUMBA_CACHE_DIR or the platform's cache folder, by a hash of what it depends on."""
-    if base := os.environ.get("NUMBA_CACHE_DIR"):
-        home = Path(base)
-    else:
-        import platformdirs
-
-        home = Path(os.environ.get("LAPINFER_HOME") or platformdirs.user_cache_dir("lapinfer", appauthor=False))
-    return home / "kernels" / _fingerprint()
+def store() -> Store:
+    """Where machine code of these sources is kept."""
+    return open_store(_fingerprint())
 
 
 def address(name: str) -> int:
     """The machine code address of a kernel, compiled or loaded now if it has to be."""
     with _lock:
         if name not in _compiled:
-            _compiled[name] = _compile(name)
-        return _compiled[name].address  # type: ignore[attr-defined]
+            _compiled[name] = _load(name)
+        return _compiled[name].address
 
 
 def cached(name: str) -> bool:
-    """Whether a kernel's machine code is in the cache folder (as far as file names tell)."""
-    return name in _compiled or any(folder().glob(f"**/*.{name}-*.nbi"))
+    """Whether a kernel need not be compiled."""
+    with _lock:
+        return name in _compiled or _read(name) is not None
 
 
-def _compile(name: str):
-    """Load a kernel from the cache folder, or compile it; into memory alone where the folder can't be used."""
+def _kind(name: str) -> str:
+    """What a kernel's machine code takes."""
+    return str(_functions[name][1])
+
+
+def _read(name: str) -> bytes | None:
+    """A kernel's machine code as it was stored; it is needed twice, but read once."""
+    if name not in _stored and (data := store().read(name, _kind(name))) is not None:
+        _stored[name] = data
+    return _stored.get(name)
+
+
+def _load(name: str) -> CFunc:
+    """Load a kernel from the store, or compile it for the store, or into memory alone if there is none."""
     global compile_seconds
     began = time.perf_counter()
-    place = folder()
     try:
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            compiled = make(name, place)
-        except (OSError, RuntimeError):  # unwritable (which Numba calls having no locator), or the disk is full
-            compiled = make(name)
-        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, AttributeError, ImportError):
-            # What such files hold when they were cut off: machine code that a full disk or a crash left behind.
-            for damaged in place.glob(f"**/*.{name}-*.nb[ic]"):
-                damaged.unlink(missing_ok=True)
-            compiled = make(name, place)
+        compiled = make(name, stored=True)
     finally:
         compile_seconds += time.perf_counter() - began
     if not compiled.cache_hits:
@@ -138,13 +143,32 @@ def _compile(name: str):
     return compiled
 
 
-def make(name: str, place: Path | None = None):
-    """A kernel compiled with Numba's cache in `place` (set for the moment of compilation only), or without."""
+class _Stored(NullCache):
+    """What Numba asks for a function's machine code before it compiles, and gives it after that."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def load_overload(self, sig, target_context) -> Any:
+        target_context.refresh()
+        if (data := _read(self.name)) is None:
+            return None
+        del _stored[self.name]
+        try:
+            return CompileResult._rebuild(target_context, *pickle.loads(data))
+        except Exception:  # not damaged, but of a Numba that somebody has changed
+            return None
+
+    def save_overload(self, sig, cres):
+        if not cres.library.has_dynamic_globals:  # addresses of this process
+            store().write(self.name, _kind(self.name), dumps(cres._reduce()))
+
+
+def make(name: str, stored: bool = False) -> CFunc:
+    """A kernel compiled now; stored: or loaded, and else stored."""
     function, signature = _functions[name]
-    previous = config.CACHE_DIR
-    if place is not None:
-        config.CACHE_DIR = str(place)
-    try:
-        return cfunc(signature, cache=place is not None, error_model="numpy")(function)
-    finally:
-        config.CACHE_DIR = previous
+    compiled = CFunc(function, normalize_signature(signature), locals={}, options={"error_model": "numpy"})
+    if stored:
+        compiled._cache = _Stored(name)
+    compiled.compile()
+    return compiled

@@ -30,15 +30,19 @@ __all__ = [
 
 
 def load(names: Iterable[str], notice: Callable[[str], None] | None = None, apart: bool = False) -> dict[str, int]:
-    """Machine code addresses of kernels; those that no cache holds are compiled, which `notice` is told once.
+    """Machine code addresses of kernels; those that are not stored are compiled, which `notice` is told once.
 
     apart: compile in a process of its own, since the compiler keeps some hundred MB.
     """
     wanted = sorted(set(names))
     missing = [name for name in wanted if not cache.cached(name)]
+    store = cache.store()
     if missing and notice is not None:
-        notice(f"compiling {len(missing)} kernels for this processor (once; about {2 * len(missing)} s)")
-    if missing and apart:  # where that fails, or no cache can be written, the next line does it here
+        if store.notice:
+            notice(store.notice)
+        often = "once; " if store.folder else ""
+        notice(f"compiling {len(missing)} kernels for this processor ({often}about {2 * len(missing)} s)")
+    if missing and apart and store.folder:  # where that fails, the next line does it here
         code = f"from lapinfer.kernels import library; library.load({missing!r})"
         subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
     return {name: cache.address(name) for name in wanted}

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lapinfer import __version__
 from lapinfer.checkpoint.home import packed_models, pulled_models
@@ -15,6 +15,9 @@ from lapinfer.checkpoint.hub import hub_cache
 from lapinfer.machine import available_memory, cpu_name, default_threads
 from lapinfer.report import roofline
 from lapinfer.report.bandwidth import read_bandwidth, thread_scaling
+
+if TYPE_CHECKING:
+    from lapinfer.kernels.store import Store
 
 TELLING = (
     "avx512vnni", "avx512bw", "avx512f", "avxvnni", "avx2", "fma", "f16c", "sse2", "i8mm", "dotprod", "neon",
@@ -58,7 +61,7 @@ def doctor() -> dict[str, Any]:
             for kind, fmt in roofline.FORMATS.items()
         },
         "memory_available": _size(available_memory()),
-        "compiled_kernels": _folder(cache.folder().parent),
+        "compiled_kernels": _kernels(cache.store()),
         "packed_models": _folder(packed_models()),
         "pulled_models": _folder(pulled_models()),
         "hugging_face_cache": _folder(hub_cache()),
@@ -115,6 +118,12 @@ def _folder(folder: Path) -> str:
     writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
     state = _size(_bytes_in(folder)) if folder.is_dir() else "not there yet"
     return f"{folder} ({state}{'' if writable else '; not writable'})"
+
+
+def _kernels(store: Store) -> str:
+    """The folder of machine code, and why it is another than was chosen."""
+    kept = "" if store.folder is None else _folder(store.folder.parent)
+    return "; ".join(part for part in (kept, store.notice) if part)
 
 
 def _bytes_in(folder: Path) -> int:
