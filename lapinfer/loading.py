@@ -92,6 +92,8 @@ def _packed(path_or_name: str | Path, quant: str, say: Progress) -> Packed:
     """Where the packed weights are; a copy of a checkpoint is made now if need be."""
     source = resolve(path_or_name)
     if not isinstance(source, Path):
+        for line in source.notices:
+            say(line)
         folder = cached_folder(source, quant, packed_models(), progress=say)
         if not is_packed(folder):
             pack_calibrated(source, folder, quant, progress=_packing(say))
@@ -237,4 +239,6 @@ def convert(
     if calibrate is not None and quant not in (AUTO, *FED_BACK):
         raise InputError(f"a calibration text is for {' or '.join(FED_BACK)}; quant is {quant}")
     say = progress or (lambda *args: None)
+    for line in checkpoint.notices:
+        say(line)
     return pack_calibrated(checkpoint, target, quant, text=calibrate, progress=_packing(say))

@@ -96,6 +96,8 @@ def write(
         writer.add_value_length(DIM)
         writer.add_sliding_window(16)
         writer.add_final_logit_softcapping(30.0)
+    if architecture == "granite" and "granite.logit_scale" not in (extra or {}):
+        writer.add_logit_scale(8.0)
     for key, value in (extra or {}).items():
         writer.add_key_value(key, *value)
     if tokenizer and architecture == "gpt2":

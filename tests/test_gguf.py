@@ -164,8 +164,9 @@ def test_llama3_rope_is_found_again(tmp_path):
         "original_max_position_embeddings": 8192,
     }
     other = {"rope_freqs.weight": np.array([1, 3, 2, 8], np.float32)}
-    with pytest.raises(UnsupportedError, match="rule of Llama 3"):
-        GGUFCheckpoint(gguf_files.write(tmp_path / "o.gguf", tensors=other, extra=theta))
+    scaling = GGUFCheckpoint(gguf_files.write(tmp_path / "o.gguf", tensors=other, extra=theta)).config["rope_scaling"]
+    assert scaling["short_factor"] == scaling["long_factor"] == [1, 3, 2, 8]
+    assert (scaling["rope_type"], scaling["attention_factor"]) == ("longrope", 1.0)
 
 
 def test_longrope_of_phi3(tmp_path):

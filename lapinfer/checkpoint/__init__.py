@@ -15,13 +15,14 @@ class Checkpoint(Protocol):
     """Weights as they were published, under their published (Hugging Face) names.
 
     `folder` holds config and tokenizer files (a folder beside the cache for a GGUF file, whose tokenizer
-    is rebuilt there). `contents` tells it from every other checkpoint.
+    is rebuilt there). `contents` tells it from every other checkpoint. `notices` are lines that a user should see.
     """
 
     path: Path
     folder: Path
     config: dict[str, Any]
     contents: Contents
+    notices: tuple[str, ...]
 
     def names(self) -> list[str]: ...
 

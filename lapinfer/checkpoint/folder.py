@@ -25,6 +25,7 @@ class FolderCheckpoint:
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path}: no such folder")
         self.config = read_json(self.path / "config.json")
+        self.notices: tuple[str, ...] = ()
         self._files: dict[str, SafetensorsFile] = {}
         self._of: dict[str, list[SafetensorsFile]] = {}
         self._promised: dict[str, str] = {}

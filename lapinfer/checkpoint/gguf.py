@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from lapinfer.checkpoint.gguf_file import GGUFFile, GGUFTensor
-from lapinfer.checkpoint.gguf_tokenizer import write_folder
+from lapinfer.checkpoint.gguf_special import SpecialTokens
+from lapinfer.checkpoint.gguf_tokenizer import read_special, write_folder
 from lapinfer.checkpoint.identity import Contents
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.families import Family, families, family, family_of_gguf
-from lapinfer.families.gguf import VECTORS, Metadata, published_name
+from lapinfer.families.gguf import published_name
+from lapinfer.families.gguf_keys import check_keys
+from lapinfer.families.gguf_metadata import VECTORS, Metadata
 from lapinfer.quant.floats import FloatFormat
 from lapinfer.quant.formats import STORED
 from lapinfer.quant.groups import Grouped, GroupFormat
@@ -42,10 +45,12 @@ class GGUFCheckpoint:
         self.path = Path(path)
         self._file = GGUFFile(self.path)
         kind = _family(self._file)
-        self.config = _config(self._file, kind)
+        special = read_special(self._file)
+        self.config, notices = _config(self._file, kind, special)
+        self.notices = (*notices, *(special.notices if special is not None else ()))
         self._mapped = self._map(kind)
         self.contents = Contents(self.config, {self.path: self._file.data})
-        self.folder = write_folder(self._file, self.config)
+        self.folder = write_folder(self._file, self.config, special)
 
     def _map(self, kind: Family) -> dict[str, Mapped]:
         assert kind.gguf is not None
@@ -60,6 +65,8 @@ class GGUFCheckpoint:
                     f"{self.path}: tensor {name[:80]!r} is not known in the architecture {kind.gguf.architecture}"
                 )
             layer, module, suffix = match.groups()
+            if layer is not None and int(layer) >= (layers := self.config[kind.gguf.layers]):
+                raise CheckpointError(f"{self.path}: tensor {name!r} is beyond the {layers} layers of block_count")
             heads = 0
             if kind.gguf.permuted and module in ("attn_q", "attn_k"):
                 heads = self.config["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
@@ -151,17 +158,42 @@ class GGUFCheckpoint:
                 raise UnsupportedError(f"{self.path}: tensor {mapped.name!r} has type {kind}") from None
 
 
+OTHERS = {
+    "adapter": "a LoRA adapter without its model; merge it into the model with llama-export-lora, and name the result",
+    "imatrix": "an importance matrix, which is made for quantizing; name the model itself",
+    "mmproj": "the part of a model that sees or hears (mmproj); name the file of the model itself",
+    "clip": "the part of a model that sees or hears (mmproj); name the file of the model itself",
+    "vocab": "a vocabulary without weights; name the model itself",
+}
+"""general.type, or an architecture, of files that are no model -> what they are, and what to do."""
+
+QUANTIZATION = 2
+"""general.quantization_version: how the blocks of quantized types are laid out."""
+
+
 def _family(file: GGUFFile) -> Family:
-    architecture = file.metadata.get("general.architecture")
+    kind, architecture = (file.metadata.get(f"general.{key}") for key in ("type", "architecture"))
+    other = next((OTHERS[w] for w in (kind, architecture) if isinstance(w, str) and w in OTHERS), None)
+    if other is None and not file.tensors:
+        other = OTHERS["vocab"]
+    if other is not None:
+        raise UnsupportedError(f"{file.path}: is {other}")
+    if kind not in (None, "model"):
+        raise UnsupportedError(f"{file.path}: general.type is {str(kind)[:40]!r}, expected 'model'")
     name = family_of_gguf(architecture) if isinstance(architecture, str) else None
     if name is None:
         supported = ", ".join(f.gguf.architecture for f in families().values() if f.gguf is not None)
         raise UnsupportedError(f"{file.path}: has architecture {str(architecture)[:40]!r}, supported are {supported}")
+    version = file.metadata.get("general.quantization_version", QUANTIZATION)
+    if version != QUANTIZATION and any(tensor.block > 1 for tensor in file.tensors.values()):
+        raise UnsupportedError(
+            f"{file.path}: general.quantization_version is {str(version)[:40]}, expected {QUANTIZATION}; convert again"
+        )
     return family(name)
 
 
-def _config(file: GGUFFile, kind: Family) -> dict[str, Any]:
-    """The config.json of a GGUF file; UnsupportedError for what it could only say wrongly."""
+def _config(file: GGUFFile, kind: Family, special: SpecialTokens | None) -> tuple[dict[str, Any], list[str]]:
+    """The config.json of a GGUF file, and lines to be told; UnsupportedError for what it could only say wrongly."""
     assert kind.gguf is not None
     vectors = {
         name: file.rows(name).reshape(-1).view(np.float32)
@@ -174,24 +206,39 @@ def _config(file: GGUFFile, kind: Family) -> dict[str, Any]:
         raise metadata.unsupported("is one of several parts; join them with: llama-gguf-split --merge")
     if metadata.get("expert_count"):
         raise metadata.unsupported("is a mixture of experts, which is not supported from GGUF")
-    if "token_embd.weight" not in shapes:
-        raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing")
-    return {
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing or no matrix")
+    rows = shapes["token_embd.weight"][0]
+    config = {
         "model_type": kind.model_types[0],
-        "vocab_size": shapes["token_embd.weight"][0],
+        "vocab_size": rows,
         "tie_word_embeddings": "output.weight" not in shapes,
-        **_token_ids(file),
+        **_token_ids(special),
         **kind.gguf.config(metadata),
     }
+    _check_layout(metadata, kind)
+    notices = check_keys(metadata, config)
+    tokens = len(file.metadata["tokenizer.ggml.tokens"]) if special is not None else rows
+    if tokens > rows:
+        raise CheckpointError(f"{file.path}: has {tokens} tokens, but token_embd.weight has {rows} rows")
+    if tokens < rows:
+        notices.append(f"note: {file.path}: has names for {tokens} of {rows} tokens; the others are written as nothing")
+    return config, notices
 
 
-def _token_ids(file: GGUFFile) -> dict[str, Any]:
-    def ids(*names: str) -> list[int]:
-        values = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names)
-        return list(dict.fromkeys(i for i in values if type(i) is int))
+def _check_layout(metadata: Metadata, kind: Family) -> None:
+    """Refuse rows in an order that isn't the one of llama.cpp's converter."""
+    assert kind.gguf is not None
+    layout = metadata.raw("tensor_data_layout")
+    if layout is not None and not (layout == "Meta AI original pth" and kind.gguf.permuted):
+        raise metadata.unsupported(f"tensor_data_layout is {str(layout)[:40]!r}, which is not known")
 
-    eos = ids("eos", "eot", "eom")
-    return {"bos_token_id": next(iter(ids("bos")), None), "eos_token_id": eos[0] if len(eos) == 1 else eos or None}
+
+def _token_ids(special: SpecialTokens | None) -> dict[str, Any]:
+    if special is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    ends = list(special.ends)
+    return {"bos_token_id": special.ids.get("bos"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
 
 
 def _published_order(rows: np.ndarray, heads: int) -> np.ndarray:

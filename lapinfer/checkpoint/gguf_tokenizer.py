@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +20,35 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from lapinfer.checkpoint.gguf_file import GGUFFile
+from lapinfer.checkpoint.gguf_special import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    SpecialTokens,
+    special_tokens,
+)
 from lapinfer.checkpoint.home import home
+from lapinfer.checkpoint.pretokenizers import CUTS, DEFAULT, Cut
 from lapinfer.errors import CheckpointError, UnsupportedError
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
-"""Of tokenizer.ggml.token_type; the others are unknown, unused and byte pieces."""
-
-RULES = 1
+RULES = 2
 """To be raised when a tokenizer is rebuilt in another way: files made before are not used then."""
+
+KINDS = ("gpt2", "llama")
+
+MOST_MERGED = 8_000_000
+"""Characters of all pieces that merges are looked for in: Gemma's have 2 million."""
+
+NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
+"""Of Phi-3's special tokens, those that leave the white space after them."""
 
 LONGEST_MERGED = 256
 """Characters of a piece that merges are looked for in: real ones have up to 93, all being spaces or dashes."""
 
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_REST_WITH_SLASH = _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_BEFORE = r"[^\r\n\p{L}\p{N}]?"
 
-LLAMA3 = _ENDINGS + "|" + _WORDS + r"|\p{N}{1,3}" + _REST
-QWEN2 = _ENDINGS + "|" + _WORDS + r"|\p{N}" + _REST
-TEKKEN = f"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*" + r"|\p{N}" + _REST_WITH_SLASH
-GPT4O = (
-    f"{_BEFORE}{_UPPER}*{_LOWER}+{_ENDINGS}?|{_BEFORE}{_UPPER}+{_LOWER}*{_ENDINGS}?" + r"|\p{N}{1,3}" + _REST_WITH_SLASH
-)
-
-SPLITS = {
-    **dict.fromkeys(("default", "gpt-2", "olmo", "mpt", "phi-2", "granite-docling"), "gpt2"),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "command-r", "minerva-7b"), "digits"),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "dbrx"), LLAMA3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), QWEN2),
-    "tekken": TEKKEN,
-    "gpt-4o": GPT4O,
-}
-"""tokenizer.ggml.pre -> how text is cut before merging: GPT-2's rule, that after single digits, or a pattern."""
-
-WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
-"""Whose words that are tokens are not merged from parts (`ignore_merges`); these also begin with BOS."""
-
-
-def write_folder(file: GGUFFile, config: dict[str, Any]) -> Path:
+def write_folder(file: GGUFFile, config: dict[str, Any], special: SpecialTokens | None) -> Path:
     """The folder with config.json and tokenizer files of a GGUF file; made once for a header, atomically."""
     digest = hashlib.sha256(file.header)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -67,8 +57,8 @@ def write_folder(file: GGUFFile, config: dict[str, Any]) -> Path:
     if folder.is_dir():
         return folder
     files = {"config.json": json.dumps(config, indent=2)}
-    if "tokenizer.ggml.model" in file.metadata:
-        files |= tokenizer_files(file)
+    if special is not None:
+        files |= tokenizer_files(file, special)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -88,52 +78,109 @@ def write_folder(file: GGUFFile, config: dict[str, Any]) -> Path:
     return folder
 
 
-def tokenizer_files(file: GGUFFile) -> dict[str, str]:
-    """Names and texts of tokenizer.json and tokenizer_config.json."""
-    metadata = file.metadata
-    kind = metadata["tokenizer.ggml.model"]
-    if kind not in ("gpt2", "llama"):
-        raise UnsupportedError(f"{file.path}: has a tokenizer of kind {str(kind)[:40]!r}, supported are gpt2, llama")
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    if kind == "gpt2" and (not isinstance(pre, str) or pre not in SPLITS):
+def read_special(file: GGUFFile) -> SpecialTokens | None:
+    """The special tokens of the file's vocabulary; None when it has none, which llama.cpp lets pass, too.
+
+    UnsupportedError for a vocabulary of another kind, or a pre-tokenizer, that is not known.
+    """
+    kind = file.metadata.get("tokenizer.ggml.model", "none")
+    if kind in ("none", "no_vocab"):
+        return None
+    if kind not in KINDS:
         raise UnsupportedError(
-            f"{file.path}: has the pre-tokenizer {str(pre)[:40]!r}, supported are {', '.join(SPLITS)}"
+            f"{file.path}: has a tokenizer of kind {str(kind)[:40]!r}, supported are {', '.join(KINDS)}"
         )
-    tokens = _strings(file, "tokens")
-    types = metadata.get("tokenizer.ggml.token_type")
-    types = types.tolist() if isinstance(types, np.ndarray) else [NORMAL] * len(tokens)
-    if len(types) != len(tokens):
-        raise CheckpointError(f"{file.path}: has {len(tokens)} tokens, but {len(types)} types of tokens")
-    named = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        i = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        named[f"{name}_token"] = tokens[i] if type(i) is int and 0 <= i < len(tokens) else None
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token")
-    if not isinstance(add_bos, bool):
-        add_bos = kind == "llama" or pre in WHOLE_WORDS_FIRST
-    try:
-        if kind == "gpt2":
-            backend = _byte_level(tokens, _strings(file, "merges"), pre)
-        else:
-            backend = _sentencepiece(file, tokens, types, named["unk_token"])
-        _add_tokens(backend, tokens, types)
-        bos = named["bos_token"]
-        if add_bos and bos is not None and (bos_id := backend.token_to_id(bos)) is not None:
-            # As AddBOS in transformers; a quote of the token would need escaping, an id does not.
-            backend.post_processor = processors.TemplateProcessing(
-                single=["<bos>", "$A"], pair=["<bos>", "$A", "$B"], special_tokens=[("<bos>", bos_id)]
+    notices = ()
+    if kind == "gpt2":
+        _cut(file)
+        if not file.metadata.get("tokenizer.ggml.pre"):
+            notices = (
+                f"note: {file.path}: does not say how text is cut into words (tokenizer.ggml.pre); taken as llama.cpp "
+                f"does then, which may be wrong for this model: convert it again",
             )
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise CheckpointError(f"{file.path}: tokenizer.ggml.tokens is missing or no list of strings")
+    special = special_tokens(str(file.path), file.metadata, tokens)
+    return replace(special, notices=(*notices, *special.notices))
+
+
+def tokenizer_files(file: GGUFFile, special: SpecialTokens) -> dict[str, str]:
+    """Names and texts of tokenizer.json and tokenizer_config.json."""
+    metadata, where = file.metadata, str(file.path)
+    tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(_strings(file, "tokens"))]  # llama.cpp's name for it
+    if len(set(tokens)) < len(tokens):
+        text = next(text for text, count in Counter(tokens).most_common(1) if count > 1)
+        raise CheckpointError(f"{where}: tokenizer.ggml.tokens has the token {text[:80]!r} twice, expected it once")
+    byte_level = metadata["tokenizer.ggml.model"] == "gpt2"
+    cut = _cut(file) if byte_level else None
+    types = _types(file, len(tokens))
+    for id, kind in special.types.items():
+        types[id] = kind
+    if byte_level and BYTE in types:
+        raise UnsupportedError(f"{where}: has tokens of the type byte in a vocabulary of kind gpt2, which is not known")
+    add_bos = _flag(file, "add_bos_token", cut is None or cut.bos)
+    add_eos = _flag(file, "add_eos_token", False)
+    named = {f"{name}_token": tokens[special.ids[name]] for name in ("bos", "eos", "unk", "pad") if name in special.ids}
+    for wanted, name in ((add_bos, "bos"), (add_eos, "eos")):
+        if wanted and name not in special.ids:
+            raise CheckpointError(
+                f"{where}: text has {name.upper()} around it, but tokenizer.ggml.{name}_token_id is missing"
+            )
+    try:
+        if cut is not None:
+            backend = _byte_level(tokens, _strings(file, "merges"), cut)
+        else:
+            backend = _sentencepiece(file, tokens, types, named.get("unk_token"))
+        _add_tokens(backend, tokens, types, _stripping(file))
+        _surround(backend, special.ids["bos"] if add_bos else None, special.ids["eos"] if add_eos else None)
         text = backend.to_str()
     except (KeyboardInterrupt, SystemExit, MemoryError, CheckpointError):
         raise
     except BaseException as error:  # a Rust panic arrives as a BaseException
-        raise CheckpointError(f"{file.path}: its tokenizer is not usable: {str(error)[:200]}") from error
-    config = {**named, "add_bos_token": add_bos, "clean_up_tokenization_spaces": False}
+        raise CheckpointError(f"{where}: its tokenizer is not usable: {str(error)[:200]}") from error
+    config = {**named, "add_bos_token": add_bos, "add_eos_token": add_eos, "clean_up_tokenization_spaces": False}
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
         config["chat_template"] = template
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     return {"tokenizer.json": text, "tokenizer_config.json": json.dumps(config, indent=2)}
+
+
+def _cut(file: GGUFFile) -> Cut:
+    """How text is cut before merging; without a name, as llama.cpp does then."""
+    pre = file.metadata.get("tokenizer.ggml.pre", "default")
+    if not isinstance(pre, str) or (pre and pre not in CUTS):
+        raise UnsupportedError(
+            f"{file.path}: has the pre-tokenizer {str(pre)[:40]!r}, which is not known here; if it is one of "
+            f"llama.cpp's under another name, write that one (gguf_new_metadata.py --pre-tokenizer)"
+        )
+    return CUTS[pre] if pre else DEFAULT
+
+
+def _flag(file: GGUFFile, key: str, default: bool) -> bool:
+    value = file.metadata.get(f"tokenizer.ggml.{key}", default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{file.path}: tokenizer.ggml.{key} is {str(value)[:40]}, expected true or false")
+    return value
+
+
+def _types(file: GGUFFile, count: int) -> list[int]:
+    types = file.metadata.get("tokenizer.ggml.token_type")
+    if types is None:
+        return [NORMAL] * count
+    return _numbers(file, "token_type", count).astype(np.int64).tolist()
+
+
+def _numbers(file: GGUFFile, key: str, count: int) -> np.ndarray:
+    """One number for each token; llama.cpp lets more stand there."""
+    values = file.metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(values, np.ndarray) or len(values) < count or not np.isfinite(values[:count]).all():
+        got = f"{len(values)} values" if isinstance(values, np.ndarray | list) else "missing or no list"
+        raise CheckpointError(
+            f"{file.path}: tokenizer.ggml.{key} is {got}, expected a number for each of {count} tokens"
+        )
+    return values[:count]
 
 
 def _strings(file: GGUFFile, key: str) -> list[str]:
@@ -148,20 +195,17 @@ def _has_surrogates(text: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _byte_level(tokens: list[str], merges: list[str], pre: str) -> Tokenizer:
+def _byte_level(tokens: list[str], merges: list[str], cut: Cut) -> Tokenizer:
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    pairs = [(a, b) for a, _, b in (merge.partition(" ") for merge in merges)]
-    backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre in WHOLE_WORDS_FIRST))
-    if (split := SPLITS[pre]) in ("gpt2", "digits"):
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if split == "digits" else []
-        steps = [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    else:
-        steps = [
-            pre_tokenizers.Split(Regex(split), "isolated"),
+    pairs = dict.fromkeys((m[:at], m[at + 1 :]) for m in merges if (at := m.find(" ", 1)) > 0)  # the first one counts
+    backend = Tokenizer(models.BPE(vocabulary, list(pairs), ignore_merges=cut.whole_words))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    if split == QWEN2:
+    )
+    if cut.nfc:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -172,17 +216,11 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int], unknown:
     # llama.cpp writes pieces of several spaces as they look in text; inside the model they are ▁ too.
     tokens = [t.replace(" ", "▁") if t.isspace() else t for t in tokens]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    gemma = str(file.metadata.get("general.architecture")).startswith("gemma")
-    scores = file.metadata.get("tokenizer.ggml.scores")
-    if gemma or not isinstance(scores, np.ndarray):
-        scores = -np.arange(
-            len(tokens), dtype=np.float64
-        )  # Gemma's pieces stand in the order in which they were merged
-    if len(scores) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens, but {len(scores)} scores")
+    scores = _numbers(file, "scores", len(tokens))
     merges = _merges(tokens, types, [float(s) for s in scores], vocabulary)
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", not gemma) is not False
+    gemma = str(file.metadata.get("general.architecture")).startswith("gemma")
+    prefix = _flag(file, "add_space_prefix", not gemma)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     spaces = normalizers.Replace(" ", "▁")
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
@@ -197,6 +235,8 @@ def _merges(
 ) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, best score first."""
     parts = {t for t, kind in zip(tokens, types, strict=True) if kind in (NORMAL, USER_DEFINED)}
+    if sum(min(len(t), LONGEST_MERGED) for t in parts) > MOST_MERGED:
+        raise ValueError(f"its pieces have more than {MOST_MERGED:,} characters together")
     found: list[tuple[float, int, int, int, int, str, str]] = []
     for token, kind, score in zip(tokens, types, scores, strict=True):
         if kind not in (NORMAL, USER_DEFINED) or len(token) > LONGEST_MERGED:
@@ -208,13 +248,33 @@ def _merges(
     return [pair[-2:] for pair in sorted(found)]
 
 
-def _add_tokens(backend: Tokenizer, tokens: list[str], types: list[int]) -> None:
-    """Tokens that are matched in the text as a whole: control ones are special, user-defined ones are text."""
-    for kind in (CONTROL, USER_DEFINED):
+def _stripping(file: GGUFFile) -> bool:
+    """Whether special tokens take the white space after them, as Phi-3's do: llama.cpp goes by the model's name."""
+    name = str(file.metadata.get("general.name")).lower()
+    return "phi-3" in name or "phi3" in name
+
+
+def _add_tokens(backend: Tokenizer, tokens: list[str], types: list[int], stripping: bool) -> None:
+    """Tokens that are matched in the text as a whole: unknown and control ones are special, user-defined are text."""
+    for kinds in ((CONTROL, UNKNOWN), (USER_DEFINED,)):
         added = [
-            AddedToken(token, normalized=False, special=kind == CONTROL)
+            AddedToken(
+                token, normalized=False, special=CONTROL in kinds, rstrip=stripping and token not in NOT_STRIPPING
+            )
             for token, t in zip(tokens, types, strict=True)
-            if t == kind and token and backend.token_to_id(token) is not None
+            if t in kinds and backend.token_to_id(token) is not None
         ]
-        adder = backend.add_special_tokens if kind == CONTROL else backend.add_tokens
+        adder = backend.add_special_tokens if CONTROL in kinds else backend.add_tokens
         adder(added)
+
+
+def _surround(backend: Tokenizer, bos: int | None, eos: int | None) -> None:
+    """Put BOS and EOS around a text. A quote of a token would need escaping; an id does not."""
+    if bos is None and eos is None:
+        return
+    around = [["<bos>"] if bos is not None else [], ["<eos>"] if eos is not None else []]
+    named = [(name, id) for name, id in (("<bos>", bos), ("<eos>", eos)) if id is not None]
+    one = [*around[0], "$A", *around[1]]
+    backend.post_processor = processors.TemplateProcessing(
+        single=one, pair=[*one, *(part.replace("$A", "$B") for part in one)], special_tokens=named
+    )

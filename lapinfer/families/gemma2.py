@@ -18,7 +18,8 @@ from lapinfer.families.decoder import (
     windows,
 )
 from lapinfer.families.family import Family
-from lapinfer.families.gguf import GGUF, Metadata, decoder_config
+from lapinfer.families.gguf import GGUF, decoder_config, sliding_layers
+from lapinfer.families.gguf_metadata import Metadata
 from lapinfer.families.names import LLAMA, TensorNames
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
@@ -57,7 +58,10 @@ def spec(config: Config) -> ModelSpec:
 
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:
-    return gemma_config(metadata, decoder_config(metadata, windows=True), largest=46)
+    config = decoder_config(metadata, windows=True)
+    if metadata.number("rope.freq_base_swa", config["rope_theta"]) != config["rope_theta"]:
+        raise metadata.unsupported("gemma2.rope.freq_base_swa is not gemma2.rope.freq_base, which is not known")
+    return gemma_config(metadata, config, largest=46)
 
 
 def gemma_config(metadata: Metadata, config: dict[str, Any], largest: int) -> dict[str, Any]:
@@ -70,7 +74,8 @@ def gemma_config(metadata: Metadata, config: dict[str, Any], largest: int) -> di
     return config | {
         "query_pre_attn_scalar": width if scaled_by_width else config["head_dim"],
         "hidden_activation": "gelu_pytorch_tanh",
-        **{key: metadata.number(key) if metadata.get(key) else None for key in caps},
+        **{key: metadata.number(key) or None for key in caps if metadata.get(key) is not None},
+        **sliding_layers(metadata),
     }
 
 

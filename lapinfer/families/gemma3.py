@@ -20,7 +20,8 @@ from lapinfer.families.decoder import (
 )
 from lapinfer.families.family import Family
 from lapinfer.families.gemma2 import SANDWICH, gemma_config, sandwich_layer
-from lapinfer.families.gguf import GGUF, Metadata, decoder_config
+from lapinfer.families.gguf import GGUF, decoder_config
+from lapinfer.families.gguf_metadata import Metadata
 from lapinfer.families.names import TensorNames
 from lapinfer.families.rope import rope_sections_by_layer_type, rope_spec
 from lapinfer.spec import ModelSpec
@@ -74,7 +75,9 @@ def text_config(config: Config) -> Config:
 
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:
-    config = decoder_config(metadata, theta=1e6, windows=True)
+    config = decoder_config(metadata, windows=True)
+    if "sliding_window" not in config:
+        raise metadata.wrong("attention.sliding_window", "missing or 0", "the width of the window")
     config["rope_local_base_freq"] = metadata.number("rope.freq_base_swa", 1e4)
     return gemma_config(metadata, config, largest=62)
 

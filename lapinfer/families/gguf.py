@@ -5,18 +5,17 @@ The changes named here are those of llama.cpp's converter (conversion/llama.py, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from lapinfer.errors import CheckpointError, UnsupportedError
+from lapinfer.errors import CheckpointError
+from lapinfer.families.config import MOST_LAYERS
+from lapinfer.families.gguf_metadata import Metadata
+from lapinfer.families.gguf_rope import rope_scaling
 from lapinfer.families.names import TensorNames
-
-VECTORS: Final = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors that say what config.json says."""
 
 PARTS: Final[Mapping[str, tuple[tuple[str, int, int], ...]]] = {
     "token_embd": (("embed", 0, 1),),
@@ -40,61 +39,19 @@ PARTS: Final[Mapping[str, tuple[tuple[str, int, int], ...]]] = {
 """GGUF module -> (our part, which of its published modules, of how many), the first that a family has."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """A GGUF file's header: typed reading of its `architecture.key` values; `where` names the file in errors.
-
-    tensors: their shapes, rows first. vectors: values of those of VECTORS that it has in float32.
-    """
-
-    where: str
-    architecture: str
-    values: Mapping[str, Any]
-    tensors: Mapping[str, tuple[int, ...]]
-    vectors: Mapping[str, np.ndarray]
-
-    def get(self, key: str) -> Any:
-        value = self.values.get(f"{self.architecture}.{key}")
-        if isinstance(value, np.ndarray):  # one value per layer: only a constant one has a place in config.json
-            if not value.size or (value != value[0]).any():
-                raise self.unsupported(f"{self.architecture}.{key} differs between layers")
-            value = value[0].item()
-        return value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        return self._typed(key, default, int, "an integer")
-
-    def number(self, key: str, default: float | None = None) -> float:
-        # Through float32's shortest text: 1e-5 is stored as 9.999999747378752e-06.
-        value = float(str(np.float32(self._typed(key, default, (int, float), "a number"))))
-        if not math.isfinite(value):
-            raise CheckpointError(f"{self.where}: {self.architecture}.{key} is {value}, expected a finite number")
-        return value
-
-    def vector(self, name: str) -> np.ndarray:
-        if name not in self.vectors:
-            raise CheckpointError(f"{self.where}: tensor {name!r} is missing or no vector of F32")
-        return self.vectors[name]
-
-    def unsupported(self, what: str) -> UnsupportedError:
-        return UnsupportedError(f"{self.where}: {what}")
-
-    def _typed(self, key: str, default: Any, kind: Any, expected: str) -> Any:
-        value = self.get(key)
-        value = default if value is None else value
-        if not isinstance(value, kind) or isinstance(value, bool) or abs(value) > 1e30:
-            got = "missing" if value is None else f"{str(value)[:40]}"
-            raise CheckpointError(f"{self.where}: {self.architecture}.{key} is {got}, expected {expected}")
-        return value
-
-
 def decoder_config(
-    metadata: Metadata, *, theta: float = 1e4, windows: bool = False, partial_rotary: bool = False
+    metadata: Metadata,
+    *,
+    windows: bool = False,
+    partial_rotary: bool = False,
+    rope_freqs: bool = False,
+    rope_factors: bool = False,
 ) -> dict[str, Any]:
-    """The keys that Llama-shaped families have in common; `theta` is the family's default base of rotary positions.
+    """The keys that Llama-shaped families have in common.
 
     windows, partial_rotary: whether the family has sliding windows, and heads of which only a part is rotated.
-    UnsupportedError where it has not, and a file says so.
+    rope_freqs, rope_factors: tensors that llama.cpp reads in the family (gguf_rope.py). UnsupportedError where it has
+    not, and a file says so.
     """
     width, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     if heads < 1:
@@ -119,15 +76,29 @@ def decoder_config(
         "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
-        "rope_theta": metadata.number("rope.freq_base", theta),
+        "rope_theta": metadata.number("rope.freq_base", 1e4),
         "hidden_act": "silu",
-        **_rope_scaling(metadata),
+        **rope_scaling(metadata, freqs=rope_freqs, factors=rope_factors),
     }
     if metadata.get("attention.sliding_window"):
         if not windows:
             raise metadata.unsupported(f"a sliding window is not supported in {metadata.architecture}")
         config["sliding_window"] = metadata.integer("attention.sliding_window")
     return config
+
+
+def sliding_layers(metadata: Metadata) -> dict[str, Any]:
+    """`layer_types` where the file says which layers slide: a period, whose last layer does not, or a flag for each."""
+    pattern, layers = metadata.raw("attention.sliding_window_pattern"), metadata.integer("block_count")
+    if pattern is None or not 0 < layers <= MOST_LAYERS:
+        return {}
+    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern >= 0:
+        slides = [pattern == 0 or i % pattern < pattern - 1 for i in range(layers)]
+    elif isinstance(pattern, np.ndarray) and len(pattern) == layers:
+        slides = [bool(slides) for slides in pattern]
+    else:
+        raise metadata.wrong("attention.sliding_window_pattern", str(pattern)[:40], f"a period, or {layers} flags")
+    return {"layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides]}
 
 
 def projection_biases(metadata: Metadata) -> dict[str, Any]:
@@ -145,13 +116,15 @@ class GGUF:
     """What llama.cpp makes of a family: its architecture, and what its converter does to tensors.
 
     config: the keys of config.json from the metadata. permuted: query and key rows are interleaved, for llama.cpp's
-    rotation of neighbouring pairs. norms_plus_one: 1 is added to the weights of norms.
+    rotation of neighbouring pairs. norms_plus_one: 1 is added to the weights of norms. layers: the key of config.json
+    that says how many layers there are.
     """
 
     architecture: str
     config: Callable[[Metadata], dict[str, Any]] = decoder_config
     permuted: bool = False
     norms_plus_one: bool = False
+    layers: str = "num_hidden_layers"
 
 
 def published_name(names: TensorNames, module: str, layer: str | None) -> str | None:
@@ -164,36 +137,3 @@ def published_name(names: TensorNames, module: str, layer: str | None) -> str | 
         if len(modules) == count:
             return prefix + modules[index]
     return None
-
-
-def _rope_scaling(metadata: Metadata) -> dict[str, Any]:
-    if "rope_freqs.weight" in metadata.tensors:
-        return {"rope_scaling": _llama3(metadata, metadata.vector("rope_freqs.weight"))}
-    if "rope_factors_long.weight" in metadata.tensors:
-        original = metadata.integer("rope.scaling.original_context_length")
-        factors = {f"{w}_factor": metadata.vector(f"rope_factors_{w}.weight").tolist() for w in ("short", "long")}
-        return {
-            "rope_scaling": {"rope_type": "longrope", **factors, "original_max_position_embeddings": original},
-            "original_max_position_embeddings": original,
-        }
-    kind = metadata.get("rope.scaling.type") or "none"
-    if kind == "none":
-        return {}
-    scaling: dict[str, Any] = {"rope_type": str(kind)[:40], "factor": metadata.number("rope.scaling.factor", 1.0)}
-    if metadata.get("rope.scaling.original_context_length"):
-        scaling["original_max_position_embeddings"] = metadata.integer("rope.scaling.original_context_length")
-    return {"rope_scaling": scaling}
-
-
-def _llama3(metadata: Metadata, factors: np.ndarray) -> dict[str, Any]:
-    """GGUF stores what Llama 3's rule gives; the rule's parameters are found again, and checked."""
-    factor, theta = float(factors.max()), metadata.number("rope.freq_base", 1e4)
-    for original in (8192, metadata.integer("context_length")):
-        with np.errstate(all="ignore"):
-            turn = 2 * np.pi * np.float64(theta) ** (np.arange(len(factors)) / len(factors))
-            smooth = np.clip((original / turn - 1) / 3, 0, 1)
-            same = np.allclose(factors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3)
-        if same:
-            rule = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-            return rule | {"original_max_position_embeddings": original}
-    raise metadata.unsupported("rope_freqs.weight does not follow the rule of Llama 3")

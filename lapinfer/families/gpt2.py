@@ -6,7 +6,8 @@ from typing import Any
 
 from lapinfer.families.config import MOST_LAYERS, Config
 from lapinfer.families.family import Family
-from lapinfer.families.gguf import GGUF, Metadata
+from lapinfer.families.gguf import GGUF
+from lapinfer.families.gguf_metadata import Metadata
 from lapinfer.families.names import TensorNames
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 
@@ -63,4 +64,4 @@ def gguf_config(metadata: Metadata) -> dict[str, Any]:
 
 
 NAMES = TensorNames(MODULES, prefixes=("transformer.", ""), layers="h", transposed=True)
-FAMILY = Family(("gpt2",), spec, NAMES, gguf=GGUF("gpt2", gguf_config), ignored_keys=IGNORED)
+FAMILY = Family(("gpt2",), spec, NAMES, gguf=GGUF("gpt2", gguf_config, layers="n_layer"), ignored_keys=IGNORED)

@@ -7,7 +7,8 @@ from typing import Any
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import attention_spec, feed_forward_spec, layer_count, model_spec, rms_norm, rope_of
 from lapinfer.families.family import Family
-from lapinfer.families.gguf import GGUF, Metadata, decoder_config, projection_biases
+from lapinfer.families.gguf import GGUF, decoder_config, projection_biases
+from lapinfer.families.gguf_metadata import Metadata
 from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec
 
 
@@ -32,15 +33,17 @@ def granite_model(config: Config, feed_forward: FeedForwardSpec) -> ModelSpec:
 
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:
-    config = decoder_config(metadata)
+    config = decoder_config(metadata, rope_freqs=True)
+    if metadata.get("rope.scaling.finetuned") is False:  # llama.cpp's switch for Granites without rotary positions
+        raise metadata.unsupported("granite.rope.scaling.finetuned is false: a Granite without rotary positions")
     return (
         config
         | projection_biases(metadata)
         | {
-            "attention_multiplier": metadata.number("attention.scale", config["head_dim"] ** -0.5),
-            "embedding_multiplier": metadata.number("embedding_scale", 1.0),
-            "residual_multiplier": metadata.number("residual_scale", 1.0),
-            "logits_scaling": metadata.number("logit_scale", 1.0),
+            "attention_multiplier": metadata.number("attention.scale", 0.0) or config["head_dim"] ** -0.5,
+            "embedding_multiplier": metadata.number("embedding_scale", 0.0) or 1.0,
+            "residual_multiplier": metadata.number("residual_scale", 0.0) or 1.0,
+            "logits_scaling": metadata.number("logit_scale"),
         }
     )
 

@@ -77,7 +77,7 @@ def unknown_keys(config: Config, ignored: Collection[str] = ()) -> Iterator[tupl
 def is_functional(name: str, value: Any) -> bool:
     """Whether an unknown key may change what the model computes."""
     words = name.lower().replace("_", " ").replace(".", " ")
-    return not _says_nothing(words, value) and WORDS.search(words) is not None
+    return not says_nothing(words, value) and WORDS.search(words) is not None
 
 
 def check_unknown_keys(config: Config, ignored: Collection[str] = ()) -> str:
@@ -89,13 +89,14 @@ def check_unknown_keys(config: Config, ignored: Collection[str] = ()) -> str:
                 f"{config.where}: {name[:80]!r} is {shown(value)}, which is not known in this family and may change "
                 f"what it computes; remove the key if it does not"
             )
-        if not _says_nothing(name, value):
+        if not says_nothing(name, value):
             left.append(f"{name[:80]!r} ({shown(value)})")
     more = f" and {len(left) - 8} more" if len(left) > 8 else ""
     return f"note: {config.where}: left aside, since it is not known here: {', '.join(left[:8])}{more}" if left else ""
 
 
-def _says_nothing(name: str, value: Any) -> bool:
+def says_nothing(name: str, value: Any) -> bool:
+    """Whether a value is that of an option that is off."""
     if isinstance(value, list | dict):
         return all(item is None or item is False or item == "full_attention" for item in value)
     if isinstance(value, int | float) and not isinstance(value, bool):

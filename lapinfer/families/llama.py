@@ -10,7 +10,8 @@ from typing import Any
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import attention_spec, feed_forward_spec, layer_count, model_spec, rms_norm, rope_of
 from lapinfer.families.family import Family
-from lapinfer.families.gguf import GGUF, Metadata, decoder_config, projection_biases
+from lapinfer.families.gguf import GGUF, decoder_config, projection_biases
+from lapinfer.families.gguf_metadata import Metadata
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
@@ -24,7 +25,7 @@ def spec(config: Config) -> ModelSpec:
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:
     """With a window it is a Mistral, which llama.cpp calls llama, too."""
-    config = decoder_config(metadata, windows=True) | projection_biases(metadata)
+    config = decoder_config(metadata, windows=True, rope_freqs=True) | projection_biases(metadata)
     return config | {"model_type": "mistral"} if "sliding_window" in config else config
 
 

@@ -16,7 +16,8 @@ from lapinfer.families.decoder import (
     window_size,
 )
 from lapinfer.families.family import Family
-from lapinfer.families.gguf import GGUF, Metadata, decoder_config
+from lapinfer.families.gguf import GGUF, decoder_config
+from lapinfer.families.gguf_metadata import Metadata
 from lapinfer.families.names import LLAMA, TensorNames
 from lapinfer.families.rope import rope_kind, rope_section, rope_spec
 from lapinfer.spec import LayerSpec, ModelSpec
@@ -42,7 +43,7 @@ def spec(config: Config) -> ModelSpec:
 
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:
-    return {"sliding_window": None} | decoder_config(metadata, windows=True, partial_rotary=True)
+    return {"sliding_window": None} | decoder_config(metadata, windows=True, partial_rotary=True, rope_factors=True)
 
 
 FAMILY = Family(("phi3",), spec, TensorNames(FUSED), gguf=GGUF("phi3", gguf_config))

@@ -16,7 +16,8 @@ from lapinfer.families.decoder import (
     windows,
 )
 from lapinfer.families.family import Family
-from lapinfer.families.gguf import GGUF, Metadata, decoder_config, projection_biases
+from lapinfer.families.gguf import GGUF, decoder_config, projection_biases
+from lapinfer.families.gguf_metadata import Metadata
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
