@@ -124,7 +124,7 @@ def test_models_are_measured(report: Report) -> None:
 
 def test_json_holds_all_that_was_measured(report: Report) -> None:
     value = json.loads(to_json(report))
-    assert set(value) == {"machine", "text", "created", "models", "failures", "interrupted"}
+    assert set(value) == {"lapinfer", "machine", "text", "created", "models", "failures", "interrupted"}
     for content, m in zip(value["models"], report.models, strict=True):
         assert content == json.loads(json.dumps(asdict(m)))
         assert content["decode"]["bytes"] == m.decode.bytes

@@ -235,18 +235,21 @@ def test_paths_are_checked_and_files_replaced_whole(routing, tmp_path, monkeypat
         report.check_path(tmp_path / "d.json")
     path = tmp_path / "r.JSON"
     path.write_text("old")
-    report.check_path(path)
+    with pytest.raises(InputError, match=r"r\.JSON is there already: .* not written by lapinfer; .*--force"):
+        report.write(path, routing)
+    assert report.check_path(path, force=True) == f"{path}, a file of 3 bytes"
     assert path.read_text() == "old"
 
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", fail)
-        with pytest.raises(OSError, match="No space"):
-            report.write(path, routing)
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(InputError, match=r"r\.JSON: cannot be written: No space"):
+            report.write(path, routing, force=True)
     assert (path.read_text(), sorted(os.listdir(tmp_path))) == ("old", ["d.json", "r.JSON"])
-    report.write(path, routing)
+    report.write(path, routing, force=True)
+    report.write(path, routing)  # over a report
     assert json.loads(path.read_text(encoding="utf-8"))["summary"]["tokens"] == 33
 
 

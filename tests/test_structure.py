@@ -20,7 +20,7 @@ PACKAGE = ROOT / "lapinfer"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
-    ("errors", "machine", "private"),
+    ("errors", "machine", "outputs", "private"),
     ("spec",),
     ("quant",),
     ("options",),

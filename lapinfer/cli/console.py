@@ -13,6 +13,12 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def note_replaced(goes: str | None) -> None:
+    """Says which file --force lets go, if there is one."""
+    if goes is not None:
+        note(f"--force: {goes}, is replaced")
+
+
 def print_json(value: Any) -> None:
     from json import dumps
 

@@ -126,6 +126,9 @@ Models = Annotated[
     list[str] | None, typer.Argument(metavar="[MODELS...]", help=MODEL_NAMES, show_default=SHIPPED_MODELS)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Also where there is a file that lapinfer did not write; says which one goes.")
+]
 SIZE = choice("Random weights.", tuple(SIZES))
 
 

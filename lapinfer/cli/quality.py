@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note, print_json
+from lapinfer.cli.console import Progress, note, note_replaced, print_json
 from lapinfer.cli.models import open_model
-from lapinfer.cli.options import Json, LoadingChunks, Model, Verbose, load_option, with_groups
+from lapinfer.cli.options import Force, Json, LoadingChunks, Model, Verbose, load_option, with_groups
 
 
 @with_groups
@@ -75,6 +75,7 @@ def experts(
     chunks: Annotated[
         int | None, typer.Option("--chunks", min=1, help="Chunks of each text.", show_default="all")
     ] = None,
+    force: Force = False,
     loading: LoadingChunks,
     json: Json = False,
     verbose: Verbose = False,
@@ -84,7 +85,7 @@ def experts(
     from lapinfer.report.texts import read_text
 
     if output is not None:
-        report.check_path(output)
+        note_replaced(report.check_path(output, force=force))
     texts = [read_text(file) for file in files]
     with (
         open_model(model, replace(loading, ctx=ctx_size), verbose) as loaded,
@@ -94,5 +95,5 @@ def experts(
             report.run_texts(loaded, texts, ctx_size, chunks, progress)
         print_json(routing.summary()) if json else print(report.text_table(routing))
         if output is not None:
-            report.write(output, routing, loaded.model.name)
+            report.write(output, routing, loaded.model.name, force=force)
             note(f"wrote {output}")

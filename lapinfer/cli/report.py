@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note
-from lapinfer.cli.options import SIZE, LoadingPage, Models, Verbose, option, with_groups
+from lapinfer.cli.console import Progress, note, note_replaced
+from lapinfer.cli.options import SIZE, Force, LoadingPage, Models, Verbose, option, with_groups
 
 
 @with_groups
@@ -26,6 +26,7 @@ def report(
         Path | None, typer.Option("--png", metavar="FOLDER", help="Write pictures, too (needs matplotlib).")
     ] = None,
     data: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was measured, too.")] = None,
+    force: Force = False,
     loading: LoadingPage,
     verbose: Verbose = False,
 ) -> None:
@@ -36,13 +37,14 @@ def report(
     from lapinfer.report import collect
     from lapinfer.report.texts import read_text
 
-    collect.check_outputs(output, data, png)
+    for goes in collect.check_outputs(output, data, png, force=force):
+        note_replaced(goes)
     passage = {} if text is None else {"text": read_text(text), "source": text.name}
     options = collect.Options(loading, ctx_size, **passage)
     with Progress() as progress:
         measured = collect.collect(models or [], shapes or [], options, progress)
     if measured.models:
-        for path in collect.write_report(measured, output, data, png):
+        for path in collect.write_report(measured, output, data, png, force=force):
             note(f"wrote {path}")
     elif not measured.interrupted:
         note("error: no model could be measured; nothing was written")

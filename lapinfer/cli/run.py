@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lapinfer.cli.console import note, print_json
+from lapinfer.cli.console import note, note_replaced, print_json
 from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
-from lapinfer.cli.options import MODEL_NAMES, Json, Loading, Sampling, Verbose, with_groups
+from lapinfer.cli.options import MODEL_NAMES, Force, Json, Loading, Sampling, Verbose, with_groups
 from lapinfer.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def run(
     experts_report: Annotated[
         Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
     ] = None,
+    force: Force = False,
     json: Json = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
     verbose: Verbose = False,
@@ -57,11 +58,11 @@ def run(
     if experts_report is not None:
         from lapinfer.report.experts import check_path
 
-        check_path(experts_report)
+        note_replaced(check_path(experts_report, force=force))
     name = default_model() if model is None else model
     with (
         open_model(name, loading, verbose) as loaded,
-        nullcontext() if experts_report is None else _experts_written(loaded, experts_report),
+        nullcontext() if experts_report is None else _experts_written(loaded, experts_report, force),
     ):
         if not raw and loaded.template is None:
             note("note: this model has no chat template; the prompt is continued as plain text")
@@ -89,7 +90,7 @@ def _read_stdin() -> str:
 
 
 @contextmanager
-def _experts_written(model: "LanguageModel", path: Path) -> Iterator[None]:
+def _experts_written(model: "LanguageModel", path: Path, force: bool) -> Iterator[None]:
     """Records which experts tokens get, and writes that at the end, however the block ends."""
     from lapinfer.report.experts import write
 
@@ -98,7 +99,7 @@ def _experts_written(model: "LanguageModel", path: Path) -> Iterator[None]:
             yield
         finally:
             if routing.tokens:
-                write(path, routing, model.model.name)
+                write(path, routing, model.model.name, force=force)
                 note(f"wrote {path}")
             else:
                 note(f"{path}: not written, no tokens were run")

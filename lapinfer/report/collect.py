@@ -107,13 +107,17 @@ def _measured(candidate: Candidate, options: Options, threads: int, text: str, s
 PAGES = (".html", ".htm")
 
 
-def check_outputs(output: Path, data: Path | None = None, png: Path | None = None) -> None:
-    """InputError when something of it could not be written."""
-    check_ending(output, PAGES)
+def check_outputs(output: Path, data: Path | None = None, png: Path | None = None, *, force: bool = False) -> list[str]:
+    """InputError when something of it could not be written; the files of others that go, if `force` lets them."""
+    goes = [check_ending(output, PAGES, force=force)]
     if data is not None:
-        check_ending(data, (".json",))
-    if png is None:
-        return
+        goes.append(check_ending(data, (".json",), force=force))
+    if png is not None:
+        goes += _check_pictures(png, force)
+    return [file for file in goes if file is not None]
+
+
+def _check_pictures(png: Path, force: bool) -> list[str | None]:
     if find_spec("matplotlib") is None:
         raise InputError("--png needs matplotlib: pip install matplotlib")
     if png.exists() and not png.is_dir():
@@ -122,21 +126,28 @@ def check_outputs(output: Path, data: Path | None = None, png: Path | None = Non
         png.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{png}: cannot be made: {error.strerror or error}") from error
-    check_ending(png / "roofline.png", (".png",))
+    from lapinfer.report.pictures import PICTURES
+
+    return [check_ending(png / f"{name}.png", (".png",), force=force) for name in PICTURES]
 
 
-def write_report(report: Report, output: Path, data: Path | None = None, png: Path | None = None) -> list[Path]:
-    """The files written. Data first: the page can be made from it again."""
+def write_report(
+    report: Report, output: Path, data: Path | None = None, png: Path | None = None, *, force: bool = False
+) -> list[Path]:
+    """The files written. Data first: the page can be made from it again.
+
+    Older reports are replaced; InputError where other files are, unless `force`.
+    """
     written: list[Path] = []
     if data is not None:
-        write_whole(data, to_json(report).encode())
+        write_whole(data, to_json(report).encode(), force=force)
         written.append(data)
-    write_whole(output, page(report).encode())
+    write_whole(output, page(report).encode(), force=force)
     written.append(output)
     if png is not None:
         from lapinfer.report.pictures import pictures
 
         for name, content in pictures(report).items():
-            write_whole(png / name, content)
+            write_whole(png / name, content, force=force)
             written.append(png / name)
     return written

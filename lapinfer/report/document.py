@@ -7,6 +7,7 @@ from html import escape
 from importlib.resources import files
 
 from lapinfer.report.drawing import Bars, Chart, Key, svg, svg_shape
+from lapinfer.report.outputs import GENERATOR
 
 LIGHT = {
     "ground": "#fbfaf8", "ink": "#1d1c1a", "soft": "#6b6862", "rule": "#dcd8d0",
@@ -50,7 +51,8 @@ def style() -> str:
 def document(title: str, introduction: str, body: str) -> str:
     """The whole file; introduction and body are HTML."""
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"/><title>{escape(title)}</title>
+<html lang="en"><head><meta charset="utf-8"/><meta name="generator" content="{GENERATOR}"/>
+<title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"/><style>{style()}</style></head><body>
 <h1>{escape(title)}</h1>
 <p>{introduction}</p>

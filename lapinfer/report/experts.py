@@ -62,28 +62,34 @@ def experts_a_token(spec: ModelSpec) -> int:
     return max((router.top_k for router in routers if router is not None), default=0)
 
 
-def check_path(path: Path) -> None:
-    """InputError when no report can be written to this path: called before the work that it is about."""
-    check_ending(path, WRITERS)
+def check_path(path: Path, *, force: bool = False) -> str | None:
+    """InputError when no report can be written to this path: called before the work that it is about.
+
+    With `force` it may be where another file is; this is then told.
+    """
+    return check_ending(path, WRITERS, force=force)
 
 
-def write(path: Path, routing: Routing, name: str = "") -> None:
-    """Write what was recorded, in the form that the path's ending says: whole, or not at all."""
-    check_path(path)
-    write_whole(path, WRITERS[path.suffix.lower()](routing, name))
+def write(path: Path, routing: Routing, name: str = "", *, force: bool = False) -> None:
+    """Write what was recorded, in the form that the path's ending says: whole, or not at all.
+
+    An older report is replaced; InputError where another file is, unless `force`.
+    """
+    check_path(path, force=force)
+    write_whole(path, WRITERS[path.suffix.lower()](routing, name), force=force)
 
 
 def to_json(routing: Routing, name: str = "") -> bytes:
     """Model, version, `Routing.summary()` and `Routing.arrays()` as lists."""
     arrays = {key: value.tolist() for key, value in routing.arrays().items()}
-    value = {"model": name, "lapinfer": __version__, "summary": routing.summary(), "arrays": arrays}
+    value = {"lapinfer": __version__, "model": name, "summary": routing.summary(), "arrays": arrays}
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def to_npz(routing: Routing, name: str = "") -> bytes:
-    """`Routing.arrays()`, and the model's name as `model`."""
+    """`Routing.arrays()`, the model's name as `model`, and the version as `lapinfer`."""
     file = io.BytesIO()
-    arrays: dict[str, Any] = {"model": np.array(name), **routing.arrays()}
+    arrays: dict[str, Any] = {"lapinfer": np.array(__version__), "model": np.array(name), **routing.arrays()}
     np.savez_compressed(file, **arrays)
     return file.getvalue()
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lapinfer import __version__
 from lapinfer.report.roofline import Roofline
 from lapinfer.report.whatif import Term
 
@@ -132,4 +133,4 @@ class Report:
 
 
 def to_json(report: Report) -> str:
-    return json.dumps(asdict(report), ensure_ascii=False, allow_nan=False)
+    return json.dumps({"lapinfer": __version__, **asdict(report)}, ensure_ascii=False, allow_nan=False)

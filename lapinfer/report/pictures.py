@@ -11,6 +11,7 @@ from lapinfer.report.charts import distinct_shares_chart, letter, parts_chart, r
 from lapinfer.report.document import COLOURS, LIGHT
 from lapinfer.report.drawing import LETTER, WIDTH, Bars, Box, Chart, Circle, Polyline, Shape, Text
 from lapinfer.report.measured import Report
+from lapinfer.report.outputs import GENERATOR
 
 PICTURES: dict[str, Callable[[Report], Chart | Bars]] = {
     "bytes": lambda report: parts_chart(report.models),
@@ -58,7 +59,7 @@ def _png(chart: Chart | Bars, names: list[str]) -> bytes:
     for shape, dx, dy in [*((text, 0, 0) for text in above), *keys, *((shape, 0, top) for shape in drawing.shapes)]:
         _paint(ax, shape, dx, dy)
     out = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(out, dpi=100, format="png")
+    FigureCanvasAgg(figure).print_figure(out, dpi=100, format="png", metadata={"Software": GENERATOR})
     return out.getvalue()
 
 
