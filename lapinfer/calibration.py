@@ -283,7 +283,11 @@ class TokenCalibration:
         limits = Limits(length, step=length, threads=default_threads(), activations="q16")
         try:
             pack_checkpoint(
-                self._checkpoint, temporary, "q8", progress=lambda _, done, total: progress("preparing", done, total)
+                self._checkpoint,
+                temporary,
+                "q8",
+                force=True,
+                progress=lambda _, done, total: progress("preparing", done, total),
             )
             weights = PackedFile(temporary, tensors(self._spec).values())
             model = Model(self._spec, weights, limits, name=str(self._checkpoint.path))
@@ -297,11 +301,11 @@ class TokenCalibration:
 
 def pack_calibrated(
     checkpoint: Checkpoint, folder: Path, quant: str = "auto", *, text: Path | None = None,
-    progress: Progress = lambda phase, done, total: None,
+    progress: Progress = lambda phase, done, total: None, force: bool = False,
 ) -> Path:  # fmt: skip
     """Pack a checkpoint into `folder`, weighed by the inputs that random tokens give, or those of a text."""
     calibration = TokenCalibration(checkpoint, folder, text)
-    return pack_checkpoint(checkpoint, folder, quant, calibration=calibration, progress=progress)
+    return pack_checkpoint(checkpoint, folder, quant, calibration=calibration, progress=progress, force=force)
 
 
 def _stored_name(tensor: Tensor) -> str:

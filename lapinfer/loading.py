@@ -17,9 +17,11 @@ from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.machine import available_memory, default_threads, resident_bytes
 from lapinfer.model import Model
 from lapinfer.options import SYSTEM, LoadOptions, Policy
+from lapinfer.outputs import replaced
 from lapinfer.packing.memory import CopiedWeights
 from lapinfer.packing.pack import cached_folder
 from lapinfer.packing.reader import PackedFile, read_packed
+from lapinfer.packing.target import beside, check_target
 from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes
@@ -96,7 +98,7 @@ def _packed(path_or_name: str | Path, quant: str, say: Progress) -> Packed:
             say(line)
         folder = cached_folder(source, quant, packed_models(), progress=say)
         if not is_packed(folder):
-            pack_calibrated(source, folder, quant, progress=_packing(say))
+            pack_calibrated(source, folder, quant, progress=_packing(say), force=True)
         return Packed(folder, source.folder, is_copy=True)
     stored = read_metadata(packed_path(source)).get("quant")
     if quant not in ("auto", stored):
@@ -223,10 +225,12 @@ def _packing(say: Progress) -> Callable[[str, int, int], None]:
 
 def convert(
     source: str | Path, target: str | Path, quant: str = "q4", *, calibrate: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, force: bool = False,
 ) -> Path:  # fmt: skip
     """Write the packed form of a checkpoint into the folder `target`.
 
+    Nothing that is there is replaced but the packed form of the same checkpoint, else InputError; `force` replaces
+    files that are in the way, and says which, but never the source or other weights.
     calibrate: a text like those that the model will see, for q4 with error feedback; else q4 is calibrated with
     random tokens.
     """
@@ -234,11 +238,11 @@ def convert(
     if isinstance(checkpoint, Path):
         raise InputError(f"{checkpoint} is packed already; convert the checkpoint that it was made from")
     target = Path(target)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; name a folder to write")
     if calibrate is not None and quant not in (AUTO, *FED_BACK):
         raise InputError(f"a calibration text is for {' or '.join(FED_BACK)}; quant is {quant}")
     say = progress or (lambda *args: None)
     for line in checkpoint.notices:
         say(line)
-    return pack_calibrated(checkpoint, target, quant, text=calibrate, progress=_packing(say))
+    for goes in check_target(checkpoint, target, beside(checkpoint), force=force):
+        say(replaced(goes))
+    return pack_calibrated(checkpoint, target, quant, text=calibrate, progress=_packing(say), force=force)

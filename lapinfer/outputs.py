@@ -19,6 +19,7 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Added to the flags of every file that is opened for writing."""
 OR_FORCE = "name another, or replace it by --force (in Python: force=True)"
+FOREIGN = "not written by lapinfer"
 
 
 def nothing(path: Path) -> bool:
@@ -26,12 +27,14 @@ def nothing(path: Path) -> bool:
     return False
 
 
-def check_place(path: Path, is_ours: Callable[[Path], bool] = nothing, *, force: bool = False) -> str | None:
+def check_place(
+    path: Path, is_ours: Callable[[Path], bool] = nothing, *, force: bool = False, otherwise: str = FOREIGN
+) -> str | None:
     """What somebody else would lose if a file were written at `path`, in words; None: nothing.
 
-    is_ours: whether a file carries the mark of this program, and may be replaced. InputError where there is another
-    one, or a link, unless `force`; and always for a folder, a device or a pipe. A link is never followed: it would be
-    replaced, and what it leads to stays.
+    is_ours: whether a file may be replaced, as one that carries the mark of this program; `otherwise` says what others
+    are. InputError where there is such a one, or a link, unless `force`; and always for a folder, a device or a pipe. A
+    link is never followed: it would be replaced, and what it leads to stays.
     """
     try:
         found = os.lstat(path)
@@ -48,8 +51,13 @@ def check_place(path: Path, is_ours: Callable[[Path], bool] = nothing, *, force:
     else:
         what = f"a file of {found.st_size:,} bytes"
     if not force:
-        raise InputError(f"{path} is there already: {what}, not written by lapinfer; {OR_FORCE}")
+        raise InputError(f"{path} is there already: {what}, {otherwise}; {OR_FORCE}")
     return f"{path}, {what}"
+
+
+def replaced(goes: str) -> str:
+    """A line about a file that `force` lets go."""
+    return f"--force: {goes}, is replaced"
 
 
 def begins_with(path: Path, count: int) -> bytes:

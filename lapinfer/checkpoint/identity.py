@@ -71,6 +71,11 @@ class Contents:
         self._trusted = {path for path, state in self._states.items() if state.is_trusted(now)}
         self._digests: dict[Path, bytes] = {}
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files, by the names under which they were opened."""
+        return list(self._files)
+
     def identity(self, progress: Progress = lambda done, total: None) -> str:
         """32 hexadecimal digits: the same for the same config and weights, and only for these."""
         total, done = sum(data.nbytes for data in self._files.values()), 0

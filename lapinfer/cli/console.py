@@ -7,6 +7,8 @@ import sys
 import textwrap
 from typing import Any
 
+from lapinfer.outputs import replaced
+
 
 def note(message: str) -> None:
     """A line on stderr."""
@@ -16,7 +18,7 @@ def note(message: str) -> None:
 def note_replaced(goes: str | None) -> None:
     """Says which file --force lets go, if there is one."""
     if goes is not None:
-        note(f"--force: {goes}, is replaced")
+        note(replaced(goes))
 
 
 def print_json(value: Any) -> None:

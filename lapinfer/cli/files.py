@@ -7,7 +7,7 @@ import typer
 
 from lapinfer.cli.console import Progress, note, print_json
 from lapinfer.cli.models import CHAT_MODEL, pull_model
-from lapinfer.cli.options import MODEL_NAMES, Json, Verbose, load_option
+from lapinfer.cli.options import MODEL_NAMES, Force, Json, Verbose, load_option
 
 
 def convert(
@@ -17,13 +17,14 @@ def convert(
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", help="A text whose activations weigh the quantization error.")
     ] = None,
+    force: Force = False,
     verbose: Verbose = False,
 ) -> None:
     """Write a packed checkpoint, which starts without packing."""
     from lapinfer.loading import convert
 
     with Progress() as progress:
-        convert(source, target, quant, calibrate=calibrate, progress=progress)
+        convert(source, target, quant, calibrate=calibrate, progress=progress, force=force)
     note(f"wrote {target}")
 
 

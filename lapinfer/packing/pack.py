@@ -7,8 +7,6 @@ measured of their inputs (lapinfer.calibration): how large each column is, or th
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,13 +14,13 @@ from typing import Protocol
 
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.checkpoint.home import FILE_NAME
-from lapinfer.checkpoint.texts import texts_in
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.options import QUANT
 from lapinfer.packing.assemble import Assembler
 from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.packing.quantize import SLICE, Inputs, packed_slices
+from lapinfer.packing.target import beside, check_target, write_beside
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.quant.choice import FED_BACK, Stored, matrix_format, model_size, narrow_format, router_format
 from lapinfer.quant.formats import FORMATS
@@ -77,12 +75,16 @@ def pack_checkpoint(
     *,
     calibration: Calibration | None = None,
     progress: Progress = lambda phase, done, total: None,
+    force: bool = False,
 ) -> Path:
     """Write the packed form of a checkpoint into `folder`, with config and tokenizer files beside it.
 
     The weights are renamed to their final name last, so a folder that is_packed is complete. An interrupted packing
-    goes on where it was. What is quantized with a loss is weighed by what `calibration` measures.
+    goes on where it was. What is quantized with a loss is weighed by what `calibration` measures. InputError where
+    something is in the way (packing/target.py), unless `force`.
     """
+    texts = beside(checkpoint)
+    check_target(checkpoint, folder, texts, force=force)
     spec = spec_from_config(checkpoint.config, str(checkpoint.path))
     assembler = Assembler(checkpoint, sources_for(spec, set(checkpoint.names())))
     weights = tensors(spec).values()
@@ -99,8 +101,7 @@ def pack_checkpoint(
     metadata = {"quant": quant, "source": checkpoint.contents.identity(), "calibration": label}
     sizes = {name: sum(part.tensor.size for part in parts_of(entry)) for name, entry in entries.items()}
     total = sum(sizes.values())
-    with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata) as writer:
-        _copy_beside(checkpoint, folder)
+    with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata, force=force) as writer:
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
         with closing(_with_inputs([entries[name] for name in remaining], lossy, calibration, progress)) as todo:
@@ -115,7 +116,8 @@ def pack_checkpoint(
         progress("packing", total, total)
         if not writer.finished:
             _check_unchanged(checkpoint, writer, thoroughly=True)
-            writer.finish()
+        write_beside(texts, folder)
+        writer.finish()
     return folder
 
 
@@ -151,17 +153,6 @@ def _with_inputs(
     for entry in entries:
         if entry.name not in weighed:
             yield entry.name, {}
-
-
-def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
-    """The files that a model needs besides its weights."""
-    try:
-        (folder / "config.json").write_text(json.dumps(checkpoint.config, indent=2), encoding="utf-8")
-        for text in texts_in(checkpoint.folder):
-            (folder / text).parent.mkdir(exist_ok=True)
-            shutil.copyfile(checkpoint.folder / text, folder / text)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def cached_folder(

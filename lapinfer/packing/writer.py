@@ -6,23 +6,44 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
+from lapinfer.checkpoint.home import is_packed
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
+from lapinfer.outputs import NOT_FOLLOWED, begins_with, check_place, write_whole
 from lapinfer.packing.entries import ALIGN, VERSION, BankEntry, PackedEntry, parts_of
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes that pack the same model do the work twice
     fcntl = None
+
+
+PARTIAL, JOURNAL = ".partial", ".journal"
+"""Added to the name of a file that is being written, and of the list of its complete tensors."""
+BEGINNING = 4096
+
+
+def is_begun(path: Path) -> bool:
+    """Whether a partial file or a journal is one of ours: nothing yet, or with our header, or its digest."""
+    head = begins_with(path, BEGINNING)
+    if path.name.endswith(JOURNAL):
+        return re.match(rb"[0-9a-f]{64}\n", head) is not None
+    return not head or b'"format":"lapinfer"' in head
+
+
+def _not_followed(path: str, flags: int) -> int:
+    return os.open(path, flags | NOT_FOLLOWED, 0o666)
 
 
 class PackedWriter:
@@ -38,17 +59,19 @@ class PackedWriter:
     """
 
     def __init__(
-        self, path: str | Path, entries: Sequence[PackedEntry | BankEntry], metadata: Mapping[str, str]
-    ) -> None:
-        self.path = Path(path)
+        self, path: str | Path, entries: Sequence[PackedEntry | BankEntry], metadata: Mapping[str, str],
+        *, force: bool = False,
+    ) -> None:  # fmt: skip
+        """force: what others have begun or put there goes."""
+        self.path, self._force = Path(path), force
         parts = chain.from_iterable(map(parts_of, entries))
         formats = {e.name: {"format": e.format, "shape": list(e.shape)} for e in parts if e.format is not None}
         header = {"format": "lapinfer", "version": VERSION, "tensors": json.dumps(formats, separators=(",", ":"))}
         stored = ((e.name, *e.stored) for e in entries)
         self._header, self._places = layout(stored, {**metadata, **header}, ALIGN)
         self.total_bytes = max((t.stop for t in self._places.values()), default=len(self._header))
-        self._partial = self.path.with_name(self.path.name + ".partial")
-        self._journal = self.path.with_name(self.path.name + ".journal")
+        self._partial = self.path.with_name(self.path.name + PARTIAL)
+        self._journal = self.path.with_name(self.path.name + JOURNAL)
         self._written = dict.fromkeys(self._places, 0)
         self._done: set[str] = set()
         self._fd = -1
@@ -61,6 +84,7 @@ class PackedWriter:
                     self._done = set(self._places)
                     self._partial.unlink()
                 else:
+                    check_place(self._partial, is_begun, force=self._force, otherwise="not begun by lapinfer")
                     self._resume_or_start()
             except BaseException:
                 self.close()
@@ -87,7 +111,7 @@ class PackedWriter:
             if start + flat.nbytes == place.stop:
                 # Data first, then the note that it is there: after a power cut, the other order would be wrong.
                 os.fsync(self._fd)
-                with self._journal.open("a", encoding="utf-8") as journal:
+                with open(self._journal, "a", encoding="utf-8", opener=_not_followed) as journal:
                     journal.write(f"{json.dumps(name)}\n")
                 self._done.add(name)
 
@@ -99,6 +123,7 @@ class PackedWriter:
             raise ValueError(f"{self.path}: {len(missing)} tensors are not written, the first is {missing[0]!r}")
         with self._errors():
             os.fsync(self._fd)
+            check_place(self.path, is_packed, force=self._force)
             if fcntl is None:  # Windows cannot rename an open file
                 self.close()
             os.replace(self._partial, self.path)
@@ -134,7 +159,7 @@ class PackedWriter:
     def _locked_partial(self) -> int:
         """Open and lock the partial file. A waiter may get the lock on a file that has its final name by then."""
         while True:
-            fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            fd = self._open_partial()
             if fcntl is None:
                 return fd
             try:
@@ -148,6 +173,16 @@ class PackedWriter:
                 os.close(fd)
                 raise
             os.close(fd)
+
+    def _open_partial(self) -> int:
+        """Open or make the partial file: of this name alone, and no link."""
+        for file in (self._partial, self._journal):
+            with suppress(FileNotFoundError):
+                found = os.lstat(file)
+                if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                    check_place(file, force=self._force, otherwise="not begun by lapinfer")
+                    file.unlink()
+        return os.open(self._partial, os.O_RDWR | os.O_CREAT | NOT_FOLLOWED, 0o666)
 
     def _already_there(self) -> bool:
         """Whether the final file is there with the very same header and size."""
@@ -170,18 +205,16 @@ class PackedWriter:
         if not self._done:
             os.truncate(self._fd, 0)
         self._check_space()
-        os.truncate(self._fd, self.total_bytes)
         os.lseek(self._fd, 0, os.SEEK_SET)
         header = memoryview(self._header)
-        while header:
+        while header:  # first, so that the file is known as ours
             header = header[os.write(self._fd, header) :]
+        os.truncate(self._fd, self.total_bytes)
         for name in self._places:  # a tensor without elements has no last byte to write
             if self._places[name].start == self._places[name].stop:
                 self._done.add(name)
         lines = [first_line, *(json.dumps(name) for name in self._places if name in self._done)]
-        fresh = self._journal.with_name(self._journal.name + ".new")
-        fresh.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(fresh, self._journal)
+        write_whole(self._journal, "".join(f"{line}\n" for line in lines))
 
     def _check_space(self) -> None:
         need = sum(t.stop - t.start for n, t in self._places.items() if n not in self._done)
