@@ -63,7 +63,7 @@ def info(
         tokenizer = Tokenizer.from_folder(folder)
         text = {
             "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens",
-            "chat_template": tokenizer is not None and ChatTemplate.from_folder(folder) is not None,
+            "chat_template": tokenizer is not None and _template(folder),
         }
     ctx = default_ctx(spec) if ctx is None else ctx
     estimates = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), bandwidth)
@@ -78,6 +78,13 @@ def info(
         "fit": [estimate.as_dict() for estimate in estimates],
     }
     return figures | text, fitting
+
+
+def _template(folder: Path) -> bool | str:
+    """Whether there is a chat template, or what is wrong with it."""
+    template = ChatTemplate.from_folder(folder)
+    problem = None if template is None else template.problem()
+    return template is not None if problem is None else f"broken: {problem}"
 
 
 def _formats_in(assembler: Assembler) -> Callable[[str], Stored]:

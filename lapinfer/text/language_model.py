@@ -14,7 +14,8 @@ import numpy as np
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams
 from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
-from lapinfer.text.template import ChatTemplate, Message
+from lapinfer.text.messages import Message
+from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer, optional_json
 
 if TYPE_CHECKING:
@@ -209,6 +210,6 @@ def from_model(model: Model) -> LanguageModel:
     tokenizer = None if folder is None else Tokenizer.from_folder(folder)
     if folder is None or tokenizer is None:
         return LanguageModel(model)
-    template = ChatTemplate.from_folder(folder, tokenizer.bos_token or "", tokenizer.eos_token or "")
+    template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
     defaults = SamplingParams.from_generation_config(optional_json(folder / "generation_config.json"))
     return LanguageModel(model, tokenizer, template, defaults)

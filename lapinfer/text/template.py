@@ -1,265 +1,211 @@
-"""Chat templates: messages to the text a model was trained on, by Jinja in a sandbox with bounded work.
-
-A template comes with a checkpoint, so it is untrusted. Jinja's immutable sandbox keeps it from Python's
-internals; `_BoundedEnvironment` keeps it from running forever or filling the memory: everything that can
-repeat or grow (loop rounds, calls, filters, concatenations, literals, arithmetic, output) is charged for
-before or right after it happens, against one budget and one deadline per rendering.
-"""
+"""Chat templates: messages to the text a model was trained on, as transformers' `apply_chat_template` renders them."""
 
 from __future__ import annotations
 
-import functools
-import json
-import math
-import re
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from jinja2 import nodes, pass_context
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, LoopControlExtension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
+from typing import TYPE_CHECKING, Any
 
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.text.tokenizer import optional_json
+from lapinfer.text.messages import REASONING, Messages, conversation, document_list, plain, tool_schemas
+from lapinfer.text.template_files import DEFAULT, TOOL_USE, Source, template_sources
 
-Message = Mapping[str, Any]
-"""{'role': 'system' | 'user' | 'assistant', 'content': text}, and whatever else the template knows."""
+if TYPE_CHECKING:
+    import jinja2
 
-BASE_WORK, WORK_PER_CHARACTER, SECONDS = 3_000_000, 100, 5.0
-"""The budget of one rendering: units (a loop round, or a character handled) for the template itself and
-for each character of the messages, and a deadline. Real templates need a thousandth of it."""
-
-LONGEST_SOURCE = 500_000
-
-
-class _RefusalError(Exception):
-    """The template called raise_exception: it does not accept these messages."""
-
-
-class _OpaqueNamespace(Namespace):
-    __repr__ = object.__repr__  # nested namespaces would print exponentially much
-
-
-class _Generation(Extension):
-    """{% generation %} … {% endgeneration %} marks what the assistant says; it changes nothing here."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _size(value: Any) -> int:
-    """Characters and elements in a value, those of containers included."""
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, Mapping):
-        return 1 + sum(_size(k) + _size(v) for k, v in value.items())
-    if isinstance(value, list | tuple | set | frozenset):
-        return 1 + sum(map(_size, value))
-    return 1 + value.bit_length() if isinstance(value, int) else 1
-
-
-def _largest_result(values: Iterable[Any]) -> int:
-    """An upper bound of what a call can make of its arguments: the product of sizes and of integers."""
-    return math.prod(max(1, abs(v) if isinstance(v, int) else _size(v)) for v in values)
-
-
-class _Charged(NodeTransformer):
-    """Route what repeats or grows through the environment's `counted` and `charged` filters."""
-
-    def _charged(self, node: nodes.Expr) -> nodes.Expr:
-        self.generic_visit(node)
-        return nodes.Filter(node, "charged", [], [], None, None, lineno=node.lineno)
-
-    visit_Call = visit_Concat = visit_List = visit_Dict = _charged  # noqa: N815
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
-        return self._charged(node) if node.ctx == "load" else node
-
-    def visit_Filter(self, node: nodes.Filter) -> nodes.Expr:  # noqa: N802
-        if node.node is None:  # the filter of a block, whose text is charged as output
-            self.generic_visit(node)
-            return node
-        return self._charged(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node.call)
-        for name in ("args", "defaults", "body"):
-            setattr(node, name, [self.visit(child) for child in getattr(node, name)])
-        return node
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.iter = nodes.Filter(node.iter, "counted", [], [], None, None, lineno=node.lineno)
-        return node
-
-    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Expr:  # noqa: N802
-        return nodes.Const(node.data, lineno=node.lineno)  # so that output passes through `finalize`
-
-
-class _BoundedEnvironment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            optimized=False,  # constants must not be computed, unbounded, while compiling
-            extensions=[LoopControlExtension, _Generation],
-            finalize=self._output,
-        )
-        self.left, self.deadline = 0, 0.0
-        for name in ("format", "random", "pprint"):
-            del self.filters[name]
-        self.filters = {name: self._guarded(filter) for name, filter in self.filters.items()}
-        self.filters |= {"charged": self._charged, "counted": self._counted, "tojson": self._guarded(_tojson)}
-        self.globals["namespace"] = _OpaqueNamespace
-        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-        del self.globals["lipsum"]
-
-    def start(self, work: int) -> None:
-        self.left, self.deadline = work, time.monotonic() + SECONDS
-
-    def charge(self, work: int) -> None:
-        self.left -= work
-        if self.left < 0 or time.monotonic() > self.deadline:
-            raise SecurityError("it does too much work")
-
-    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)  # keeps what Jinja notes on functions that want the context
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            self.charge(_largest_result(v for v in (*args, *kwargs.values()) if isinstance(v, _VALUES)))
-            return function(*args, **kwargs)
-
-        return guarded
-
-    # The three below ask for the context only so that Jinja does not apply them while compiling.
-    @staticmethod
-    @pass_context
-    def _charged(context: jinja2.runtime.Context, value: Any) -> Any:
-        context.environment.charge(_size(value))  # pyright: ignore[reportAttributeAccessIssue]
-        return value
-
-    @staticmethod
-    @pass_context
-    def _output(context: jinja2.runtime.Context, value: Any) -> Any:
-        return _BoundedEnvironment._charged(context, value)
-
-    @staticmethod
-    @pass_context
-    def _counted(context: jinja2.runtime.Context, values: Iterable[Any]) -> Iterable[Any]:
-        if isinstance(values, jinja2.Undefined):
-            return values  # raises, or is empty, as Jinja has it
-        return _rounds(context.environment, values)  # pyright: ignore[reportArgumentType]
-
-    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
-        owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)  # str.format comes wrapped
-        if isinstance(owner, str) and "format" in getattr(obj, "__name__", "") and re.search(r"\d{5,}", owner):
-            raise SecurityError("a format is too wide")
-        values = (owner, *args, *kwargs.values())
-        self.charge(_largest_result(v for v in values if isinstance(v, _VALUES)))
-        return super().call(context, obj, *args, **kwargs)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str) and re.search(r"\d{5,}|\*", left):
-            raise SecurityError("a format is too wide")
-        if operator == "+":
-            self.charge(_size(left) + _size(right))
-        elif isinstance(left, int) and isinstance(right, int):
-            self.charge(left.bit_length() * (right if operator == "**" else right.bit_length()) + 1)
-        else:
-            self.charge(_largest_result((left, right)))
-        return super().call_binop(context, operator, left, right)
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _Charged().visit(super()._parse(source, name, filename))
-
-
-_VALUES = (str, bytes, int, list, tuple, dict, set)
-
-
-def _rounds(environment: _BoundedEnvironment, values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        environment.charge(1)
-        yield value
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys=False) -> str:
-    """JSON as transformers writes it: Jinja's own filter escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: Any) -> None:
-    raise _RefusalError(" ".join(str(message).split())[:300])
-
-
-def _strftime_now(format: str) -> str:
-    if re.search(r"\d{3,}", format):  # %999999999d makes a gigabyte
-        raise SecurityError("a date format is too wide")
-    return datetime.now().strftime(format)
+LONGEST_SOURCE = 100_000
+"""Characters; the longest published templates have a fifth of it. Compiling takes up to 2 KB for each."""
+TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Stands at the end of a message that is to be continued, to be found in the text."""
+INSTEAD = "mend it, or do without: --raw, or generate(), takes plain text"
 
 
 class ChatTemplate:
-    """A checkpoint's chat template. `where` names its file in error messages; rendering is safe from threads."""
+    """A checkpoint's chat template, or several with names; rendering is safe from threads.
 
-    def __init__(self, source: str, where: str = "chat template", bos_token: str = "", eos_token: str = "") -> None:
-        self._where, self._lock = where, threading.Lock()
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        if len(source) > LONGEST_SOURCE:
-            raise CheckpointError(f"{where}: {len(source):,} characters are no chat template")
-        self._environment = _BoundedEnvironment()
-        self._environment.start(BASE_WORK)
-        self._template = self._bounded(lambda: self._environment.from_string(source))
+    `where` names its file in error messages. A template is compiled when it is first used: a broken one keeps nothing
+    else from working.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        where: str = "chat template",
+        bos_token: str = "",
+        eos_token: str = "",
+        tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        """tokens: texts of all special tokens by their names, as in `Tokenizer.special_tokens`."""
+        if not isinstance(source, str):
+            raise InputError(f"source: expected the chat template as text, got {type(source).__name__}")
+        named = {"bos_token": bos_token, "eos_token": eos_token}
+        self._set({DEFAULT: Source(source, where)}, {k: v for k, v in named.items() if v} | dict(tokens or {}))
+
+    def _set(self, sources: Mapping[str, Source], tokens: Mapping[str, str]) -> None:
+        self._tokens = tokens
+        self._templates = {name: _Template(source) for name, source in sources.items()}
 
     @classmethod
-    def from_folder(cls, folder: str | Path, bos_token: str = "", eos_token: str = "") -> ChatTemplate | None:
-        """From chat_template.jinja or tokenizer_config.json (one, or the one called 'default'); None if absent."""
-        path = Path(folder) / "chat_template.jinja"
-        if path.is_file():
-            try:
-                source: Any = path.read_text(encoding="utf-8")
-            except ValueError as error:
-                raise CheckpointError(f"{path}: not UTF-8 text ({error})") from error
-        else:
-            path = Path(folder) / "tokenizer_config.json"
-            source = optional_json(path).get("chat_template")
-        if isinstance(source, list):
-            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-            source = named.get("default")
-        if source is None:
+    def from_folder(cls, folder: str | Path, tokens: Mapping[str, str] | None = None) -> ChatTemplate | None:
+        """The templates of a checkpoint's folder; None when it has none. What is wrong with one is told by `render`."""
+        sources = template_sources(Path(folder))
+        if not sources:
             return None
-        if not isinstance(source, str):
-            raise CheckpointError(f"{path}: expected the chat template as text, got {type(source).__name__}")
-        return cls(source, str(path), bos_token, eos_token)
+        template = cls.__new__(cls)
+        template._set(sources, dict(tokens or {}))
+        return template
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """'default', and the names of others that there are."""
+        return tuple(self._templates)
+
+    @property
+    def where(self) -> str:
+        """The file of the template."""
+        return (self._templates.get(DEFAULT) or next(iter(self._templates.values()))).where
+
+    _where = where
+
+    def problem(self) -> str | None:
+        """Why chat is not possible; None where the template can be used."""
+        try:
+            self._chosen(None, None).compiled()
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+    def render(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str = False,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
         """The text of a conversation, ending where the assistant's answer begins.
 
-        CheckpointError: the template is wrong or does too much work. InputError: it refuses these messages.
-        """
-        work = BASE_WORK + WORK_PER_CHARACTER * (_size(list(messages)) + _size(variables))
-        values = self._tokens | variables | {"messages": messages, "add_generation_prompt": add_generation_prompt}
-        with self._lock:
-            self._environment.start(work)
-            return self._bounded(lambda: self._template.render(values))
+        add_generation_prompt: whether that beginning is written; by default, unless the last message is continued.
+        tools: JSON schemas, or functions with annotations and docstrings. documents: what an answer may draw on.
+        continue_final_message: leave the last message open (or the field of it that is named), to go on in it.
+        template: the name of one of several. variables: what else the template knows (enable_thinking=False, say).
 
-    def _bounded(self, action: Callable[[], Any]) -> Any:
+        CheckpointError: the template is wrong or does too much work. InputError: it refuses these messages, or an
+        argument is none that it can take.
+        """
+        if add_generation_prompt and continue_final_message:
+            raise InputError("add_generation_prompt: the last message is continued, so no answer begins; leave out one")
+        prompt = not continue_final_message if add_generation_prompt is None else bool(add_generation_prompt)
+        chat = conversation(messages)
+        values = {"tools": tool_schemas(tools), "documents": document_list(documents)}
+        values = {**self._tokens, **plain("variables", variables), **values, "add_generation_prompt": prompt}
+        chosen = self._chosen(template, tools)
+        if not continue_final_message:
+            return chosen.render({**values, "messages": chat})
+        field = "content" if continue_final_message is True else continue_final_message
+        ending = _leave_open(chat[-1], field)
+        return _cut(chosen.render({**values, "messages": chat}), ending)
+
+    def _chosen(self, name: str | None, tools: Any) -> _Template:
+        if name is None:
+            name = TOOL_USE if tools is not None and TOOL_USE in self._templates else DEFAULT
+            if name not in self._templates:
+                raise CheckpointError(
+                    f"{self.where}: has chat templates for {', '.join(self.names)}, none called {DEFAULT}: name one"
+                )
+        if name not in self._templates:
+            raise InputError(f"template: expected one of {', '.join(self.names)}, got {name!r}")
+        return self._templates[name]
+
+
+class _Template:
+    """One template, compiled when it is first needed."""
+
+    def __init__(self, source: Source) -> None:
+        self.where, self._source = source.where, source
+        self._lock = threading.Lock()
+        self._compiled: jinja2.Template | None = None
+
+    def compiled(self) -> jinja2.Template:
+        """CheckpointError when it is no template."""
+        if (problem := self._source.problem) is not None:
+            raise CheckpointError(f"{self.where}: {problem}; {INSTEAD}")
+        if len(self._source.text) > LONGEST_SOURCE:
+            length = f"{len(self._source.text):,} characters"
+            raise CheckpointError(f"{self.where}: {length} are no chat template; {INSTEAD}")
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = self._compile()
+            return self._compiled
+
+    def _compile(self) -> jinja2.Template:
+        import jinja2
+
+        from lapinfer.text.sandbox import BoundedEnvironment, shortened
+
         try:
-            return action()
-        except _RefusalError as error:
-            raise InputError(f"the chat template refuses these messages: {error}") from error
+            return BoundedEnvironment().from_string(self._source.text)
         except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(f"{self._where}:{error.lineno}: {error.message}") from error
-        except Exception as error:  # a template can raise anything: TypeError, RecursionError, MemoryError, …
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise CheckpointError(f"{self._where}: the chat template failed: {reason}") from error
+            raise CheckpointError(
+                f"{self.where}:{error.lineno}: the chat template is broken: {shortened(error.message)}; {INSTEAD}"
+            ) from error
+        except Exception as error:  # RecursionError, MemoryError, whatever Python's compiler raises
+            reason = shortened(error) or type(error).__name__
+            raise CheckpointError(f"{self.where}: the chat template is broken: {reason}; {INSTEAD}") from error
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        from lapinfer.text.budget import Budget
+        from lapinfer.text.sandbox import RefusalError, shortened
+
+        template = self.compiled()
+        with self._lock:
+            budget = template.environment.budget = Budget()  # pyright: ignore[reportAttributeAccessIssue]
+            try:
+                budget.allow(values)
+                return template.render(values)
+            except RefusalError as error:
+                raise InputError(f"the chat template refuses these messages: {error}") from error
+            except Exception as error:  # a template can raise anything: TypeError, RecursionError, MemoryError, …
+                reason = shortened(error) or type(error).__name__
+                raise CheckpointError(f"{self.where}{_line(error)}: the chat template failed: {reason}") from error
+
+
+def _line(error: BaseException) -> str:
+    """':' and the line of the template where an error came up, if it can be told."""
+    line, frame = 0, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == "<template>":
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return f":{line}" if line else ""
+
+
+def _leave_open(message: dict[str, Any], field: str) -> str:
+    """Put the tag at the end of a field of the last message; returns the text that was there."""
+    where = "continue_final_message"
+    value = message.get(field)
+    if not value:
+        raise InputError(f"{where}: the last message has no {field!r} to go on in")
+    if isinstance(value, str):
+        names = [name for name in REASONING if message.get(name) == value] if field in REASONING else [field]
+        for name in names:
+            message[name] = value + TAG
+        return value
+    for part in reversed(value):
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            text = part["text"]
+            part["text"] = text + TAG
+            return text
+    raise InputError(f"{where}: the last message has no text to go on in")
+
+
+def _cut(text: str, ending: str) -> str:
+    """The text up to the tag; without the spaces before it where the template has stripped those after it."""
+    at = text.rfind(TAG.strip())
+    if at < 0 or ending.strip() not in text:
+        raise InputError("continue_final_message: this chat template does not write the last message as it is")
+    return text[:at] if text[at : at + len(TAG)] == TAG else text[:at].rstrip()
