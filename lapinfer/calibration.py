@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from lapinfer.checkpoint import Checkpoint
-from lapinfer.checkpoint.home import home
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import spec_from_config
+from lapinfer.home import home
 from lapinfer.machine import default_threads
 from lapinfer.model import Model
 from lapinfer.packing.entries import PackedEntry

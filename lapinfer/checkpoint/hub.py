@@ -12,11 +12,12 @@ from pathlib import Path
 from lapinfer.checkpoint import Checkpoint, smollm2
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.gguf import GGUFCheckpoint
-from lapinfer.checkpoint.home import home, is_packed, packed_models, pulled_models
+from lapinfer.checkpoint.home import is_packed, packed_models, pulled_models
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.checkpoint.smollm2 import Progress
 from lapinfer.checkpoint.texts import TEMPLATES, TEXTS
 from lapinfer.errors import CheckpointError
+from lapinfer.home import expanded
 
 ALIASES = {smollm2.ALIAS: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -30,7 +31,7 @@ def resolve(name: str | Path) -> Checkpoint | Path:
     In this order: an existing folder or file, a model that is shipped, a pulled alias, org/name in the local Hugging
     Face cache, org/name on the hub, which is downloaded. CheckpointError names what was tried.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir() or path.is_file():
         return _open(path)
     name = str(name)
@@ -50,7 +51,7 @@ def resolve(name: str | Path) -> Checkpoint | Path:
 
 def is_local(name: str | Path) -> bool:
     """Whether `resolve` finds it without a download."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return path.is_dir() or path.is_file() or _local(str(name)) is not None
 
 
@@ -81,7 +82,7 @@ def remote_config(name: str) -> Path | None:
     CheckpointError when it cannot be had.
     """
     repository = ALIASES.get(name, name)
-    if Path(name).expanduser().exists() or is_local(name) or not REPOSITORY.fullmatch(repository):
+    if expanded(name).exists() or is_local(name) or not REPOSITORY.fullmatch(repository):
         return None
     try:
         import huggingface_hub
@@ -92,9 +93,9 @@ def remote_config(name: str) -> Path | None:
     told.set_verbosity_error()  # else it tells of each try
     try:
         return Path(huggingface_hub.hf_hub_download(repository, "config.json"))
-    except huggingface_hub.errors.LocalEntryNotFoundError as error:
-        raise CheckpointError(f"{name}: not on this computer, and the hub cannot be reached") from error
     except Exception as error:  # of several HTTP libraries and of the hub, without a common base
+        if type(error).__name__ == "LocalEntryNotFoundError":
+            raise CheckpointError(f"{name}: not on this computer, and the hub cannot be reached") from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{name}: no config.json from the hub: {type(error).__name__}: {reason}") from error
     finally:
@@ -133,9 +134,9 @@ def _local(name: str) -> Path | None:
 def hub_cache() -> Path:
     """The cache folder of huggingface_hub, found as that package does."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
+        return expanded(cache)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or Path(base) / "huggingface").expanduser() / "hub"
+    return expanded(os.environ.get("HF_HOME") or Path(base) / "huggingface") / "hub"
 
 
 def _snapshot(repository: str) -> Path | None:
@@ -201,12 +202,14 @@ def list_local() -> list[LocalModel]:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    if path.is_dir():
+    try:
         yield from sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:  # not there, or another user's
+        return
 
 
 def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-__all__ = ["ALIASES", "LocalModel", "home", "hub_cache", "is_local", "list_local", "pull", "remote_config", "resolve"]
+__all__ = ["ALIASES", "LocalModel", "hub_cache", "is_local", "list_local", "pull", "remote_config", "resolve"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from lapinfer.errors import CheckpointError
+from lapinfer.parallel import in_threads
 from lapinfer.quant import GROUP
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.groups import FeedbackFormat, Grouped
@@ -54,8 +53,7 @@ def quantize_with_feedback(name: str, weights: np.ndarray, upper: np.ndarray, th
                 block[i + 1 :] -= own[i, i + 1 :, None] * errors[i]
             left[columns.stop :] -= upper[columns, columns.stop :].T @ errors
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(0, R, ROWS_AT_ONCE)))
+    in_threads(work, range(0, R, ROWS_AT_ONCE), threads)
     return Grouped(form, codes, scale, minimum, unit)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from lapinfer.errors import CheckpointError
+from lapinfer.parallel import in_threads
 from lapinfer.quant import GROUP
 from lapinfer.quant.formats import group_format
 from lapinfer.quant.groups import Grouped, joined
@@ -62,8 +61,7 @@ def quantize(name: str, weights: np.ndarray, importance: np.ndarray | None = Non
         return Grouped(form, codes, result.scale.reshape(n, G), minimum, result.unit)
 
     step = max(1, SLICE // G)
-    with ThreadPoolExecutor(threads) as pool:
-        return joined(list(pool.map(work, range(0, R, step))))
+    return joined(in_threads(work, range(0, R, step), threads))
 
 
 def _usable(importance: np.ndarray) -> np.ndarray:

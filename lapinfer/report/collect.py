@@ -12,6 +12,7 @@ from typing import Any
 from lapinfer import machine
 from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import InputError, LapinferError
+from lapinfer.home import expanded
 from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
 from lapinfer.report.candidates import Candidate, candidates
@@ -74,7 +75,7 @@ def _kept_bytes() -> int:
 
 def _shown(candidate: Candidate) -> str:
     """A folder's or file's own name; other names as they are."""
-    path = Path(candidate.name).expanduser()
+    path = expanded(candidate.name)
     return path.resolve().name if candidate.kind is None and path.exists() else str(candidate)
 
 

@@ -31,6 +31,7 @@ from lapinfer.kernels.control import (
 )
 from lapinfer.kernels.operands import STEP as STEP_HEADER
 from lapinfer.kernels.operands import TOKENS
+from lapinfer.parallel import started
 from lapinfer.runtime.pace import Pace
 from lapinfer.runtime.plan import Plan
 
@@ -65,6 +66,7 @@ class _Shared:
         self.wake = [threading.Event() for _ in range(threads)]
         self.closed = False
         self.follow = KERNEL(follow)
+        self.helpers: list[threading.Thread] = []
 
     def help(self, thread: int) -> None:
         address, parked = self.address, (PARKED + 8 * LINE * thread) // 8
@@ -74,6 +76,14 @@ class _Shared:
             self.wake[thread].clear()
             self.words[parked] = 0
 
+    def start(self) -> int:
+        """Start the helpers; returns how many threads there are then, with the caller's: the system may refuse some."""
+        for thread in range(1, len(self.wake)):
+            if (helper := started(self.help, thread, name=f"lapinfer-{thread}")) is None:
+                break
+            self.helpers.append(helper)
+        return 1 + len(self.helpers)
+
     def close(self) -> None:
         self.closed = True
         self.words[ACTIVE // 8] = 0
@@ -82,11 +92,13 @@ class _Shared:
 
 
 class Team:
-    """`threads` threads, with the caller's. `kernels`: machine code addresses of lead, follow and read_clock."""
+    """At most `threads` threads, with the caller's: fewer where the system refuses to start them.
+
+    kernels: machine code addresses of lead, follow and read_clock. threads: how many there are.
+    """
 
     def __init__(self, threads: int, kernels: dict[str, int]):
-        self.threads = threads
-        self.pace = Pace(threads)
+        self._wanted = threads
         self._kernels = kernels
         self._lead, self._read_clock = KERNEL(kernels["lead"]), KERNEL(kernels["read_clock"])
         self._serial = 1
@@ -95,11 +107,11 @@ class Team:
 
     def _start(self) -> None:
         self._pid = os.getpid()
-        self._shared = _Shared(self.threads, self._kernels["follow"])
+        self._shared = _Shared(self._wanted, self._kernels["follow"])
         self._shared.words[YIELD // 8] = _yield_address()
-        for thread in range(1, self.threads):
-            threading.Thread(target=self._shared.help, args=(thread,), daemon=True, name=f"lapinfer-{thread}").start()
         self._finalizer = weakref.finalize(self, self._shared.close)
+        self.threads = self._shared.start()
+        self.pace = Pace(self.threads)
 
     def _ticks(self) -> int:
         out = np.zeros(1, np.int64)
@@ -113,10 +125,11 @@ class Team:
 
     def attach(self, plan: Plan, step: np.ndarray, counters: np.ndarray) -> None:
         """Say what `run` runs: a plan, its step's header (operands.STEP), counters [ops, COUNTER] that it adds to."""
-        assert step.flags.c_contiguous
-        assert step.shape == (len(STEP_HEADER),)
-        assert counters.flags.c_contiguous
-        assert counters.shape == (len(plan.ops), COUNTER)
+        for name, array, shape in (
+            ("step", step, (len(STEP_HEADER),)), ("counters", counters, (len(plan.ops), COUNTER)),
+        ):  # fmt: skip
+            if array.shape != shape or array.dtype != np.int64 or not array.flags.c_contiguous:
+                raise ValueError(f"{name}: expected contiguous int64 {shape}, got {array.dtype} {array.shape}")
         self._attached = plan, step, counters  # kept alive: kernels have only their addresses
         self._addresses = plan.rows.ctypes.data, step.ctypes.data, counters.ctypes.data
         self._words, self._ops = step.data, len(plan.ops)
@@ -140,7 +153,8 @@ class Team:
         self._lead(shared.address, end, 0, 0)
         elapsed = time.perf_counter_ns() - began
         self.pace.record(tokens, active, elapsed)
-        assert words[FINISHED // 8] == end
+        if words[FINISHED // 8] != end:
+            raise RuntimeError(f"a step ended at op {words[FINISHED // 8]}, expected {end}")
         return elapsed
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ Results are those of a team to the bit, only slower.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -29,6 +28,7 @@ from lapinfer.kernels.operands import (
     TILE,
     TOKENS,
 )
+from lapinfer.parallel import in_threads
 from lapinfer.quant import GROUP
 from lapinfer.runtime import team
 from lapinfer.runtime.plan import Op
@@ -93,22 +93,21 @@ class Tracer:
     def run(self) -> int:
         """Run one step; the meter's counters stay as they are, and no time is returned."""
         plan, step, threads = self._runner.plan, self._runner.header, self._runner.team.threads
-        with ThreadPoolExecutor(threads) as pool:
-            for op, row in zip(plan.ops, plan.rows, strict=True):
-                chunks = int(step[op.count]) * op.times
-                if not chunks:
-                    self._after(op)
-                    continue
-                self._show(op, step)
-                kernel = team.KERNEL(int(row[KERNEL]))
-                remaining = iter(range(chunks))  # shared: each chunk is taken once
-
-                def work(thread: int, kernel=kernel, row=row, remaining=remaining) -> None:
-                    for chunk in remaining:
-                        kernel(row.ctypes.data, step.ctypes.data, chunk, thread)
-
-                list(pool.map(work, range(min(threads, chunks))))
+        for op, row in zip(plan.ops, plan.rows, strict=True):
+            chunks = int(step[op.count]) * op.times
+            if not chunks:
                 self._after(op)
+                continue
+            self._show(op, step)
+            kernel = team.KERNEL(int(row[KERNEL]))
+            remaining = iter(range(chunks))  # shared: each chunk is taken once
+
+            def work(thread: int, kernel=kernel, row=row, remaining=remaining) -> None:
+                for chunk in remaining:
+                    kernel(row.ctypes.data, step.ctypes.data, chunk, thread)
+
+            in_threads(work, range(min(threads, chunks)), threads)
+            self._after(op)
         return 0
 
     def _show(self, op: Op, step: np.ndarray) -> None:
