@@ -8,8 +8,6 @@
 The public names are imported when they are first used: `import lapinfer` loads neither NumPy nor Numba.
 """
 
-from importlib import import_module
-
 TYPE_CHECKING = False  # importing typing takes 7 ms, in which Ctrl-C would find no handler yet
 if TYPE_CHECKING:
     from lapinfer.errors import CheckpointError as CheckpointError
@@ -40,6 +38,8 @@ __all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDu
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'lapinfer' has no attribute '{name}'")
+    from importlib import import_module
+
     return getattr(import_module(_HOME[name]), name)
 
 

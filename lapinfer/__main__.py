@@ -4,16 +4,10 @@ import signal
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a handler (lapinfer/interrupts.py)
     from lapinfer import cli
 
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        cli.main()
-    except KeyboardInterrupt:  # outside of a command, which handles its own
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cli.main()
 
 
 if __name__ == "__main__":

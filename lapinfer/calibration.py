@@ -36,6 +36,7 @@ from lapinfer.runtime.trace import traced
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import Tensor, tensors
 from lapinfer.text.tokenizer import Tokenizer
+from lapinfer.texts import decoded
 
 CHUNK = 512
 """Tokens of a sequence; fewer where the model's context is shorter."""
@@ -71,15 +72,13 @@ def random_tokens(spec: ModelSpec) -> Tokens:
 def text_tokens(spec: ModelSpec, folder: Path, path: Path) -> Tokens:
     """The first chunks of a text, by the tokenizer in `folder`.
 
-    InputError when the file can't be read, isn't UTF-8, or is too short; CheckpointError without a tokenizer.
+    InputError when the file can't be read, is no text, or is too short; CheckpointError without a tokenizer.
     """
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+    text = decoded(data, str(path))
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer is None:
         raise CheckpointError(f"{folder}: has no tokenizer.json, which a calibration text needs; convert without one")

@@ -8,6 +8,7 @@ from pathlib import Path
 from lapinfer.errors import InputError
 
 VARIABLE = "LAPINFER_HOME"
+WANTED = "full path of a folder that can be written"
 
 
 def home() -> Path:
@@ -16,23 +17,34 @@ def home() -> Path:
     InputError where no folder can be meant: a file, or a user without a home folder.
     """
     chosen = os.environ.get(VARIABLE)
-    if chosen:
-        folder = expanded(chosen)
-    else:
-        import platformdirs
-
-        try:
-            folder = platformdirs.user_cache_path("lapinfer", appauthor=False)
-        except RuntimeError:  # its older versions give back the ~
-            folder = Path("~")
-    if folder.parts[:1] and folder.parts[0].startswith("~"):
-        what = f"{VARIABLE}={chosen}" if chosen else "HOME is not set, and this user"
-        raise InputError(f"{what} has no home folder: set {VARIABLE} to the full path of a folder that can be written")
-    if chosen and os.path.lexists(folder) and not os.path.isdir(folder):
+    if not chosen:
+        return cache_folder()
+    folder = expanded(chosen)
+    if _of_nobody(folder):
+        raise InputError(f"{VARIABLE}={chosen}: nobody's home folder; set it to the {WANTED}")
+    if os.path.lexists(folder) and not os.path.isdir(folder):
         raise InputError(f"{VARIABLE}={chosen} is not a folder; set it to one that can be written")
     return folder.absolute()
+
+
+def cache_folder() -> Path:
+    """The platform's folder for what can be made again; InputError for a user without a home folder."""
+    import platformdirs
+
+    try:
+        folder = platformdirs.user_cache_path("lapinfer", appauthor=False)
+    except RuntimeError:  # its older versions give back the ~
+        folder = Path("~")
+    if _of_nobody(folder):
+        raise InputError(f"HOME is not set, and this user has no home folder: set {VARIABLE} to the {WANTED}")
+    return folder
 
 
 def expanded(path: str | Path) -> Path:
     """The path with ~ and ~user replaced, where these have a home folder; else as it is."""
     return Path(os.path.expanduser(path))
+
+
+def _of_nobody(path: Path) -> bool:
+    """Whether a ~ is left, which nobody's home folder could replace."""
+    return bool(path.parts) and path.parts[0].startswith("~")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.interrupts import check
 from lapinfer.kernels.operands import (
     ANY_WANT,
     ITEMS,
@@ -105,6 +106,7 @@ class Model:
         Tokens of a slot come in the order of their positions, and continue what the slot already holds.
         """
         with self.lock:
+            check()
             if self._closed:
                 raise InputError(f"{self.name}: the model is closed; load it again")
             buffers, n = self._step, len(token)

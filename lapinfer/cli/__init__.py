@@ -5,7 +5,6 @@ when it runs, so that --help answers at once. For the same reason, modules of co
 Typer would compile each of them twice.
 """
 
-import os
 import sys
 from typing import Annotated
 
@@ -13,7 +12,9 @@ import typer
 
 from lapinfer import __version__
 from lapinfer.cli import bench, describe, files, quality, report, run, train
-from lapinfer.cli.failures import application
+from lapinfer.cli.failures import application, end, fail
+from lapinfer.cli.streams import prepare_streams, tell_of_lost_characters
+from lapinfer.interrupts import KEYBOARD
 
 app = application("Run language models on this computer's CPU.")
 
@@ -40,11 +41,13 @@ def _common(
 
 def main() -> None:
     """The `lapinfer` command."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started this
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets a '?' instead of an error.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    app(prog_name="lapinfer")
+    prepare_streams()
+    with KEYBOARD:
+        try:
+            app(prog_name="lapinfer")
+        except BaseException as error:  # Typer's way to end, or what failed outside of a command
+            code = fail(error, verbose=not {"-v", "--verbose"}.isdisjoint(sys.argv))
+        else:
+            code = 0
+        tell_of_lost_characters()
+        end(code)

@@ -8,6 +8,7 @@ import typer
 
 from lapinfer.cli.console import Progress, note
 from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, load_declaration, option, with_groups
+from lapinfer.interrupts import KEYBOARD
 
 
 def _numbers(text: str) -> list[int]:
@@ -70,7 +71,7 @@ def bench(
     older_rows = None if compare is None else bench_tables.read_rows(compare)
     write = bench_tables.WRITERS[output]
     rows, failed, stopped = [], 0, False
-    with Progress() as progress:
+    with Progress() as progress, KEYBOARD.stops():
         to_measure = candidates(names, [] if shapes is None else [shapes])
         if shapes is not None:
             note("random weights: speed and bytes are measured, quality is not")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import shutil
 import sys
 import textwrap
+from contextlib import suppress
 from typing import Any
 
+from lapinfer.interrupts import KEYBOARD, check
 from lapinfer.outputs import replaced
 
 
 def note(message: str) -> None:
-    """A line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """A line on stderr; there may be nobody to read it."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def note_replaced(goes: str | None) -> None:
@@ -24,7 +29,8 @@ def note_replaced(goes: str | None) -> None:
 def print_json(value: Any) -> None:
     from json import dumps
 
-    print(dumps(value, ensure_ascii=False, indent=1, default=str))
+    whole = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    print(dumps(value, ensure_ascii=not whole, indent=1, default=str))
 
 
 def print_figures(figures: dict[str, Any], json: bool) -> None:
@@ -62,6 +68,7 @@ class Progress:
         self._tasks: dict[str, Any] = {}
 
     def __call__(self, what: str, done: float | None = None, total: float | None = None) -> None:
+        check()
         if done is None:
             note(what)
         elif self._bars is not None:
@@ -76,9 +83,19 @@ class Progress:
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
             self._bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self._bars.start()
+            KEYBOARD.before_end = _show_cursor
+            try:
+                self._bars.start()
+            except RuntimeError:  # no thread can be had for them
+                self._bars = None
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._bars is not None:
             self._bars.stop()
+        KEYBOARD.before_end = None
+
+
+def _show_cursor() -> None:
+    """A bar hides it."""
+    os.write(sys.stderr.fileno(), b"\r\x1b[2K\x1b[?25h")

@@ -1,10 +1,12 @@
 """What a command raises becomes one line on stderr and an exit code.
 
-0 done, 1 failed, 2 wrong usage, 3 does not fit, 130 stopped by Ctrl-C. -v shows the traceback, too.
+0 done, 1 failed, 2 wrong usage, 3 does not fit, 130 stopped by Ctrl-C. -v shows the traceback, too. What nobody has
+foreseen is told as such, with what to report.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -15,6 +17,19 @@ from typer.core import TyperGroup
 
 from lapinfer.cli.console import note
 from lapinfer.errors import InputError, LapinferError
+
+OWN_OF_TYPER: tuple[type[Exception], ...] = (
+    typer.Exit,
+    typer.Abort,
+    *(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"),
+)
+"""How Typer ends a command, and how it tells of wrong usage."""
+NEXT_STEPS = {
+    errno.EROFS: "set LAPINFER_HOME to a folder that can be written",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+}
+"""What helps, by what the system says."""
 
 
 class UsageError(InputError):
@@ -29,20 +44,12 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # so that a closed pipe is met here
+            sys.stdout.flush()  # so that a closed pipe or a full disk is met here
             return result
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader (`| head`) has what it wanted; keep the last flush from failing too
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
-        except LapinferError as error:
-            _fail(ctx, str(error), error.exit_code)
-        except MemoryError as error:
-            _fail(ctx, f"not enough memory{f': {error}' if str(error) else ''}; try --quant q4 or a smaller -c", 3)
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            _fail(ctx, f"{place}{error.strerror or error}", 1)
+        except OWN_OF_TYPER:
+            raise
+        except BaseException as error:
+            raise typer.Exit(fail(error, ctx.meta.get("verbose", False))) from None
 
 
 def application(help: str, **settings: Any) -> typer.Typer:
@@ -57,8 +64,64 @@ def application(help: str, **settings: Any) -> typer.Typer:
     )
 
 
-def _fail(ctx: Any, message: str, code: int) -> NoReturn:
-    if ctx.meta.get("verbose"):
-        traceback.print_exc()
+def fail(error: BaseException, verbose: bool) -> int:
+    """Tell of an error on stderr, in a line, and of where it came from if that was asked for; the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, OSError):  # of stdout, maybe: then what is left there would fail again at the end
+        drop_stdout()
+    if isinstance(error, BrokenPipeError):  # the reader (`| head`) has what it wanted
+        return 0
+    message, code = told(error)
+    if verbose:
+        note("".join(traceback.format_exception(error)).rstrip())
     note(f"error: {message}")
-    raise typer.Exit(code) from None
+    return code
+
+
+def told(error: BaseException) -> tuple[str, int]:
+    """(what went wrong and what to do, in a line; the exit code)."""
+    text = " ".join(str(error).split())
+    match error:
+        case LapinferError():
+            return str(error), error.exit_code
+        case MemoryError():
+            return f"not enough memory{text and f': {text}'}; try --quant q4 or a smaller -c", 3
+        case OSError():
+            place = f"{error.filename}: " if error.filename else ""
+            hint = NEXT_STEPS.get(error.errno or 0, "")
+            return f"{place}{error.strerror or text}{hint and f'; {hint}'}", 1
+        case ImportError():
+            what = f"{error.name}: " if error.name else ""
+            return f"{what}cannot be imported: {text[:300]}; install lapinfer again (pip install --force-reinstall)", 1
+        case RecursionError():
+            return f"something is nested too deeply: {text[:300]}", 1
+        case RuntimeError() if "start new thread" in text:
+            return "the system refuses one more thread: allow more (ulimit -u, or the container's limit)", 1
+        case _:
+            name = type(error).__name__
+            return (
+                f"this should not have happened: {name}{text and f': {text[:300]}'}; please report it to lapinfer's "
+                f"issue tracker, with what the same command with -v prints"
+            ), 1
+
+
+def drop_stdout() -> None:
+    """Write what is left for stdout to nowhere, where it can no longer be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:  # closed
+        pass
+
+
+def end(code: int) -> NoReturn:
+    """Leave with an exit code; what can only now not be written is told."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        code = fail(error, verbose=False) or code
+    raise SystemExit(code)

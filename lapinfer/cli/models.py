@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lapinfer.cli.console import Progress, note
+from lapinfer.interrupts import KEYBOARD
 from lapinfer.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def pull_model(name: str) -> Path:
     """Download a model with a bar of progress; its folder or file."""
     from lapinfer.checkpoint import hub
 
-    with Progress() as progress:
+    with Progress() as progress, KEYBOARD.wakes():  # it waits for the network, and removes what is not whole
         return hub.pull(name, lambda done, total: progress(f"pulling {name}", done, total))
 
 

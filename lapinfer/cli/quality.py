@@ -32,7 +32,7 @@ def perplexity(
     """
     from lapinfer.report.experts import experts_a_token
     from lapinfer.report.perplexity import perplexity
-    from lapinfer.report.texts import read_text
+    from lapinfer.texts import read_text
 
     text, loading = read_text(file), replace(loading, ctx=ctx_size)
     own_experts = against is None and loading.experts is not None
@@ -82,7 +82,7 @@ def experts(
 ) -> None:
     """Which experts the tokens of texts are routed to: load, reuse, and different experts in a step."""
     from lapinfer.report import experts as report
-    from lapinfer.report.texts import read_text
+    from lapinfer.texts import read_text
 
     if output is not None:
         note_replaced(report.check_path(output, force=force))

@@ -7,6 +7,7 @@ import typer
 
 from lapinfer.cli.console import Progress, note, note_replaced
 from lapinfer.cli.options import SIZE, Force, LoadingPage, Models, Verbose, option, with_groups
+from lapinfer.interrupts import KEYBOARD
 
 
 @with_groups
@@ -35,13 +36,13 @@ def report(
     A model that fails is named in the page, and the exit code is 1. Ctrl-C writes what was measured so far.
     """
     from lapinfer.report import collect
-    from lapinfer.report.texts import read_text
+    from lapinfer.texts import read_text
 
     for goes in collect.check_outputs(output, data, png, force=force):
         note_replaced(goes)
     passage = {} if text is None else {"text": read_text(text), "source": text.name}
     options = collect.Options(loading, ctx_size, **passage)
-    with Progress() as progress:
+    with Progress() as progress, KEYBOARD.stops():
         measured = collect.collect(models or [], shapes or [], options, progress)
     if measured.models:
         for path in collect.write_report(measured, output, data, png, force=force):

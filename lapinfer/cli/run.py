@@ -11,7 +11,9 @@ import typer
 from lapinfer.cli.console import note, note_replaced, print_json
 from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Loading, Sampling, Verbose, with_groups
+from lapinfer.cli.prompts import prompt_of
 from lapinfer.errors import InputError
+from lapinfer.interrupts import KEYBOARD, check
 
 if TYPE_CHECKING:
     from lapinfer.text.generation import Token
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 @with_groups
 def run(
-    prompt: Annotated[str | None, typer.Argument(help="What to say; - reads it from stdin. None: a chat.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to say, after what is piped in; -: that alone. None: a chat.")
+    ] = None,
     *,
     model: Annotated[
         str | None,
@@ -48,9 +52,8 @@ def run(
     """
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template that --raw turns off")
-    chatting = prompt is None and sys.stdin.isatty()
-    if prompt == "-" or (prompt is None and not chatting):
-        prompt = _read_stdin()
+    prompt = prompt_of(prompt)
+    chatting = prompt is None
     if not (prompt or chatting or raw):
         raise InputError("the prompt is empty")
     if chatting and json:
@@ -75,18 +78,12 @@ def run(
             _chat(loaded, messages, options, raw, verbose)
             return
         messages.append({"role": "user", "content": prompt or ""})
-        events = _answer(loaded, messages, options, raw)
-        if json:
-            print_json({"model": loaded.model.name} | _completion(events))
-            return
-        _print_answer(loaded, events, [], streaming=not no_stream, verbose=verbose)
-
-
-def _read_stdin() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"the prompt on stdin is not UTF-8 text: {error}") from error
+        with KEYBOARD.stops():
+            events = _answer(loaded, messages, options, raw)
+            if json:
+                print_json({"model": loaded.model.name} | _completion(events))
+                return
+            _print_answer(loaded, events, [], streaming=not no_stream, verbose=verbose)
 
 
 @contextmanager
@@ -129,6 +126,7 @@ def _print_answer(
     last, prompt_bytes = None, 0
     try:
         for last in events:
+            check()
             prompt_bytes = prompt_bytes if texts else model.usage.totals()["bytes"]
             texts.append(last.text)
             if streaming:
@@ -161,7 +159,8 @@ def _chat(
         if not sys.stdout.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
         try:
-            line = input("> " if sys.stdout.isatty() else "")
+            with KEYBOARD.wakes():
+                line = input("> " if sys.stdout.isatty() else "")
         except EOFError:
             note("")
             return
@@ -172,7 +171,8 @@ def _chat(
         messages.append({"role": "user", "content": line})
         texts: list[str] = []
         try:
-            _print_answer(model, _answer(model, messages, options, raw), texts, streaming=True, verbose=verbose)
+            with KEYBOARD.stops():
+                _print_answer(model, _answer(model, messages, options, raw), texts, streaming=True, verbose=verbose)
         except KeyboardInterrupt:
             pass
         except InputError as error:  # the context is full, say: the conversation is still there

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
+from lapinfer.interrupts import check
 from lapinfer.kernels import (
     attention,
     cache,
@@ -43,6 +44,13 @@ def load(names: Iterable[str], notice: Callable[[str], None] | None = None, apar
         often = "once; " if store.folder else ""
         notice(f"compiling {len(missing)} kernels for this processor ({often}about {2 * len(missing)} s)")
     if missing and apart and store.folder:  # where that fails, the next line does it here
-        code = f"from lapinfer.kernels import library; library.load({missing!r})"
+        code = (  # Ctrl-C reaches this process, too
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+            f"from lapinfer.kernels import library; library.load({missing!r})"
+        )
         subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
-    return {name: cache.address(name) for name in wanted}
+    addresses = {}
+    for name in wanted:
+        check()
+        addresses[name] = cache.address(name)
+    return addresses

@@ -10,11 +10,12 @@ import functools
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
+from lapinfer.errors import InputError
+from lapinfer.home import cache_folder, expanded, home
 from lapinfer.private import private_folder, read_private, write_private
 
 MAGIC = b"lapinfer machine code 1\n"
@@ -24,10 +25,16 @@ LARGEST = 64 << 20
 
 def _bases() -> list[Path]:
     """Folders to keep machine code in: NUMBA_CACHE_DIR or LAPINFER_HOME, this user's cache folder, temporary files."""
-    chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("LAPINFER_HOME")
-    user = platformdirs.user_cache_path("lapinfer", appauthor=False)
+    bases = []
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        bases.append(expanded(chosen))
+    for folder in ([] if chosen else [home]) + [cache_folder]:
+        with suppress(InputError):
+            bases.append(folder())
     own = f"lapinfer-{os.geteuid()}" if hasattr(os, "geteuid") else "lapinfer"
-    return [*([Path(chosen).expanduser()] if chosen else []), user, Path(tempfile.gettempdir()) / own]
+    with suppress(FileNotFoundError):  # nothing that can be written
+        bases.append(Path(tempfile.gettempdir()) / own)
+    return bases
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +82,6 @@ def open_store(version: str) -> Store:
     reason = ""
     for base in _bases():
         try:
-            if str(base).startswith("~"):
-                raise PermissionError("this user has no home folder")
             folder = private_folder(base, "kernels", version)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(f"{folder} is read-only")
@@ -85,4 +90,5 @@ def open_store(version: str) -> Store:
             continue
         notice = f"note: machine code of kernels is kept in {folder.parent}, because {reason}" if reason else None
         return Store(version, folder, notice)
+    reason = reason or "there is no folder to keep them in"
     return Store(version, None, f"note: kernels are compiled again by every process, because {reason}")

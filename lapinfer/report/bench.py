@@ -28,9 +28,10 @@ from lapinfer.report import roofline
 from lapinfer.report.candidates import Candidate
 from lapinfer.report.costs import Costs
 from lapinfer.report.perplexity import perplexity
-from lapinfer.report.texts import passage, read_text, sample_ids
+from lapinfer.report.texts import passage, sample_ids
 from lapinfer.report.timing import Watch
 from lapinfer.text.language_model import LanguageModel
+from lapinfer.texts import read_text
 
 if TYPE_CHECKING:
     from lapinfer.model import Model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,14 +19,6 @@ RANDOM_IDS = 2048
 def passage() -> str:
     """The text that comes with the package."""
     return (files("lapinfer.report") / "passage.txt").read_text(encoding="utf-8")
-
-
-def read_text(path: Path) -> str:
-    """A text file; InputError when it is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from error
 
 
 def sample_ids(tokenizer: Tokenizer | None, vocab: int, text: str) -> tuple[np.ndarray, str]:

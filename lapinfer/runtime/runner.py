@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from lapinfer.interrupts import held
 from lapinfer.kernels.operands import CROWD, CROWD_TILES, LONE, ONE, STEP, TILE, TILES, TOKENS
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op, Plan
@@ -28,13 +29,14 @@ class Runner:
 
     def __init__(self, ops: list[Op], threads: int, *, notice: Notice | None = None, apart: bool = False):
         """notice: called when kernels must be compiled. apart: compile them in a separate process."""
-        from lapinfer.kernels import library  # imports Numba
-
         began = time.perf_counter()
-        kernels = library.load([*{op.kernel.name for op in ops}, "lead", "follow", "read_clock"], notice, apart)
-        self.compile_s = time.perf_counter() - began
-        self.plan = Plan(ops, kernels)
-        self.team = Team(threads, kernels)
+        with held():  # of the objects of Numba and LLVM, and of threads that are being started
+            from lapinfer.kernels import library  # imports Numba
+
+            kernels = library.load([*{op.kernel.name for op in ops}, "lead", "follow", "read_clock"], notice, apart)
+            self.compile_s = time.perf_counter() - began
+            self.plan = Plan(ops, kernels)
+            self.team = Team(threads, kernels)
         self.header = np.zeros(len(STEP), np.int64)
         self.words = self.header.data
         self.meter = self.new_meter()

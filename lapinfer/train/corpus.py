@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.report.texts import read_text
+from lapinfer.texts import read_text
 from lapinfer.train.config import END, Config
 
 
