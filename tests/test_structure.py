@@ -31,7 +31,7 @@ LAYERS = [
     ("packing",),
     ("runtime",),
     ("model",),
-    ("text.tokenizer", "text.tokenizer_files"),
+    ("text.tokenizer", "text.tokenizer_files", "text.tokenizer_rules", "text.generation_config"),
     ("calibration",),
     ("layers",),
     ("loading",),

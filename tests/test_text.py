@@ -54,7 +54,7 @@ def test_reads_ids_and_special_tokens(byte_tokenizer, sentencepiece):
 
 def test_special_tokens_have_the_names_that_templates_know(tmp_path):
     config = {"pad_token": {"content": "<pad>"}, "image_token": "<image>", "extra_special_tokens": {"boi": "<boi>"}}
-    tokenizer = Tokenizer.from_folder(byte_tokenizer_folder(tmp_path, mask_token=None, unk_token=7, **config))
+    tokenizer = Tokenizer.from_folder(byte_tokenizer_folder(tmp_path, mask_token=None, **config))
     assert tokenizer is not None
     assert tokenizer.special_tokens == {
         "bos_token": "<|im_start|>",

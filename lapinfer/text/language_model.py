@@ -16,7 +16,8 @@ from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams
 from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
 from lapinfer.text.messages import Message
 from lapinfer.text.template import ChatTemplate
-from lapinfer.text.tokenizer import Tokenizer, optional_json
+from lapinfer.text.tokenizer import Tokenizer
+from lapinfer.text.tokenizer_files import optional_json
 
 if TYPE_CHECKING:
     from lapinfer.loading import Progress

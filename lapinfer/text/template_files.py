@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer.errors import CheckpointError
-from lapinfer.text.tokenizer import optional_json
+from lapinfer.text.tokenizer_files import optional_json
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 """Names of templates: the one that is taken, and the one that is taken where tools are given."""

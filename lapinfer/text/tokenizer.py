@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tokenizers
 
-from lapinfer.checkpoint.json_files import read_json
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.text.tokenizer_files import special_tokens
+from lapinfer.text.generation_config import Ends, read_ends
+from lapinfer.text.tokenizer_files import FILE, read_files
+from lapinfer.text.tokenizer_rules import TIDIED, SetUp, from_vocabulary, set_up
 
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_role|>")
-"""Special tokens that end an answer in the usual chat formats: some checkpoints name another one as eos."""
+END_OF_TURN = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>",
+    "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+)  # fmt: skip
+"""Special tokens that end an answer, whatever the files name as eos: llama.cpp's list (src/llama-vocab.cpp)."""
 
+HARMONY_END = "<|return|>"
+"""Where there is this token, <|end|> ends a message of a turn (gpt-oss thinks in one, and answers in another)."""
 
 T = TypeVar("T")
 
@@ -23,21 +29,10 @@ def _guarded(what: str, call: Callable[[], T]) -> T:
     """call(), with every failure of the Rust library as a CheckpointError of one line."""
     try:
         return call()
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except (KeyboardInterrupt, SystemExit, MemoryError, CheckpointError):
         raise
     except BaseException as error:  # a Rust panic arrives as a BaseException
         raise CheckpointError(f"{what}: {' '.join(str(error).split())[:300]}") from error
-
-
-def optional_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} when there is no such file; CheckpointError when it is something else."""
-    return read_json(path) if path.is_file() else {}
-
-
-def _ids(value: Any) -> list[int]:
-    """A token id or a list of them, as in generation_config.json."""
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
 
 
 class Tokenizer:
@@ -48,38 +43,37 @@ class Tokenizer:
     `eos_ids` are all ids that end an answer; `special_ids` are left out of decoded text.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any], generation: dict[str, Any]) -> None:
-        self._backend = backend
-        backend.no_truncation()
-        backend.no_padding()
-        added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+    def __init__(self, made: SetUp, ends: Ends) -> None:
+        backend = made.backend
+        self._backend, self._tidy = backend, made.tidy
+        self.special_ids = made.special
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.special_tokens = special_tokens(config)
+        self.special_tokens = dict(made.named)
         self.bos_token = self.special_tokens.get("bos_token")
         self.eos_token = self.special_tokens.get("eos_token")
-        self.bos_id = None if self.bos_token is None else backend.token_to_id(self.bos_token)
-        if self.bos_id is None:
-            self.bos_id = next(iter(_ids(generation.get("bos_token_id"))), None)
-        named = [backend.token_to_id(text) for text in (self.eos_token, *END_OF_TURN) if text is not None]
-        ends = [id for id in named if id is not None and (id in self.special_ids or id == named[0])]
-        self.eos_ids = frozenset([*_ids(generation.get("eos_token_id")), *ends])
-        self._add_bos = config.get("add_bos_token")
+        self.bos_id = ends.bos_id if self.bos_token is None else backend.token_to_id(self.bos_token)
+        named = None if self.eos_token is None else backend.token_to_id(self.eos_token)
+        usual = {id for text in END_OF_TURN if (id := backend.token_to_id(text)) in self.special_ids}
+        if backend.token_to_id(HARMONY_END) in usual:
+            usual -= {backend.token_to_id("<|end|>")}
+        self.eos_ids = frozenset(id for id in (*ends.eos_ids, named, *usual) if id is not None)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer | None:
-        """Read tokenizer.json and the configs beside it; None when the folder has no tokenizer."""
+        """Read tokenizer.json (or vocab.json and merges.txt) and the configs beside it; None when there is neither."""
         folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
+        path = folder / FILE
+        vocab, merges = folder / "vocab.json", folder / "merges.txt"
+        if path.is_file():
+            data, files = path.read_bytes(), read_files(folder)
+            build = lambda: set_up(tokenizers.Tokenizer.from_buffer(data), files, b'"ByteLevel"' in data)  # noqa: E731
+        elif vocab.is_file() and merges.is_file():
+            path, files = vocab, read_files(folder)
+            build = lambda: from_vocabulary(vocab, merges, files)  # noqa: E731
+        else:
             return None
-        config = optional_json(folder / "special_tokens_map.json") | optional_json(folder / "tokenizer_config.json")
-        generation = optional_json(folder / "config.json") | optional_json(folder / "generation_config.json")
-        data = path.read_bytes()
-        return _guarded(
-            f"{path}: not a usable tokenizer",
-            lambda: cls(tokenizers.Tokenizer.from_buffer(data), config, generation),
-        )
+        made = _guarded(f"{path}: not a usable tokenizer", build)
+        return None if made is None else cls(made, read_ends(folder))
 
     @property
     def adds_bos(self) -> bool:
@@ -95,20 +89,16 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"the text is not valid Unicode: {error}") from error
-        ids = _guarded("the tokenizer failed", lambda: self._backend.encode(text, add_special_tokens=special).ids)
-        if special and self.bos_id is not None and self._add_bos is not None:
-            # add_bos_token overrules tokenizer.json, as it does in transformers.
-            begins_with_bos = ids[:1] == [self.bos_id]
-            if self._add_bos and not begins_with_bos:
-                return [self.bos_id, *ids]
-            if not self._add_bos and begins_with_bos and not (self.bos_token and text.startswith(self.bos_token)):
-                return ids[1:]
-        return ids
+        return _guarded("the tokenizer failed", lambda: self._backend.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special and unknown ones left out."""
         text_ids = [int(id) for id in ids if self.is_text(id)]
-        return _guarded("the tokenizer failed", lambda: self._backend.decode(text_ids, skip_special_tokens=False))
+        text = _guarded("the tokenizer failed", lambda: self._backend.decode(text_ids, skip_special_tokens=False))
+        if self._tidy:
+            for untidy, tidy in TIDIED.items():
+                text = text.replace(untidy, tidy)
+        return text
 
     def is_text(self, id: int) -> bool:
         """Whether a token id stands for text: known, and not special."""
