@@ -129,12 +129,14 @@ class FakeModel:
         self.closed = True
 
 
-def byte_tokenizer_folder(folder: Path, chat: str | None = CHAT, **config) -> Path:
-    """One token a byte, ids 0 … 255 in the order of bytes, and 256 <|im_start|>, 257 <|im_end|> (eos)."""
+def byte_tokenizer_folder(folder: Path, chat: str | None = CHAT, adds_bos: bool = False, **config) -> Path:
+    """One token a byte, ids 0 … 255 in the order of bytes, and 256 <|im_start|> (bos), 257 <|im_end|> (eos)."""
     tokenizer = Tokenizer(models.BPE(vocab={name: b for b, name in enumerate(byte_names())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="B $A", special_tokens=[("B", 256)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"} | config

@@ -340,7 +340,7 @@ def test_perplexity_against_itself(fake, tmp_path):
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_perplexity_scores_what_llama_perplexity_scores(tmp_path, bos):
-    folder = byte_tokenizer_folder(tmp_path, add_bos_token=bos)
+    folder = byte_tokenizer_folder(tmp_path, adds_bos=bos)
     text, ctx = "The quick brown fox jumps over the lazy dog. " * 3, 40
     model = from_model(FakeModel(folder))  # pyright: ignore
     results = list(perplexity(model, text, ctx))
