@@ -20,7 +20,7 @@ PACKAGE = ROOT / "lapinfer"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
-    ("errors", "limits", "outputs", "parallel", "private"),
+    ("errors", "limits", "outputs", "parallel", "private", "shown"),
     ("home", "interrupts", "machine", "texts"),
     ("spec",),
     ("quant",),

@@ -1,12 +1,11 @@
 """lapinfer bench: speed and bytes of models side by side."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note
+from lapinfer.cli.console import Progress, note, note_lines, say
 from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, load_declaration, option, with_groups
 from lapinfer.interrupts import KEYBOARD
 
@@ -86,13 +85,13 @@ def bench(
                     continue
                 rows.append(row)
                 if output == "jsonl":
-                    print(write([row]), flush=True)
+                    say(write([row]))
         except KeyboardInterrupt:
             stopped = True
     if output != "jsonl" and (rows or not stopped):
-        print(write(rows))
+        say(write(rows))
     if older_rows is not None:  # beside rows for programs, for people
-        print(f"\n{bench_tables.compared(rows, older_rows)}", file=sys.stdout if output == "md" else sys.stderr)
+        (say if output == "md" else note_lines)(f"\n{bench_tables.compared(rows, older_rows)}")
     if stopped:
         note(f"stopped; {len(rows)} finished tests are shown")
         raise typer.Exit(130)

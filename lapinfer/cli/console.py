@@ -1,4 +1,8 @@
-"""Printing: answers and tables to stdout, everything else to stderr."""
+"""Printing: answers and tables to stdout, everything else to stderr.
+
+What models, files and callers say is never printed as it is: lapinfer/shown.py makes characters visible that a terminal
+would obey. The one exception is an answer that goes to a file or a program, which gets what the model said.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,29 @@ from typing import Any
 
 from lapinfer.interrupts import KEYBOARD, check
 from lapinfer.outputs import replaced
+from lapinfer.shown import columns, padded, shown, shown_answer, shown_line
 
 
 def note(message: str) -> None:
-    """A line on stderr; there may be nobody to read it."""
+    """A line on stderr."""
+    note_lines(shown_line(message))
+
+
+def note_lines(text: str) -> None:
+    """Lines on stderr; there may be nobody to read them."""
     with suppress(OSError, ValueError):
-        print(message, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Lines on stdout that are no answer: tables, names, figures."""
+    print(shown(text), flush=True)
+
+
+def write_answer(text: str) -> None:
+    """A piece of an answer to stdout, as the model gave it where no terminal would obey it."""
+    sys.stdout.write(shown_answer(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def note_replaced(goes: str | None) -> None:
@@ -30,7 +51,9 @@ def print_json(value: Any) -> None:
     from json import dumps
 
     whole = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
-    print(dumps(value, ensure_ascii=not whole, indent=1, default=str))
+    text = dumps(value, ensure_ascii=not whole, indent=1, default=str)
+    acting = {character for character in text if character != "\n" and not character.isprintable()}
+    print(text.translate({ord(character): dumps(character)[1:-1] for character in acting}))  # DEL, U+009B, directions
 
 
 def print_figures(figures: dict[str, Any], json: bool) -> None:
@@ -38,9 +61,10 @@ def print_figures(figures: dict[str, Any], json: bool) -> None:
     if json:
         print_json(figures)
         return
-    width = max(map(len, figures), default=0)
+    names = {key: shown_line(key) for key in figures}
+    width = max(map(columns, names.values()), default=0)
     for key, value in figures.items():
-        _print_wrapped(f"{key:<{width}}  ", _in_words(value))
+        _print_wrapped(f"{padded(names[key], width)}  ", shown_line(_in_words(value)))
 
 
 def _in_words(value: Any) -> str:
@@ -53,11 +77,11 @@ def _in_words(value: Any) -> str:
 
 def _print_wrapped(first: str, text: str) -> None:
     """At a terminal, lines that are too long continue below the text of the first one."""
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    if len(first) + len(text) <= columns or columns < len(first) + 20:
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if len(first) + len(text) <= room or room < len(first) + 20:
         print(first + text)
         return
-    print(textwrap.fill(text, columns, initial_indent=first, subsequent_indent=" " * len(first)))
+    print(textwrap.fill(text, room, initial_indent=first, subsequent_indent=" " * len(first)))
 
 
 class Progress:
@@ -73,7 +97,7 @@ class Progress:
             note(what)
         elif self._bars is not None:
             if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=total)
+                self._tasks[what] = self._bars.add_task(shown_line(what), total=total)
             self._bars.update(self._tasks[what], completed=done, total=total)
 
     def __enter__(self) -> Progress:
@@ -81,8 +105,9 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            self._bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            what, share = TextColumn("{task.description}", markup=False), TextColumn("{task.percentage:>3.0f}%")
+            parts = (what, BarColumn(), share, TimeRemainingColumn())
+            self._bars = Progress(*parts, console=Console(stderr=True), transient=True)
             KEYBOARD.before_end = _show_cursor
             try:
                 self._bars.start()

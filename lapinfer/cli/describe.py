@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import print_figures, print_json
+from lapinfer.cli.console import print_figures, print_json, say
 from lapinfer.cli.models import default_model, open_model
 from lapinfer.cli.options import DefaultModel, Json, LoadingFit, LoadingInMemory, Verbose, load_option, with_groups
 from lapinfer.errors import InputError
@@ -56,7 +56,7 @@ def explain(
     from lapinfer.report.explain import explain
 
     with open_model(model or default_model(), loading, verbose) as loaded:
-        print(explain(loaded.model, analyze=analyze, layers=layers))
+        say(explain(loaded.model, analyze=analyze, layers=layers))
 
 
 def doctor(json: Json = False, verbose: Verbose = False) -> None:
@@ -77,4 +77,4 @@ def fff_sizes(
 
     if width & (width - 1):
         raise InputError(f"--width: expected a power of 2, got {width}")
-    print_json([asdict(sizes) for sizes in table_3(width)]) if json else print(size_table(width))
+    print_json([asdict(sizes) for sizes in table_3(width)]) if json else say(size_table(width))

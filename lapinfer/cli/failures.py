@@ -10,13 +10,16 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from lapinfer.cli.console import note
+from lapinfer.cli.console import note, note_lines
 from lapinfer.errors import InputError, LapinferError
+from lapinfer.shown import shown_line
 
 OWN_OF_TYPER: tuple[type[Exception], ...] = (
     typer.Exit,
@@ -41,7 +44,15 @@ class UsageError(InputError):
 class Commands(TyperGroup):
     """The group of all commands: runs one, and turns what it raises into a line and an exit code."""
 
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        with _usage_shown():
+            return super().make_context(*arguments, **more)
+
     def invoke(self, ctx: Any) -> Any:
+        with _usage_shown():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # so that a closed pipe or a full disk is met here
@@ -50,6 +61,17 @@ class Commands(TyperGroup):
             raise
         except BaseException as error:
             raise typer.Exit(fail(error, ctx.meta.get("verbose", False))) from None
+
+
+@contextmanager
+def _usage_shown() -> Iterator[None]:
+    """What Typer is going to print of wrong usage may quote what it was given."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(getattr(error, "message", None), str):  # of all that Typer raises of this kind
+            error.message = shown_line(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+        raise
 
 
 def application(help: str, **settings: Any) -> typer.Typer:
@@ -76,7 +98,7 @@ def fail(error: BaseException, verbose: bool) -> int:
         return 0
     message, code = told(error)
     if verbose:
-        note("".join(traceback.format_exception(error)).rstrip())
+        note_lines("".join(traceback.format_exception(error)).rstrip())
     note(f"error: {message}")
     return code
 

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note, print_json
+from lapinfer.cli.console import Progress, note, print_json, say
 from lapinfer.cli.models import CHAT_MODEL, pull_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Verbose, load_option
+from lapinfer.shown import shown_line
 
 
 def convert(
@@ -30,7 +31,7 @@ def convert(
 
 def pull(name: Annotated[str, typer.Argument(help="smollm2, or org/name.")], verbose: Verbose = False) -> None:
     """Download a model."""
-    print(pull_model(name))
+    say(str(pull_model(name)))
 
 
 def ls(json: Json = False, verbose: Verbose = False) -> None:
@@ -44,6 +45,6 @@ def ls(json: Json = False, verbose: Verbose = False) -> None:
         print_json([asdict(model) for model in models])
         return
     for line in models:
-        print(line)
+        say(shown_line(str(line)))
     if not models:
         note(f"no models yet; get one with: lapinfer pull {CHAT_MODEL}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note, note_replaced, print_json
+from lapinfer.cli.console import Progress, note, note_replaced, print_json, say
 from lapinfer.cli.models import open_model
 from lapinfer.cli.options import Force, Json, LoadingChunks, Model, Verbose, load_option, with_groups
 
@@ -56,11 +56,11 @@ def perplexity(
         print_json(result.as_dict() | experts)
         return
     if experts:
-        print(
+        say(
             f"{experts['experts']} experts per token; "
             f"the reference is the model with its own {experts['reference_experts']}"
         )
-    print(result)
+    say(str(result))
 
 
 @with_groups
@@ -93,7 +93,7 @@ def experts(
     ):
         with Progress() as progress:
             report.run_texts(loaded, texts, ctx_size, chunks, progress)
-        print_json(routing.summary()) if json else print(report.text_table(routing))
+        print_json(routing.summary()) if json else say(report.text_table(routing))
         if output is not None:
             report.write(output, routing, loaded.model.name, force=force)
             note(f"wrote {output}")

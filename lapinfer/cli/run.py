@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lapinfer.cli.console import note, note_replaced, print_json
+from lapinfer.cli.console import note, note_replaced, print_json, write_answer
 from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Loading, Sampling, Verbose, with_groups
 from lapinfer.cli.prompts import prompt_of
@@ -130,10 +130,9 @@ def _print_answer(
             prompt_bytes = prompt_bytes if texts else model.usage.totals()["bytes"]
             texts.append(last.text)
             if streaming:
-                sys.stdout.write(last.text)
-                sys.stdout.flush()
+                write_answer(last.text)
         if not streaming:
-            sys.stdout.write("".join(texts))
+            write_answer("".join(texts))
     finally:
         sys.stdout.write("\n")
         sys.stdout.flush()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
+from hashlib import sha256
 from importlib.resources import files
 
 from lapinfer.report.drawing import Bars, Chart, Key, svg, svg_shape
 from lapinfer.report.outputs import GENERATOR
+from lapinfer.shown import escape
 
 LIGHT = {
     "ground": "#fbfaf8", "ink": "#1d1c1a", "soft": "#6b6862", "rule": "#dcd8d0",
@@ -48,11 +50,18 @@ def style() -> str:
     )
 
 
-def document(title: str, introduction: str, body: str) -> str:
-    """The whole file; introduction and body are HTML."""
+def document(title: str, introduction: str, body: str, script: str = "") -> str:
+    """The whole file; introduction and body are HTML.
+
+    script: runs at its end. No other is run, and nothing is fetched, whatever names of models may hold.
+    """
+    code = f"//<![CDATA[\n{script}\n//]]>"
+    allowed = f"'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" if script else "'none'"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
+    body += f"<script>{code}</script>\n" if script else ""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/><meta name="generator" content="{GENERATOR}"/>
-<title>{escape(title)}</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}"/><title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"/><style>{style()}</style></head><body>
 <h1>{escape(title)}</h1>
 <p>{introduction}</p>

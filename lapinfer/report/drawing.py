@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from math import ceil, floor, log10
 from typing import Literal
+
+from lapinfer.shown import escape
 
 WIDTH, HEIGHT = 420, 300
 """Of a chart: text stays readable on a telephone."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from lapinfer.report.drawing import svg
 from lapinfer.report.outputs import check_ending, write_whole
 from lapinfer.report.tables import aligned
 from lapinfer.report.texts import chunk, text_ids
+from lapinfer.shown import escape
 
 if TYPE_CHECKING:
     from lapinfer.runtime.routing import Routing

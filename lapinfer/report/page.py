@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 
 import numpy as np
 
@@ -25,7 +24,8 @@ from lapinfer.report.document import document, figure, items, legend, pair, sect
 from lapinfer.report.drawing import megabytes, short, svg
 from lapinfer.report.experts import layer_table, span
 from lapinfer.report.measured import Machine, Measured, Report, Step
-from lapinfer.report.page_whatif import whatif
+from lapinfer.report.page_whatif import script, whatif
+from lapinfer.shown import escape
 
 MAP_WIDTH = 440
 """Of the map of loads, which stands beside a chart."""
@@ -76,7 +76,7 @@ def page(report: Report) -> str:
                 "more of them take more memory. At a model's own settings the bytes are exactly those of the table.",
                 whatif(machine, models)),
     ))  # fmt: skip
-    return document("What dense, MoE and FFF cost", introduction, body)
+    return document("What dense, MoE and FFF cost", introduction, body, script(machine, models))
 
 
 def _problems(report: Report) -> str:

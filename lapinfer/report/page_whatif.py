@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from importlib.resources import files
 from typing import Any
 
 from lapinfer.report.charts import letter
 from lapinfer.report.measured import Machine, Measured
+from lapinfer.shown import escape
 
 SCRIPT = (files("lapinfer.report") / "whatif.js").read_text(encoding="utf-8")
 
@@ -38,7 +38,7 @@ def inlined(machine: Machine, m: Measured) -> dict[str, Any]:
 
 
 def whatif(machine: Machine, models: Sequence[Measured]) -> str:
-    """The form, its data and its script."""
+    """The form that `script` fills."""
     options = "".join(f'<option value="{i}">{letter(i)} {escape(m.name)}</option>' for i, m in enumerate(models))
     rows = "".join(
         f'<label for="{name}">{label}</label><output id="{name}-now" for="{name}"></output>'
@@ -49,11 +49,15 @@ def whatif(machine: Machine, models: Sequence[Measured]) -> str:
         f'<div><b id="{name}"></b><span>{label}</span><span id="{below}"></span></div>'
         for name, label, below in RESULTS
     )
-    data = json.dumps([inlined(machine, m) for m in models]).replace("</", "<\\/")
     return f"""<div id="whatif" hidden="hidden">
 <div><label for="model">Model</label> <select id="model">{options}</select></div>
 <div class="sliders">{rows}</div><div class="results">{results}</div></div>
-<noscript><p>The sliders need JavaScript.</p></noscript>
-<script>//<![CDATA[
-{SCRIPT}sliders({data}, formula());
-//]]></script>"""
+<noscript><p>The sliders need JavaScript.</p></noscript>"""
+
+
+def script(machine: Machine, models: Sequence[Measured]) -> str:
+    """What moves the sliders, and the figures of the models."""
+    data = json.dumps([inlined(machine, m) for m in models])
+    for character in "<>&":  # so that none of it is read as a tag, a comment or the end of the script
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    return f"{SCRIPT}sliders({data}, formula());"
