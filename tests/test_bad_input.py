@@ -650,7 +650,7 @@ def test_an_experts_tensor_is_missing_from_its_shard(tmp_path, home, told):
     ("config", "word"),
     [
         ({"num_local_experts": E + 1}, "gate.weight"),
-        ({"num_local_experts": E - 1}, "gate.weight"),
+        ({"num_local_experts": E - 1}, f"experts.{E - 1}.w1.weight"),
         ({"num_local_experts": 1 << 20}, "num_local_experts"),
         ({"num_local_experts": 0}, "num_local_experts"),
         ({"num_experts_per_tok": E + 1}, "num_experts_per_tok"),

@@ -20,9 +20,13 @@ class Checkpoint(Protocol):
 
     path: Path
     folder: Path
-    config: dict[str, Any]
     contents: Contents
     notices: tuple[str, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json, with what only the tensors say (families/stored.py)."""
+        ...
 
     def names(self) -> list[str]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from lapinfer.checkpoint.identity import Contents
 from lapinfer.checkpoint.json_files import read_json
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.safetensors import SafetensorsFile, same_tensor
+from lapinfer.checkpoint.stored import as_stored
 from lapinfer.errors import CheckpointError, UnsupportedError, quoted
 from lapinfer.quant.groups import Grouped
 
@@ -24,7 +26,8 @@ class FolderCheckpoint:
         self.path = self.folder = Path(path)
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path}: no such folder")
-        self.config = read_json(self.path / "config.json")
+        self._said = read_json(self.path / "config.json")
+        self._config: dict[str, Any] | None = None
         self.notices: tuple[str, ...] = ()
         self._files: dict[str, SafetensorsFile] = {}
         self._of: dict[str, list[SafetensorsFile]] = {}
@@ -42,8 +45,15 @@ class FolderCheckpoint:
         else:
             raise CheckpointError(f"{self.path}: has no {SINGLE} and no {INDEX}")
         self.contents = Contents(
-            [self.config, self._promised], {file.path: file.mapped for file in self._files.values()}
+            [self._said, self._promised], {file.path: file.mapped for file in self._files.values()}
         )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json, with what only the tensors say; an error where one of both cannot be right."""
+        if self._config is None:
+            self._config = as_stored(self, self._said)
+        return self._config
 
     def _open(self, shard: str) -> None:
         file = self._files[shard] = SafetensorsFile(self.path / shard)
@@ -88,12 +98,20 @@ class FolderCheckpoint:
 
     def _missing(self, name: str) -> CheckpointError:
         if (shard := self._promised.get(name)) is None:
-            return CheckpointError(f"{self.path}: tensor {quoted(name)} is missing")
+            return CheckpointError(f"{self.path}: tensor {quoted(name)} is missing{self._hint(name)}")
         if shard in self._files:
             return CheckpointError(f"{self.path / shard}: tensor {quoted(name)} is missing, which {INDEX} names")
         return CheckpointError(
             f"{self.path / shard}: no such file; it has tensor {quoted(name)}, says {INDEX}; download it again"
         )
+
+    def _hint(self, missing: str) -> str:
+        """What may be wrong where a tensor is missing, or ""."""
+        if missing.endswith("lm_head.weight"):
+            return "; if the head is the embedding, set tie_word_embeddings to true in config.json"
+        tail = "." + ".".join(missing.split(".")[-3:])
+        alike = next((name for name in self._of if name.endswith(tail) or missing.endswith(f".{name}")), None)
+        return f"; there is {quoted(alike)}: name tensors as transformers does" if alike else ""
 
     def _fp4(self, name: str) -> bool:
         """Whether a tensor is blocks of MXFP4: it then has its logical shape, and its scales no name of their own."""

@@ -17,6 +17,7 @@ from lapinfer.checkpoint.gguf_special import SpecialTokens
 from lapinfer.checkpoint.gguf_tokenizer import read_special, write_folder
 from lapinfer.checkpoint.identity import Contents
 from lapinfer.checkpoint.mapping import let_go
+from lapinfer.checkpoint.stored import as_stored
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.families import Family, families, family, family_of_gguf
 from lapinfer.families.gguf import published_name
@@ -46,11 +47,19 @@ class GGUFCheckpoint:
         self._file = GGUFFile(self.path)
         kind = _family(self._file)
         special = read_special(self._file)
-        self.config, notices = _config(self._file, kind, special)
+        self._said, notices = _config(self._file, kind, special)
+        self._config: dict[str, Any] | None = None
         self.notices = (*notices, *(special.notices if special is not None else ()))
         self._mapped = self._map(kind)
-        self.contents = Contents(self.config, {self.path: self._file.data})
-        self.folder = write_folder(self._file, self.config, special)
+        self.contents = Contents(self._said, {self.path: self._file.data})
+        self.folder = write_folder(self._file, self._said, special)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config.json of the file, with what only the tensors say; an error where one of both cannot be right."""
+        if self._config is None:
+            self._config = as_stored(self, self._said)
+        return self._config
 
     def _map(self, kind: Family) -> dict[str, Mapped]:
         assert kind.gguf is not None
@@ -65,11 +74,11 @@ class GGUFCheckpoint:
                     f"{self.path}: tensor {name[:80]!r} is not known in the architecture {kind.gguf.architecture}"
                 )
             layer, module, suffix = match.groups()
-            if layer is not None and int(layer) >= (layers := self.config[kind.gguf.layers]):
+            if layer is not None and int(layer) >= (layers := self._said[kind.gguf.layers]):
                 raise CheckpointError(f"{self.path}: tensor {name!r} is beyond the {layers} layers of block_count")
             heads = 0
             if kind.gguf.permuted and module in ("attn_q", "attn_k"):
-                heads = self.config["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
+                heads = self._said["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
                 if heads < 1 or tensor.shape[0] % (2 * heads):
                     raise CheckpointError(
                         f"{self.path}: tensor {name!r} has {tensor.shape[0]} rows, expected a multiple of {2 * heads}"

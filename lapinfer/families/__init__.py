@@ -7,7 +7,8 @@ modules are what families share:
     decoder.py  the usual keys of a decoder           gguf.py     llama.cpp's names, keys and changes
     experts.py  the usual keys of experts             latent.py   DeepSeek's latent attention
     rope.py     rotary positions                      fff.py      trees in a checkpoint of any family
-    keys.py     keys of config.json that nobody asked for
+    keys.py     keys of config.json that nobody asked for     stored.py   what only the stored tensors say
+    unread.py   stored tensors that nobody reads
 
 To add a family: write its file; nothing else needs to know it.
 """
@@ -27,7 +28,8 @@ from lapinfer.families.family import Family as Family
 from lapinfer.families.fff import tree_sources, with_trees
 from lapinfer.families.keys import check_unknown_keys
 from lapinfer.families.names import Source as Source
-from lapinfer.families.names import Sources, named_sources
+from lapinfer.families.names import Sources, decoder_prefix, named_sources
+from lapinfer.families.stored import SECTION, with_stored
 from lapinfer.spec import ModelSpec
 
 REFUSED: Final = ("add_cross_attention", "is_encoder_decoder", "use_bidirectional_attention")
@@ -89,6 +91,10 @@ def spec_from_config(config: Any, where: str, notice: Notice = silent) -> ModelS
     spec = replace(family(name).spec(values), family=name)
     if "fff" in values:
         spec = with_trees(spec, values.section("fff"))
+    if SECTION in values:
+        spec, notes = with_stored(spec, values.section(SECTION))
+        for note in notes:
+            notice(f"note: {where}: {note}")
     if line := check_unknown_keys(values, family(name).ignored_keys):
         notice(line)
     return spec
@@ -98,11 +104,17 @@ def sources_for(spec: ModelSpec, names: Collection[str] = ()) -> Sources:
     """Where each tensor of `tensors(spec)` comes from, in a checkpoint that has these `names`.
 
     Published files carry a prefix ("model.", "transformer.") or don't: the one that is there is taken, and without
-    names the usual one. A tied head is not a tensor of ours, whether or not it is stored as well.
+    names the usual one. A tied head is not a tensor of ours, whether or not it is stored as well; the embedding is
+    read from it where it is the only one.
     """
     module = family(spec.family)
     more = module.more_sources(spec, names) if module.more_sources is not None else {}
     return named_sources(module.names, spec, names) | more | tree_sources(spec, names)
+
+
+def layers_prefix(spec: ModelSpec, names: Collection[str]) -> str:
+    """What the names of the decoder's tensors begin with, in a checkpoint that has these `names`."""
+    return decoder_prefix(family(spec.family).names, names)
 
 
 @cache

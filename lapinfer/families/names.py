@@ -117,6 +117,9 @@ class TensorNames:
 
 AS_LLAMA: Final = TensorNames()
 
+WRAPPERS: Final = ("", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.")
+"""What torch.compile and data-parallel training put before all names of a model that was saved inside them."""
+
 
 def named_sources(table: TensorNames, spec: ModelSpec, names: Collection[str]) -> Sources:
     """Sources of all tensors that the table says, in a checkpoint that has these `names`.
@@ -126,20 +129,26 @@ def named_sources(table: TensorNames, spec: ModelSpec, names: Collection[str]) -
     return _module_sources(table, spec, names) | _expert_sources(table, spec, names)
 
 
-def first_stored(names: Collection[str], prefixes: Iterable[str], module: str) -> str:
-    """The first prefix under which `module` is stored; the usual one, the first, when none is."""
+def first_stored(names: Collection[str], prefixes: Iterable[str], *modules: str) -> str:
+    """The first prefix under which one of `modules` is stored, in a wrapper or not; the usual one when none is."""
     usual, *others = prefixes
-    return next((p for p in (usual, *others) if f"{p}{module}.weight" in names), usual)
+    tried = (wrapper + prefix for wrapper in WRAPPERS for prefix in (usual, *others))
+    return next((p for p in tried if any(f"{p}{module}.weight" in names for module in modules)), usual)
+
+
+def decoder_prefix(table: TensorNames, names: Collection[str]) -> str:
+    """What the names of the decoder's tensors begin with. Of a tied model, the embedding may be stored as head."""
+    return first_stored(names, table.prefixes, table.modules["embed"][0], table.modules["norm"][0])
 
 
 def layer_prefixes(spec: ModelSpec, names: Collection[str], table: TensorNames = AS_LLAMA) -> Iterator[tuple[int, str]]:
     """The number of each layer, and what the names of its stored tensors begin with."""
-    decoder = first_stored(names, table.prefixes, table.modules["embed"][0])
+    decoder = decoder_prefix(table, names)
     return ((i, f"{decoder}{table.layers}.{i}.") for i in range(len(spec.layers)))
 
 
 def _module_sources(table: TensorNames, spec: ModelSpec, names: Collection[str]) -> Sources:
-    decoder = first_stored(names, table.prefixes, table.modules["embed"][0])
+    decoder = decoder_prefix(table, names)
     head = first_stored(names, table.heads, "lm_head") + "lm_head"
     sources: Sources = {}
     for name, tensor in tensors(spec).items():
@@ -154,6 +163,8 @@ def _module_sources(table: TensorNames, spec: ModelSpec, names: Collection[str])
             outer = f"{decoder}{table.layers}.{tensor.layer}."
         flip = table.transposed and tensor.is_matrix and tensor.layer >= 0
         sources[name] = tuple(Source(f"{outer}{m}.{suffix}", transposed=flip) for m in table.modules[tensor.module])
+    if spec.tied and sources["embed"][0].name not in names and f"{head}.weight" in names:
+        sources["embed"] = (Source(f"{head}.weight"),)
     return sources
 
 

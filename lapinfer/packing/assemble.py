@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 
 import numpy as np
 
@@ -95,6 +97,20 @@ class Assembler:
                 f"{self.checkpoint.path}: {names} together have {sum(piece.rows for piece in pieces)} rows, "
                 f"config.json says {rows}"
             )
+
+    def check_all(self, tensors: Iterable[Tensor]) -> None:
+        """`check` of each, and whether the stored tensors have no more than what is used of them."""
+        used: Counter[str] = Counter()
+        for tensor in tensors:
+            self.check(tensor)
+            for piece in self.pieces(tensor.name):
+                used[piece.source.name] += piece.rows * piece.columns
+        for name, count in used.items():
+            if name and count < prod(shape := self.checkpoint.shape(name)):
+                raise CheckpointError(
+                    f"{self.checkpoint.path}: tensor {name!r} has shape {shape}, of which a model of this config.json "
+                    f"uses only {count} numbers"
+                )
 
     def formats_of(self, name: str) -> Stored:
         """The formats that hold its sources without a loss; None: there is no such format."""

@@ -88,8 +88,7 @@ def pack_checkpoint(
     spec = spec_from_config(checkpoint.config, str(checkpoint.path))
     assembler = Assembler(checkpoint, sources_for(spec, set(checkpoint.names())))
     weights = tensors(spec).values()
-    for tensor in weights:
-        assembler.check(tensor)
+    assembler.check_all(weights)
     entries = {e.name: e for e in packed_entries(weights, choose_formats(spec, quant, assembler.formats_of))}
     lossy = [part for entry in entries.values() for part in parts_of(entry) if _is_weighed(part, assembler)]
     if calibration is not None and calibration.of_text and not lossy:

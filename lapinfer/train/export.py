@@ -115,8 +115,7 @@ def check(folder: Path) -> None:
     checkpoint = FolderCheckpoint(folder)
     spec = spec_from_config(checkpoint.config, str(folder / "config.json"))
     assembler = Assembler(checkpoint, sources_for(spec, checkpoint.names()))
-    for tensor in tensors(spec).values():
-        assembler.check(tensor)
+    assembler.check_all(tensors(spec).values())
 
 
 def decoder_names(module: Decoder) -> dict[str, Rename]:
