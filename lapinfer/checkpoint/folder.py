@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from lapinfer.checkpoint import mxfp4
+from lapinfer.checkpoint.foreign import WEIGHTS, beside, of_folder
 from lapinfer.checkpoint.identity import Contents
 from lapinfer.checkpoint.json_files import read_json
 from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.safetensors import SafetensorsFile, same_tensor
 from lapinfer.checkpoint.stored import as_stored
-from lapinfer.errors import CheckpointError, UnsupportedError, quoted
+from lapinfer.errors import CheckpointError, quoted
 from lapinfer.quant.groups import Grouped
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = WEIGHTS
 
 
 class FolderCheckpoint:
@@ -26,24 +27,18 @@ class FolderCheckpoint:
         self.path = self.folder = Path(path)
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path}: no such folder")
+        if not (self.path / "config.json").exists() or not any((self.path / name).is_file() for name in WEIGHTS):
+            raise of_folder(self.path)
         self._said = read_json(self.path / "config.json")
         self._config: dict[str, Any] | None = None
-        self.notices: tuple[str, ...] = ()
+        self.notices = beside(self.path)
         self._files: dict[str, SafetensorsFile] = {}
         self._of: dict[str, list[SafetensorsFile]] = {}
         self._promised: dict[str, str] = {}
-        index = self.path / INDEX
         if (self.path / SINGLE).is_file():
             self._open(SINGLE)
-        elif index.is_file():
-            self._open_shards(index)
-        elif any(self.path.glob("pytorch_model*.bin")):
-            raise UnsupportedError(
-                f"{self.path}: has only pytorch_model.bin, a pickle, which is never loaded; "
-                f"save it again with save_pretrained(…, safe_serialization=True)"
-            )
         else:
-            raise CheckpointError(f"{self.path}: has no {SINGLE} and no {INDEX}")
+            self._open_shards(self.path / INDEX)
         self.contents = Contents(
             [self._said, self._promised], {file.path: file.mapped for file in self._files.values()}
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lapinfer.checkpoint import Checkpoint, smollm2
 from lapinfer.checkpoint.folder import FolderCheckpoint
+from lapinfer.checkpoint.foreign import hub_snapshot, of_file
 from lapinfer.checkpoint.gguf import GGUFCheckpoint
 from lapinfer.checkpoint.home import is_packed, packed_models, pulled_models
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
@@ -112,9 +113,12 @@ def _open(path: Path) -> Checkpoint | Path:
             return GGUFCheckpoint(path)
         if is_packed(path):
             return path.parent
-        raise CheckpointError(f"{path}: expected a .gguf file or a folder; for safetensors, name its folder")
+        with path.open("rb") as file:
+            raise of_file(path, file.read(64))
     if is_packed(path):
         return path
+    if (snapshot := hub_snapshot(path)) is not None:
+        return _open(snapshot)
     files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
     if len(files) > 1:
         raise CheckpointError(f"{path}: has {len(files)} .gguf files, name one of them")

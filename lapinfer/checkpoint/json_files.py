@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from lapinfer.checkpoint.foreign import of_start
 from lapinfer.errors import CheckpointError
 
 MOST_BYTES: Final = 64 << 20
@@ -50,4 +51,4 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return parse_json(text)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {of_start(text[:64]) or error}") from None

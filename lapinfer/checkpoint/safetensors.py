@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from lapinfer.checkpoint.foreign import of_start
 from lapinfer.checkpoint.json_files import parse_json
 from lapinfer.checkpoint.mapping import let_go, map_file
 from lapinfer.errors import CheckpointError, quoted
@@ -164,7 +165,10 @@ def _header(path: Path, data: memoryview) -> tuple[int, dict[str, Any]]:
         raise CheckpointError(f"{path}: the file has {len(data)} bytes, expected a safetensors header")
     (length,) = struct.unpack_from("<Q", data)
     if length > MAX_HEADER:
-        raise CheckpointError(f"{path}: header has {length} bytes, expected at most {MAX_HEADER}: not safetensors")
+        known = of_start(bytes(data[:64]))
+        raise CheckpointError(
+            f"{path}: not safetensors: {known or f'a header of {length} bytes, expected at most {MAX_HEADER}'}"
+        )
     if 8 + length > len(data):
         raise CheckpointError(f"{path}: header has {length} bytes, the file only {len(data)}; download it again")
     try:
