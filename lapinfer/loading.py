@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer.calibration import pack_calibrated
-from lapinfer.checkpoint.home import is_packed, packed_models, packed_path
+from lapinfer.checkpoint import Checkpoint
+from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_models, packed_path
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
+from lapinfer.families import spec_from_config
 from lapinfer.machine import available_memory, default_threads, resident_bytes
 from lapinfer.model import Model
 from lapinfer.options import SYSTEM, LoadOptions, Policy
 from lapinfer.outputs import replaced
+from lapinfer.packing.integrity import DamagedError, LoadingCheck
 from lapinfer.packing.memory import CopiedWeights
 from lapinfer.packing.pack import cached_folder
 from lapinfer.packing.reader import PackedFile, read_packed
@@ -27,7 +30,7 @@ from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes
 from lapinfer.runtime.ops import CHUNK, Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec, with_top_k
-from lapinfer.tensors import parameters
+from lapinfer.tensors import parameters, tensors
 
 Progress = Callable[..., Any]
 """progress(what, done, total) for long work; progress(line) for a notice."""
@@ -59,35 +62,65 @@ def load_model(
     began = time.perf_counter()
     found = _packed(path_or_name, options.quant, say)
     pack_s = time.perf_counter() - began
-    spec, weights = _read_packed(found, say)
-    if options.experts is not None:
-        spec = with_top_k(spec, options.experts)
-    limits = _limits(spec, options)
-    if limits.threads > (processors := os.cpu_count() or limits.threads):
-        say(f"note: {limits.threads} threads on {processors} processors will wait for each other")
-    about = {"name": str(path_or_name), "texts": found.texts, "notice": say}
-    if options.policy == SYSTEM:
-        model = mapped_model(spec, weights, limits, **about)
-    elif options.memory is not None:
-        model = bounded_model(spec, weights, limits, options.memory, options.policy, **about)
-    else:
-        check_memory(weights, spec, limits)
-        model = Model(spec, weights, limits, **about)
+    try:
+        model = _checked_model(found, options, str(path_or_name), say)
+    except DamagedError as error:
+        if not found.is_copy:
+            raise DamagedError(f"{error}; convert the checkpoint again") from error
+        say(f"note: {error}; packing it again")
+        (found.folder / FILE_NAME).unlink(missing_ok=True)
+        found = _packed(path_or_name, options.quant, say)
+        try:
+            model = _checked_model(found, options, str(path_or_name), say)
+        except DamagedError as again:
+            raise DamagedError(f"{again} (a packed copy: delete {found.folder}, and it is packed again)") from again
     model.pack_s = pack_s
     model.load_s = time.perf_counter() - began - pack_s - model.compile_s
     return model
 
 
+def _checked_model(found: Packed, options: LoadOptions, name: str, say: Progress) -> Model:
+    """The model of a packed folder; DamagedError when its file isn't what was written, as far as it is read."""
+    spec, weights = _read_packed(found, say)
+    with LoadingCheck(weights.stored) as check:
+        model = _model(spec, weights, options, {"name": name, "texts": found.texts, "notice": say})
+        try:
+            check.finish()
+        except DamagedError:
+            model.close()
+            raise
+    return model
+
+
+def _model(spec: ModelSpec, weights: PackedFile, options: LoadOptions, about: dict[str, Any]) -> Model:
+    """A model of these weights, as large and in memory in the way that the options say."""
+    if options.experts is not None:
+        spec = with_top_k(spec, options.experts)
+    limits = _limits(spec, options)
+    if limits.threads > (processors := os.cpu_count() or limits.threads):
+        about["notice"](f"note: {limits.threads} threads on {processors} processors will wait for each other")
+    if options.policy == SYSTEM:
+        return mapped_model(spec, weights, limits, **about)
+    if options.memory is not None:
+        return bounded_model(spec, weights, limits, options.memory, options.policy, **about)
+    check_memory(weights, spec, limits)
+    return Model(spec, weights, limits, **about)
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A packed folder, and whether it is our copy of a checkpoint; texts: the folder of tokenizer and templates.
+    """A packed folder, and where its texts are; source: the checkpoint, if the folder is our copy of one.
 
-    Those of a copy are read where the checkpoint lies, as they are now.
+    A copy gives weights alone: config, tokenizer and templates are read where the checkpoint lies, as they are now.
     """
 
     folder: Path
     texts: Path
-    is_copy: bool
+    source: Checkpoint | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        return self.source is not None
 
 
 def _packed(path_or_name: str | Path, quant: str, say: Progress) -> Packed:
@@ -99,21 +132,22 @@ def _packed(path_or_name: str | Path, quant: str, say: Progress) -> Packed:
         folder = cached_folder(source, quant, packed_models(), progress=say)
         if not is_packed(folder):
             pack_calibrated(source, folder, quant, progress=_packing(say), force=True)
-        return Packed(folder, source.folder, is_copy=True)
+        return Packed(folder, source.folder, source)
     stored = read_metadata(packed_path(source)).get("quant")
     if quant not in ("auto", stored):
         raise InputError(f"{source} is already packed as {stored}, not as {quant}")
-    return Packed(source, source, is_copy=False)
+    return Packed(source, source)
 
 
 def _read_packed(found: Packed, notice: Progress) -> tuple[ModelSpec, PackedFile]:
     """The spec and the weights of a packed folder, which agree; CheckpointError when they do not."""
-    try:
+    if found.source is None:
         return read_packed(found.folder, notice)
+    spec = spec_from_config(found.source.config, str(found.source.path), notice)
+    try:
+        return spec, PackedFile(found.folder, tensors(spec).values())
     except CheckpointError as error:
-        if not found.is_copy:
-            raise
-        raise CheckpointError(f"{error} (a packed copy: delete {found.folder}, and it is packed again)") from error
+        raise DamagedError(str(error)) from error
 
 
 def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:

@@ -13,7 +13,7 @@ import safetensors.numpy
 from lapinfer.checkpoint.home import is_packed
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.packing import writer as writing
-from lapinfer.packing.entries import ALIGN, LINE, BankEntry, PackedEntry, parts_of, with_banks
+from lapinfer.packing.entries import ALIGN, DIGESTS, LINE, BankEntry, PackedEntry, parts_of, with_banks
 from lapinfer.packing.reader import PackedFile
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.tensors import Tensor
@@ -73,7 +73,7 @@ def test_round_trip(path):
         assert not view.flags.owndata
         assert view.ctypes.data % 64 == 0
     official = safetensors.numpy.load_file(path)
-    assert {n for n in official if not n.startswith(".pad.")} == set(arrays())
+    assert {n for n in official if not n.startswith(".pad.")} == {*arrays(), DIGESTS}
     with safetensors.safe_open(path, "np") as file:
         assert file.metadata()["format"] == "lapinfer"
     for name, array in arrays().items():

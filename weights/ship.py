@@ -9,6 +9,7 @@ of the files that are written.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
@@ -54,7 +55,8 @@ def main() -> None:
         text = arguments.text.read_text(encoding="utf-8")
         figures = {quant: engine_perplexity(folder, quant, text) for quant in ("f32", "q8", "q4")}
         (folder / "README.md").write_text(card(name, arm, summary, figures, written), encoding="utf-8")
-        told = {"perplexity": figures["q8"], "text": summary["unseen_text"], "quant": "q8"}
+        sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        told = {"perplexity": figures["q8"], "text": summary["unseen_text"], "quant": "q8", "sha256": sha256}
         (folder / "figures.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
         print(name, figures, flush=True)
     GOLDEN.write_text(json.dumps({"prompt": PROMPT, "models": golden}, indent=1) + "\n", encoding="utf-8")

@@ -142,9 +142,14 @@ def content_digest(data: memoryview, progress: Callable[[int], None] = lambda do
         let_go(np.frombuffer(piece, np.uint8))
         return found
 
-    digest, done = hashlib.sha256(), 0
+    digest, done, starts = hashlib.sha256(), 0, range(0, data.nbytes, PIECE)
     with ThreadPoolExecutor(default_threads()) as pool:
-        for found in pool.map(of_piece, range(0, data.nbytes, PIECE)):
+        try:
+            pieces = pool.map(of_piece, starts)
+        except RuntimeError:  # no thread is to be had
+            pool.shutdown(cancel_futures=True)
+            pieces = map(of_piece, starts)
+        for found in pieces:
             digest.update(found)
             done = min(done + PIECE, data.nbytes)
             progress(done)

@@ -34,7 +34,8 @@ def installed_models() -> list[str]:
 
 
 def card_figures(name: str) -> dict[str, Any] | None:
-    """perplexity of a whole `text` that the models were not trained on, and the `quant` that it was measured with."""
+    """perplexity of a whole `text` that the models were not trained on, the `quant` that it was measured with, and the
+    `sha256` of the weights' file."""
     if (folder := shipped_model(name)) is None:
         return None
     return json.loads((folder / "figures.json").read_text(encoding="utf-8"))

@@ -29,6 +29,37 @@ def convert(
     note(f"wrote {target}")
 
 
+def verify(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODELS...]", help=MODEL_NAMES, show_default="all packed copies, and what comes with lapinfer"
+        ),
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Read models in full, and tell whether they are what was written; exit 1 where one is damaged.
+
+    Of a checkpoint, its packed copies are read, too. Weights that nobody has told a digest of are unchecked.
+    """
+    from dataclasses import asdict
+
+    from lapinfer.report.verify import verify, verify_all
+
+    found = []
+    with Progress() as progress:
+        verified = verify_all(progress) if not models else (each for name in models for each in verify(name, progress))
+        for each in verified:
+            found.append(each)
+            if not json:
+                print(each, flush=True)
+    if json:
+        print_json([asdict(each) for each in found])
+    if any(each.problems for each in found):
+        raise typer.Exit(1)
+
+
 def pull(name: Annotated[str, typer.Argument(help="smollm2, or org/name.")], verbose: Verbose = False) -> None:
     """Download a model."""
     say(str(pull_model(name)))

@@ -18,6 +18,8 @@ from lapinfer.tensors import Tensor
 VERSION = "2"
 ALIGN = LARGEST_PAGE
 """Tensors and large experts start at multiples of this."""
+DIGESTS = ".digests"
+"""The last tensor of a file, U8 [1 + n, 32]: SHA-256 of the header and of each tensor before it, in file order."""
 LARGE_EXPERT = 16 * ALIGN
 LINE = 64
 

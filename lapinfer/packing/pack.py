@@ -20,7 +20,7 @@ from lapinfer.options import QUANT
 from lapinfer.packing.assemble import Assembler
 from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.packing.quantize import SLICE, Inputs, packed_slices
-from lapinfer.packing.target import beside, check_target, write_beside
+from lapinfer.packing.target import beside, check_target, config_digest, write_beside
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.quant.choice import FED_BACK, Stored, matrix_format, model_size, narrow_format, router_format
 from lapinfer.quant.formats import FORMATS
@@ -97,7 +97,8 @@ def pack_checkpoint(
         )
     label = calibration.label if calibration is not None and lossy else "none"
     # In the header, so that a packing goes on only with weights that were made in the same way.
-    metadata = {"quant": quant, "source": checkpoint.contents.identity(), "calibration": label}
+    metadata = {"quant": quant, "source": checkpoint.contents.identity(), "calibration": label,
+                "config": config_digest(checkpoint.config)}  # fmt: skip
     sizes = {name: sum(part.tensor.size for part in parts_of(entry)) for name, entry in entries.items()}
     total = sum(sizes.values())
     with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata, force=force) as writer:

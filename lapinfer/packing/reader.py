@@ -6,6 +6,7 @@
     a bank of experts      U8 [E, bytes of an expert]: an expert's matrices follow each other, so that a cold expert
                            is one read, and every large one begins at a page of its own
     everything else        F32
+    .digests               U8 [1 + n, 32]: SHA-256 of the header and of each of the n tensors before, in file order
 
 Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
 "version", "quant", "source" (identity), "calibration" and "tensors": JSON {name: {"format": "q4", "shape": [R, C]}}
@@ -26,7 +27,7 @@ from lapinfer.checkpoint.json_files import read_json
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
 from lapinfer.families import Notice, silent, spec_from_config
-from lapinfer.packing.entries import ALIGN, VERSION, BankEntry, PackedEntry, packed_entries, parts_of
+from lapinfer.packing.entries import ALIGN, DIGESTS, VERSION, BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import Tensor, tensors
@@ -101,7 +102,7 @@ class PackedFile:
         """What is stored has the types, shapes and alignment that the header's formats need."""
         missing = {entry.name: entry for entry in entries}
         for name, stored in self._file.tensors.items():
-            if name.startswith(".pad."):
+            if name.startswith(".pad.") or name == DIGESTS:
                 continue
             entry = missing.pop(name, None)
             if entry is None:
@@ -127,6 +128,11 @@ class PackedFile:
                     raise CheckpointError(
                         f"{self.path}: tensor {part.name!r} is {part.format}, expected {first.format} as {first.name!r}"
                     )
+
+    @property
+    def stored(self) -> SafetensorsFile:
+        """The file as it is stored: banks, padding and digests."""
+        return self._file
 
     def __getitem__(self, name: str) -> PackedEntry:
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.checkpoint.home import FILE_NAME, is_packed
@@ -68,6 +70,11 @@ def beside(checkpoint: Checkpoint) -> dict[Path, bytes]:
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     return {CONFIG: json.dumps(checkpoint.config, indent=2).encode(), **texts}
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """By which a packed file knows the config.json that it was packed with."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_beside(files: Mapping[Path, bytes], folder: Path) -> None:

@@ -21,7 +21,7 @@ from lapinfer.checkpoint.home import is_packed
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.outputs import NOT_FOLLOWED, begins_with, check_place, write_whole
-from lapinfer.packing.entries import ALIGN, VERSION, BankEntry, PackedEntry, parts_of
+from lapinfer.packing.entries import ALIGN, DIGESTS, VERSION, BankEntry, PackedEntry, parts_of
 
 try:
     import fcntl
@@ -32,6 +32,7 @@ except ImportError:  # Windows: two processes that pack the same model do the wo
 PARTIAL, JOURNAL = ".partial", ".journal"
 """Added to the name of a file that is being written, and of the list of its complete tensors."""
 BEGINNING = 4096
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def is_begun(path: Path) -> bool:
@@ -67,13 +68,15 @@ class PackedWriter:
         parts = chain.from_iterable(map(parts_of, entries))
         formats = {e.name: {"format": e.format, "shape": list(e.shape)} for e in parts if e.format is not None}
         header = {"format": "lapinfer", "version": VERSION, "tensors": json.dumps(formats, separators=(",", ":"))}
-        stored = ((e.name, *e.stored) for e in entries)
+        stored = [*((e.name, *e.stored) for e in entries), (DIGESTS, "U8", (1 + len(entries), DIGEST_BYTES))]
         self._header, self._places = layout(stored, {**metadata, **header}, ALIGN)
-        self.total_bytes = max((t.stop for t in self._places.values()), default=len(self._header))
+        self.total_bytes = self._places[DIGESTS].stop
+        self._digests_at = self._places.pop(DIGESTS).start
         self._partial = self.path.with_name(self.path.name + PARTIAL)
         self._journal = self.path.with_name(self.path.name + JOURNAL)
         self._written = dict.fromkeys(self._places, 0)
-        self._done: set[str] = set()
+        self._hashes = {name: hashlib.sha256() for name in self._places}
+        self._done: dict[str, bytes] = {}  # with their digests
         self._fd = -1
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,7 @@ class PackedWriter:
             try:
                 self.finished = self._already_there()
                 if self.finished:
-                    self._done = set(self._places)
+                    self._done = dict.fromkeys(self._places, b"")
                     self._partial.unlink()
                 else:
                     check_place(self._partial, is_begun, force=self._force, otherwise="not begun by lapinfer")
@@ -104,16 +107,33 @@ class PackedWriter:
             raise ValueError(f"{name}: got {flat.shape} after {self._written[name]} bytes, expected {place.shape}")
         with self._errors():
             view = flat.reshape(-1).view(np.uint8).data
-            os.lseek(self._fd, start, os.SEEK_SET)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            self._hashes[name].update(view)
+            self._write_at(start, view)
             self._written[name] += flat.nbytes
             if start + flat.nbytes == place.stop:
                 # Data first, then the note that it is there: after a power cut, the other order would be wrong.
                 os.fsync(self._fd)
+                self._done[name] = self._hashes[name].digest()
                 with open(self._journal, "a", encoding="utf-8", opener=_not_followed) as journal:
-                    journal.write(f"{json.dumps(name)}\n")
-                self._done.add(name)
+                    journal.write(self._line(name))
+
+    def _write_at(self, start: int, data: bytes | memoryview) -> None:
+        os.lseek(self._fd, start, os.SEEK_SET)
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._fd, left) :]
+
+    def _line(self, name: str) -> str:
+        """The journal's line about a complete tensor."""
+        return f"{self._done[name].hex()} {json.dumps(name)}\n"
+
+    def _from_line(self, line: str) -> tuple[str, bytes] | None:
+        """The tensor that a line of the journal is about, and its digest; None for a line that is none of this file."""
+        digest, _, name = line.partition(" ")
+        with suppress(ValueError, TypeError):
+            if (name := json.loads(name)) in self._places and len(digest) == 2 * DIGEST_BYTES:
+                return name, bytes.fromhex(digest)
+        return None
 
     def finish(self) -> None:
         """Give the complete file its name. Nothing to do when another process has."""
@@ -122,6 +142,8 @@ class PackedWriter:
         if missing := self.remaining():
             raise ValueError(f"{self.path}: {len(missing)} tensors are not written, the first is {missing[0]!r}")
         with self._errors():
+            digests = [hashlib.sha256(self._header).digest(), *(self._done[name] for name in self._places)]
+            self._write_at(self._digests_at, b"".join(digests))
             os.fsync(self._fd)
             check_place(self.path, is_packed, force=self._force)
             if fcntl is None:  # Windows cannot rename an open file
@@ -198,23 +220,18 @@ class PackedWriter:
         lines = self._journal.read_text(encoding="utf-8").split("\n") if self._journal.exists() else []
         # The last piece has no newline after it: empty, or a name that was cut off.
         if lines[:-1] and lines[0] == first_line and os.fstat(self._fd).st_size == self.total_bytes:
-            named = {json.dumps(name): name for name in self._places}
-            self._done = {named[line] for line in lines[1:-1] if line in named}
+            self._done = dict(filter(None, map(self._from_line, lines[1:-1])))
             self._written.update({name: self._places[name].stop - self._places[name].start for name in self._done})
         self._journal.unlink(missing_ok=True)
         if not self._done:
             os.truncate(self._fd, 0)
         self._check_space()
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        header = memoryview(self._header)
-        while header:  # first, so that the file is known as ours
-            header = header[os.write(self._fd, header) :]
+        self._write_at(0, self._header)  # first, so that the file is known as ours
         os.truncate(self._fd, self.total_bytes)
         for name in self._places:  # a tensor without elements has no last byte to write
             if self._places[name].start == self._places[name].stop:
-                self._done.add(name)
-        lines = [first_line, *(json.dumps(name) for name in self._places if name in self._done)]
-        write_whole(self._journal, "".join(f"{line}\n" for line in lines))
+                self._done[name] = self._hashes[name].digest()
+        write_whole(self._journal, f"{first_line}\n" + "".join(map(self._line, self._done)))
 
     def _check_space(self) -> None:
         need = sum(t.stop - t.start for n, t in self._places.items() if n not in self._done)

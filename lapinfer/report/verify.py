@@ -1,0 +1,139 @@
+"""Whether files are what they were: packed ones by their digests, others as far as somebody has told what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lapinfer.checkpoint import Checkpoint, smollm2
+from lapinfer.checkpoint.folder import read_json
+from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_models, packed_path
+from lapinfer.checkpoint.hub import resolve
+from lapinfer.checkpoint.mapping import let_go, map_file
+from lapinfer.checkpoint.safetensors import read_metadata
+from lapinfer.checkpoint.shipped import SHIPPED, card_figures, shipped_model
+from lapinfer.errors import CheckpointError
+from lapinfer.packing.integrity import damaged, has_digests
+from lapinfer.packing.reader import read_packed
+from lapinfer.packing.target import config_digest
+
+PIECE = 16 << 20
+
+Progress = Callable[[str, int, int], Any]
+"""Called with the name of a model, and the bytes read and to be read of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found of a model. problems: none, if it is what was written; unchecked: what nobody can tell."""
+
+    name: str
+    path: str
+    bytes: int
+    problems: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"damaged    {self.name}: {problem}" for problem in self.problems]
+        lines += [f"unchecked  {self.name}: {what}" for what in self.unchecked]
+        return "\n".join(lines or [f"ok         {self.name}  {self.bytes / 1e6:,.1f} MB  {self.path}"])
+
+
+def verify(name: str, progress: Progress = lambda name, done, total: None) -> Iterator[Verified]:
+    """The model that a name, folder or file means: itself, and the packed copies that were made of it."""
+    try:
+        found = resolve(name)
+    except CheckpointError as error:
+        yield Verified(name, name, 0, (str(error),))
+        return
+    if isinstance(found, Path):
+        yield _packed(name, found, "convert the checkpoint again", progress)
+        return
+    yield _source(name, found, progress)
+    identity = found.contents.identity()
+    for copy in packed_copies():
+        if is_packed(copy) and read_metadata(packed_path(copy)).get("source") == identity:
+            yield _copy(copy, progress)
+
+
+def verify_all(progress: Progress = lambda name, done, total: None) -> Iterator[Verified]:
+    """All packed copies in the cache, and the models that come with the package."""
+    for copy in packed_copies():
+        yield _copy(copy, progress)
+    for name in SHIPPED:
+        if (folder := shipped_model(name)) is not None and not isinstance(found := resolve(folder), Path):
+            yield _source(name, found, progress)
+
+
+def packed_copies() -> list[Path]:
+    """Folders of packed copies, damaged ones included; not those that are still being packed."""
+    folder = packed_models()
+    return sorted(copy for copy in folder.iterdir() if (copy / FILE_NAME).is_file()) if folder.is_dir() else []
+
+
+def _copy(folder: Path, progress: Progress) -> Verified:
+    return _packed(folder.name, folder, f"delete {folder}, and it is packed again", progress)
+
+
+def _packed(name: str, folder: Path, remedy: str, progress: Progress) -> Verified:
+    """A packed file against its digests, and config.json against the one that it was packed with."""
+    path = packed_path(folder)
+    try:
+        _, weights = read_packed(path)
+        if not has_digests(weights.stored):
+            return Verified(
+                name, str(folder), weights.nbytes, (), ("packed by an older lapinfer, without digests of its tensors",)
+            )
+        problems = damaged(weights.stored, progress=lambda done: progress(name, done, weights.nbytes))
+        progress(name, weights.nbytes, weights.nbytes)
+        known = weights.metadata.get("config")
+        if known is not None and config_digest(read_json(path.parent / "config.json")) != known:
+            problems.append("config.json, in what it says,")
+    except CheckpointError as error:
+        return Verified(name, str(folder), 0, (f"{error}; {remedy}",))
+    return Verified(
+        name, str(folder), weights.nbytes, tuple(f"{what} differs from what was written; {remedy}" for what in problems)
+    )
+
+
+def _source(name: str, checkpoint: Checkpoint, progress: Progress) -> Verified:
+    """A checkpoint whose header, sizes and index agree, as it could be opened: its files against known digests."""
+    size, problems, unchecked = 0, [], []
+    for path in checkpoint.contents.paths:
+        expected = _known_digest(path)
+        size += path.stat().st_size
+        if expected is None:
+            unchecked.append(f"{path.name} agrees with its header in sizes; nobody has told what its weights are")
+        elif (found := _sha256(path, lambda *counts: progress(name, *counts))) != expected:
+            problems.append(f"{path.name} has SHA-256 {found[:16]}…, expected {expected[:16]}…; fetch it again")
+    return Verified(name, str(checkpoint.path), size, tuple(problems), tuple(unchecked))
+
+
+def _known_digest(path: Path) -> str | None:
+    """SHA-256 of a file as its publisher has told it: of what is shipped, pulled, or named by it in the hub's cache."""
+    blob = Path(os.path.realpath(path))
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
+        return blob.name
+    if path == smollm2.pulled_file():
+        return smollm2.MEMBER_SHA256
+    for name in SHIPPED:
+        if (folder := shipped_model(name)) is not None and path == folder / FILE_NAME:
+            return (card_figures(name) or {}).get("sha256")
+    return None
+
+
+def _sha256(path: Path, progress: Callable[[int, int], Any]) -> str:
+    data, digest = map_file(path), hashlib.sha256()
+    for start in range(0, data.nbytes, PIECE):
+        piece = data[start : start + PIECE]
+        digest.update(piece)
+        let_go(np.frombuffer(piece, np.uint8))
+        progress(min(start + PIECE, data.nbytes), data.nbytes)
+    return digest.hexdigest()
