@@ -82,23 +82,28 @@ def write(
     writer.add_block_count(1)
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(FF)
+    extra = extra or {}
+    if f"{architecture}.feed_forward_length" not in extra:
+        writer.add_feed_forward_length(FF)
     writer.add_head_count(HEADS)
     if architecture == "gpt2":
         writer.add_layer_norm_eps(1e-5)
     else:
-        writer.add_head_count_kv(KV_HEADS)
+        if f"{architecture}.attention.head_count_kv" not in extra:
+            writer.add_head_count_kv(KV_HEADS)
         writer.add_layer_norm_rms_eps(1e-5)
-        if f"{architecture}.rope.freq_base" not in (extra or {}):
+        if f"{architecture}.rope.freq_base" not in extra:
             writer.add_rope_freq_base(10000.0)
     if architecture.startswith("gemma"):
         writer.add_key_length(DIM)
         writer.add_value_length(DIM)
-        writer.add_sliding_window(16)
-        writer.add_final_logit_softcapping(30.0)
-    if architecture == "granite" and "granite.logit_scale" not in (extra or {}):
+        if f"{architecture}.attention.sliding_window" not in extra:
+            writer.add_sliding_window(16)
+        if architecture == "gemma3":
+            writer.add_final_logit_softcapping(30.0)
+    if architecture == "granite" and "granite.logit_scale" not in extra:
         writer.add_logit_scale(8.0)
-    for key, value in (extra or {}).items():
+    for key, value in extra.items():
         writer.add_key_value(key, *value)
     if tokenizer and architecture == "gpt2":
         letters = [chr(c) for c in (*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100), *range(0x100, 0x144))]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lapinfer.checkpoint.magic import SAFE, Found
 from lapinfer.errors import CheckpointError, LapinferError, UnsupportedError, quoted
 
 FOR_TRANSFORMERS: Final = "get or make a folder for transformers (config.json and model.safetensors)"
-SAFE: Final = "load it with transformers once and save it with save_pretrained, which writes model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,28 +159,8 @@ INSTEAD: Final = (
 )
 """Files that are named instead of a folder, by their names."""
 
-STARTS: Final[tuple[tuple[bytes, str, str], ...]] = (
-    (b"version https://git-lfs", "a pointer of git-lfs, not the file itself", "fetch it: git lfs pull"),
-    (b"GGUF", "a GGUF file", "name it by itself, as FILE.gguf"),
-    (b"PK\x03\x04", "a zip file, as PyTorch's pickles are", SAFE),
-    (b"\x80\x02", "a pickle, which is never loaded", SAFE),
-    (b"\x89HDF", "an HDF5 file, as Keras has them", FOR_TRANSFORMERS),
-    (b"\x1f\x8b", "compressed by gzip", "unpack it"),
-    (b"<!DOCTYPE", "a web page, not the file itself", "download it again, perhaps after logging in"),
-    (b"<html", "a web page, not the file itself", "download it again, perhaps after logging in"),
-    (b"Entry not found", "an error of the hub, not the file itself", "download it again"),
-    (b"Invalid username", "an error of the hub, not the file itself", "log in, and download it again"),
-    (b"Access to model", "an error of the hub, not the file itself", "ask for access, log in, and download it again"),
-)
-"""What files are that begin so, and are called otherwise."""
-
 WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-
-
-def of_start(start: bytes) -> str:
-    """What a file is that has these first bytes, and what to do; "" where nothing is known of it."""
-    return next((f"it is {what}; {do}" for begin, what, do in STARTS if start.lstrip().startswith(begin)), "")
 
 
 def of_folder(path: Path) -> LapinferError:
@@ -203,14 +183,16 @@ def of_folder(path: Path) -> LapinferError:
     return CheckpointError(f"{missing}; name the folder of a model, or a GGUF file")
 
 
-def of_file(path: Path, start: bytes) -> LapinferError:
-    """The error for a file that is no model by itself; `start`: its first bytes."""
-    if known := of_start(start):
-        return UnsupportedError(f"{path}: {known}")
+def of_file(path: Path, found: Found) -> LapinferError:
+    """The error for a file that is no model by itself; `found`: what it is by its first bytes."""
+    if found.kind == "foreign":
+        return UnsupportedError(f"{path}: is {found.words}")
     for row in INSTEAD:
         if any(path.match(pattern) for pattern in row.files):
             return UnsupportedError(f"{path}: is {row.what}; {row.do.format(folder=path.parent)}")
-    return CheckpointError(f"{path}: expected a GGUF file or a folder; for safetensors, name its folder")
+    if found.kind == "safetensors":
+        return UnsupportedError(f"{path}: is a safetensors file of a model; name its folder: {path.parent}")
+    return CheckpointError(f"{path}: is {found.words}; expected a GGUF file or a folder")
 
 
 def beside(path: Path) -> tuple[str, ...]:

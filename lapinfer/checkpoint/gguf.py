@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lapinfer.checkpoint.gguf_file import GGUFFile, GGUFTensor
+from lapinfer.checkpoint.gguf_file import GGUFTensor
+from lapinfer.checkpoint.gguf_parts import GGUFParts
 from lapinfer.checkpoint.gguf_special import SpecialTokens
 from lapinfer.checkpoint.gguf_tokenizer import read_special, write_folder
 from lapinfer.checkpoint.identity import Contents
@@ -40,18 +41,19 @@ class Mapped:
 
 
 class GGUFCheckpoint:
-    """`Checkpoint` of one GGUF file. `folder` has the tokenizer rebuilt from it, in lapinfer's cache."""
+    """`Checkpoint` of a GGUF file, or of its parts. `folder` has the tokenizer rebuilt from it, in lapinfer's cache."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = GGUFFile(self.path)
+        self._file = GGUFParts(self.path)
+        self.path = self._file.path
         kind = _family(self._file)
         special = read_special(self._file)
         self._said, notices = _config(self._file, kind, special)
         self._config: dict[str, Any] | None = None
         self.notices = (*notices, *(special.notices if special is not None else ()))
         self._mapped = self._map(kind)
-        self.contents = Contents(self._said, {self.path: self._file.data})
+        self.contents = Contents(self._said, self._file.files)
         self.folder = write_folder(self._file, self._said, special)
 
     @property
@@ -154,6 +156,8 @@ class GGUFCheckpoint:
         with np.errstate(all="ignore"):
             if isinstance(form, FloatFormat):
                 return form.widened(rows.view(np.dtype(form.dtype).newbyteorder("<")))
+            if kind == "F64":
+                return rows.view("<f8").astype(np.float32)
             try:
                 import gguf
                 import gguf.quants
@@ -180,7 +184,7 @@ QUANTIZATION = 2
 """general.quantization_version: how the blocks of quantized types are laid out."""
 
 
-def _family(file: GGUFFile) -> Family:
+def _family(file: GGUFParts) -> Family:
     kind, architecture = (file.metadata.get(f"general.{key}") for key in ("type", "architecture"))
     other = next((OTHERS[w] for w in (kind, architecture) if isinstance(w, str) and w in OTHERS), None)
     if other is None and not file.tensors:
@@ -201,7 +205,7 @@ def _family(file: GGUFFile) -> Family:
     return family(name)
 
 
-def _config(file: GGUFFile, kind: Family, special: SpecialTokens | None) -> tuple[dict[str, Any], list[str]]:
+def _config(file: GGUFParts, kind: Family, special: SpecialTokens | None) -> tuple[dict[str, Any], list[str]]:
     """The config.json of a GGUF file, and lines to be told; UnsupportedError for what it could only say wrongly."""
     assert kind.gguf is not None
     vectors = {
@@ -211,8 +215,6 @@ def _config(file: GGUFFile, kind: Family, special: SpecialTokens | None) -> tupl
     }
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     metadata = Metadata(str(file.path), kind.gguf.architecture, file.metadata, shapes, vectors)
-    if str(file.metadata.get("split.count", 1)) not in ("0", "1"):  # it may be an array, in a damaged file
-        raise metadata.unsupported("is one of several parts; join them with: llama-gguf-split --merge")
     if metadata.get("expert_count"):
         raise metadata.unsupported("is a mixture of experts, which is not supported from GGUF")
     if len(shapes.get("token_embd.weight", ())) != 2:

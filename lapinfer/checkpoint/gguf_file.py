@@ -12,11 +12,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from lapinfer.checkpoint.magic import LOOKED_AT, told_by
 from lapinfer.checkpoint.mapping import map_file
 from lapinfer.errors import CheckpointError, UnsupportedError
 
 MAX_STRINGS: Final = 4_000_000
 """In all metadata together: several times the largest vocabulary with its merges."""
+
+MAX_TEXT: Final = 128 << 20
+"""Bytes of all strings together, for the same reason."""
 
 SCALARS: Final = {  # value type -> struct format
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
@@ -31,7 +35,14 @@ TYPES: Final = {  # number -> name, elements and bytes of a block
     18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
     22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
     34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    15: ("Q8_K", 256, 292), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4),
+    27: ("I64", 1, 8), 28: ("F64", 1, 8), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }  # fmt: skip
+REMOVED: Final = {
+    4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}  # fmt: skip
+"""Types that llama.cpp no longer has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +70,20 @@ class GGUFFile:
         self.path = Path(path)
         self.data = map_file(self.path)
         self._at = 0
-        self._strings = 0
-        if bytes(self.data[:4]) != b"GGUF":
-            raise CheckpointError(f"{self.path}: begins with {bytes(self.data[:4])!r}, expected b'GGUF'")
+        self._strings = self._text = 0
+        found = told_by(bytes(self.data[:LOOKED_AT]))
+        if found.kind != "gguf":
+            raise CheckpointError(f"{self.path}: is {found.words}")
         self._at = 4
         version = self._scalar("I")
-        if version & 0xFFFF == 0:
-            raise UnsupportedError(f"{self.path}: is a big-endian GGUF file, expected little-endian")
+        if version and version & 0xFFFF == 0:
+            raise UnsupportedError(
+                f"{self.path}: is a big-endian GGUF file; run: gguf-convert-endian {self.path} little"
+            )
         if version not in (2, 3):
-            raise UnsupportedError(f"{self.path}: has GGUF version {version}, expected 2 or 3")
+            raise UnsupportedError(
+                f"{self.path}: has GGUF version {version}, expected 2 or 3; convert the model with a newer llama.cpp"
+            )
         tensor_count, key_count = self._count(24), self._count(13)
         self.metadata: dict[str, Any] = {}
         for _ in range(key_count):
@@ -81,6 +97,11 @@ class GGUFFile:
     def rows(self, name: str) -> np.ndarray:
         """The stored bytes, [rows, bytes per row], read-only, not copied."""
         tensor = self.tensors[name]
+        if not tensor.block_bytes:
+            hint = "; quantize the model again" if tensor.type in REMOVED.values() else ""
+            raise UnsupportedError(
+                f"{self.path}: tensor {name!r} has type {tensor.type}, which is not known here{hint}"
+            )
         data = np.frombuffer(self.data, np.uint8, tensor.bytes, tensor.start)
         return data.reshape(-1, tensor.shape[-1] // tensor.block * tensor.block_bytes)
 
@@ -106,6 +127,9 @@ class GGUFFile:
     def _string(self) -> str:
         size = COUNT.unpack_from(self.data, self._take(8))[0]
         at = self._take(size)
+        self._text += size
+        if self._text > MAX_TEXT:
+            raise CheckpointError(f"{self.path}: metadata has over {MAX_TEXT >> 20} MiB of text")
         # Old vocabularies hold pieces of characters: kept apart as surrogates, so that no two become equal.
         return str(self.data[at : at + size], "utf-8", "surrogateescape")
 
@@ -140,9 +164,8 @@ class GGUFFile:
                 raise self._wrong(name, f"{dimensions} dimensions", "1 to 4")
             shape = tuple(reversed([self._scalar("Q") for _ in range(dimensions)]))
             number, offset = self._scalar("I"), self._scalar("Q")
-            if number not in TYPES:
-                raise UnsupportedError(f"{self.path}: tensor {name[:80]!r} has type {number}, which is not known here")
-            kind, block, block_bytes = TYPES[number]
+            # Of a type that is not known, neither are the bytes: they are refused when they are needed.
+            kind, block, block_bytes = TYPES.get(number, (REMOVED.get(number, f"number {number}"), 1, 0))
             if not all(0 < n < 1 << 40 for n in shape) or shape[-1] % block:
                 raise self._wrong(name, f"shape {shape}", f"positive sizes, rows a multiple of {block} for {kind}")
             if name in found:
@@ -159,7 +182,8 @@ class GGUFFile:
                 raise self._wrong(name, f"offset {offset}", f"a multiple of {align} from {end} on")
             end = offset + t.bytes
             if first + end > len(self.data):
-                raise self._wrong(name, f"bytes up to {first + end}", f"at most the file's {len(self.data)}")
+                expected = f"at most the file's {len(self.data)} (download again; if it was cut into pieces, join them)"
+                raise self._wrong(name, f"bytes up to {first + end}", expected)
             tensors[name] = GGUFTensor(t.type, t.shape, t.block, t.block_bytes, first + offset)
         return tensors
 

@@ -80,7 +80,7 @@ def special_tokens(where: str, metadata: Mapping[str, Any], tokens: Sequence[str
     ends = {found[text] for text in ENDS if text in found} | {ids[name] for name in END_KINDS if name in ids}
     more = metadata.get("tokenizer.ggml.eos_token_ids")  # of Ollama's converter
     if isinstance(more, np.ndarray):
-        ends |= {int(id) for id in more if 0 <= id < len(tokens)}
+        ends |= {int(id) for id in more[:64] if 0 <= id < len(tokens)}
     overridden = sorted(id for id in types if id < len(known) and known[id] != CONTROL)
     if overridden:
         texts = ", ".join(repr(tokens[id]) for id in overridden[:6])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from lapinfer.checkpoint.gguf_file import GGUFFile
+from lapinfer.checkpoint.gguf_parts import GGUFParts
 from lapinfer.checkpoint.gguf_special import (
     BYTE,
     CONTROL,
@@ -48,7 +48,7 @@ LONGEST_MERGED = 256
 """Characters of a piece that merges are looked for in: real ones have up to 93, all being spaces or dashes."""
 
 
-def write_folder(file: GGUFFile, config: dict[str, Any], special: SpecialTokens | None) -> Path:
+def write_folder(file: GGUFParts, config: dict[str, Any], special: SpecialTokens | None) -> Path:
     """The folder with config.json and tokenizer files of a GGUF file; made once for a header, atomically."""
     digest = hashlib.sha256(file.header)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -78,7 +78,7 @@ def write_folder(file: GGUFFile, config: dict[str, Any], special: SpecialTokens 
     return folder
 
 
-def read_special(file: GGUFFile) -> SpecialTokens | None:
+def read_special(file: GGUFParts) -> SpecialTokens | None:
     """The special tokens of the file's vocabulary; None when it has none, which llama.cpp lets pass, too.
 
     UnsupportedError for a vocabulary of another kind, or a pre-tokenizer, that is not known.
@@ -105,7 +105,7 @@ def read_special(file: GGUFFile) -> SpecialTokens | None:
     return replace(special, notices=(*notices, *special.notices))
 
 
-def tokenizer_files(file: GGUFFile, special: SpecialTokens) -> dict[str, str]:
+def tokenizer_files(file: GGUFParts, special: SpecialTokens) -> dict[str, str]:
     """Names and texts of tokenizer.json and tokenizer_config.json."""
     metadata, where = file.metadata, str(file.path)
     tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(_strings(file, "tokens"))]  # llama.cpp's name for it
@@ -147,7 +147,7 @@ def tokenizer_files(file: GGUFFile, special: SpecialTokens) -> dict[str, str]:
     return {"tokenizer.json": text, "tokenizer_config.json": json.dumps(config, indent=2)}
 
 
-def _cut(file: GGUFFile) -> Cut:
+def _cut(file: GGUFParts) -> Cut:
     """How text is cut before merging; without a name, as llama.cpp does then."""
     pre = file.metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or (pre and pre not in CUTS):
@@ -158,21 +158,21 @@ def _cut(file: GGUFFile) -> Cut:
     return CUTS[pre] if pre else DEFAULT
 
 
-def _flag(file: GGUFFile, key: str, default: bool) -> bool:
+def _flag(file: GGUFParts, key: str, default: bool) -> bool:
     value = file.metadata.get(f"tokenizer.ggml.{key}", default)
     if not isinstance(value, bool):
         raise CheckpointError(f"{file.path}: tokenizer.ggml.{key} is {str(value)[:40]}, expected true or false")
     return value
 
 
-def _types(file: GGUFFile, count: int) -> list[int]:
+def _types(file: GGUFParts, count: int) -> list[int]:
     types = file.metadata.get("tokenizer.ggml.token_type")
     if types is None:
         return [NORMAL] * count
     return _numbers(file, "token_type", count).astype(np.int64).tolist()
 
 
-def _numbers(file: GGUFFile, key: str, count: int) -> np.ndarray:
+def _numbers(file: GGUFParts, key: str, count: int) -> np.ndarray:
     """One number for each token; llama.cpp lets more stand there."""
     values = file.metadata.get(f"tokenizer.ggml.{key}")
     if not isinstance(values, np.ndarray) or len(values) < count or not np.isfinite(values[:count]).all():
@@ -183,7 +183,7 @@ def _numbers(file: GGUFFile, key: str, count: int) -> np.ndarray:
     return values[:count]
 
 
-def _strings(file: GGUFFile, key: str) -> list[str]:
+def _strings(file: GGUFParts, key: str) -> list[str]:
     """A list of strings of the tokenizer; those that are not Unicode are replaced, their places kept."""
     values = file.metadata.get(f"tokenizer.ggml.{key}")
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
@@ -211,7 +211,7 @@ def _byte_level(tokens: list[str], merges: list[str], cut: Cut) -> Tokenizer:
     return backend
 
 
-def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int], unknown: str | None) -> Tokenizer:
+def _sentencepiece(file: GGUFParts, tokens: list[str], types: list[int], unknown: str | None) -> Tokenizer:
     """As transformers converts a SentencePiece BPE model: spaces are ▁, unknown characters become bytes."""
     # llama.cpp writes pieces of several spaces as they look in text; inside the model they are ▁ too.
     tokens = [t.replace(" ", "▁") if t.isspace() else t for t in tokens]
@@ -248,7 +248,7 @@ def _merges(
     return [pair[-2:] for pair in sorted(found)]
 
 
-def _stripping(file: GGUFFile) -> bool:
+def _stripping(file: GGUFParts) -> bool:
     """Whether special tokens take the white space after them, as Phi-3's do: llama.cpp goes by the model's name."""
     name = str(file.metadata.get("general.name")).lower()
     return "phi-3" in name or "phi3" in name

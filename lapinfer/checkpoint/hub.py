@@ -13,7 +13,9 @@ from lapinfer.checkpoint import Checkpoint, smollm2
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.foreign import hub_snapshot, of_file
 from lapinfer.checkpoint.gguf import GGUFCheckpoint
+from lapinfer.checkpoint.gguf_parts import set_of
 from lapinfer.checkpoint.home import is_packed, packed_models, pulled_models
+from lapinfer.checkpoint.magic import look_at
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.checkpoint.smollm2 import Progress
 from lapinfer.checkpoint.texts import TEMPLATES, TEXTS
@@ -35,6 +37,8 @@ def resolve(name: str | Path) -> Checkpoint | Path:
     path = expanded(name)
     if path.is_dir() or path.is_file():
         return _open(path)
+    if path.exists():
+        raise CheckpointError(f"{path}: is neither a file nor a folder")
     name = str(name)
     if (shipped := shipped_model(name)) is not None:
         return _open(shipped)
@@ -108,21 +112,30 @@ def _missing(name: str, hint: str) -> Path:
 
 
 def _open(path: Path) -> Checkpoint | Path:
+    """A file is what it has inside, whatever it is called."""
     if path.is_file():
-        if path.suffix == ".gguf":
+        found = look_at(path)
+        if found.kind == "gguf":
             return GGUFCheckpoint(path)
         if is_packed(path):
             return path.parent
-        with path.open("rb") as file:
-            raise of_file(path, file.read(64))
+        raise of_file(path, found)
     if is_packed(path):
         return path
     if (snapshot := hub_snapshot(path)) is not None:
         return _open(snapshot)
-    files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+    files = [] if (path / "config.json").exists() else _models_among(sorted(path.glob("*.gguf")))
     if len(files) > 1:
-        raise CheckpointError(f"{path}: has {len(files)} .gguf files, name one of them")
+        names = ", ".join(file.name for file in files[:4])
+        raise CheckpointError(f"{path}: has {len(files)} models in .gguf files ({names}), name one of them")
     return GGUFCheckpoint(files[0]) if files else FolderCheckpoint(path)
+
+
+def _models_among(paths: list[Path]) -> list[Path]:
+    """One file of each model: parts are one model, and what sees or hears beside it (mmproj) is none."""
+    first = {set_of(path): path for path in reversed(paths) if path.is_file()}
+    files = sorted(first.values())
+    return [path for path in files if not path.name.lower().startswith("mmproj")] or files
 
 
 def _local(name: str) -> Path | None:

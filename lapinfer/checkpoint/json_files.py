@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from lapinfer.checkpoint.foreign import of_start
+from lapinfer.checkpoint.magic import of_start
 from lapinfer.errors import CheckpointError
 
 MOST_BYTES: Final = 64 << 20

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from lapinfer.checkpoint.foreign import of_start
 from lapinfer.checkpoint.json_files import parse_json
+from lapinfer.checkpoint.magic import of_start
 from lapinfer.checkpoint.mapping import let_go, map_file
 from lapinfer.errors import CheckpointError, quoted
 from lapinfer.quant.formats.bf16 import from_bf16

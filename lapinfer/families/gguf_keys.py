@@ -57,12 +57,13 @@ def check_keys(metadata: Metadata, config: Mapping[str, Any]) -> list[str]:
         value = _plain(value)
         own = key.startswith(f"{metadata.architecture}.")
         name = key.removeprefix(f"{metadata.architecture}.")
-        if own and _repeats(name, value, config):
+        repeats = _repeats(name, value, config) if own else None
+        if repeats:
             continue
         if own and name == "pooling_type":
             if value:
                 left.append(f"{key} ({shown(value)}: a model for embeddings)")
-        elif (own and is_functional(name, value)) or (
+        elif (own and (repeats is False or is_functional(name, value))) or (
             key.startswith("tokenizer.ggml.") and TEXT.search(key[15:]) and not says_nothing(key, value)
         ):
             raise metadata.unsupported(
@@ -94,14 +95,14 @@ def _unasked(metadata: Metadata) -> Iterator[tuple[str, Any]]:
 def _plain(value: Any) -> Any:
     """A value as keys.py looks at it: lists instead of arrays, in which zeros say as little as elsewhere."""
     if isinstance(value, np.ndarray):
-        return [item or None for item in value[:64].tolist()] if not value[64:].any() else ["…"]
+        return [item or None for item in value[:64].tolist()] + ["…"] * (len(value) > 64)
     return value
 
 
-def _repeats(name: str, value: Any, config: Mapping[str, Any]) -> bool:
-    """Whether a key only says again what the model is anyway."""
+def _repeats(name: str, value: Any, config: Mapping[str, Any]) -> bool | None:
+    """Whether a key only says again what the model is anyway, or something else; None: it is not about that."""
     head, width = config.get("head_dim"), config.get("hidden_size")
-    if name == "attention.scale" and head and isinstance(value, int | float):
+    if name == "attention.scale" and head and isinstance(value, int | float) and value:
         return abs(value - head**-0.5) < 1e-6
     same = {
         "attention.causal": True,
@@ -111,4 +112,4 @@ def _repeats(name: str, value: Any, config: Mapping[str, Any]) -> bool:
         "embedding_length_out": width,
         "hidden_activation": config.get("hidden_activation", config.get("hidden_act")),
     }
-    return name in same and same[name] is not None and value == same[name]
+    return value == same[name] if same.get(name) is not None else None

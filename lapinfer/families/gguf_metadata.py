@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from lapinfer.errors import CheckpointError, UnsupportedError
+from lapinfer.families.config import MOST_LAYERS
 
 VECTORS: Final = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that say what config.json says."""
@@ -41,7 +42,9 @@ class Metadata:
             layers = self.values.get(f"{self.architecture}.block_count")
             if type(layers) is int and key != "block_count" and len(value) != layers:
                 raise self.wrong(key, f"{len(value)} values", f"one for each of {layers} layers")
-            if not value.size or (value != value[0]).any():
+            if not 0 < len(value) <= MOST_LAYERS:
+                raise self.wrong(key, f"{len(value)} values", "one, or one for each layer")
+            if (value != value[0]).any():
                 raise self.unsupported(f"{self.architecture}.{key} differs between layers")
             value = value[0].item()
         return value

@@ -28,7 +28,7 @@ def rope_scaling(metadata: Metadata, *, freqs: bool = False, factors: bool = Fal
     kind = metadata.text("rope.scaling.type", "linear")
     if kind not in TYPES:
         raise metadata.unsupported(f"rope.scaling.type is {kind[:40]!r}, known are {', '.join(TYPES)}")
-    factor = _factor(metadata) if kind != "none" else 1.0
+    factor = 1.0 if (stated := _factor(metadata)) and kind == "none" else stated
     stretch = metadata.number("rope.scaling.attn_factor", 1.0)
     longrope = "rope_factors_long.weight" in metadata.tensors
     if "rope_freqs.weight" in metadata.tensors:
