@@ -178,6 +178,8 @@ def _run(
     def before(op: Op, inputs: np.ndarray, experts: np.ndarray | None) -> None:
         for tensor in fed_by.get((op.layer, op.label), ()):
             columns = inputs[:, : tensor.columns]
+            if model.in_trouble:
+                return
             if not np.isfinite(columns).all():
                 raise CheckpointError(
                     f"{model.name}: the inputs of {tensor.name} are not numbers: its weights are damaged"

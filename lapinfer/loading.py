@@ -27,7 +27,7 @@ from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.packing.target import beside, check_target
 from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.runtime.build.sizes import context_bytes
-from lapinfer.runtime.kv import cache_bytes
+from lapinfer.runtime.kv import cache_bytes, kv_format
 from lapinfer.runtime.ops import CHUNK, Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec, with_top_k
 from lapinfer.tensors import parameters, tensors
@@ -96,7 +96,7 @@ def _model(spec: ModelSpec, weights: PackedFile, options: LoadOptions, about: di
     """A model of these weights, as large and in memory in the way that the options say."""
     if options.experts is not None:
         spec = with_top_k(spec, options.experts)
-    limits = _limits(spec, options)
+    limits = _limits(spec, options, weights.metadata.get("quant", ""))
     if limits.threads > (processors := os.cpu_count() or limits.threads):
         about["notice"](f"note: {limits.threads} threads on {processors} processors will wait for each other")
     if options.policy == SYSTEM:
@@ -150,7 +150,7 @@ def _read_packed(found: Packed, notice: Progress) -> tuple[ModelSpec, PackedFile
         raise DamagedError(str(error)) from error
 
 
-def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:
+def _limits(spec: ModelSpec, options: LoadOptions, quant: str) -> Limits:
     """What buffers are allocated for; InputError for a context that the model cannot have."""
     ctx = default_ctx(spec) if options.ctx is None else options.ctx
     if spec.positions and ctx > spec.positions:
@@ -160,7 +160,8 @@ def _limits(spec: ModelSpec, options: LoadOptions) -> Limits:
         activations = "q16" if parameters(spec) < SMALL else "q8"
     threads = default_threads() if options.threads is None else options.threads
     step = min(CHUNK, ctx)  # a longer chunk than the context would never be filled
-    return Limits(ctx, options.slots, step, threads, options.kv, activations)
+    kv = kv_format(options.kv, quant)
+    return Limits(ctx, options.slots, step, threads, kv, activations)
 
 
 def default_ctx(spec: ModelSpec) -> int:

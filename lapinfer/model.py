@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -19,22 +20,31 @@ from lapinfer.interrupts import check
 from lapinfer.kernels.operands import (
     ANY_WANT,
     ITEMS,
+    KEYS,
+    LOST,
+    NOT_A_NUMBER,
     NOT_READ,
     PROBLEM,
+    PROBLEM_BITS,
     PROBLEMS,
     TILE,
     TOKENS,
+    VALUES,
     WANT,
     WANT_TILES,
 )
 from lapinfer.machine import default_threads as default_threads  # what Limits of a model are made with
+from lapinfer.options import KVName
+from lapinfer.quant.search import HALF_MAX
 from lapinfer.runtime.build.model import build_model
+from lapinfer.runtime.diagnosis import first_not_finite
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.routing import Routing
 from lapinfer.runtime.runner import Notice, Runner
-from lapinfer.spec import ModelSpec
+from lapinfer.runtime.widening import cache_kind, widen
+from lapinfer.spec import AttentionSpec, ModelSpec
 
 SPLIT_BELOW = 8
 """Attention is split over key blocks when a step has fewer tiles of tokens than this."""
@@ -67,6 +77,9 @@ class Model:
         self.max_step, self.max_wanted = limits.step, limits.most_wanted
         self._lock, self._pid = threading.RLock(), os.getpid()
         self._closed = False
+        # A bound of memory is kept; and a step is run again only where it overwrites nothing that it reads.
+        self._widens = limits.experts != "pool" and all(layer.convolution is None for layer in spec.layers)
+        self._notice: Notice = notice or (lambda line: None)
         built = build_model(spec, weights, limits)
         self._step, self._routed = built.step, built.routing
         self.routing: Routing | None = None
@@ -130,8 +143,11 @@ class Model:
                 buffers.slot[:n], buffers.pos[:n], buffers.items, buffers.part, buffers.partials, SPLIT_BELOW
             )
             elapsed = runner.run()
-            if header[PROBLEM]:
-                self._raise_problem()
+            while header[PROBLEM]:
+                self._mend()
+                elapsed = runner.run()
+            if wanted and not np.isfinite(buffers.block_max[:wanted].max()):
+                self._raise_not_finite("the logits")
             routed = self._routed
             runner.meter.record(buffers.slot[:n], buffers.pos[:n], wanted, elapsed, routed.distinct, routed.nodes)
             if self.routing is not None:
@@ -160,20 +176,51 @@ class Model:
                 wrong = low if low < 0 else high
                 raise InputError(f"{name} {wrong} is out of range, expected 0 to {stop - 1}")
 
-    def _raise_problem(self) -> None:
-        """CheckpointError: a router's logits were not finite, or experts could not be read."""
-        position, kind = divmod(self.runner.words[PROBLEM], PROBLEMS)
-        layer = self._routed.layers[position]
+    @property
+    def in_trouble(self) -> bool:
+        """Whether the running step has met a problem: it will be run again, or raises."""
+        return bool(self.runner.words[PROBLEM])
+
+    def _mend(self) -> None:
+        """Let a layer whose keys or values do not fit their cache keep them in a wider one, if it may.
+
+        CheckpointError where numbers were not finite, or experts could not be read; InputError for an option that would
+        hold the numbers.
+        """
+        bits, problem = divmod(self.runner.words[PROBLEM], 1 << PROBLEM_BITS)
+        place, kind = divmod(problem, PROBLEMS)
         self.runner.words[PROBLEM] = 0
         if kind == NOT_READ and self.pool is not None:
             self.pool.forget()
             raise CheckpointError(
-                f"{self.pool.file}: experts of layer {layer} could not be read: the file has changed or its disk "
-                "fails; load the model again"
+                f"{self.pool.file}: experts of layer {self._routed.layers[place]} could not be read: the file has "
+                "changed or its disk fails; load the model again"
             )
+        if kind == NOT_A_NUMBER:
+            self._raise_not_finite(f"the logits of the router of layer {self._routed.layers[place]}")
+        what = {KEYS: "keys", VALUES: "values"}[kind]
+        lost, bits = divmod(bits, LOST)
+        largest = float(np.uint32(bits).view(np.float32))
+        if not np.isfinite(largest):
+            self._raise_not_finite(f"the {what} of layer {place}")
+        held = cache_kind(self.runner, place)
+        problem = "leave nothing of their neighbours" if lost else f"are too {'large' if largest > 1 else 'small'}"
+        said = f"layer {place}: {what} of {largest:.1e} {problem} in a cache of {held}"
+        wider: KVName = "f16" if lost and largest < HALF_MAX else "f32"
+        if not self._widens:
+            raise InputError(f'{self.name}: {said}; load the model with --kv {wider} (kv="{wider}")')
+        attention = self.spec.layers[place].mixer
+        assert isinstance(attention, AttentionSpec)
+        widen(self.runner, place, attention, wider)
+        self._notice(f"note: {said}, so this layer's is {wider} from here on")
+
+    def _raise_not_finite(self, what: str) -> NoReturn:
+        """CheckpointError that names the op whose numbers were the first that are not finite."""
+        culprit = first_not_finite(self, self.runner.words[TOKENS], lambda: self.runner.run())
+        self.runner.words[PROBLEM] = 0
         raise CheckpointError(
-            f"{self.name}: the router of layer {layer} gave logits that are not finite numbers: its weights, or "
-            f"those of the layers before it, are damaged; download or convert the model again"
+            f"{self.name}: {what} are not finite numbers; the first that were not came from {culprit}: they are beyond "
+            "float32, or its weights are damaged; download or convert the model again"
         )
 
     def shrink_pool(self, slots: int) -> None:

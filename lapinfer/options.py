@@ -18,6 +18,7 @@ from lapinfer.quant.names import format_names
 
 QUANTS = ("auto", *format_names())
 KVName = Literal["f32", "f16", "q8"]
+KVOption = Literal["auto", KVName]
 ActivationsName = Literal["auto", "q8", "q16"]
 Policy = Literal["lru", "lfu", "lrfu"]
 """Which experts leave a pool of them."""
@@ -95,7 +96,8 @@ class LoadOptions:
     """How a model is loaded; InputError names the option that is out of range.
 
     quant: the packed format; auto keeps what is stored in 8 or 4 bits, and else takes q8 for small models and q4 for
-    others. ctx: positions that a slot holds. slots: sequences that are kept at once. kv: format of the KV cache.
+    others. ctx: positions that a slot holds. slots: sequences that are kept at once. kv: format of the KV cache; auto
+    is f32 for weights in f32 and else f16. A layer whose keys or values it cannot hold goes over to a wider one.
     activations: what quantized weights are multiplied with: q8 (int8), or q16 (two int8 per number: no loss to
     speak of, and prompts take up to twice as long); auto is q16 for small models, which are quick anyway and lose
     most. experts: how many a token gets. memory: GB (10^9 bytes) that this process may take, all included, for a
@@ -109,7 +111,9 @@ class LoadOptions:
         int | None, whole("Positions that the context holds.", 1, unset="the model's own, at most 4,096")
     ] = None
     slots: Annotated[int, whole("Sequences that are kept at once.", 1)] = 1
-    kv: Annotated[KVName, choice("Format of the KV cache.", get_args(KVName))] = "f16"
+    kv: Annotated[
+        KVOption, choice("Format of the KV cache; auto: f16, or f32 for weights in f32.", get_args(KVOption))
+    ] = "auto"
     activations: Annotated[
         ActivationsName,
         choice("Multiply quantized weights with q8 or q16 (more exact, slower) numbers.", get_args(ActivationsName)),
@@ -152,7 +156,7 @@ class LoadKeywords(TypedDict, total=False):
     threads: int | None
     ctx: int | None
     slots: int
-    kv: KVName
+    kv: KVOption
     activations: ActivationsName
     experts: int | None
     memory: float | None

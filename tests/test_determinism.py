@@ -16,8 +16,10 @@ import pytest
 import tiny
 from random_weights import RandomWeights
 
+from lapinfer.kernels.operands import BF16
 from lapinfer.model import Model
 from lapinfer.quant.formats import FORMATS
+from lapinfer.quant.formats.bf16 import to_bf16
 from lapinfer.runtime.kv import DTYPES
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import (
@@ -221,6 +223,8 @@ def test_a_slot_recovers_from_a_poisoned_cache(kv: str, spec: ModelSpec) -> None
         assert isinstance(array, np.ndarray)
         if array.dtype.kind == "f":
             array[:] = np.nan
+        elif array.dtype == BF16:
+            array[:] = to_bf16(np.float32([np.nan]))[0]
     np.testing.assert_array_equal(model.forward(ids), expected)
     model.close()
 

@@ -28,7 +28,8 @@ def test_keywords_of_generate_have_the_sampling_parameters():
 
 def test_choices_are_those_of_the_engine():
     assert set(QUANTS) == {"auto", *FORMATS}
-    assert declared(LoadOptions)["kv"][1].choices == KV_KINDS == tuple(DTYPES)
+    assert declared(LoadOptions)["kv"][1].choices == ("auto", *KV_KINDS)
+    assert tuple(DTYPES) == KV_KINDS
     assert declared(LoadOptions)["policy"][1].choices == (*POLICIES, "system")
 
 

@@ -10,8 +10,19 @@ Gimelshein, arXiv 1805.02867; splitting over keys: Dao et al., Flash-Decoding.)
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.conversions import load_f16x16
-from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, PARTIAL_EXTRA, TILE
+from lapinfer.kernels.conversions import load_bf16x16, load_f16x16
+from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, KV_GROUP, PARTIAL_EXTRA, TILE
+from lapinfer.kernels.register_tiles import (
+    tile_add_times,
+    tile_fma,
+    tile_fma_by_halves,
+    tile_of_4,
+    tile_of_8,
+    tile_of_16,
+    tile_store,
+    tile_store_by_2,
+    tile_store_by_4,
+)
 from lapinfer.kernels.simd import (
     fma,
     iota,
@@ -26,13 +37,6 @@ from lapinfer.kernels.simd import (
     splat_f32,
     store_f32,
     store_f32x16,
-    tile_fma,
-    tile_of_4,
-    tile_of_8,
-    tile_of_16,
-    tile_store,
-    tile_store_by_2,
-    tile_store_by_4,
     where_less,
 )
 from lapinfer.kernels.stamp import Constant, stamped
@@ -50,7 +54,7 @@ KV = (
     Constant("kv", "f16", load=load_f16x16, bytes=2),
     Constant("kv", "q8", load=load_i8x16, bytes=1),
 )
-"""How each of KV_KINDS is read: 16 numbers as float32, and the bytes of one; those of q8 have a scale for each key."""
+"""How each of KV_KINDS is read: 16 numbers as float32, and the bytes of one. KV_GROUP of those of q8 have a scale."""
 
 
 @jit
@@ -68,50 +72,62 @@ def fold(into, m, l, values, v_lanes):  # noqa: E741
 
 
 @jit
+def keys_times_rows(kv, tile, q, k, first, last, ahead, to_values):
+    """tile += numbers first … last of KEY_LANES keys, which begin at k, times those of a register tile of rows.
+
+    ahead: bytes to the next keys, which memory is asked for meanwhile, as for the block's values; 0: it is not.
+    """
+    for d in range(first, last):
+        if ahead != 0:
+            prefetch(k + ahead)
+            prefetch(k + to_values)
+        tile = tile_fma(tile, (kv.load(k), kv.load(k + 16 * kv.bytes)), q + 4 * ROWS * d, 4)
+        k += KEY_LANES * kv.bytes
+    return tile
+
+
+@jit
+def dots(kv, zero, o, q, k, scales, ahead, to_values):
+    """q · k of a register tile of rows (zero: an empty one) and KEY_LANES keys; a group of q8 is scaled as a whole."""
+    k_dim, total = o.k_dim, zero()
+    if kv.bytes != 1:
+        return keys_times_rows(kv, total, q, k, 0, k_dim, ahead, to_values)
+    for first in range(0, k_dim, KV_GROUP):
+        last = min(first + KV_GROUP, k_dim)
+        part = keys_times_rows(kv, zero(), q, k + KEY_LANES * first, first, last, ahead, to_values)
+        total = tile_add_times(total, part, (load_bf16x16(scales), load_bf16x16(scales + 32)))
+        scales += 2 * o.capacity
+    return total
+
+
+@jit
 def scores_of_block(kv, o, q, keys, values, scales, first, last, scores, ahead, few):
     """q · k of a register tile of rows against keys first … last (multiples of KEY_LANES) of a block, into scores.
 
     ahead: ask memory for the next keys and the block's values meanwhile (the first rows that need them do).
     few: at most two of the rows are used, as when a token's heads share little.
     """
-    k_dim, softcap = o.k_dim, o.softcap
-    size = KEY_LANES * k_dim * kv.bytes
+    size = KEY_LANES * o.k_dim * kv.bytes
     for key in range(first, last, KEY_LANES):
         k = keys + key // KEY_LANES * size
+        next_keys = size if ahead else 0
         if few:
-            half = tile_of_4()
-            for d in range(k_dim):
-                if ahead:
-                    prefetch(k + size)
-                    prefetch(values + (k - keys))
-                half = tile_fma(half, (kv.load(k), kv.load(k + 16 * kv.bytes)), q + 4 * ROWS * d, 4)
-                k += KEY_LANES * kv.bytes
+            half = dots(kv, tile_of_4, o, q, k, scales + 2 * key, next_keys, values - keys)
             tile_store_by_2(half, scores + 4 * key, 4 * KEY_BLOCK)
-            continue
-        pair = tile_of_8()
-        for d in range(k_dim):
-            if ahead:
-                prefetch(k + size)
-                prefetch(values + (k - keys))
-            pair = tile_fma(pair, (kv.load(k), kv.load(k + 16 * kv.bytes)), q + 4 * ROWS * d, 4)
-            k += KEY_LANES * kv.bytes
-        tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
-    for key in range(first, last, 16):
-        if kv.bytes == 1 or softcap != f32(0.0):
+        else:
+            pair = dots(kv, tile_of_8, o, q, k, scales + 2 * key, next_keys, values - keys)
+            tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
+    softcap = o.softcap
+    if softcap != f32(0.0):
+        for key in range(first, last, 16):
             for r in range(2 if few else ROWS):
                 score = scores + 4 * (r * KEY_BLOCK + key)
-                value = load_f32x16(score)
-                if kv.bytes == 1:
-                    value = value * load_f32x16(scales + 4 * key)
-                store_f32x16(score, cap(value, softcap))
+                store_f32x16(score, cap(load_f32x16(score), softcap))
 
 
 @jit
-def softmax_of_row(kv, scores, first_key, first, last, lowest, highest, scales):
-    """Mask scores outside keys lowest … highest, and turn them into e^(s − m) in place -> m, l.
-
-    With a q8 cache each is multiplied with its value's scale after it was summed.
-    """
+def softmax_of_row(scores, first_key, first, last, lowest, highest):
+    """Mask scores outside keys lowest … highest, and turn them into e^(s − m) in place -> m, l."""
     low, high = splat_f32(f32(lowest - first_key) - f32(0.5)), splat_f32(f32(highest - first_key) + f32(0.5))
     best = splat_f32(LOWEST)
     for key in range(first, last, 16):
@@ -126,10 +142,20 @@ def softmax_of_row(kv, scores, first_key, first, last, lowest, highest, scales):
     for key in range(first, last, 16):
         p = exp(load_f32x16(scores + 4 * key) - splat_f32(m))
         total = total + p
-        if kv.bytes == 1:
-            p = p * load_f32x16(scales + 4 * key)
         store_f32x16(scores + 4 * key, p)
     return m, reduce_sum(total)
+
+
+@jit
+def weighed(kv, scores, scales, first, last, few, out):
+    """Where the factors of a group's values are: the scores, which a q8 cache has multiplied with its scales first."""
+    if kv.bytes != 1:
+        return scores
+    for key in range(first, last, 16):
+        scale = load_bf16x16(scales + 2 * key)
+        for r in range(2 if few else ROWS):
+            store_f32x16(out + 4 * (r * KEY_BLOCK + key), load_f32x16(scores + 4 * (r * KEY_BLOCK + key)) * scale)
+    return out
 
 
 @jit
@@ -140,28 +166,37 @@ def four_vectors(kv, address):
 
 
 @jit
-def values_of_block(kv, scores, values, v_lanes, first, last, out, few):
-    """Σ p · v of a register tile of rows over keys first … last of a block -> out [ROWS, v_lanes]."""
+def values_of_block(kv, scores, values, scales, step, v_lanes, first, stop, last, out, few):
+    """Σ p · v of a register tile of rows over keys first … stop of a block -> out [ROWS, v_lanes].
+
+    scales: of the first group of q8 values, `step` bytes before those of the next one; last: stop, rounded up to
+    whole KEY_LANES. After the scores is room for two more such tables.
+    """
+    room = scores + 4 * ROWS * KEY_BLOCK
     by_four = v_lanes // 64 * 64
     for i in range(0, by_four, 64):  # four vectors of values share the broadcast weights
         v = values + (first * v_lanes + i) * kv.bytes
+        group = scales + i // KV_GROUP * step
+        near = weighed(kv, scores, group, first, last, few, room)
+        far = weighed(kv, scores, group + step, first, last, few, room + 4 * ROWS * KEY_BLOCK)
         if few:
             half = tile_of_8()
-            for key in range(first, last):
-                half = tile_fma(half, four_vectors(kv, v), scores + 4 * key, 4 * KEY_BLOCK)
+            for key in range(first, stop):
+                half = tile_fma_by_halves(half, four_vectors(kv, v), near + 4 * key, far + 4 * key, 4 * KEY_BLOCK)
                 v += v_lanes * kv.bytes
             tile_store_by_2(half, out + 4 * i, 4 * v_lanes)
             continue
         acc = tile_of_16()
-        for key in range(first, last):
-            acc = tile_fma(acc, four_vectors(kv, v), scores + 4 * key, 4 * KEY_BLOCK)
+        for key in range(first, stop):
+            acc = tile_fma_by_halves(acc, four_vectors(kv, v), near + 4 * key, far + 4 * key, 4 * KEY_BLOCK)
             v += v_lanes * kv.bytes
         tile_store_by_4(acc, out + 4 * i, 4 * v_lanes)
     for i in range(by_four, v_lanes, 16):
         one = tile_of_4()
         v = values + (first * v_lanes + i) * kv.bytes
-        for key in range(first, last):
-            one = tile_fma(one, (kv.load(v),), scores + 4 * key, 4 * KEY_BLOCK)
+        near = weighed(kv, scores, scales + i // KV_GROUP * step, first, last, False, room)
+        for key in range(first, stop):
+            one = tile_fma(one, (kv.load(v),), near + 4 * key, 4 * KEY_BLOCK)
             v += v_lanes * kv.bytes
         tile_store(one, out + 4 * i, 4 * v_lanes)
 
@@ -191,7 +226,7 @@ def attention(kv, o, step, chunk, thread):
     rows = tokens * group
     q = o.scratch + thread * o.scratch_stride
     scores = q + 4 * (rows + ROWS) * k_dim
-    weighted = scores + 4 * ROWS * KEY_BLOCK
+    weighted = scores + 12 * ROWS * KEY_BLOCK
     gather_queries(o, first_token, head, group, rows, q)
 
     pos, window, capacity = o.pos, o.window, o.capacity
@@ -200,13 +235,15 @@ def attention(kv, o, step, chunk, thread):
     first_block = max(item.first_block, max(first_position - window + 1, 0) // KEY_BLOCK)
     last_block = min(item.last_block, last_position // KEY_BLOCK)
     before = (slot * kv_heads + head) * capacity
+    k_groups, v_groups = (k_dim + KV_GROUP - 1) // KV_GROUP, (v_dim + KV_GROUP - 1) // KV_GROUP
     row_bytes = 4 * (v_lanes + PARTIAL_EXTRA)
     for block in range(first_block, last_block + 1):
         first_key = block * KEY_BLOCK
         place = before + first_key % capacity
         keys = o.k_cache + place * k_dim * kv.bytes
         values = o.v_cache + place * v_lanes * kv.bytes
-        k_scales, v_scales = o.k_scale + 4 * place, o.v_scale + 4 * place
+        k_scales = o.k_scale + 2 * (before * k_groups + first_key % capacity)
+        v_scales = o.v_scale + 2 * (before * v_groups + first_key % capacity)
         for row in range(0, rows, ROWS):
             top = first_token + min(row + ROWS - 1, rows - 1) // group
             oldest = load_i64(pos + 8 * (first_token + row // group)) - window + 1
@@ -220,12 +257,13 @@ def attention(kv, o, step, chunk, thread):
             for r in range(row, min(row + ROWS, rows)):
                 highest = load_i64(pos + 8 * (first_token + r // group))
                 m, total = softmax_of_row(
-                    kv, scores + 4 * (r - row) * KEY_BLOCK, first_key, first, last, highest - window + 1, highest,
-                    v_scales,
-                )  # fmt: skip
+                    scores + 4 * (r - row) * KEY_BLOCK, first_key, first, last, highest - window + 1, highest
+                )
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)), m)
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1), total)
-            values_of_block(kv, scores, values, v_lanes, first, stop, weighted, rows - row <= 2)
+            values_of_block(
+                kv, scores, values, v_scales, 2 * capacity, v_lanes, first, stop, last, weighted, rows - row <= 2
+            )
             for r in range(row, min(row + ROWS, rows)):
                 m = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)))
                 total = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1))

@@ -108,6 +108,19 @@ def store_f16(typingctx, address, value):
 
 
 @intrinsic
+def store_bf16_above(typingctx, address, value):
+    """One float ≥ 0 as the next bfloat16 that is not smaller."""
+
+    def generate(context, b, sig, args):
+        bits = b.bitcast(args[1], I32)
+        upper = b.trunc(b.lshr(b.add(bits, I32(0xFFFF)), I32(16)), I16)
+        b.store(upper, pointer(b, args[0], I16), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), generate
+
+
+@intrinsic
 def load_bf16x16(typingctx, address):
     """16 bfloat16 as float32."""
     return f32x16(types.int64), lambda context, b, sig, a: bf16_to_float(b, load(b, a[0], ir.VectorType(I16, 16)))

@@ -3,14 +3,16 @@
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.conversions import store_f16
-from lapinfer.kernels.operands import KEY_LANES, KV_F16, KV_F32, LAYER, NONE, TILE
+from lapinfer.kernels.conversions import load_bf16, store_bf16_above, store_f16
+from lapinfer.kernels.operands import KEY_LANES, KV_F16, KV_F32, KV_GROUP, LAYER, LOST, NONE, TILE
+from lapinfer.kernels.problem import note_range
 from lapinfer.kernels.products import ELEMENTS
 from lapinfer.kernels.simd import (
     fma,
     iota,
     load_f32,
     load_f32x16,
+    load_i32,
     load_i64,
     reduce_sum,
     splat_f32,
@@ -54,24 +56,44 @@ def embed(W, o, step, chunk, thread):
 # ---- norms ----
 
 
+SMALL = f32(2.0**-64)
+"""What numbers are multiplied with whose squares would be beyond float32; transformers has infinities there."""
+
+
+@jit
+def factor_of_squares(squares, small, width, eps):
+    """1 / √(mean of squares + eps). small: the sum of the squares of numbers times SMALL, for sums that overflow."""
+    if squares < f32(np.inf):
+        return f32(1.0) / np.sqrt(squares / f32(width) + eps)
+    return SMALL / np.sqrt(small / f32(width))
+
+
+@jit
+def centred_squares(x, width, mean, scale):
+    """Σ ((x − mean) · scale)² of float32 x[width]."""
+    total = splat_f32(f32(0.0))
+    for i in range(0, width, 16):
+        inside = iota() + splat_f32(f32(i))
+        centred = (load_f32x16(x + 4 * i) - splat_f32(mean)) * splat_f32(scale)
+        centred = where_less(inside, splat_f32(f32(width)), centred, splat_f32(f32(0.0)))
+        total = fma(centred, centred, total)
+    return reduce_sum(total)
+
+
 @jit
 def statistics(kind, x, width, eps):
     """What is subtracted, and what the difference is multiplied with, to norm float32 x[width] at an address."""
     mean = f32(0.0)
-    total = splat_f32(f32(0.0))
     if kind == NONE:
         return f32(0.0), f32(1.0)
     if kind == LAYER:
+        total = splat_f32(f32(0.0))
         for i in range(0, width, 16):
             total = total + load_f32x16(x + 4 * i)  # columns after the width are zero
         mean = reduce_sum(total) / f32(width)
-        total = splat_f32(f32(0.0))
-    for i in range(0, width, 16):
-        inside = iota() + splat_f32(f32(i))
-        centred = load_f32x16(x + 4 * i) - splat_f32(mean)
-        centred = where_less(inside, splat_f32(f32(width)), centred, splat_f32(f32(0.0)))
-        total = fma(centred, centred, total)
-    return mean, f32(1.0) / np.sqrt(reduce_sum(total) / f32(width) + eps)
+    squares = centred_squares(x, width, mean, f32(1.0))
+    small = f32(0.0) if squares < f32(np.inf) else centred_squares(x, width, mean, SMALL)
+    return mean, factor_of_squares(squares, small, width, eps)
 
 
 @jit
@@ -127,17 +149,26 @@ def add_norm(o, step, chunk, thread):
 
 
 @jit
-def norm_head(x, width, weight, eps):
-    """RMS norm of float32 x[width] in place; any width."""
+def squares_of_head(x, width, scale):
+    """Σ (x · scale)² of float32 x[width]; any width."""
     total = splat_f32(f32(0.0))
     in_vectors = width // 16 * 16
     for i in range(0, in_vectors, 16):
-        value = load_f32x16(x + 4 * i)
+        value = load_f32x16(x + 4 * i) * splat_f32(scale)
         total = fma(value, value, total)
     squares = reduce_sum(total)
     for i in range(in_vectors, width):
-        squares += load_f32(x + 4 * i) * load_f32(x + 4 * i)
-    factor = f32(1.0) / np.sqrt(squares / f32(width) + eps)
+        squares += (load_f32(x + 4 * i) * scale) * (load_f32(x + 4 * i) * scale)
+    return squares
+
+
+@jit
+def norm_head(x, width, weight, eps):
+    """RMS norm of float32 x[width] in place; any width."""
+    in_vectors = width // 16 * 16
+    squares = squares_of_head(x, width, f32(1.0))
+    small = f32(0.0) if squares < f32(np.inf) else squares_of_head(x, width, SMALL)
+    factor = factor_of_squares(squares, small, width, eps)
     for i in range(0, in_vectors, 16):
         store_f32x16(x + 4 * i, load_f32x16(x + 4 * i) * splat_f32(factor) * load_f32x16(weight + 4 * i))
     for i in range(in_vectors, width):
@@ -164,28 +195,69 @@ def rotate(x, table, dim, interleaved):
         store_f32(second, b * c + a * s)
 
 
+F16_STOP = 0x477FF000  # 65520 as float32: from here on, float16 is infinite
+F16_LEAST = 0x36800000  # 2^-18: smaller numbers keep fewer than 7 of float16's 11 bits
+MANY = 7  # numbers that are lost beside a larger one
+F32_STOP = 0x7F800000  # infinity; NaN is above
+
+
 @jit
-def store_vector(kind, x, width, out, stride, scale):
-    """Write float32 x[width] to the cache, elements `stride` elements apart; q8 also writes its scale."""
+def note_stored(step, layer, kind, keys, values):
+    """Say so where what was stored of a token is not in the range of its cache."""
+    if kind == KV_F16:
+        note_range(step, layer, keys, values, F16_LEAST, F16_STOP)
+    else:
+        note_range(step, layer, keys, values, 0, F32_STOP)
+
+
+@jit
+def largest_of_vector(x, first, last):
+    """The largest magnitude of float32 first … last of x, as its bits: without signs, floats are ordered as these."""
+    largest = 0
+    for i in range(first, last):
+        largest = max(largest, load_i32(x + 4 * i) & 0x7FFFFFFF)
+    return largest
+
+
+@jit
+def store_vector(kind, x, width, out, stride, scale, scale_stride):
+    """Write float32 x[width] to the cache, elements `stride` elements apart; returns the largest magnitude, as bits.
+
+    q8: a scale for each KV_GROUP of them, `scale_stride` apart, is the next bfloat16 above largest / 127: it has the
+    range of float32, and no code is beyond 127. LOST is added where all numbers of a group but one become zero.
+    """
+    largest = largest_of_vector(x, 0, width)
     if kind == KV_F32:
         for i in range(width):
             store_f32(out + 4 * stride * i, load_f32(x + 4 * i))
-        return
+        return largest
     if kind == KV_F16:
         for i in range(width):
             store_f16(out + 2 * stride * i, load_f32(x + 4 * i))
-        return
-    largest = f32(0.0)
-    for i in range(width):
-        largest = max(largest, abs(load_f32(x + 4 * i)))
-    inverse = f32(127.0) / largest if largest > f32(0.0) else f32(0.0)
-    for i in range(width):
-        store_i8(out + stride * i, np.rint(load_f32(x + 4 * i) * inverse))
-    store_f32(scale, largest / f32(127.0))
+        return largest
+    for first in range(0, width, KV_GROUP):
+        last = min(first + KV_GROUP, width)
+        top = f32(0.0)
+        for i in range(first, last):
+            top = max(top, abs(load_f32(x + 4 * i)))
+        store_bf16_above(scale, top / f32(127.0))
+        step = load_bf16(scale)
+        inverse = f32(1.0) / step if step > f32(1e-37) else f32(0.0)
+        kept = lost = 0
+        for i in range(first, last):
+            value = load_f32(x + 4 * i)
+            code = np.rint(value * inverse)
+            kept += code != f32(0.0)
+            lost += (code == f32(0.0)) & (value != f32(0.0))
+            store_i8(out + stride * i, code)
+        if kept == 1 and lost >= MANY and largest < LOST:
+            largest += LOST
+        scale += 2 * scale_stride
+    return largest
 
 
 @jit
-def heads_of_one(o, qkv, position, slot):
+def heads_of_one(o, step, qkv, position, slot):
     """Norm, rotation and storing for one token's heads."""
     heads, kv_heads, k_dim = o.heads, o.kv_heads, o.k_dim
     v_dim, kind, capacity = o.v_dim, o.kv, o.capacity
@@ -210,13 +282,17 @@ def heads_of_one(o, qkv, position, slot):
             rotate(qkv + 4 * h * k_dim, rope + 4 * dim * position, dim, o.interleaved != 0)
     place = position % capacity
     size = 4 if kind == KV_F32 else 2 if kind == KV_F16 else 1
+    k_groups, v_groups = (k_dim + KV_GROUP - 1) // KV_GROUP, (v_dim + KV_GROUP - 1) // KV_GROUP
+    largest_key = largest_value = 0
     for h in range(kv_heads):
         row = (slot * kv_heads + h) * capacity  # keys and values of this head before it
         k_out = o.k_cache + size * ((row + place - place % KEY_LANES) * k_dim + place % KEY_LANES)
         v_out = o.v_cache + size * (row + place) * v_lanes
-        scale = 4 * (row + place)
-        store_vector(kind, keys + 4 * h * k_dim, k_dim, k_out, KEY_LANES, o.k_scale + scale)
-        store_vector(kind, values + 4 * h * v_dim, v_dim, v_out, 1, o.v_scale + scale)
+        k_scale, v_scale = o.k_scale + 2 * (row * k_groups + place), o.v_scale + 2 * (row * v_groups + place)
+        key, value = keys + 4 * h * k_dim, values + 4 * h * v_dim
+        largest_key = max(largest_key, store_vector(kind, key, k_dim, k_out, KEY_LANES, k_scale, capacity))
+        largest_value = max(largest_value, store_vector(kind, value, v_dim, v_out, 1, v_scale, capacity))
+    note_stored(step, o.of_layer, kind, largest_key, largest_value)
 
 
 @kernel
@@ -225,11 +301,11 @@ def rope_store(o, step, chunk, thread):
     for t in range(chunk * TILE, min(chunk * TILE + TILE, step.tokens)):
         position = load_i64(o.pos + 8 * t)
         slot = load_i64(o.slot + 8 * t)
-        heads_of_one(o, o.qkv + t * o.qkv_stride, position, slot)
+        heads_of_one(o, step, o.qkv + t * o.qkv_stride, position, slot)
 
 
 @jit
-def store_latent(o, kv, position, slot):
+def store_latent(o, step, kv, position, slot):
     """Norm a token's latent, turn its key's last columns, and store both: key (latent, turned), value (latent)."""
     rank, dim, kind = o.rank, o.rope_dim, o.kv
     norm_head(kv, rank, o.norm, o.eps)
@@ -238,10 +314,12 @@ def store_latent(o, kv, position, slot):
     place, row = position % capacity, slot * capacity
     size = 4 if kind == KV_F32 else 2 if kind == KV_F16 else 1
     key = (row + place - place % KEY_LANES) * (rank + dim) + place % KEY_LANES
-    scale = 4 * (row + place)
-    store_vector(kind, kv, rank + dim, o.k_cache + size * key, KEY_LANES, o.k_scale + scale)
+    k_groups, v_groups = (rank + dim + KV_GROUP - 1) // KV_GROUP, (rank + KV_GROUP - 1) // KV_GROUP
+    k_scale, v_scale = o.k_scale + 2 * (row * k_groups + place), o.v_scale + 2 * (row * v_groups + place)
+    largest_key = store_vector(kind, kv, rank + dim, o.k_cache + size * key, KEY_LANES, k_scale, capacity)
     values = o.v_cache + size * (row + place) * ((rank + 15) // 16 * 16)
-    store_vector(kind, kv, rank, values, 1, o.v_scale + scale)
+    largest_value = store_vector(kind, kv, rank, values, 1, v_scale, capacity)
+    note_stored(step, o.of_layer, kind, largest_key, largest_value)
 
 
 @kernel
@@ -254,7 +332,7 @@ def latent_store(o, step, chunk, thread):
     for t in range(chunk * TILE, min(chunk * TILE + TILE, step.tokens)):
         position = load_i64(o.pos + 8 * t)
         kv = o.qkv + t * o.qkv_stride + o.kv_at
-        store_latent(o, kv, position, load_i64(o.slot + 8 * t))
+        store_latent(o, step, kv, position, load_i64(o.slot + 8 * t))
         table = o.rope + 4 * dim * position
         for h in range(heads):
             q = o.q + t * o.q_stride + 4 * h * (nope + dim)

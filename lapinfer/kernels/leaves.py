@@ -7,6 +7,7 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.operands import STORE, TILE
+from lapinfer.kernels.register_tiles import tile_of_2, tile_of_8, tile_of_16
 from lapinfer.kernels.rows import ROWS
 from lapinfer.kernels.simd import (
     ask,
@@ -19,9 +20,6 @@ from lapinfer.kernels.simd import (
     splat_f32,
     store_f32,
     store_f32x16,
-    tile_of_2,
-    tile_of_8,
-    tile_of_16,
     where_less,
 )
 from lapinfer.kernels.stamp import stamped

@@ -7,16 +7,11 @@ own numbers are read once for all of them. Sums never depend on how many tokens 
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.operands import GATED
 from lapinfer.kernels.probe import target_features
+from lapinfer.kernels.register_tiles import tile_of_1, tile_of_2, tile_of_4, tile_of_8, tile_store, tile_times
 from lapinfer.kernels.simd import (
     load_f32x16,
     prefetch,
     store_f32x16,
-    tile_of_1,
-    tile_of_2,
-    tile_of_4,
-    tile_of_8,
-    tile_store,
-    tile_times,
 )
 from lapinfer.kernels.tiles import store_group
 from lapinfer.kernels.vecmath import activate, gated

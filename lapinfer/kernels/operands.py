@@ -19,6 +19,8 @@ from lapinfer.options import POLICIES, KVName
 from lapinfer.spec import Activation, Score
 
 FLOAT, INT, UINT8 = np.float32, np.int64, np.uint8
+BF16 = np.uint16
+"""The bits of a bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,11 @@ TILE_GROUP_BYTES = (F32_TILE_GROUP, Q8_TILE_GROUP, Q16_TILE_GROUP)
 KV_KINDS = get_args(KVName)
 KV_F32, KV_F16, KV_Q8 = range(3)
 """The cache of one layer. Keys [slot, head, capacity / KEY_LANES, k_dim, KEY_LANES]: neighbouring keys share vectors.
-Values [slot, head, capacity, v_lanes], v_dim rounded up to 16. q8: int8 and a float32 scale for each key and value
-of a head, [slot, head, capacity]."""
+Values [slot, head, capacity, v_lanes], v_dim rounded up to 16. q8: int8, and a bfloat16 scale for every KV_GROUP
+numbers of a key or value, [slot, head, groups, capacity]."""
+
+KV_GROUP = 32
+"""Numbers of a head that share a scale of a q8 cache; the last group of a head may have fewer."""
 
 KEY_LANES = 32
 """Keys that are multiplied together: two vectors, which keep both multipliers of a core busy, as one stream."""
@@ -90,8 +95,14 @@ LRU, LFU, LRFU = range(len(POLICIES))
 """Who leaves a pool: the one whose last use is oldest; with the fewest uses; with the least sum of uses, each halved
 every `half_life` steps (Lee et al., LRFU, IEEE Transactions on Computers 50, 2001)."""
 
-NOT_A_NUMBER, NOT_READ, PROBLEMS = 1, 2, 4
-"""A router's logits were not finite; an expert could not be read from the file."""
+NOT_A_NUMBER, NOT_READ, KEYS, VALUES, PROBLEMS = 1, 2, 3, 4, 8
+"""A router's logits were not finite; an expert could not be read from the file; a token's keys or values do not fit
+their cache."""
+
+PROBLEM_BITS = 31
+LOST = 1 << 31
+"""From bit 31 on, a problem with keys or values has the largest magnitude, as float32 bits; with LOST added where it
+leaves nothing of its neighbours."""
 
 STORE, ADD, HEAD, PLAIN, GATED = range(5)
 """matmul modes: out = y · scale; out += y · scale; out = cap(y · scale) and block maxima;
@@ -127,7 +138,7 @@ STEP = Record(
     expert_tiles=i64("tiles of their tokens"),
     gathered_tiles=i64("those whose activations are gathered"),
     loads=i64("pieces of experts to be read from the file"),
-    problem=i64("PROBLEMS · place of a layer among the routed ones + what went wrong there, or 0"),
+    problem=i64("PROBLEMS · layer (of those with routers: its place among these) + what went wrong there, or 0"),
 )
 (
     ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, LONE, CROWD, CROWD_TILES, EXPERTS, EXPERT_TILES,
@@ -495,11 +506,12 @@ OPS = (
         interleaved=i64("1 if neighbours are a pair"),
         pos=address("[T]", INT),
         slot=address("[T]", INT),
+        of_layer=i64("number of the layer"),
         kv=i64("one of KV_KINDS"),
         k_cache=address("keys"),
         v_cache=address("values"),
-        k_scale=address("of q8 keys", FLOAT),
-        v_scale=address("of q8 values", FLOAT),
+        k_scale=address("of q8 keys", BF16),
+        v_scale=address("of q8 values", BF16),
         capacity=i64("positions of a slot's ring"),
         q_norm=address("[k_dim], or of all heads", FLOAT),
         k_norm=address("[k_dim], or of all heads", FLOAT),
@@ -523,11 +535,12 @@ OPS = (
         interleaved=i64("1 if neighbours are a pair"),
         pos=address("[T]", INT),
         slot=address("[T]", INT),
+        of_layer=i64("number of the layer"),
         kv=i64("one of KV_KINDS"),
         k_cache=address("keys: latents and rotated numbers"),
         v_cache=address("values: latents"),
-        k_scale=address("of q8 keys", FLOAT),
-        v_scale=address("of q8 values", FLOAT),
+        k_scale=address("of q8 keys", BF16),
+        v_scale=address("of q8 values", BF16),
         capacity=i64("positions of a slot's ring"),
         norm=address("[rank]", FLOAT),
         eps=f32("of this norm"),
@@ -550,8 +563,8 @@ OPS = (
         v_dim=i64("of a value"),
         k_cache=address("keys"),
         v_cache=address("values"),
-        k_scale=address("of q8 keys", FLOAT),
-        v_scale=address("of q8 values", FLOAT),
+        k_scale=address("of q8 keys", BF16),
+        v_scale=address("of q8 values", BF16),
         capacity=i64("positions of a slot's ring"),
         pos=address("[T]", INT),
         items=rows(ITEM, "of this step"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.operands import BYTES_READ, HITS, LFU, LRU, MISSES, NOT_READ
-from lapinfer.kernels.route import note_problem
+from lapinfer.kernels.problem import note_problem
 from lapinfer.kernels.simd import load_f64, load_i64, store_f64, store_i64
 from lapinfer.kernels.system import call_advise, call_read
 from lapinfer.machine import LARGEST_PAGE

@@ -7,7 +7,8 @@ The chunk that finishes a step's last tile of tokens then sorts them all by expe
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import LOGITS, NOT_A_NUMBER, NOT_READ, PROBLEMS, SOFTMAX, SPARSEMIXER, TILE
+from lapinfer.kernels.operands import LOGITS, NOT_A_NUMBER, SOFTMAX, SPARSEMIXER, TILE
+from lapinfer.kernels.problem import note_problem
 from lapinfer.kernels.simd import (
     iota,
     load_f32,
@@ -26,14 +27,6 @@ from lapinfer.kernels.vecmath import exp
 
 f32 = np.float32
 NEVER = f32(-np.inf)
-
-
-@jit
-def note_problem(step, position, kind):
-    """Keep the first problem of a step; but a failed read before others, since slots then hold what they should not."""
-    first = step.problem
-    if first == 0 or (kind == NOT_READ and first % PROBLEMS != NOT_READ):
-        step.problem = PROBLEMS * position + kind
 
 
 @jit

@@ -7,7 +7,11 @@ cores that share this op would have to fetch from each other.
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.operands import TILE
 from lapinfer.kernels.products import COLUMNS
-from lapinfer.kernels.simd import load_f32x16, store_f32x16, tile_fma, tile_of_1, tile_of_8, tile_store
+from lapinfer.kernels.register_tiles import tile_fma, tile_of_1, tile_of_8, tile_store
+from lapinfer.kernels.simd import (
+    load_f32x16,
+    store_f32x16,
+)
 from lapinfer.kernels.stamp import stamped
 from lapinfer.quant import BAND, GROUP
 

@@ -21,9 +21,18 @@ from lapinfer.kernels.leaves import (
     rows_times,
 )
 from lapinfer.kernels.operands import NOT_A_NUMBER, TILE
-from lapinfer.kernels.route import note_problem
+from lapinfer.kernels.problem import note_problem
+from lapinfer.kernels.register_tiles import tile_of_2
 from lapinfer.kernels.rows import NODES, ROWS
-from lapinfer.kernels.simd import lane, load_f32, load_i64, reduce_sum, splat_f32, store_f32, store_i64, tile_of_2
+from lapinfer.kernels.simd import (
+    lane,
+    load_f32,
+    load_i64,
+    reduce_sum,
+    splat_f32,
+    store_f32,
+    store_i64,
+)
 from lapinfer.kernels.sort import last_of_step, sort_by_expert
 from lapinfer.kernels.stamp import chained, stamped
 from lapinfer.kernels.vecmath import activate

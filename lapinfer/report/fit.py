@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lapinfer import machine
+from lapinfer.options import KVOption
 from lapinfer.packing.pack import choose_formats
 from lapinfer.quant.choice import MODELS, Stored
 from lapinfer.report.costs import Costs
 from lapinfer.runtime.build.sizes import context_bytes
-from lapinfer.runtime.kv import KVName, cache_bytes
+from lapinfer.runtime.kv import cache_bytes, kv_format
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import ModelSpec
 
@@ -57,17 +58,16 @@ def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:
 
 
 def fits(
-    spec: ModelSpec, stored: Callable[[str], Stored], ctx: int, kv: KVName = "f16",
+    spec: ModelSpec, stored: Callable[[str], Stored], ctx: int, kv: KVOption = "auto",
     quants: Sequence[str] = QUANTS, bandwidth: Callable[[str], float] | None = None,
 ) -> list[Fit]:  # fmt: skip
     """stored: formats that a matrix is made of in its checkpoint; bandwidth: bytes per second of a format's weights."""
-    limits = Limits(ctx, kv=kv)
     estimates = []
     for quant in quants:
-        formats = choose_formats(spec, quant, stored)
-        costs = Costs(spec, formats, kv)
+        formats, kind = choose_formats(spec, quant, stored), kv_format(kv, quant)
+        costs, limits = Costs(spec, formats, kind), Limits(ctx, kv=kind)
         packed = costs.weight_bytes
-        cache = cache_bytes(spec, kv, 1, ctx, min(limits.step, ctx))
+        cache = cache_bytes(spec, kind, 1, ctx, min(limits.step, ctx))
         memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
         touched = sum(costs.touched([ctx // 2]).values())
         rate = None if bandwidth is None else bandwidth(costs.main_format)

@@ -13,7 +13,7 @@ from lapinfer.checkpoint.json_files import read_json
 from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.loading import default_ctx
-from lapinfer.options import KVName
+from lapinfer.options import KVOption
 from lapinfer.packing.assemble import Assembler
 from lapinfer.packing.reader import read_packed
 from lapinfer.quant.choice import Stored
@@ -30,7 +30,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 def info(
-    name: str, *, ctx: int | None = None, kv: KVName = "f16", quant: str | None = None, memory: float | None = None,
+    name: str, *, ctx: int | None = None, kv: KVOption = "auto", quant: str | None = None, memory: float | None = None,
     bandwidth: Callable[[str], float] | None = None,
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
     """Family, sizes, stored formats (share of the weights in each), tokenizer, and what it will take; whether it fits.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, KV_KINDS
-from lapinfer.options import KVName
+from lapinfer.kernels.operands import BF16, KEY_BLOCK, KEY_LANES, KV_GROUP, KV_KINDS
+from lapinfer.options import KVName, KVOption
 from lapinfer.runtime.sizes import padded
 from lapinfer.spec import AttentionSpec, ConvolutionSpec, LayerSpec, ModelSpec
 
@@ -15,9 +15,21 @@ DTYPES = {"f32": np.float32, "f16": np.float16, "q8": np.int8}
 LANES = 16
 
 
+def kv_format(asked: KVOption, quant: str) -> KVName:
+    """The format of the cache of a model whose weights were packed as `quant`."""
+    if asked != "auto":
+        return asked
+    return "f32" if quant == "f32" else "f16"
+
+
 def lanes(width: int) -> int:
     """The width of a head's values as stored: whole vectors of LANES floats."""
     return -(-width // LANES) * LANES
+
+
+def groups(width: int) -> int:
+    """Groups of a head's numbers that share a scale of a q8 cache."""
+    return -(-width // KV_GROUP)
 
 
 def capacity(attention: AttentionSpec, ctx: int, chunk: int) -> int:
@@ -33,8 +45,8 @@ def capacity(attention: AttentionSpec, ctx: int, chunk: int) -> int:
 def bytes_per_key(attention: AttentionSpec, kind: KVName) -> int:
     """Bytes of one position's keys and values, of all heads of a layer, with their scales."""
     numbers = attention.k_dim + lanes(attention.v_dim)
-    scales = 8 if kind == "q8" else 0
-    return attention.n_kv_heads * (numbers * np.dtype(DTYPES[kind]).itemsize + scales)
+    scales = groups(attention.k_dim) + groups(attention.v_dim) if kind == "q8" else 0
+    return attention.n_kv_heads * (numbers * np.dtype(DTYPES[kind]).itemsize + scales * np.dtype(BF16).itemsize)
 
 
 def bytes_per_position(layer: LayerSpec, hidden: int, kind: KVName) -> int:
@@ -62,14 +74,17 @@ def layer_cache(attention: AttentionSpec, kind: KVName, slots: int, ctx: int, ch
     """A layer's cache for `slots` sequences of `ctx` positions and steps of at most `chunk` tokens."""
     keys = capacity(attention, ctx, chunk)
     heads = (slots, attention.n_kv_heads)
-    scales = (*heads, keys) if kind == "q8" else (1,)
+
+    def scales(width: int) -> np.ndarray:
+        return np.zeros((*heads, groups(width), keys) if kind == "q8" else (1,), BF16)
+
     return LayerCache(
         kind,
         keys,
         np.zeros((*heads, keys // KEY_LANES, attention.k_dim, KEY_LANES), DTYPES[kind]),
         np.zeros((*heads, keys, lanes(attention.v_dim)), DTYPES[kind]),
-        np.zeros(scales, np.float32),
-        np.zeros(scales, np.float32),
+        scales(attention.k_dim),
+        scales(attention.v_dim),
     )
 
 

@@ -69,6 +69,11 @@ class Plan:
         self.ops = ops
         self.rows = np.stack([encode(op, addresses[op.kernel.name]) for op in ops])
 
+    def replace(self, index: int, op: Op, address: int) -> None:
+        """Put another op in the place of one, between two steps; the rows stay where they are."""
+        self.rows[index] = encode(op, address)
+        self.ops[index] = op
+
     def buffer_bytes(self) -> int:
         """Bytes of all arrays that ops may write, each once."""
         sizes: dict[int, int] = {}

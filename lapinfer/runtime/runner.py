@@ -29,6 +29,7 @@ class Runner:
 
     def __init__(self, ops: list[Op], threads: int, *, notice: Notice | None = None, apart: bool = False):
         """notice: called when kernels must be compiled. apart: compile them in a separate process."""
+        self._notice = notice
         began = time.perf_counter()
         with held():  # of the objects of Numba and LLVM, and of threads that are being started
             from lapinfer.kernels import library  # imports Numba
@@ -48,6 +49,14 @@ class Runner:
         words, tiles = self.words, -(-tokens // TILE)
         words[ONE], words[TOKENS], words[TILES] = 1, tokens, tiles
         words[LONE], words[CROWD], words[CROWD_TILES] = int(tokens == 1), int(tokens > 1), tiles if tokens > 1 else 0
+
+    def replace(self, index: int, op: Op) -> None:
+        """Put another op in the place of one, between two steps."""
+        name = op.kernel.name
+        with held():
+            from lapinfer.kernels import library
+
+            self.plan.replace(index, op, library.load([name], self._notice)[name])
 
     def new_meter(self) -> Meter:
         """A meter that has counted nothing yet."""

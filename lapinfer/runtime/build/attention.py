@@ -64,8 +64,8 @@ def _store_heads(build: ModelOps, layer: int, spec: AttentionSpec, cache: LayerC
     build.add(
         "rope_store", "rope, store", "attention", layer, TILES, 1, qkv=build.qkv, qkv_stride=build.qkv.strides[0],
         heads=H, kv_heads=K, k_dim=spec.k_dim, v_dim=spec.v_dim, **_cache_operands(build, cache), **norms,
-        **_rope_operands(build, spec), slot=build.step.slot, kv=cache.code, norm_full=int(spec.qk_norm_full),
-        eps=spec.qk_norm.eps if spec.qk_norm else 0.0, clip=spec.clip or 0.0,
+        **_rope_operands(build, spec), slot=build.step.slot, of_layer=layer, kv=cache.code,
+        norm_full=int(spec.qk_norm_full), eps=spec.qk_norm.eps if spec.qk_norm else 0.0, clip=spec.clip or 0.0,
         cost=FREE if spec.qk_norm is None else Cost(weight_bytes=4 * spec.k_dim * sum(heads)),
     )  # fmt: skip
 
@@ -116,8 +116,8 @@ def _store_latents(build: ModelOps, layer: int, spec: AttentionSpec, cache: Laye
     build.add(
         "latent_store", "rope, store", "attention", layer, TILES, 1, q=q, q_stride=q.strides[0], qkv=build.qkv,
         qkv_stride=build.qkv.strides[0], kv_at=kv_offset, heads=spec.n_heads, nope=latent.nope, rank=latent.rank,
-        **_rope_operands(build, spec), **_cache_operands(build, cache), slot=build.step.slot, kv=cache.code,
-        norm=build.vector(p + "kv_norm.weight", latent.rank, latent.norm.offset), eps=latent.norm.eps,
+        **_rope_operands(build, spec), **_cache_operands(build, cache), slot=build.step.slot, of_layer=layer,
+        kv=cache.code, norm=build.vector(p + "kv_norm.weight", latent.rank, latent.norm.offset), eps=latent.norm.eps,
         out=build.hidden_tiles, groups=groups, out_kind=build.activation_kind(p + "k_up"), query=build.query,
         query_stride=build.query.strides[0], scratch=build.scratch, scratch_stride=build.scratch.strides[0],
         cost=Cost(weight_bytes=4 * latent.rank),

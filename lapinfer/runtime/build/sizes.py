@@ -22,7 +22,7 @@ def partials(limits: Limits) -> int:
 def attention_scratch(a: AttentionSpec) -> int:
     """Floats of scratch memory that one thread needs for attention."""
     attention = (TILE * a.n_heads // a.n_kv_heads + 2 * ATTENTION_ROWS) * a.k_dim
-    attention += ATTENTION_ROWS * (KEY_BLOCK + lanes(a.v_dim) + 2)
+    attention += ATTENTION_ROWS * (3 * KEY_BLOCK + lanes(a.v_dim) + 2)
     merge = padded(a.n_heads * a.v_dim) + ROWS
     latent = padded(a.k_dim) + padded(a.q_rows)
     return max(attention, merge, latent)

@@ -1,0 +1,149 @@
+"""Numbers out of a format's range: what the cache, activations and logits do with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from random_weights import RandomWeights
+from test_determinism import decoder, hybrid_decoder, prompt, routed_decoder
+
+from lapinfer.errors import CheckpointError, InputError
+from lapinfer.kernels.operands import KV_KINDS
+from lapinfer.model import Model
+from lapinfer.runtime.ops import Limits
+from lapinfer.spec import ModelSpec
+
+IDS = prompt(40)
+Change = Callable[[dict[str, np.ndarray]], None]
+
+
+def model_of(spec: ModelSpec, change: Change, kv: str, notes: list[str] | None = None, step: int = 16) -> Model:
+    """A model of float32 weights, some of them changed."""
+    limits = Limits(64, slots=2, step=step, kv=kv)  # type: ignore[arg-type]
+    return Model(
+        spec,
+        RandomWeights(spec, "f32", change=change),
+        limits,
+        name="m",
+        notice=None if notes is None else notes.append,
+    )
+
+
+def forward(spec: ModelSpec, change: Change, kv: str, notes: list[str] | None = None, step: int = 16) -> np.ndarray:
+    model = model_of(spec, change, kv, notes, step)
+    try:
+        return model.forward(IDS)
+    finally:
+        model.close()
+
+
+def times(rows: slice, factor: float, back: float = 1.0) -> Change:
+    """Values (or keys) of the second layer times a factor; what reads them times `back`."""
+
+    def change(values: dict[str, np.ndarray]) -> None:
+        values["layers.1.qkv"][rows] *= factor
+        values["layers.1.o"][:] *= back
+
+    return change
+
+
+HEADS, KV_HEADS, K, V = 6, 2, 20, 24
+KEY_ROWS = slice(HEADS * K, (HEADS + KV_HEADS) * K)
+VALUE_ROWS = slice((HEADS + KV_HEADS) * K, None)
+LARGE, SMALL = times(VALUE_ROWS, 1e6, 1e-6), times(VALUE_ROWS, 1e-7, 1e7)
+
+
+@pytest.mark.parametrize("kv", KV_KINDS)
+@pytest.mark.parametrize("change", [LARGE, SMALL], ids=["large", "small"])
+def test_values_out_of_range_are_kept_in_a_wider_cache(kv: str, change: Change) -> None:
+    """Only the layer that needs it; tokens that the slots hold already keep their place."""
+    notes: list[str] = []
+    got = forward(decoder(), change, kv, notes)
+    expected = forward(decoder(), change, "f32")
+    assert np.abs(got - expected).max() < (0.05 if kv == "q8" else 1e-3) * np.abs(expected).max()
+    said = [note for note in notes if "layer 1: values of" in note]
+    assert len(said) == (kv == "f16")
+    assert not any("layer 0" in note for note in notes)
+
+
+def test_a_widened_layer_gives_the_bits_of_float32_from_there_on() -> None:
+    """The step is run again: nothing of what did not fit is left."""
+    first = forward(decoder(window=None), LARGE, "f16")
+    again = forward(decoder(window=None), LARGE, "f16", step=7)
+    np.testing.assert_array_equal(first, again)
+
+
+def outlier(values: dict[str, np.ndarray]) -> None:
+    """A key column that is the same for all keys, far above the others; queries do not look at it."""
+    values["layers.1.qkv.bias"][KEY_ROWS][K - 1] = 2e5
+    for head in range(HEADS):
+        values["layers.1.qkv"][head * K + K - 1] = 0
+        values["layers.1.qkv.bias"][head * K + K - 1] = 0
+
+
+def biased() -> ModelSpec:
+    spec = decoder(window=None)
+    mixer = dataclasses.replace(spec.layers[0].mixer, qkv_bias=True, rope=None)
+    return dataclasses.replace(spec, layers=tuple(dataclasses.replace(layer, mixer=mixer) for layer in spec.layers))
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8"])
+def test_an_outlier_leaves_its_neighbours(kv: str) -> None:
+    """Keys of 2e5 beside keys of 1, as with Qwen2's biases: none of both caches holds them."""
+    notes: list[str] = []
+    got = forward(biased(), outlier, kv, notes)
+    expected = forward(biased(), outlier, "f32")
+    assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
+    assert any("layer 1: keys of 2.0e+05" in note and f"in a cache of {kv}" in note for note in notes)
+
+
+def test_where_a_step_cannot_be_run_again_the_option_is_named() -> None:
+    """A convolution has overwritten what it reads."""
+    spec = hybrid_decoder()
+
+    def change(values: dict[str, np.ndarray]) -> None:
+        values["layers.1.qkv"][VALUE_ROWS] *= 1e7
+
+    with pytest.raises(InputError, match=r"m: layer 1: values of .* too large in a cache of f16; .* --kv f32"):
+        forward(spec, change, "f16")
+
+
+@pytest.mark.parametrize(
+    "spec", [decoder(), routed_decoder(), routed_decoder(latent=True)], ids=["dense", "experts", "mla"]
+)
+@pytest.mark.parametrize("kv", KV_KINDS)
+@pytest.mark.parametrize(
+    ("tensor", "place"), [("layers.1.o", "layer 1"), ("layers.0.down", "down of layer 0"), ("norm.weight", "")]
+)
+def test_no_logits_without_a_number(spec: ModelSpec, kv: str, tensor: str, place: str) -> None:
+    """Products beyond float32 are an error that names where they began; the model goes on afterwards."""
+
+    def change(values: dict[str, np.ndarray]) -> None:
+        values[tensor][:] *= 1e38
+
+    model = model_of(spec, change, kv)
+    with pytest.raises(CheckpointError, match=rf"not finite numbers; the first that were not came from .*{place}"):
+        model.forward(IDS)
+    with pytest.raises(CheckpointError, match="not finite"):
+        model.prefill(IDS)
+    model.close()
+
+
+@pytest.mark.parametrize("scale", [1e5, 1e25, 1e-12])
+def test_a_residual_stream_of_any_size_is_normed(scale: float) -> None:
+    """Squares of 1e25 are beyond float32; transformers gives zeros there."""
+    spec = decoder()
+
+    def change(values: dict[str, np.ndarray], scale: float = scale) -> None:
+        for name in values:
+            if name.endswith((".o", ".down")) or name == "embed":
+                values[name][:] *= scale
+
+    def plain(values: dict[str, np.ndarray]) -> None:
+        change(values, 1e3)
+
+    got, expected = forward(spec, change, "f32"), forward(spec, plain, "f32")
+    assert np.abs(got - expected).max() < (1e-3 if scale > 1 else 2) * np.abs(expected).max()
