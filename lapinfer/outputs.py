@@ -18,6 +18,8 @@ from lapinfer.errors import InputError
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Added to the flags of every file that is opened for writing."""
+PART = ".lapinfer-"
+"""How names of files begin that are not complete yet."""
 OR_FORCE = "name another, or replace it by --force (in Python: force=True)"
 FOREIGN = "not written by lapinfer"
 
@@ -82,7 +84,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Errors of the system are InputErrors that name `path`.
     """
-    part = path.with_name(f".lapinfer-{secrets.token_hex(8)}.part")
+    part = path.with_name(f"{PART}{secrets.token_hex(8)}.part")
     try:
         os.close(os.open(part, NEW | NOT_FOLLOWED, 0o666))
         try:
@@ -92,6 +94,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         finally:
             with suppress(FileNotFoundError):
                 part.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def not_followed(path: str, flags: int) -> int:
+    """Of `open`, the opener that follows no link."""
+    return os.open(path, flags | NOT_FOLLOWED, 0o666)
+
+
+def append(path: Path, text: str) -> None:
+    """Add to a file of ours, or begin it; InputError where it is a link, or the disk is full."""
+    try:
+        with open(path, "a", encoding="utf-8", opener=not_followed) as file:
+            file.write(text)
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -115,7 +131,7 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 def check_writable(path: Path) -> None:
     """InputError when no file can be made beside `path`: called before the work that is to be written there."""
-    part = path.with_name(f".lapinfer-{secrets.token_hex(8)}.part")
+    part = path.with_name(f"{PART}{secrets.token_hex(8)}.part")
     try:
         os.close(os.open(part, NEW | NOT_FOLLOWED, 0o666))
         part.unlink()

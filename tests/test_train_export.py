@@ -176,3 +176,30 @@ def test_a_trainer_of_somebody_else(tmp_path: Path) -> None:
         export_module(theirs, folder, config, names)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "packed"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_an_export_replaces_an_export_and_nothing_else(name: str, kind: str, tmp_path: Path) -> None:
+    model, folder = random_decoder(CASES["dense"][1]), tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "precious").write_text("somebody's")
+    if kind == "file":
+        (folder / name).write_text("somebody's")
+    else:
+        (folder / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match=rf"{name} is there already: .*; name another, or replace it by --force"):
+        export(model, folder)
+    assert (folder / name).read_text() == "somebody's"
+    export(model, folder, force=True)
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    export(model, folder)
+    FolderCheckpoint(folder)
+    assert (tmp_path / "precious").read_text() == "somebody's"
+    (folder / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(InputError, match="weights of another checkpoint"):
+        export(model, folder, force=True)
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial" / "notes").touch()
+    export(model, tmp_path / "model2")
+    assert (tmp_path / "model.partial" / "notes").is_file()

@@ -217,6 +217,48 @@ def test_another_run_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.txt").write_text("x")
     with pytest.raises(InputError, match=r"has other files \(thesis.txt\)"):
         train(config(), texts, tmp_path / "other")
+    with pytest.raises(InputError, match="is a file; name a folder for the run"):
+        train(config(), texts, tmp_path / "other" / "thesis.txt")
+
+
+def test_links_in_a_runs_folder_are_not_written_through(tmp_path: Path) -> None:
+    texts, out = [training_runs.text()], tmp_path / "run"
+    train(config(), texts, out)
+    written = ["metrics.jsonl", "state.safetensors", "model/model.safetensors", "model/config.json"]
+    for name in written:
+        (out / name).rename(tmp_path / Path(name).name)
+        (out / name).symlink_to(tmp_path / Path(name).name)
+    before = {name: (tmp_path / Path(name).name).read_bytes() for name in written}
+    (out / "state.safetensors").unlink()  # begins anew
+    train(config(), texts, out)
+    for name in written:
+        assert not (out / name).is_symlink()
+        assert (out / name).read_bytes() != b""
+        assert (tmp_path / Path(name).name).read_bytes() == before[name]
+
+
+FULL = """
+import resource, signal, sys
+import torch
+from pathlib import Path
+from lapinfer.errors import InputError
+from lapinfer.train.state import save_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_tensors(Path(sys.argv[1]), {"x": torch.zeros(100_000)}, {})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_state_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    path.write_text("before")
+    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path}: cannot be written: ")
+    assert done.stdout.count("\n") == 1
+    assert (path.read_text(), os.listdir(tmp_path)) == ("before", ["state.safetensors"])
 
 
 def test_damaged_states_are_named(tmp_path: Path) -> None:

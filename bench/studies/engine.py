@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bench.repeated import Repeated
 from bench.studies.results import interleaved
 from lapinfer.errors import CheckpointError
 from lapinfer.layers import FFF, Dense, Layer
 from lapinfer.spec import Activation
-from lapinfer.train.state import replace_file
+from lapinfer.train.state import save_tensors
 
 FILE = "trained.safetensors"
 CLASSES = "classes"
@@ -40,10 +40,8 @@ def save(folder: Path, network: torch.nn.Module, classes: torch.Tensor) -> None:
     """Keep what `load` reads: a whole file, or none."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
-    partial = path.with_name(FILE + ".partial")
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file({**tensors, CLASSES: classes.to(torch.uint8)}, partial)
-    replace_file(path, partial)
+    save_tensors(path, {**tensors, CLASSES: classes.to(torch.uint8)}, {})
 
 
 def load(folder: Path, network: torch.nn.Module | None = None) -> Trained:

@@ -26,7 +26,7 @@ import torch
 from bench.studies import STUDIES
 from lapinfer import machine
 from lapinfer.errors import CheckpointError, InputError, TrainingError
-from lapinfer.train.state import write_text
+from lapinfer.outputs import write_whole
 
 Progress = Callable[..., None]
 Data = TypeVar("Data")
@@ -114,7 +114,7 @@ class Log:
                 raise CheckpointError(f"{self.path}: line {number}: not a finished trial ({error!r})") from error
             self.finished[done.trial.name] = done
         if cut:  # killed while it was written
-            write_text(self.path, b"".join(line + b"\n" for line in complete).decode())
+            write_whole(self.path, b"".join(line + b"\n" for line in complete).decode())
 
     def folder(self, trial: Trial) -> Path:
         """Where a trial keeps its files."""
@@ -166,8 +166,8 @@ def run_study(
     about = {"study": study.name, "command": command, "machine": machine.description(), "quick": setting.quick,
              "seeds": setting.seeds}  # fmt: skip
     summary = about | _rounded(summary)
-    write_text(out / f"{study.name}.json", json.dumps(summary) + "\n")
-    write_text(out / f"{study.name}.md", f"# {STUDIES[study.name][0]}\n\n{study.text(summary).rstrip()}\n")
+    write_whole(out / f"{study.name}.json", json.dumps(summary) + "\n")
+    write_whole(out / f"{study.name}.md", f"# {STUDIES[study.name][0]}\n\n{study.text(summary).rstrip()}\n")
     study.plot(summary, out / f"{study.name}.svg")
     return summary
 

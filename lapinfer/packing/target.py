@@ -37,9 +37,7 @@ def check_target(checkpoint: Checkpoint, folder: Path, beside: Mapping[Path, byt
     for source in _source_files(checkpoint):
         if source.exists() and os.path.samefile(source.parent, folder):
             raise InputError(f"{folder} is the folder of {source.name}, which is to be packed; name another one")
-    for entry in sorted(folder.iterdir()):
-        if entry.name.lower().endswith(WEIGHTS) and entry.name != FILE_NAME:
-            raise InputError(f"{folder} has {entry.name}, the weights of another checkpoint; name a new folder")
+    check_no_other_weights(folder)
     weights, identity = folder / FILE_NAME, checkpoint.contents.identity()
     metadata = read_metadata(weights) if is_packed(weights) else {}
     is_from_here = bool(metadata) and metadata.get("source") == identity
@@ -54,6 +52,13 @@ def check_target(checkpoint: Checkpoint, folder: Path, beside: Mapping[Path, byt
         same = partial(_holds, content=content)
         goes.append(check_place(folder / name, same, force=force, otherwise="not that of the checkpoint"))
     return [file for file in goes if file is not None]
+
+
+def check_no_other_weights(folder: Path) -> None:
+    """InputError when a folder has weights under another name than ours: they'd be another model beside this one."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.lower().endswith(WEIGHTS) and entry.name != FILE_NAME:
+            raise InputError(f"{folder} has {entry.name}, the weights of another checkpoint; name a new folder")
 
 
 def _source_files(checkpoint: Checkpoint) -> list[Path]:

@@ -20,7 +20,7 @@ import numpy as np
 from lapinfer.checkpoint.home import is_packed
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
-from lapinfer.outputs import NOT_FOLLOWED, begins_with, check_place, write_whole
+from lapinfer.outputs import NOT_FOLLOWED, append, begins_with, check_place, write_whole
 from lapinfer.packing.entries import ALIGN, DIGESTS, VERSION, BankEntry, PackedEntry, parts_of
 
 try:
@@ -41,10 +41,6 @@ def is_begun(path: Path) -> bool:
     if path.name.endswith(JOURNAL):
         return re.match(rb"[0-9a-f]{64}\n", head) is not None
     return not head or b'"format":"lapinfer"' in head
-
-
-def _not_followed(path: str, flags: int) -> int:
-    return os.open(path, flags | NOT_FOLLOWED, 0o666)
 
 
 class PackedWriter:
@@ -114,8 +110,7 @@ class PackedWriter:
                 # Data first, then the note that it is there: after a power cut, the other order would be wrong.
                 os.fsync(self._fd)
                 self._done[name] = self._hashes[name].digest()
-                with open(self._journal, "a", encoding="utf-8", opener=_not_followed) as journal:
-                    journal.write(self._line(name))
+                append(self._journal, self._line(name))
 
     def _write_at(self, start: int, data: bytes | memoryview) -> None:
         os.lseek(self._fd, start, os.SEEK_SET)

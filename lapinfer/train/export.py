@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lapinfer import __version__
 from lapinfer.checkpoint.folder import FolderCheckpoint
+from lapinfer.checkpoint.home import FILE_NAME
+from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import family, sources_for, spec_from_config
 from lapinfer.families.names import LLAMA, TensorNames
+from lapinfer.outputs import PART, cannot_write, check_place, write_whole
 from lapinfer.packing.assemble import Assembler
+from lapinfer.packing.target import check_no_other_weights
 from lapinfer.spec import RouterSpec, TreeSpec
 from lapinfer.tensors import tensors
 from lapinfer.train.config import END
 from lapinfer.train.decoder import Decoder
-from lapinfer.train.state import replace_file, write_text
+from lapinfer.train.state import save_tensors
+
+MARK = "lapinfer"
+"""Key of the metadata of weights that were exported here: its value is the version."""
+WRITTEN = (FILE_NAME, "config.json", "tokenizer.json", "tokenizer_config.json")
 
 Rename = str | None | Callable[[Tensor], Mapping[str, Tensor]]
 Names = Mapping[str, Rename]
@@ -31,14 +41,20 @@ Names = Mapping[str, Rename]
 of a fused or transposed one. A * stands for a number, which the other side's * gets."""
 
 
-def export(module: Decoder, path: str | Path, tokenizer: tokenizers.Tokenizer | None = None) -> Path:
-    """Write a decoder of this package as the type that its configuration says: llama, lapinfer, mixtral, …"""
-    return export_module(module, path, module.config.checkpoint_config(), decoder_names(module), tokenizer)
+def export(
+    module: Decoder, path: str | Path, tokenizer: tokenizers.Tokenizer | None = None, *, force: bool = False
+) -> Path:
+    """Write a decoder of this package as the type that its configuration says: llama, lapinfer, mixtral, …
+
+    An older export is replaced; InputError where other files are in the way, unless `force`.
+    """
+    names = decoder_names(module)
+    return export_module(module, path, module.config.checkpoint_config(), names, tokenizer, force=force)
 
 
 def export_module(
     module: nn.Module, path: str | Path, config: Mapping[str, Any], names: Names,
-    tokenizer: tokenizers.Tokenizer | None = None,
+    tokenizer: tokenizers.Tokenizer | None = None, *, force: bool = False,
 ) -> Path:  # fmt: skip
     """Write anybody's module as a checkpoint folder: its config.json, and a table from its names to the config's.
 
@@ -50,10 +66,11 @@ def export_module(
         })
 
     Every tensor must be in the table, and every one that the config promises must come out, in its shape and as
-    numbers; else InputError or CheckpointError, and nothing is written.
+    numbers; else InputError or CheckpointError, and nothing is written. An older export is replaced; InputError where
+    other files are in the way, unless `force`.
     """
     stored = renamed(module.state_dict(), names)
-    return write_checkpoint(path, config, stored, tokenizer)
+    return write_checkpoint(path, config, stored, tokenizer, force=force)
 
 
 def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -79,35 +96,60 @@ def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
 
 def write_checkpoint(
     path: str | Path, config: Mapping[str, Any], stored: Mapping[str, Tensor],
-    tokenizer: tokenizers.Tokenizer | None = None,
+    tokenizer: tokenizers.Tokenizer | None = None, *, force: bool = False,
 ) -> Path:  # fmt: skip
     """A folder of config.json, model.safetensors and the tokenizer's files, checked before it is where it belongs."""
     path = Path(path)
     for name, value in stored.items():
         if not bool(value.isfinite().all()):
             raise CheckpointError(f"{name}: has values that are not numbers (NaN or infinite)")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    check_folder(path, force=force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=PART, dir=path.parent))
+    except OSError as error:
+        raise cannot_write(path, error) from error
     try:
         # Copies: of tensors that share memory, as tied ones do, safetensors would write only one.
-        save_file(
-            {name: value.clone() for name, value in stored.items()}, partial / "model.safetensors", {"format": "pt"}
-        )
+        copies = {name: value.clone() for name, value in stored.items()}
+        save_tensors(partial / FILE_NAME, copies, {"format": "pt", MARK: __version__})
         if tokenizer is not None:
-            write_text(partial / "tokenizer.json", tokenizer.to_str())
+            write_whole(partial / "tokenizer.json", tokenizer.to_str())
             settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
             if tokenizer.token_to_id(END) is not None:
                 settings["eos_token"] = END
-            write_text(partial / "tokenizer_config.json", json.dumps(settings, indent=1))
-        write_text(partial / "config.json", json.dumps(dict(config), indent=1))
+            write_whole(partial / "tokenizer_config.json", json.dumps(settings, indent=1))
+        write_whole(partial / "config.json", json.dumps(dict(config), indent=1))
         check(partial)
-        path.mkdir(parents=True, exist_ok=True)
+        check_folder(path, force=force)
+        path.mkdir(exist_ok=True)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-            replace_file(path / file.name, file)
+            os.replace(file, path / file.name)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def check_folder(folder: Path, *, force: bool = False) -> None:
+    """InputError when an export to a folder would replace somebody else's file, unless `force`."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder to write")
+    check_no_other_weights(folder)
+    is_ours = _is_export(folder / FILE_NAME)
+    for name in WRITTEN:
+        check_place(folder / name, lambda path: is_ours, force=force)
+
+
+def _is_export(weights: Path) -> bool:
+    """Whether weights were exported here."""
+    try:
+        return not weights.is_symlink() and MARK in read_metadata(weights)
+    except CheckpointError:
+        return False
 
 
 def check(folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lapinfer.errors import InputError, TrainingError
+from lapinfer.outputs import write_whole
 from lapinfer.tensors import active_parameters
 from lapinfer.train import state
 from lapinfer.train.config import Config, Training
@@ -57,7 +58,7 @@ def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Pr
         say("training the tokenizer")
         tokenizer, corpus = prepare(texts, config)
         state.begin_run(out, config, texts_digest)
-        state.write_text(out / "tokenizer.json", tokenizer.to_str())
+        write_whole(out / "tokenizer.json", tokenizer.to_str())
 
     torch.manual_seed(options.seed)
     model = Decoder(config).train()
@@ -66,7 +67,7 @@ def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Pr
     if step:
         say(f"going on after step {step}")
     records = _run(model, optimizer, corpus, out, step, records, say)
-    checkpoint = export(model, out / "model", tokenizer)
+    checkpoint = export(model, out / "model", tokenizer, force=True)
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".noise." not in name)
     return Trained(
         model.eval(), checkpoint, records["loss"], records["validation"], parameters, active_parameters(model.spec)

@@ -10,7 +10,6 @@ model/              the checkpoint, when the run is over
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,31 +20,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.outputs import PART, append, cannot_write, whole_file, write_whole
 from lapinfer.train.config import Config
 from lapinfer.train.decoder import Decoder
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def replace_file(path: Path, partial: Path) -> None:
-    """Put a finished file in the place of another, safe from a power cut."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole file, or none."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    replace_file(path, partial)
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A whole safetensors file, or none; InputError when it cannot be written."""
+    with whole_file(path) as part:
+        try:
+            save_file(dict(tensors), part, metadata)
+        except SafetensorError as error:
+            raise InputError(f"{path}: cannot be written: {error}") from error
 
 
 def find_run(folder: Path, config: Config, digest: str) -> bool:
     """Whether the folder holds this run; InputError when it holds another one, or other files."""
     path = folder / "run.json"
     if not path.is_file():
-        left = [entry.name for entry in folder.iterdir() if entry.name != "run.json.partial"] if folder.exists() else []
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; name a folder for the run")
+        entries = folder.iterdir() if folder.exists() else ()
+        left = [entry.name for entry in entries if not entry.name.startswith(PART)]
         if left:
             raise InputError(f"{folder}: has other files ({sorted(left)[0]}); name a new folder for the run")
         return False
@@ -60,8 +58,11 @@ def find_run(folder: Path, config: Config, digest: str) -> bool:
 
 def begin_run(folder: Path, config: Config, digest: str) -> None:
     """Make a folder this run's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "run.json", json.dumps(_described(config, digest), indent=1))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    write_whole(folder / "run.json", json.dumps(_described(config, digest), indent=1))
 
 
 def _described(config: Config, digest: str) -> dict[str, Any]:
@@ -91,10 +92,8 @@ def save(path: Path, model: Decoder, optimizer: torch.optim.Optimizer, step: int
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value
     tensors["random"] = torch.get_rng_state()
-    partial = path.with_name(path.name + ".partial")
     metadata = {"step": str(step), "records": json.dumps(records)}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
-    replace_file(path, partial)
+    save_tensors(path, {name: value.contiguous() for name, value in tensors.items()}, metadata)
 
 
 def restore(path: Path, model: Decoder, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
@@ -127,11 +126,10 @@ class Metrics:
             if not line.endswith("\n") or _step(path, line) > step:  # a torn line is of a later step, too
                 break
             kept.append(line)
-        write_text(path, "".join(kept))
+        write_whole(path, "".join(kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        append(self.path, json.dumps(values) + "\n")
 
 
 def _step(path: Path, line: str) -> int:
