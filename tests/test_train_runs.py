@@ -302,7 +302,7 @@ def test_texts_that_cannot_be_trained_on(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(InputError, match=r"empty.txt: empty"):
         read_texts([tmp_path / "empty.txt"])
-    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "bytes.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="not UTF-8"):
         read_texts([tmp_path / "bytes.txt"])
     out = tmp_path / "run"
