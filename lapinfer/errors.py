@@ -24,6 +24,10 @@ class InputError(LapinferError):
     """A prompt, token id, position or option is outside what the loaded model accepts."""
 
 
+class UnknownOptionError(InputError, TypeError):
+    """A keyword that a function does not have; a TypeError too, as Python raises it elsewhere."""
+
+
 class TrainingError(LapinferError):
     """Training cannot go on: the loss is no number."""
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from lapinfer.arguments import flags, row, whole
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.interrupts import check
 from lapinfer.kernels.operands import (
@@ -122,6 +123,7 @@ class Model:
             check()
             if self._closed:
                 raise InputError(f"{self.name}: the model is closed; load it again")
+            token, slot, pos, want = row("token", token), row("slot", slot), row("pos", pos), flags("want", want)
             buffers, n = self._step, len(token)
             if n == 1 and len(slot) == len(pos) == len(want) == 1:  # fast path, see runtime/meter.py
                 self._check_one(int(token[0]), int(slot[0]), int(pos[0]))
@@ -252,6 +254,11 @@ class Model:
 
     def prefill(self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0) -> Logits:
         """Run a prompt from position `start` on, in chunks of max_step; the logits of its last token."""
+        ids, slot, start = (
+            row("ids", ids),
+            whole("slot", slot, 0, self.slots - 1),
+            whole("start", start, 0, self.ctx - 1),
+        )
         if len(ids) == 0:
             raise InputError("the prompt is empty: at least one token is needed")
         logits = None
@@ -266,6 +273,7 @@ class Model:
 
     def forward(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits [T, V] float32 of every position of a fresh sequence (it takes slot 0)."""
+        ids = row("ids", ids)
         if len(ids) == 0:
             raise InputError("forward needs at least one token id")
         if len(ids) > self.ctx:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from math import inf
-from numbers import Integral, Real
+from numbers import Real
 from typing import Annotated, Any, Final, Literal, TypedDict, get_args, get_type_hints
 
+from lapinfer.arguments import is_whole
 from lapinfer.errors import InputError
 from lapinfer.quant.names import format_names
 
@@ -63,7 +64,7 @@ def choice(help: str, choices: tuple[str, ...]) -> Option:
 def whole(help: str, least: int, unset: str | None = None) -> Option:
     """A whole number from `least`."""
     expected = f"a whole number from {least}"
-    return Option(help, expected, lambda value: isinstance(value, Integral) and int(value) >= least, unset)
+    return Option(help, expected, lambda value: is_whole(value) and int(value) >= least, unset)
 
 
 def number(help: str, least: float, most: float = inf) -> Option:
@@ -73,7 +74,7 @@ def number(help: str, least: float, most: float = inf) -> Option:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @cache

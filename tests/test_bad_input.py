@@ -334,6 +334,21 @@ def test_hostile_chat_template(checkpoint, template):
     refused(run(checkpoint), "template")
 
 
+def test_a_broken_template_stops_only_chat(checkpoint, tmp_path):
+    (checkpoint / "chat_template.jinja").write_text("{% for m in messages %}\n{% newtag %}{% endfor %}")
+    (tmp_path / "text.txt").write_text("abc def " * 40)
+    refused(run(checkpoint), "chat_template.jinja:2", "newtag", "--raw")
+    assert run(checkpoint, "--raw").exit_code == 0
+    assert invoke("perplexity", checkpoint, tmp_path / "text.txt", "-c", 64).exit_code == 0
+    info = invoke("info", checkpoint)
+    assert info.exit_code == 0
+    assert "newtag" in info.stdout
+    with lapinfer.load(checkpoint) as model:
+        assert model.generate("abc", max_tokens=2).tokens
+        with pytest.raises(CheckpointError, match="newtag"):
+            model.chat("abc")
+
+
 def test_hostile_sampling_defaults_are_ignored(checkpoint):
     (checkpoint / "generation_config.json").write_text(
         '{"temperature": -1, "top_k": 1e99, "eos_token_id": [-5, 1e9, "x"]}'
@@ -462,6 +477,42 @@ def test_more_than_the_context(checkpoint):
                 call([1] * 17)
         full = model.generate([1] * 10, temperature=0)
         assert len(full.tokens) <= 7
+
+
+@pytest.mark.filterwarnings("error")
+def test_wrong_arguments_of_a_step(checkpoint):
+    one, yes = [0], [True]
+    with lapinfer.load(checkpoint) as language_model:
+        model = language_model.model
+        right = model.forward([1, 2, 3])
+        for arguments, error in (
+            (("a", one, one, yes), "token: expected a list of whole numbers"),
+            (([1.5], one, one, yes), r"token\[0\]: expected a whole number, got 1.5"),
+            (([[1]], one, one, yes), r"token\[0\]: .* got list"),
+            ((np.ones((1, 1), int), one, one, yes), "token: .* an array of shape"),
+            (([1 << 70], one, one, yes), "token id 1180591620717411303424 is out of range"),
+            (([1, 1 << 70], [0, 0], [0, 1], [False, True]), "out of range"),
+            ((one, [True], one, yes), r"slot\[0\]: .* got True"),
+            ((one, one, [None], yes), r"pos\[0\]: .* got None"),
+            ((one, one, [-1], yes), "position -1 is out of range"),
+            ((one, one, one, "x"), "want: expected a list of booleans"),
+            ((one, one, one, []), "as many slots, positions and wants"),
+            ((3, one, one, yes), "token: .* got 3"),
+        ):
+            with pytest.raises(InputError, match=error):
+                model.step(*arguments)
+        for call, error in (
+            (lambda: model.prefill("ab"), "ids: expected a list of whole numbers"),
+            (lambda: model.prefill([1], slot=1.0), "slot: expected a whole number from 0 to 0, got 1.0"),
+            (lambda: model.prefill([1], start=1 << 70), "start: .* got 1180591620717411303424"),
+            (lambda: model.forward([0.5]), r"ids\[0\]: .* got 0.5"),
+            (lambda: model.forward(np.ones((2, 2), int)), "ids: .* an array of shape"),
+        ):
+            with pytest.raises(InputError, match=error):
+                call()
+        assert np.array_equal(model.forward(np.array([1, 2, 3], np.uint16)), right)
+    with pytest.raises(InputError, match="closed"):
+        model.forward([1, 2, 3])
 
 
 # Disks and memory

@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
     ("errors", "limits", "outputs", "parallel", "private", "shown"),
-    ("home", "interrupts", "machine", "texts"),
+    ("arguments", "home", "interrupts", "machine", "texts"),
     ("spec",),
     ("quant",),
     ("options",),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lapinfer.arguments import path_like
 from lapinfer.checkpoint import Checkpoint, smollm2
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.foreign import hub_snapshot, of_file
@@ -34,8 +35,9 @@ def resolve(name: str | Path) -> Checkpoint | Path:
     In this order: an existing folder or file, a model that is shipped, a pulled alias, org/name in the local Hugging
     Face cache, org/name on the hub, which is downloaded. CheckpointError names what was tried.
     """
+    path_like("model", name)
     path = expanded(name)
-    if path.is_dir() or path.is_file():
+    if _exists(path):
         return _open(path)
     if path.exists():
         raise CheckpointError(f"{path}: is neither a file nor a folder")
@@ -56,8 +58,14 @@ def resolve(name: str | Path) -> Checkpoint | Path:
 
 def is_local(name: str | Path) -> bool:
     """Whether `resolve` finds it without a download."""
-    path = expanded(name)
-    return path.is_dir() or path.is_file() or _local(str(name)) is not None
+    return _exists(expanded(name)) or _local(str(name)) is not None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_dir() or path.is_file()
+    except OSError:  # a name that is too long for a file's
+        return False
 
 
 def pull(name: str, progress: Progress = lambda done, total: None) -> Path:
@@ -87,7 +95,7 @@ def remote_config(name: str) -> Path | None:
     CheckpointError when it cannot be had.
     """
     repository = ALIASES.get(name, name)
-    if expanded(name).exists() or is_local(name) or not REPOSITORY.fullmatch(repository):
+    if is_local(name) or not REPOSITORY.fullmatch(repository):
         return None
     try:
         import huggingface_hub

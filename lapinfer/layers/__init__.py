@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lapinfer.arguments import described, float_array, whole
 from lapinfer.errors import InputError
 from lapinfer.layers.layer import Array, Layer, P, check_activation, matrix_names, rounded
 from lapinfer.layers.state_dicts import fff_arrays
@@ -44,15 +46,15 @@ class Dense(Layer):
         **options: Any,
     ):  # fmt: skip
         """up, gate [F, D], down [out, F], as torch.nn.Linear has them; biases [F], [F], [out]. options: of Layer."""
-        F, D = _shape("up", up, 2)
-        out = _shape("down", down, 2)[0]
+        up, down, gate = _array("up", up, 2), _array("down", down, 2), _like("gate", gate, up)
+        (F, D), out = up.shape, len(down)
         ff = FeedForwardSpec(F, activation, gate is not None, down_bias is not None or up_bias is not None)
         first, second = matrix_names(ff)
         arrays = {first: up if gate is None else np.concatenate([gate, up]), second: down}
         if ff.bias:
-            sides = [up_bias] if gate is None else [gate_bias, up_bias]
-            arrays[first + ".bias"] = np.concatenate([_or_zeros(side, F) for side in sides])
-            arrays[second + ".bias"] = _or_zeros(down_bias, out)
+            sides = [("up_bias", up_bias)] if gate is None else [("gate_bias", gate_bias), ("up_bias", up_bias)]
+            arrays[first + ".bias"] = np.concatenate([_bias(name, side, F) for name, side in sides])
+            arrays[second + ".bias"] = _bias("down_bias", down_bias, out)
         super().__init__(ff, arrays, D, out, **options)
 
 
@@ -66,12 +68,11 @@ class MoE(Layer):
         gate_bias: Array | None = None, **options: Any,
     ):  # fmt: skip
         """router [E, D]; up, gate [E, F, D], down [E, out, F]; biases [E], [E, F], [E, out]. options: of Layer."""
-        E, F, D = _shape("up", up, 3)
-        out = _shape("down", down, 3)[1]
+        up, down = _array("up", up, 3), _array("down", down, 3)
+        (E, F, D), out = up.shape, down.shape[1]
         if score not in SCORES:
             raise InputError(f"score {score!r} is not known, expected one of {', '.join(SCORES)}")
-        if not 1 <= top_k <= E:
-            raise InputError(f"top_k: expected a number from 1 to {E}, got {top_k}")
+        top_k = whole("top_k", top_k, 1, E)
         route = RouterSpec(E, top_k, score, normalise, bias=router_bias is not None)  # type: ignore[arg-type]
         biased = down_bias is not None or up_bias is not None
         ff = FeedForwardSpec(F, activation, gate is not None, biased, route)
@@ -97,26 +98,26 @@ class FFF(Layer):
         one another. master: up, down, gate, biases of a leaf that every token gets with weight 1 − σ(mix).
         neurons: UltraFastBERT's trees, up [neurons, 1, D] and down [neurons, out, 1], which have no other nodes.
         """
-        E, F, D = _shape("up", up, 3)
-        out = _shape("down", down, 3)[1]
-        n = 1 if node_out is None else _shape("node_out", node_out, 2)[1]
-        rows = 0 if nodes is None else _shape("nodes", nodes, 2)[0]
+        up, down, trees = _array("up", up, 3), _array("down", down, 3), whole("trees", trees, 1)
+        (E, F, D), out = up.shape, down.shape[1]
+        n = 1 if node_out is None else _array("node_out", node_out, 2).shape[1]
+        rows = 0 if nodes is None else len(_array("nodes", nodes, 2))
         depth = _depth(E, trees, neurons, rows, n)
         check_activation("node_activation", node_activation, False)
         tree = TreeSpec(depth, trees, n, node_bias is not None, node_activation, neurons, mix is not None)
         biased = any(bias is not None for bias in (up_bias, down_bias, gate_bias))
-        shared = 0 if master is None else -(-_shape("master up", master["up"], 2)[0] // F)
+        shared = 0 if master is None else -(-len(_master(master)["up"]) // F)
         ff = FeedForwardSpec(F, activation, gate is not None, biased, tree, shared, by_neuron=keeps_neurons(quant, F))
         if master is not None:
-            arrays = _bank(ff, *_with_master(ff, master, up, down, gate, up_bias, down_bias, gate_bias))
+            arrays = _bank(ff, *_with_master(ff, _master(master), up, down, gate, up_bias, down_bias, gate_bias))
         else:
             arrays = _bank(ff, up, down, gate, up_bias, down_bias, gate_bias)
         for name, values in (
             ("nodes", nodes), ("nodes.bias", node_bias), ("node_out", node_out), ("node_out.bias", node_out_bias),
-            ("mix", None if mix is None else np.array([mix])),
+            ("mix", None if mix is None else [mix]),
         ):  # fmt: skip
             if values is not None:
-                arrays[P + name] = np.asarray(values, np.float32)
+                arrays[P + name] = float_array(name, values)
         super().__init__(ff, arrays, D, out, quant=quant, nodes=node_format, **options)
 
     @classmethod
@@ -188,15 +189,42 @@ def keeps_neurons(quant: str, width: int) -> bool:
     return quant in FORMATS and not FORMATS[quant].grouped and width < NARROW_OF_FLOATS
 
 
-def _shape(name: str, values: Array, dimensions: int) -> tuple[int, ...]:
-    shape = np.shape(values)
-    if len(shape) != dimensions or 0 in shape:
-        raise InputError(f"{name} has shape {shape}, expected {dimensions} dimensions, none of them empty")
-    return shape
+def _array(name: str, values: Any, dimensions: int) -> Array:
+    """float32 of as many dimensions, none of them empty."""
+    array = float_array(name, values)
+    if array.ndim != dimensions or 0 in array.shape:
+        raise InputError(f"{name} has shape {array.shape}, expected {dimensions} dimensions, none of them empty")
+    return array
 
 
-def _or_zeros(values: Array | None, size: int) -> Array:
-    return np.zeros(size, np.float32) if values is None else np.asarray(values, np.float32)
+def _like(name: str, values: Array | None, up: Array) -> Array | None:
+    if values is None:
+        return None
+    array = float_array(name, values)
+    if array.shape != up.shape:
+        raise InputError(f"{name} has shape {array.shape}, up {up.shape}: expected the same")
+    return array
+
+
+def _bias(name: str, values: Array | None, *shape: int) -> Array:
+    """A bias of a shape, which may be given in another one of as many numbers; zeros where there is none."""
+    if values is None:
+        return np.zeros(shape, np.float32)
+    array = float_array(name, values)
+    if array.size != prod(shape):
+        raise InputError(f"{name} has shape {array.shape}, expected {shape}")
+    return array.reshape(shape)
+
+
+def _master(given: Any) -> dict[str, Array]:
+    """The arrays of a master leaf; InputError when those that it must have are missing."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"master: expected up, down and so on by their names, got {described(given)}")
+    for name in ("up", "down"):
+        if name not in given:
+            raise InputError(f"master: {name} is missing")
+        _array(f"master's {name}", given[name], 2)
+    return {name: float_array(f"master's {name}", values) for name, values in given.items()}
 
 
 def _depth(experts: int, trees: int, neurons: bool, rows: int, n: int) -> int:
@@ -221,24 +249,27 @@ def _bank(
     gate_bias: Array | None,
 ) -> dict[str, Array]:  # fmt: skip
     """The experts' arrays by our tensor names."""
-    E, F = up.shape[:2]
-    first = np.asarray(up, np.float32)
-    if gate is not None:
-        if np.shape(gate) != np.shape(up):
-            raise InputError(f"gate has shape {np.shape(gate)}, up {np.shape(up)}: expected the same")
-        first = np.concatenate([np.asarray(gate, np.float32), first], axis=1)
-    last = np.asarray(down, np.float32)
+    (E, F), first, last = up.shape[:2], up, down
+    if (gate := _like("gate", gate, up)) is not None:
+        first = np.concatenate([gate, first], axis=1)
     first_name, second_name = matrix_names(ff)
     arrays = {first_name: first, second_name: last.transpose(0, 2, 1) if ff.narrow else last}
     if ff.bias:
-        sides = [up_bias] if gate is None else [gate_bias, up_bias]
-        arrays[first_name + ".bias"] = np.concatenate([_or_zeros(s, E * F).reshape(E, F) for s in sides], axis=1)
-        arrays[second_name + ".bias"] = _or_zeros(down_bias, E * last.shape[1]).reshape(E, -1)
+        sides = [("up_bias", up_bias)] if gate is None else [("gate_bias", gate_bias), ("up_bias", up_bias)]
+        arrays[first_name + ".bias"] = np.concatenate([_bias(name, s, E, F) for name, s in sides], axis=1)
+        arrays[second_name + ".bias"] = _bias("down_bias", down_bias, E, last.shape[1])
     return arrays
 
 
 def _with_master(ff: FeedForwardSpec, master: Mapping[str, Array], *leaves: Array | None) -> list[Array | None]:
     """The leaves' arrays, followed by the master leaf as ff.shared leaves side by side."""
+    try:
+        return _extended(ff, master, *leaves)
+    except ValueError as error:
+        raise InputError(f"master: its arrays do not fit the leaves' ({error})") from error
+
+
+def _extended(ff: FeedForwardSpec, master: Mapping[str, Array], *leaves: Array | None) -> list[Array | None]:
     names = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias")
     extended: list[Array | None] = []
     for name, values in zip(names, leaves, strict=True):

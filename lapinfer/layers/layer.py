@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from lapinfer.arguments import check_options, float_array, whole
 from lapinfer.errors import InputError
 from lapinfer.kernels.operands import ACTIVATIONS, PROBLEM, STORE
 from lapinfer.machine import default_threads
@@ -28,6 +29,7 @@ from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import Tensor, feed_forward_tensors, layer_prefix, router_tensors
 
 Array = np.ndarray
+OPTIONS = ("quant", "nodes", "threads", "activations", "batch")
 P = layer_prefix(0)
 """What the names of a layer's tensors begin with, as in a model of one layer."""
 
@@ -69,6 +71,7 @@ class Layer:
     def __init__(
         self, ff: FeedForwardSpec, arrays: Mapping[str, Array], width: int, out: int, *, quant: str = "f32",
         nodes: str = "f32", threads: int | None = None, activations: Literal["q8", "q16"] = "q8", batch: int = 512,
+        **unknown: Any,
     ):  # fmt: skip
         """width, out: width of the inputs and of the outputs. quant: format of the weights. nodes: format of a tree's
         nodes, f32, f16 or bf16. activations: what q8 and q4 weights of at least 32 columns are multiplied with: q8
@@ -76,16 +79,16 @@ class Layer:
 
         InputError for shapes that contradict each other, and for numbers that are not finite.
         """
-        if quant not in FORMATS:
+        check_options(unknown, OPTIONS, "a layer")
+        if quant not in tuple(FORMATS):
             raise InputError(f"quant {quant!r} is not known, expected one of {', '.join(FORMATS)}")
-        if nodes not in ROUTERS:
+        if nodes not in tuple(ROUTERS):
             raise InputError(f"nodes {nodes!r} is not known, expected one of {', '.join(ROUTERS)}")
         if activations not in ("q8", "q16"):
             raise InputError(f"activations {activations!r} is not known, expected q8 or q16")
-        if batch < 1:
-            raise InputError(f"batch: expected a number from 1, got {batch}")
-        if threads is not None and not 1 <= threads <= MOST_THREADS:
-            raise InputError(f"threads: expected a number from 1 to {MOST_THREADS}, got {threads}")
+        batch = whole("batch", batch, 1)
+        if threads is not None:
+            threads = whole("threads", threads, 1, MOST_THREADS)
         check_activation("activation", ff.activation, ff.gated)
         tensors = layer_tensors(ff, width, out)
         self.arrays = {name: _checked(name, arrays, tensor.shape) for name, tensor in tensors.items()}
@@ -101,11 +104,14 @@ class Layer:
         feed_forward(self._ops, 0, None, Target(self._ops.y, STORE, out))
         self._lock = threading.RLock()
         self._runner: Runner | None = None
+        self._closed = False
         self._usage = Usage(ff)
 
     @property
     def runner(self) -> Runner:
         """Runs the layer's ops; kernels are compiled when it is first used."""
+        if self._closed:
+            raise InputError("this layer is closed; make it again")
         if self._runner is None:
             self._runner = Runner(self._ops.ops, self.threads)
         return self._runner
@@ -169,7 +175,7 @@ class Layer:
         )
 
     def _inputs(self, x: Array) -> Array:
-        x = np.asarray(x, np.float32)
+        x = float_array("x", x)
         if x.ndim != 2 or x.shape[1] != self.width:
             raise InputError(f"the input has shape {x.shape}, expected [T, {self.width}]")
         if not np.isfinite(x).all():
@@ -178,9 +184,11 @@ class Layer:
         return x
 
     def close(self) -> None:
-        """Let the team's threads end."""
-        if self._runner is not None:
-            self._runner.close()
+        """Let the team's threads end; calls after that are refused."""
+        with self._lock:
+            self._closed = True
+            if self._runner is not None:
+                self._runner.close()
 
 
 class Usage:
@@ -235,7 +243,7 @@ def _checked(name: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> 
     short = name.removeprefix(P)
     if name not in arrays:
         raise InputError(f"{short} is missing, expected shape {shape}")
-    values = np.asarray(arrays[name], np.float32)
+    values = float_array(short, arrays[name])
     if values.shape != shape:
         raise InputError(f"{short} has shape {values.shape}, the other arrays say {shape}")
     if not np.isfinite(values).all():

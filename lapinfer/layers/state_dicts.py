@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lapinfer.arguments import described
 from lapinfer.errors import InputError
 from lapinfer.spec import Activation
 
@@ -15,6 +16,8 @@ LAPINFER_NAMES = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias", "no
 
 def fff_arrays(state: Mapping[str, Any], prefix: str, trees: int | None) -> tuple[dict[str, Any], Activation]:
     """Arguments of layers.FFF, and the activation that the trainer uses by default."""
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"state: expected tensors by their names, got {described(state)}")
     tensors = {name.removeprefix(prefix): _array(value) for name, value in state.items() if name.startswith(prefix)}
     if "w1s" in tensors:
         return _fastfeedforward(tensors), "relu"

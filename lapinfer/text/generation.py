@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
 from lapinfer.text.sampling import Sampler, SamplingParams
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
@@ -79,7 +80,8 @@ def stream(
     right, but read their tokens again at every turn.
     Without a tokenizer the texts are empty and only max_tokens or the context ends the generation.
     """
-    if not len(ids) and tokenizer is not None and tokenizer.bos_id is not None:
+    ids = whole_numbers("ids", ids)
+    if not ids and tokenizer is not None and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id]
     prompt = checked_ids(ids, model.spec.vocab)
     if len(prompt) > model.ctx:
@@ -87,23 +89,21 @@ def stream(
             f"the prompt has {len(prompt)} tokens, but the context holds {model.ctx}: "
             f"give it at least {len(prompt) + 1} with -c (or ctx=), or shorten the prompt"
         )
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(f"max_tokens: expected a number from 1, got {max_tokens}")
-    if isinstance(stop, str) or not all(stop):
-        raise InputError("stop: expected a list of non-empty strings")
+    if max_tokens is not None:
+        whole("max_tokens", max_tokens, 1)
+    stop = texts("stop", stop)
     if stop and tokenizer is None:
         raise InputError("stop strings need a tokenizer, and this checkpoint has none")
-    if not 0 <= slot < model.slots:
-        raise InputError(f"slot: expected 0 to {model.slots - 1}, got {slot}")
+    slot = whole("slot", slot, 0, model.slots - 1)
     limit = model.ctx - len(prompt) + 1
     limit = limit if max_tokens is None else min(limit, max_tokens)
     sampler = Sampler(params or SamplingParams())
-    return _generate(model, tokenizer, prompt, sampler, limit, list(stop), slot, conversation or Conversation())
+    return _generate(model, tokenizer, prompt, sampler, limit, stop, slot, conversation or Conversation())
 
 
 def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
     """Token ids as plain integers; InputError when there are none, or one the model does not have."""
-    checked = [int(id) for id in ids]
+    checked = whole_numbers("ids", ids)
     if not checked:
         raise InputError("the prompt is empty, and this model has no token to begin with (BOS)")
     for index, id in enumerate(checked):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
+from lapinfer.arguments import check_options, described, whole, whole_numbers
 from lapinfer.errors import InputError, UnsupportedError
-from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams
+from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
-from lapinfer.text.messages import Message
+from lapinfer.text.messages import Messages
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
 from lapinfer.text.tokenizer_files import optional_json
@@ -39,6 +40,18 @@ class GenerationKeywords(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int | None
+
+
+class ChatKeywords(GenerationKeywords, total=False):
+    """What a chat accepts besides: what its template is given."""
+
+    tools: Sequence[Any] | None
+    documents: Sequence[Mapping[str, Any]] | None
+    continue_final_message: bool | str
+    template_kwargs: Mapping[str, Any] | None
+
+
+FOR_TEMPLATES = ("tools", "documents", "continue_final_message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +129,36 @@ class LanguageModel:
     def encode(self, prompt: str | Sequence[int], special: bool = True) -> list[int]:
         """Token ids of a prompt; ids pass as they are."""
         if not isinstance(prompt, str):
-            return list(prompt)
+            return whole_numbers("prompt", prompt)
         if self.tokenizer is None:
             raise InputError("this checkpoint has no tokenizer.json: give the prompt as token ids, or add that file")
         return self.tokenizer.encode(prompt, special)
 
     def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationKeywords]) -> Iterator[Token]:
         """A `Token` for each generated token, continuing the prompt as it stands (no chat template)."""
+        check_options(options, GenerationKeywords.__annotations__, "generation")
         return self._stream(self.encode(prompt), **options)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationKeywords]) -> Completion:
         """The whole continuation of a prompt."""
         return completed(self.stream(prompt, **options))
 
-    def stream_chat(self, messages: Sequence[Message], **options: Unpack[GenerationKeywords]) -> Iterator[Token]:
-        """A `Token` for each token of the assistant's answer to a conversation."""
+    def stream_chat(self, messages: Messages, **options: Unpack[ChatKeywords]) -> Iterator[Token]:
+        """A `Token` for each token of the assistant's answer to a conversation; see `chat`."""
         if self.template is None:
             raise UnsupportedError("this checkpoint has no chat template: use generate() or stream() with plain text")
-        return self._stream(self.encode(self.template.render(messages), special=False), **options)
+        check_options(options, ChatKeywords.__annotations__, "chat")
+        given: dict[str, Any] = dict(options)
+        variables = _variables(given.pop("template_kwargs", None))
+        variables |= {name: given.pop(name) for name in FOR_TEMPLATES if name in given}
+        return self._stream(self.encode(self.template.render(messages, **variables), special=False), **given)
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationKeywords]) -> Completion:
-        """The assistant's whole answer; messages are {'role': 'user', 'content': '…'} and so on."""
+    def chat(self, messages: Messages, **options: Unpack[ChatKeywords]) -> Completion:
+        """The assistant's whole answer to {'role': 'user', 'content': '…'} and so on, or to the text of a user.
+
+        tools, documents, continue_final_message: as in `ChatTemplate.render`; template_kwargs: what else the template
+        knows, {"enable_thinking": False}, say.
+        """
         return completed(self.stream_chat(messages, **options))
 
     def _stream(
@@ -148,8 +170,10 @@ class LanguageModel:
         params: SamplingParams | None = None,
         **sampling: Any,
     ) -> Iterator[Token]:
+        if not isinstance(params, SamplingParams | None):
+            raise InputError(f"params: expected SamplingParams, got {described(params)}")
         params = replace(params or self.defaults, **sampling)
-        conversation = self._conversations[slot] if 0 <= slot < len(self._conversations) else None
+        conversation = self._conversations[whole("slot", slot, 0, len(self._conversations) - 1)]
         return stream(self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation)
 
     def close(self) -> None:
@@ -163,6 +187,19 @@ class LanguageModel:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _variables(given: Any) -> dict[str, Any]:
+    """What a template is given by names that it knows."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise InputError(
+            f"template_kwargs: expected names and values, {{'enable_thinking': False}}, got {described(given)}"
+        )
+    if "messages" in given:
+        raise InputError("template_kwargs: the messages are given already")
+    return dict(given)
 
 
 def completed(events: Iterator[Token]) -> Completion:
@@ -190,6 +227,9 @@ def load(
     keeps. progress(what, done, total) is told of long work, progress(line) of what should be noticed. Errors are
     `LapinferError`s.
     """
+    check_options(options, declared(LoadOptions), "load")
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress: expected a function, got {described(progress)}")
     return open_model(path_or_name, LoadOptions(**options), progress)
 
 

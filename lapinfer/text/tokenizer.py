@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import tokenizers
 
+from lapinfer.arguments import described, whole_numbers
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.text.generation_config import Ends, read_ends
 from lapinfer.text.tokenizer_files import FILE, read_files
@@ -85,6 +86,8 @@ class Tokenizer:
 
         Special tokens written out in the text are recognized either way, as chat templates need it.
         """
+        if not isinstance(text, str):
+            raise InputError(f"text: expected text, got {described(text)}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -93,7 +96,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special and unknown ones left out."""
-        text_ids = [int(id) for id in ids if self.is_text(id)]
+        text_ids = [id for id in whole_numbers("ids", ids) if self.is_text(id)]
         text = _guarded("the tokenizer failed", lambda: self._backend.decode(text_ids, skip_special_tokens=False))
         if self._tidy:
             for untidy, tidy in TIDIED.items():
