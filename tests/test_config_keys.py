@@ -64,10 +64,33 @@ def test_every_key_of_the_class_in_transformers_is_known(model_type: str, tmp_pa
     assert {k: v for k, v in unknown(written).items() if not k.startswith("text_config.is_")} == {}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "tool"),
+    [
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "GPTQ"),
+        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8"),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ("quantization_config", {"quant_method": "newer"}, "'newer'"),
+        ("quantization_config", {"group_size": 64, "bits": 4, "mode": "affine"}, "MLX"),
+        ("quantization", {"group_size": 64, "bits": 4}, "MLX"),
+        (
+            "compression_config",
+            {"format": "pack-quantized", "quant_method": "compressed-tensors"},
+            "compressed-tensors",
+        ),
+        ("quantization", {"bits": 4}, "quantized; load"),
+    ],
+)
+def test_weights_that_others_quantized_are_told_by_their_tool(key: str, value: Any, tool: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"^config\.json: '{key}' says .*quantized.*--quant") as error:
+        read(OF_A_KIND["llama"] | {key: value})
+    assert tool in str(error.value)
+
+
 FUNCTIONAL = [
     ("attn_scale", 2.0), ("attention_chunk_size", 8192), ("logit_softcap", 30.0), ("use_layer_scale", True),
     ("moe_router_topk", 2), ("mlp_gate_bias", True), ("window_pattern", [1, 0]), ("ffn_norm_type", "dyt"),
-    ("residual_gain_multiplier", 0.5), ("quantization", {"bits": 4}), ("hidden_expansion_factor", 4),
+    ("residual_gain_multiplier", 0.5), ("hidden_expansion_factor", 4),
     ("partial_rotary_dims", 16), ("embedding_scales", [1.5]), ("num_memory_slots", 1), ("per_layer_config", {"0": {}}),
 ]  # fmt: skip
 

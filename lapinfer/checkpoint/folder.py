@@ -76,17 +76,22 @@ class FolderCheckpoint:
         return all(shard in self._files for shard in set(self._promised.values()))
 
     def _file(self, name: str) -> SafetensorsFile:
-        """The one shard that has the tensor, or one of several that have the same."""
+        """The shard that has the tensor.
+
+        Of several, any where it is the same in all, else the last in the order of names, where the index says so, too:
+        which is how parts of a model are replaced by a further shard.
+        """
         try:
             first, *others = self._of[name]
         except KeyError:
             raise self._missing(name) from None
         if others:
-            for other in others:
-                if not same_tensor(first, other, name):
+            if not all(same_tensor(first, other, name) for other in others):
+                first, last = others[-1], self._promised.get(name)
+                if first.path.name != last:
                     raise CheckpointError(
-                        f"{other.path}: tensor {quoted(name)} is also in {first.path.name}, with other numbers; "
-                        "remove the file that is not part of the model"
+                        f"{first.path}: tensor {quoted(name)} is in {len(others) + 1} shards with other numbers, "
+                        f"and {INDEX} says {last or 'nothing of it'}; remove the shard that is not part of the model"
                     )
             self._of[name] = [first]
         return first

@@ -8,7 +8,7 @@ modules are what families share:
     experts.py  the usual keys of experts             latent.py   DeepSeek's latent attention
     rope.py     rotary positions                      fff.py      trees in a checkpoint of any family
     keys.py     keys of config.json that nobody asked for     stored.py   what only the stored tensors say
-    unread.py   stored tensors that nobody reads
+    unread.py   stored tensors that nobody reads          quantized.py  weights that another tool has quantized
 
 To add a family: write its file; nothing else needs to know it.
 """
@@ -29,6 +29,7 @@ from lapinfer.families.fff import tree_sources, with_trees
 from lapinfer.families.keys import check_unknown_keys
 from lapinfer.families.names import Source as Source
 from lapinfer.families.names import Sources, decoder_prefix, named_sources
+from lapinfer.families.quantized import refuse_quantized
 from lapinfer.families.stored import SECTION, with_stored
 from lapinfer.spec import ModelSpec
 
@@ -83,10 +84,7 @@ def spec_from_config(config: Any, where: str, notice: Notice = silent) -> ModelS
     name = family_of_model_type(model_type)
     if name is None:
         raise values.unsupported("model_type", ", ".join(model_types()))
-    quantized = values.get("quantization_config")
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-    if method is None or method != family(name).quant_method:
-        values.refuse("quantization_config")
+    refuse_quantized(values, family(name).quant_method)
     values.refuse(*REFUSED)
     spec = replace(family(name).spec(values), family=name)
     if "fff" in values:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from lapinfer.families.quantized import INSTEAD
+
 Verdict = Literal["foreign", "harmless", "aside", "needed"]
 
 
@@ -34,22 +36,20 @@ def _kind(pattern: str, why: str, *dims: int) -> Kind:
     return Kind(re.compile(pattern, re.ASCII), why, dims or None)
 
 
-_UNPACKED: Final = "load the model that this was made from, and lapinfer quantizes it itself (--quant)"
-
 FOREIGN: Final = (
-    _kind(r"\.(qweight|qzeros|g_idx)$", f"weights quantized by GPTQ or AWQ; {_UNPACKED}"),
+    _kind(r"\.(qweight|qzeros|g_idx)$", f"weights quantized by GPTQ or AWQ; {INSTEAD}"),
     _kind(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+|SCB|weight_format)$",
-          f"weights quantized by bitsandbytes; {_UNPACKED}"),
+          f"weights quantized by bitsandbytes; {INSTEAD}"),
     _kind(r"\.weight_scale_inv$|\.(weight|input|activation)_scale$|\.scale_weight$|^scaled_fp8$",
-          f"scales of weights quantized to FP8 or int8; {_UNPACKED}"),
+          f"scales of weights quantized to FP8 or int8; {INSTEAD}"),
     _kind(r"\.(weight_packed|weight_shape|weight_zero_point|weight_global_scale|input_global_scale|weight_g_idx)$",
-          f"weights quantized by compressed-tensors; {_UNPACKED}"),
+          f"weights quantized by compressed-tensors; {INSTEAD}"),
     _kind(r"\.(q_weight|q_scale|q_scale_max|q_groups|q_invperm|q_perm|q_group_map|trellis|suh|svh|mcg|mul1)$",
-          f"weights quantized by ExLlama (EXL2, EXL3); {_UNPACKED}"),
-    _kind(r"\.(codebooks|codes)$", f"weights quantized by AQLM; {_UNPACKED}"),
-    _kind(r"\.(W_q|W_q_packed)$|\.(\w+_proj|lm_head)\.(zero|scale|meta)$", f"weights quantized by HQQ; {_UNPACKED}"),
-    _kind(r"\.(_data|_scale|_zeropoint|_shift)$", f"weights quantized by Quanto; {_UNPACKED}"),
-    _kind(r"(_proj|_tokens|lm_head|switch_mlp\.\w+)\.(scales|biases)$", f"weights quantized by MLX; {_UNPACKED}"),
+          f"weights quantized by ExLlama (EXL2, EXL3); {INSTEAD}"),
+    _kind(r"\.(codebooks|codes)$", f"weights quantized by AQLM; {INSTEAD}"),
+    _kind(r"\.(W_q|W_q_packed)$|\.(\w+_proj|lm_head)\.(zero|scale|meta)$", f"weights quantized by HQQ; {INSTEAD}"),
+    _kind(r"\.(_data|_scale|_zeropoint|_shift)$", f"weights quantized by Quanto; {INSTEAD}"),
+    _kind(r"(_proj|_tokens|lm_head|switch_mlp\.\w+)\.(scales|biases)$", f"weights quantized by MLX; {INSTEAD}"),
     _kind(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.|^base_model\.model\.",
           "an adapter's tensors; merge them into the model with PEFT's merge_and_unload, and save that"),
     _kind(r"\.parametrizations\.|\.weight_[gv]$", "weights under a parametrization; remove it before saving the model"),
@@ -64,6 +64,7 @@ FOREIGN: Final = (
 HARMLESS: Final = (
     _kind(r"rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$|rotary_pos_emb\.inv_freq$",
           "rotary frequencies, which follow from config.json"),
+    _kind(r"^rope\.freqs$", "rotary frequencies"),
     _kind(r"(attn|attention)\.(bias|masked_bias)$", "a causal mask, or the number in it", 0, 1, 4),
     _kind(r"(^|\.)position_ids$", "0, 1, 2, …"),
 )  # fmt: skip
