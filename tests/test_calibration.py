@@ -187,7 +187,7 @@ def test_a_packing_never_goes_on_with_another_calibration(tmp_path, monkeypatch)
 def test_texts_that_do_not_serve(tmp_path):
     folder, bare = write(tmp_path / "model"), write(tmp_path / "bare", tokenizer=False)
     (tmp_path / "short").write_text("w1 w2 w3")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary").write_bytes(b"caf\xe9")
     for source, text, error, said in (
         (folder, tmp_path / "short", InputError, "has 3 tokens, calibration needs at least 128"),
         (folder, tmp_path / "binary", InputError, "not UTF-8"),
