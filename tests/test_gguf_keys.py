@@ -56,10 +56,10 @@ def test_linear_scaling_of_positions(tmp_path, keys, divisor):
 
 def test_yarn_with_its_parameters(tmp_path):
     yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16,
-            "rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.attn_factor": 0.5}  # fmt: skip
+            "rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.attn_factor": 0.5}  # fmt: skip
     scaling = opened(tmp_path, yarn, "qwen2").config["rope_scaling"]
     assert scaling["attention_factor"] == pytest.approx(0.5 * (0.1 * np.log(4) + 1))
-    assert (scaling["rope_type"], scaling["beta_fast"], scaling["beta_slow"]) == ("yarn", 16, 1)
+    assert (scaling["rope_type"], scaling["factor"]) == ("yarn", 4)
     assert scaling["original_max_position_embeddings"] == 16
 
 
@@ -138,6 +138,7 @@ def test_what_changes_nothing(tmp_path, keys):
         ("llama", {"rope.scaling.attn_factor": 1.5}, "rope.scaling.attn_factor"),
         ("llama", {"rope.scaling.alpha": 1000.0}, "rope.scaling.alpha"),
         ("llama", {"rope.scaling.type": "yarn", "rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),
+        ("llama", {"rope.scaling.type": "yarn", "rope.scaling.yarn_beta_fast": 16.0}, "yarn_beta_fast"),
         ("llama", {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
         ("llama", {"rope.dimension_count": 4}, "rotates 4 of 8"),
         ("llama", {"tensor_data_layout": "of-tomorrow"}, "tensor_data_layout"),

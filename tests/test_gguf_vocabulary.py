@@ -3,6 +3,8 @@
 The right ids were printed by llama.cpp itself (of October 2026, llama_tokenize and llama_vocab_is_eog).
 """
 
+import json
+
 import numpy as np
 import pytest
 from tokenizers import Regex, pre_tokenizers
@@ -16,8 +18,13 @@ from lapinfer.checkpoint.pretokenizers import CUTS  # noqa: E402
 from lapinfer.errors import CheckpointError, UnsupportedError  # noqa: E402
 from lapinfer.text.tokenizer import Tokenizer  # noqa: E402
 
-KINDS = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, str: gguf.GGUFValueType.STRING,
-         list: gguf.GGUFValueType.ARRAY}  # fmt: skip
+KINDS = {
+    bool: gguf.GGUFValueType.BOOL,
+    int: gguf.GGUFValueType.UINT32,
+    float: gguf.GGUFValueType.FLOAT32,
+    str: gguf.GGUFValueType.STRING,
+    list: gguf.GGUFValueType.ARRAY,
+}
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 END = ("<|endoftext|>", CONTROL)  # 259, behind 256 bytes and three merges
@@ -195,6 +202,18 @@ def test_a_missing_pre_tokenizer_is_told(tmp_path):
     for pre in (None, ""):
         checkpoint = bytes_and(tmp_path, END, pre=pre)
         assert any("does not say how text is cut into words" in line for line in checkpoint.notices)
+
+
+def test_how_to_sample_and_several_templates(tmp_path):
+    floats = {f"general.sampling.{k}": v for k, v in {"temp": 0.6, "top_k": 20, "min_p": 0.0}.items()}
+    names = {"tokenizer.chat_template": "{{ 1 }}", "tokenizer.chat_template.tool_use": "{{ 2 }}",
+             "tokenizer.chat_templates": ["tool_use"]}  # fmt: skip
+    checkpoint = bytes_and(tmp_path, END, **floats, **names)
+    config, generation = (json.loads((checkpoint.folder / f"{name}_config.json").read_text())
+                          for name in ("tokenizer", "generation"))  # fmt: skip
+    assert generation == {"temperature": 0.6, "top_k": 20, "min_p": 0.0, "do_sample": True}
+    assert {t["name"]: t["template"] for t in config["chat_template"]} == {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    assert tokenizer(checkpoint).eos_ids == {259}
 
 
 CUT = "Hello  World's 12345 x_1…\n\n  $a.b+=2 日本語"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,16 @@ from lapinfer.checkpoint.pretokenizers import CUTS, DEFAULT, Cut
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.home import home
 
-RULES = 2
+RULES = 3
 """To be raised when a tokenizer is rebuilt in another way: files made before are not used then."""
 
 KINDS = ("gpt2", "llama")
+
+SAMPLING = {
+    "sampling.temp": "temperature", "sampling.top_k": "top_k", "sampling.top_p": "top_p", "sampling.min_p": "min_p",
+    "sampling.penalty_repeat": "repetition_penalty",
+}  # fmt: skip
+"""Under general.: what the model's makers recommend -> its name in generation_config.json."""
 
 MOST_MERGED = 8_000_000
 """Characters of all pieces that merges are looked for in: Gemma's have 2 million."""
@@ -56,7 +64,7 @@ def write_folder(file: GGUFParts, config: dict[str, Any], special: SpecialTokens
     folder = home() / "gguf" / f"{stem}-{digest.hexdigest()[:16]}-{RULES}"
     if folder.is_dir():
         return folder
-    files = {"config.json": json.dumps(config, indent=2)}
+    files = {"config.json": json.dumps(config, indent=2)} | _sampling(file)
     if special is not None:
         files |= tokenizer_files(file, special)
     try:
@@ -140,11 +148,35 @@ def tokenizer_files(file: GGUFParts, special: SpecialTokens) -> dict[str, str]:
     except BaseException as error:  # a Rust panic arrives as a BaseException
         raise CheckpointError(f"{where}: its tokenizer is not usable: {str(error)[:200]}") from error
     config = {**named, "add_bos_token": add_bos, "add_eos_token": add_eos, "clean_up_tokenization_spaces": False}
-    template = metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
-        config["chat_template"] = template
+    if (templates := _templates(metadata)) is not None:
+        config["chat_template"] = templates
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     return {"tokenizer.json": text, "tokenizer_config.json": json.dumps(config, indent=2)}
+
+
+def _sampling(file: GGUFParts) -> dict[str, str]:
+    """generation_config.json where the file recommends how to sample."""
+    stated = {name: file.metadata.get(f"general.{key}") for key, name in SAMPLING.items()}
+    found: dict[str, Any] = {n: v for n, v in stated.items() if type(v) in (int, float) and math.isfinite(v)}
+    if not found:
+        return {}
+    found |= {name: float(str(np.float32(v))) for name, v in found.items() if type(v) is float}  # 0.6, not 0.60000002
+    if "temperature" in found:
+        found["do_sample"] = found["temperature"] != 0
+    return {"generation_config.json": json.dumps(found, indent=2)}
+
+
+def _templates(metadata: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+    """The chat template, or all of them by their names, as tokenizer_config.json has them."""
+    begin = "tokenizer.chat_template"
+    found = {
+        key[len(begin) + 1 :] or "default": text
+        for key, text in metadata.items()
+        if (key == begin or key.startswith(f"{begin}.")) and isinstance(text, str)
+    }
+    if len(found) > 1:
+        return [{"name": name, "template": text} for name, text in found.items()]
+    return next(iter(found.values()), None)
 
 
 def _cut(file: GGUFParts) -> Cut:

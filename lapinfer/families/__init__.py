@@ -7,6 +7,7 @@ modules are what families share:
     decoder.py  the usual keys of a decoder           gguf.py     llama.cpp's names, keys and changes
     experts.py  the usual keys of experts             latent.py   DeepSeek's latent attention
     rope.py     rotary positions                      fff.py      trees in a checkpoint of any family
+    gguf_metadata.py, gguf_rope.py, gguf_keys.py: reading GGUF's keys, their rotary positions, and keys not asked for
     keys.py     keys of config.json that nobody asked for     stored.py   what only the stored tensors say
     unread.py   stored tensors that nobody reads          quantized.py  weights that another tool has quantized
 

@@ -102,12 +102,9 @@ def sliding_layers(metadata: Metadata) -> dict[str, Any]:
 
 
 def projection_biases(metadata: Metadata) -> dict[str, Any]:
-    """Whether attention and feed-forward have biases: only the tensors say it."""
+    """Whether attention and feed-forward have biases throughout; of those that are there in part, the tensors tell."""
     attention = [f"blk.0.attn_{part}.bias" in metadata.tensors for part in ("q", "k", "v", "output")]
     feed_forward = [f"blk.0.ffn_{part}.bias" in metadata.tensors for part in ("gate", "up", "down")]
-    for part, biases in (("attention", attention), ("feed-forward", feed_forward)):
-        if any(biases) and not all(biases):
-            raise metadata.unsupported(f"only some of the {part} projections have a bias")
     return {"attention_bias": all(attention), "mlp_bias": all(feed_forward)}
 
 

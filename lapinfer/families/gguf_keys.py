@@ -19,7 +19,8 @@ from lapinfer.families.keys import is_functional, says_nothing
 GENERAL: Final = frozenset((
     "alignment", "architecture", "author", "basename", "description", "doi", "file_type", "filename", "finetune",
     "languages", "license", "name", "organization", "parameter_count", "quantization_version", "quantized_by",
-    "repo_url", "size_label", "tags", "type", "url", "uuid", "version", "datasets",
+    "repo_url", "size_label", "tags", "type", "url", "uuid", "version", "datasets", "sampling.temp", "sampling.top_k",
+    "sampling.top_p", "sampling.min_p", "sampling.penalty_repeat",
 ))  # fmt: skip
 GENERAL_BEGINS: Final = ("base_model.", "dataset.", "license.", "source.")
 

@@ -15,8 +15,10 @@ from lapinfer.errors import CheckpointError
 from lapinfer.families.gguf_metadata import Metadata
 
 TYPES: Final = ("none", "linear", "yarn", "longrope")
-ONE: Final = ("yarn_ext_factor", "yarn_attn_factor")
-"""Factors of YaRN that only ever are 1."""
+USUAL: Final = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0,
+                "yarn_log_multiplier": 0.0}  # fmt: skip
+"""What llama.cpp takes in these architectures, whatever the file says: with other values it would compute something
+else than the model's publisher."""
 
 
 def rope_scaling(metadata: Metadata, *, freqs: bool = False, factors: bool = False) -> dict[str, Any]:
@@ -59,17 +61,15 @@ def _factor(metadata: Metadata) -> float:
 
 
 def _yarn(metadata: Metadata, factor: float, stretch: float) -> dict[str, Any]:
-    for key in ONE:
-        if metadata.number(f"rope.scaling.{key}", 1.0) not in (1.0, -1.0):
-            raise metadata.unsupported(f"rope.scaling.{key} is not 1, which is not known")
-    if metadata.number("rope.scaling.yarn_log_multiplier", 0.0):
-        raise metadata.unsupported("rope.scaling.yarn_log_multiplier is not 0, which is not known in this architecture")
+    for key, usual in USUAL.items():
+        if (value := metadata.number(f"rope.scaling.{key}", usual)) not in (usual, -1.0):
+            raise metadata.unsupported(
+                f"rope.scaling.{key} is {value:g}, expected {usual:g}: llama.cpp reads no other in this architecture"
+            )
     scaling: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": _original(metadata),
-        "beta_fast": metadata.number("rope.scaling.yarn_beta_fast", 32.0),
-        "beta_slow": metadata.number("rope.scaling.yarn_beta_slow", 1.0),
     }
     if stretch != 1:  # it is multiplied with what YaRN says
         scaling["attention_factor"] = stretch * (0.1 * math.log(factor) + 1 if factor > 1 else 1)
