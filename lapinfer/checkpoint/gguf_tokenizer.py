@@ -157,7 +157,9 @@ def tokenizer_files(file: GGUFParts, special: SpecialTokens) -> dict[str, str]:
 def _sampling(file: GGUFParts) -> dict[str, str]:
     """generation_config.json where the file recommends how to sample."""
     stated = {name: file.metadata.get(f"general.{key}") for key, name in SAMPLING.items()}
-    found: dict[str, Any] = {n: v for n, v in stated.items() if type(v) in (int, float) and math.isfinite(v)}
+    found: dict[str, Any] = {
+        n: v for n, v in stated.items() if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+    }
     if not found:
         return {}
     found |= {name: float(str(np.float32(v))) for name, v in found.items() if type(v) is float}  # 0.6, not 0.60000002
