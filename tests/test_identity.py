@@ -6,9 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from fake_model import byte_tokenizer_folder
 from safetensors.numpy import load_file, save_file
 from test_pack import write
 
+import lapinfer.loading as loading
 from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint import identity
 from lapinfer.checkpoint.folder import FolderCheckpoint
@@ -17,6 +19,7 @@ from lapinfer.errors import CheckpointError
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
 from lapinfer.packing.pack import cached_folder
+from lapinfer.text.language_model import from_model
 
 
 @pytest.fixture(autouse=True)
@@ -199,3 +202,45 @@ def test_texts_are_read_where_the_checkpoint_lies(tmp_path):
     packed = load_model(copy)
     packed.close()
     assert packed.texts == copy
+
+
+class Nothing:
+    """A model that is not built: only the texts beside it count."""
+
+    compile_s, slots, pool, ctx = 0.0, 1, None, 8
+
+    def __init__(self, spec, weights, limits, *, name, texts, notice):
+        self.spec, self.texts, self.name = spec, texts, name
+
+    def close(self):
+        pass
+
+
+def loaded(folder, monkeypatch):
+    monkeypatch.setattr(loading, "Model", Nothing)
+    return from_model(load_model(folder))
+
+
+def test_texts_are_those_of_now(tmp_path, monkeypatch):
+    """Changed, added and removed; the packed copy is made once."""
+    folder = write(tmp_path / "model").path
+    assert loaded(folder, monkeypatch).tokenizer is None
+    byte_tokenizer_folder(folder, "OLD {{ messages[0].content }}")
+    (folder / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": 3}')
+    messages = [{"role": "user", "content": "x"}]
+    first = loaded(folder, monkeypatch)
+    assert (first.template.render(messages), first.defaults.temperature) == ("OLD x", 0.5)
+    assert 3 in first.tokenizer.eos_ids
+    byte_tokenizer_folder(folder, "NEW {{ messages[0].content }}", eos_token="<|im_start|>")
+    (folder / "generation_config.json").write_text('{"temperature": 0.9}')
+    second = loaded(folder, monkeypatch)
+    assert (second.template.render(messages), second.defaults.temperature) == ("NEW x", 0.9)
+    assert second.tokenizer.eos_token == "<|im_start|>"
+    assert 3 not in second.tokenizer.eos_ids
+    (folder / "chat_template.jinja").write_text("FILE {{ messages[0].content }}")
+    assert loaded(folder, monkeypatch).template.render(messages) == "FILE x"
+    (folder / "chat_template.jinja").unlink()
+    (folder / "generation_config.json").unlink()
+    last = loaded(folder, monkeypatch)
+    assert (last.template.render(messages), last.defaults.temperature) == ("NEW x", 0.8)
+    assert len(list((tmp_path / "home" / "packed").iterdir())) == 1
