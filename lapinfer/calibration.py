@@ -303,10 +303,13 @@ class TokenCalibration:
 def pack_calibrated(
     checkpoint: Checkpoint, folder: Path, quant: str = "auto", *, text: Path | None = None,
     progress: Progress = lambda phase, done, total: None, force: bool = False,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> Path:  # fmt: skip
     """Pack a checkpoint into `folder`, weighed by the inputs that random tokens give, or those of a text."""
     calibration = TokenCalibration(checkpoint, folder, text)
-    return pack_checkpoint(checkpoint, folder, quant, calibration=calibration, progress=progress, force=force)
+    return pack_checkpoint(
+        checkpoint, folder, quant, calibration=calibration, progress=progress, force=force, notice=notice
+    )
 
 
 def _stored_name(tensor: Tensor) -> str:

@@ -131,7 +131,7 @@ def _packed(path_or_name: str | Path, quant: str, say: Progress) -> Packed:
             say(line)
         folder = cached_folder(source, quant, packed_models(), progress=say)
         if not is_packed(folder):
-            pack_calibrated(source, folder, quant, progress=_packing(say), force=True)
+            pack_calibrated(source, folder, quant, progress=_packing(say), force=True, notice=say)
         return Packed(folder, source.folder, source)
     stored = read_metadata(packed_path(source)).get("quant")
     if quant not in ("auto", stored):
@@ -280,4 +280,4 @@ def convert(
         say(line)
     for goes in check_target(checkpoint, target, beside(checkpoint), force=force):
         say(replaced(goes))
-    return pack_calibrated(checkpoint, target, quant, text=calibrate, progress=_packing(say), force=force)
+    return pack_calibrated(checkpoint, target, quant, text=calibrate, progress=_packing(say), force=force, notice=say)

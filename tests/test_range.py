@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from random_weights import RandomWeights
 from test_determinism import decoder, hybrid_decoder, prompt, routed_decoder
+from test_parity import distance, write_folder
 
+from lapinfer.calibration import pack_calibrated
+from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.kernels.operands import KV_KINDS
+from lapinfer.loading import load_model
 from lapinfer.model import Model
+from lapinfer.options import LoadOptions
+from lapinfer.packing.reader import read_packed
+from lapinfer.quant.blocks import pack, unpack
+from lapinfer.quant.formats import FORMATS
+from lapinfer.quant.range import SLACK, RangeError, check_small
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import ModelSpec
 
@@ -147,3 +159,53 @@ def test_a_residual_stream_of_any_size_is_normed(scale: float) -> None:
 
     got, expected = forward(spec, change, "f32"), forward(spec, plain, "f32")
     assert np.abs(got - expected).max() < (1e-3 if scale > 1 else 2) * np.abs(expected).max()
+
+
+# Packing
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1e-6, 1.0, 1e4, 1e8, 1e12])
+def test_a_format_keeps_what_it_promises_or_says_so(name: str, scale: float) -> None:
+    """Rows of every size: the error that a format promises, or RangeError."""
+    form = FORMATS[name]
+    weights = (np.random.default_rng(0).standard_normal((16, 64)) * scale).astype(np.float32)
+    outside = None
+    try:
+        restored = unpack(name, pack(name, weights), weights.shape)
+        check_small(form, weights, lambda: restored)
+        lost = np.abs(weights - restored).max(axis=1)
+        assert (lost <= SLACK * form.max_error * np.abs(weights).max(axis=1)).all()
+    except RangeError as error:
+        outside = str(error)
+    if outside is not None:
+        assert f"too {'large' if scale > 1 else 'small'} for {name}" in outside
+        assert scale != 1
+        assert form.wider in ("bf16", "f32")
+
+
+def test_rows_of_tokens_that_were_never_trained_widen_nothing() -> None:
+    form, weights = FORMATS["q8"], np.ones((32, 32), np.float32)
+    weights[3] = 1e-9
+    restored = np.where(weights < 1, 0, weights)
+    check_small(form, weights, lambda: restored, by_token=True)
+    with pytest.raises(RangeError, match=r"row 3 has no weight above 1.0e-09, too small for q8"):
+        check_small(form, weights, lambda: restored)
+
+
+@pytest.mark.parametrize(("quant", "wider"), [("q8", "bf16"), ("f16", "f32"), ("q4", None)])
+def test_a_matrix_out_of_range_becomes_a_wider_one(tmp_path: Path, quant: str, wider: str | None) -> None:
+    """And no other: what a norm makes good is a sound model (logits: transformers' of the model as it was)."""
+    config, stored, ids, golden = tiny.read_golden(tiny.GOLDEN / "llama-plain.npz")
+    for name, array in stored.items():
+        if name.startswith("model.layers.0."):
+            factor = 1e6 if "input_layernorm" in name else 1e-6 if any(f"{c}_proj" in name for c in "qkv") else 1
+            stored[name] = array * np.float32(factor)
+    notes: list[str] = []
+    folder = write_folder(tmp_path / "folder", config, stored)
+    packed = pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", quant, notice=notes.append)
+    formats = {name: read_packed(packed)[1].format(f"layers.{name}") for name in ("0.qkv", "0.o", "1.qkv")}
+    assert formats == {"0.qkv": wider or quant, "0.o": quant, "1.qkv": quant}
+    assert [("kept in" in note, "layers.0.qkv" in note) for note in notes] == [(True, True)] * bool(wider)
+    with closing(load_model(packed, LoadOptions(ctx=len(ids), threads=1))) as model:
+        assert distance(model.forward(ids)[-tiny.KEPT :], golden) < {"q8": 0.05, "f16": 0.005, "q4": 0.5}[quant]

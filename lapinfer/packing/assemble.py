@@ -20,6 +20,7 @@ from lapinfer.quant.choice import Stored
 from lapinfer.quant.formats import STORED
 from lapinfer.quant.groups import Grouped, joined
 from lapinfer.quant.quantize import quantize
+from lapinfer.quant.range import check_small
 from lapinfer.tensors import Tensor
 
 
@@ -177,6 +178,7 @@ class Assembler:
                 values = _widened(self._values(piece, low, high), tensor.columns)
                 with self.naming(f"tensor {piece.source.name!r} from row {low}"):
                     part = quantize(format, values, importance)
+                    check_small(part.format, values, part.weights, by_token=tensor.layer < 0)
             parts.append(part)
         return joined(parts)
 
@@ -201,7 +203,7 @@ class Assembler:
         try:
             yield
         except CheckpointError as error:
-            raise CheckpointError(f"{self.checkpoint.path}: {what}: {error}") from error
+            raise type(error)(f"{self.checkpoint.path}: {what}: {error}") from error
 
 
 def _widened(values: np.ndarray, columns: int) -> np.ndarray:

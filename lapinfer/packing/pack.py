@@ -7,7 +7,7 @@ measured of their inputs (lapinfer.calibration): how large each column is, or th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -19,11 +19,12 @@ from lapinfer.families import sources_for, spec_from_config
 from lapinfer.options import QUANT
 from lapinfer.packing.assemble import Assembler
 from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, parts_of
-from lapinfer.packing.quantize import SLICE, Inputs, packed_slices
+from lapinfer.packing.quantize import SLICE, Inputs, packed_slices, wider_formats
 from lapinfer.packing.target import beside, check_target, config_digest, write_beside
 from lapinfer.packing.writer import PackedWriter
 from lapinfer.quant.choice import FED_BACK, Stored, matrix_format, model_size, narrow_format, router_format
 from lapinfer.quant.formats import FORMATS
+from lapinfer.quant.range import RangeError
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
 
@@ -76,12 +77,14 @@ def pack_checkpoint(
     calibration: Calibration | None = None,
     progress: Progress = lambda phase, done, total: None,
     force: bool = False,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Write the packed form of a checkpoint into `folder`, with config and tokenizer files beside it.
 
     The weights are renamed to their final name last, so a folder that is_packed is complete. An interrupted packing
     goes on where it was. What is quantized with a loss is weighed by what `calibration` measures. InputError where
-    something is in the way (packing/target.py), unless `force`.
+    something is in the way (packing/target.py), unless `force`. Matrices beyond the range of their format become a
+    wider one, which `notice` is told.
     """
     texts = beside(checkpoint)
     check_target(checkpoint, folder, texts, force=force)
@@ -89,7 +92,31 @@ def pack_checkpoint(
     assembler = Assembler(checkpoint, sources_for(spec, set(checkpoint.names())))
     weights = tensors(spec).values()
     assembler.check_all(weights)
-    entries = {e.name: e for e in packed_entries(weights, choose_formats(spec, quant, assembler.formats_of))}
+    formats = choose_formats(spec, quant, assembler.formats_of)
+
+    def write() -> Path:
+        return _write(
+            checkpoint, folder, quant, assembler, packed_entries(weights, formats), texts, calibration=calibration,
+            progress=progress, force=force,
+        )  # fmt: skip
+
+    try:
+        return write()
+    except RangeError as error:
+        wider = wider_formats(assembler, packed_entries(weights, formats))
+        formats |= wider
+        named = f"{', '.join(sorted(wider)[:3])}{' …' * (len(wider) > 3)}"
+        notice(f"note: {error}; kept in {' or '.join(sorted(set(wider.values())))}: {named}")
+        return write()
+
+
+def _write(
+    checkpoint: Checkpoint, folder: Path, quant: str, assembler: Assembler,
+    tensors: Sequence[PackedEntry | BankEntry], texts: Mapping[Path, bytes], *, calibration: Calibration | None,
+    progress: Progress, force: bool,
+) -> Path:  # fmt: skip
+    """Write these tensors, and the texts beside them."""
+    entries = {entry.name: entry for entry in tensors}
     lossy = [part for entry in entries.values() for part in parts_of(entry) if _is_weighed(part, assembler)]
     if calibration is not None and calibration.of_text and not lossy:
         raise InputError(

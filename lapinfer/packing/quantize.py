@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from lapinfer.packing.assemble import Assembler
-from lapinfer.packing.entries import BankEntry, PackedEntry
+from lapinfer.packing.entries import BankEntry, PackedEntry, parts_of
 from lapinfer.quant import BAND, ROWS
 from lapinfer.quant.blocks import pack, take_rows
 from lapinfer.quant.calibrate import quantize_with_feedback
+from lapinfer.quant.floats import FloatFormat
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.groups import joined
+from lapinfer.quant.range import RangeError, check_small
 from lapinfer.quant.rows import pack_rows
 
 SLICE = 1 << 23
@@ -37,6 +40,32 @@ def packed_slices(assembler: Assembler, entry: PackedEntry | BankEntry, inputs: 
         for copy in range(entry.tensor.copies):
             for packed in _matrix(assembler, entry, copy, inputs):
                 yield packed[None] if several else packed
+
+
+def wider_formats(assembler: Assembler, entries: Iterable[PackedEntry | BankEntry]) -> dict[str, str]:
+    """The formats of those matrices that are beyond the range of the one they have; all of them are tried."""
+    wider: dict[str, str] = {}
+    for entry in entries:
+        parts = parts_of(entry)
+        found = {part.name: name for part in parts if (name := _holding(assembler, part)) != part.format and name}
+        if found and parts[0].tensor.packing == "rows":  # one op reads both of a leaf's matrices
+            most_exact = max(found.values(), key=lambda name: FORMATS[name].bits)
+            found = {part.name: most_exact for part in parts}
+        wider |= found
+    return wider
+
+
+def _holding(assembler: Assembler, entry: PackedEntry) -> str | None:
+    """The format of a matrix, or the first wider one that holds it."""
+    while entry.format is not None:
+        try:
+            for _ in packed_slices(assembler, entry, {}):
+                pass
+        except RangeError:
+            entry = replace(entry, format=FORMATS[entry.format].wider)
+        else:
+            break
+    return entry.format
 
 
 def _matrix(assembler: Assembler, entry: PackedEntry, copy: int, inputs: Inputs) -> Iterator[np.ndarray]:
@@ -85,7 +114,15 @@ def _in_slices(
         if not FORMATS[format].grouped:
             values = take_rows(np.concatenate([assembler.read(tensor, *span) for span in spans]), place)
             with assembler.naming(f"{tensor.name} from row {spans[0][0]}"):
-                yield packed(format, values)
+                stored = packed(format, values)
+                _check_floats(format, values, by_token=tensor.layer < 0)
+            yield stored
         else:
             grouped = joined([assembler.read_grouped(tensor, *span, format, importance) for span in spans])
             yield packed(format, take_rows(grouped, place))
+
+
+def _check_floats(format: str, values: np.ndarray, *, by_token: bool) -> None:
+    form = FORMATS[format]
+    assert isinstance(form, FloatFormat)
+    check_small(form, values, lambda: form.widened(form.narrowed(values)), by_token=by_token)

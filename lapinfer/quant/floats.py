@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from lapinfer.errors import CheckpointError
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.format import Format, RowLayout
+from lapinfer.quant.range import check_large
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,13 +31,9 @@ class FloatFormat(Format):
         """float32 of stored numbers."""
 
     def store(self, values: np.ndarray) -> np.ndarray:
-        """Finite float32 [R, C] as they are stored. CheckpointError names the first row with one that is too large."""
-        with np.errstate(over="ignore"):
-            stored = self.narrowed(values)
-        infinite = ~np.isfinite(self.widened(stored))
-        if infinite.any():
-            raise CheckpointError(f"row {np.argwhere(infinite)[0, 0]} has weights too large for {self.name}; use f32")
-        return stored
+        """Finite float32 [R, C] as they are stored. RangeError names the first row with one that is too large."""
+        check_large(self, values)
+        return self.narrowed(values)
 
     @property
     def block_bytes(self) -> int:

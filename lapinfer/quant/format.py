@@ -30,6 +30,8 @@ class Format(ABC):
     name: that of its file, and what users call it. id: the number that kernels' operands carry; it never changes.
     max_error: what a number loses at most if all errors weigh the same, in parts of itself (floats) or of its group's
     largest (of the matrix's, where that is too small for a scale). Of a new format, measure it on random numbers.
+    most: the largest number that it holds. least: a row without a larger one may lose more than max_error.
+    wider: the format that a matrix becomes which is beyond this range (quant/range.py).
 
     What packing decides by it:
     stored_types: types of safetensors and GGUF files that it holds without a loss.
@@ -45,6 +47,9 @@ class Format(ABC):
     name: str
     id: int
     max_error: float
+    most: float
+    least: float = 0.0
+    wider: str = "f32"
     stored_types: tuple[str, ...] = ()
     kept_by_auto: bool = False
     models: ModelSize | None = None

@@ -83,7 +83,7 @@ class GroupFormat(Format):
     def search(self, x: np.ndarray, w: np.ndarray | None, rows: int) -> SearchResult:
         """The groups with the least squared error of the columns of x [32, N], N / rows groups of each row.
 
-        x: float32 within ±65504. w: weights of the errors [32, N]; None: all equal.
+        x: float32 within ±most. w: weights of the errors [32, N]; None: all equal.
         """
 
     @abstractmethod

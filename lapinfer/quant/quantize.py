@@ -9,7 +9,7 @@ from lapinfer.parallel import in_threads
 from lapinfer.quant import GROUP
 from lapinfer.quant.formats import group_format
 from lapinfer.quant.groups import Grouped, joined
-from lapinfer.quant.search import HALF_MAX
+from lapinfer.quant.range import check_large
 
 SLICE = 4096
 """Groups searched at once: 0.5 MB an array."""
@@ -30,7 +30,7 @@ def quantize(name: str, weights: np.ndarray, importance: np.ndarray | None = Non
 
     Missing columns of the last group weigh nothing. The result does not depend on `threads`. Extra memory is about
     2 bytes per weight (the result) + 10 MB per thread. Raises CheckpointError for weights that are not finite, or
-    whose scale or minimum would not fit float16.
+    too large for the format.
     """
     form = group_format(name)
     check_finite(weights)
@@ -48,11 +48,7 @@ def quantize(name: str, weights: np.ndarray, importance: np.ndarray | None = Non
         n = len(rows)
         # Missing columns repeat the row's last one, which widens no range.
         rows = rows if C == G * GROUP else np.pad(rows, ((0, 0), (0, G * GROUP - C)), "edge")
-        if np.abs(rows).max(initial=0) > HALF_MAX:
-            raise CheckpointError(
-                f"row {start + int(np.abs(rows).max(axis=1).argmax())} has weights beyond ±{HALF_MAX:.0f}, "
-                f"expected what a float16 scale can hold; use f32 or bf16"
-            )
+        check_large(form, rows, start)
         groups = np.ascontiguousarray(rows.reshape(n * G, GROUP).T)
         w = None if uniform else np.ascontiguousarray(np.broadcast_to(weigh, (n, G, GROUP)).reshape(n * G, GROUP).T)
         result = form.search(groups, w, n)

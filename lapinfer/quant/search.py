@@ -14,6 +14,10 @@ import numpy as np
 from lapinfer.quant import GROUP
 
 HALF_MAX = float(np.finfo(np.float16).max)
+HALF_NORMAL = float(np.finfo(np.float16).tiny)
+"""Smaller scales have fewer digits."""
+SQUARED_MAX, SQUARED_LEAST = 1e17, 1e-15
+"""Sums of squares of what lies between are float32."""
 HALF_TINY = float(np.finfo(np.float16).smallest_subnormal)
 
 RANGES = tuple(

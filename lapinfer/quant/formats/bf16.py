@@ -18,6 +18,10 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+LARGEST = 255 * 2.0**120
+"""What is larger rounds to infinity."""
+
+
 class BFloat16(FloatFormat):
     __slots__ = ()
 
@@ -28,4 +32,6 @@ class BFloat16(FloatFormat):
         return from_bf16(stored)
 
 
-FORMAT = BFloat16(name="bf16", id=2, max_error=2**-8, dtype=np.uint16, stored_types=("BF16",), for_routers=True)
+FORMAT = BFloat16(
+    name="bf16", id=2, max_error=2**-8, most=LARGEST, dtype=np.uint16, stored_types=("BF16",), for_routers=True
+)

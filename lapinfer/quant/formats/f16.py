@@ -17,4 +17,13 @@ class Float16(FloatFormat):
         return stored.astype(np.float32)
 
 
-FORMAT = Float16(name="f16", id=1, max_error=2**-11, dtype=np.float16, stored_types=("F16",), for_routers=True)
+FORMAT = Float16(
+    name="f16",
+    id=1,
+    max_error=2**-11,
+    most=65504,
+    least=2**-14,
+    dtype=np.float16,
+    stored_types=("F16",),
+    for_routers=True,
+)

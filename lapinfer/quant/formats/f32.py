@@ -6,6 +6,8 @@ import numpy as np
 
 from lapinfer.quant.floats import FloatFormat
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class Float32(FloatFormat):
     __slots__ = ()
@@ -17,4 +19,6 @@ class Float32(FloatFormat):
         return stored.astype(np.float32)
 
 
-FORMAT = Float32(name="f32", id=0, max_error=0.0, dtype=np.float32, stored_types=("F32",), for_routers=True)
+FORMAT = Float32(
+    name="f32", id=0, max_error=0.0, most=LARGEST, dtype=np.float32, stored_types=("F32",), for_routers=True
+)

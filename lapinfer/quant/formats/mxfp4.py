@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
-from lapinfer.quant.search import squared
+from lapinfer.quant.search import SQUARED_LEAST, SQUARED_MAX, squared
 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 """What the codes 0 … 15 mean: sign, two bits of exponent, one of mantissa."""
@@ -51,5 +51,6 @@ class MXFP4(GroupFormat):
 FORMAT = MXFP4(
     name="mxfp4", id=6, scalars=(np.uint8,), planes=(4,), signed=True,
     max_error=1 / 4,  # half the largest step, from 4 to 6, or what lies beyond 6 of 8
+    most=SQUARED_MAX, least=SQUARED_LEAST, wider="bf16",
     stored_types=("MXFP4",), kept_by_auto=True, narrow="q4",
 )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from lapinfer.quant import GROUP
 from lapinfer.quant.groups import FeedbackFormat, Grid, Grouped, SearchResult
-from lapinfer.quant.search import NIBBLE, best_rounding, inverse, search_scale_and_minimum
+from lapinfer.quant.search import NIBBLE, SQUARED_LEAST, SQUARED_MAX, best_rounding, inverse, search_scale_and_minimum
 
 MINIMUM_STEP = 8
 """Units that a step of a minimum is worth: a minimum is about −7.5 scales."""
@@ -68,5 +68,6 @@ def rounded_to_units(
 
 FORMAT = Q4(
     name="q4", id=5, scalars=(np.uint8, np.uint8), planes=(4,), units=True, by_row=True, max_error=2 / 15,
+    most=SQUARED_MAX, least=SQUARED_LEAST, wider="bf16",
     models="large", finer_head=True, exact_variant="q4_1", weighed=True,
 )  # fmt: skip

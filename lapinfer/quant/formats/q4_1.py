@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
-from lapinfer.quant.search import HALF_MAX, NIBBLE, best_rounding, half, search_scale_and_minimum
+from lapinfer.quant.search import HALF_MAX, HALF_NORMAL, NIBBLE, best_rounding, half, search_scale_and_minimum
 
 
 class Q4WithMinimum(GroupFormat):
@@ -47,5 +47,6 @@ class Q4WithMinimum(GroupFormat):
 
 FORMAT = Q4WithMinimum(
     name="q4_1", id=4, scalars=(np.float16, np.float16), planes=(4,), max_error=2 / 15,
+    most=HALF_MAX, least=NIBBLE * HALF_NORMAL, wider="bf16",
     stored_types=("Q4_0", "Q4_1"), kept_by_auto=True, finer_head=True, weighed=True, narrow="q4",
 )  # fmt: skip

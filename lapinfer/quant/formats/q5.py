@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
-from lapinfer.quant.search import search_signed_scale
+from lapinfer.quant.search import HALF_MAX, HALF_NORMAL, search_signed_scale
 
 ZERO = 16
 """The code of 0."""
@@ -37,5 +37,6 @@ class Q5(GroupFormat):
 
 FORMAT = Q5(
     name="q5", id=8, scalars=(np.float16,), planes=(4, 1), signed=True, max_error=1.5 / 15,
+    most=(ZERO - 1) * HALF_MAX, least=ZERO * HALF_NORMAL, wider="bf16",
     stored_types=("Q5_0",), kept_by_auto=True, finer_head=True, weighed=True, narrow="q8",
 )  # fmt: skip

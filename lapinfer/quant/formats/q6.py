@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
-from lapinfer.quant.search import best_scale, inverse, nearest_codes
+from lapinfer.quant.search import SQUARED_LEAST, SQUARED_MAX, best_scale, inverse, nearest_codes
 
 ZERO = 32
 """The code of 0."""
@@ -43,5 +43,6 @@ class Q6(GroupFormat):
 
 FORMAT = Q6(
     name="q6", id=7, scalars=(np.uint8,), planes=(4, 2), units=True, signed=True, max_error=1.2 / 31,
+    most=SQUARED_MAX, least=SQUARED_LEAST, wider="bf16",
     heads="large", weighed=True, narrow="q8",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
-from lapinfer.quant.search import best_scale, half, nearest_codes
+from lapinfer.quant.search import HALF_MAX, HALF_NORMAL, best_scale, half, nearest_codes
 
 LARGEST = 127
 SHRINKS = (1.0, 0.997, 0.994, 0.991)
@@ -39,6 +39,7 @@ class Q8(GroupFormat):
 
 FORMAT = Q8(
     name="q8", id=3, scalars=(np.float16,), planes=(8,), code_type=np.int8, signed=True, by_row=True,
+    most=LARGEST * HALF_MAX, least=LARGEST * HALF_NORMAL, wider="bf16",
     max_error=0.0095,  # the search may cut 0.9 % off the range, and a float16 scale another 2^-11
     stored_types=("Q8_0",), kept_by_auto=True, models="small", heads="small",
 )  # fmt: skip
