@@ -172,7 +172,8 @@ class SamplingParams:
     top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the fewest most likely tokens that have this share of what top-k left; 1 keeps all.
     min_p: keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
-    repetition_penalty: divides positive and multiplies negative logits of the last 64 tokens; 1 is none.
+    repetition_penalty: divides positive and multiplies negative logits of all tokens before, the prompt's too, as
+    transformers has it; 1 is none.
     seed: the same one gives the same tokens on every machine; None differs each time.
     """
 
@@ -190,11 +191,14 @@ class SamplingParams:
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
         """What a model's makers recommend in generation_config.json; our defaults where that says nothing.
 
-        Values that would be refused here are ignored: they are no reason not to run the model.
+        `do_sample` false means the most likely token each time. Values that would be refused here are ignored: they
+        are no reason not to run the model (`text/generation_config.py` says so).
         """
         recommended = {
             name: config[name]
             for name, (_, option) in declared(cls).items()
             if name != "seed" and not isinstance(config.get(name), bool) and option.accepts(config.get(name))
         }
+        if config.get("do_sample") is False:
+            recommended["temperature"] = 0.0
         return cls(**recommended)

@@ -103,16 +103,19 @@ def test_a_seed_gives_the_same_tokens_everywhere():
     assert [sampler.sample(values)[0] for _ in range(8)] == [95, 86, 97, 93, 70, 99, 94, 95]
 
 
-def test_repetition_penalty_looks_at_the_last_64_tokens():
+def test_repetition_penalty_looks_at_all_tokens_before():
     values = np.full(40, -1.0, np.float32)
     values[[3, 7, 20]] = 5.0, 4.0, 3.0
     original = values.copy()
     greedy = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0))
     assert greedy.sample(values, block_max(values), [3])[0] == 7
     assert greedy.sample(values, block_max(values), [3, 7, 3])[0] == 20
-    assert greedy.sample(values, block_max(values), [3] + [1] * 64)[0] == 3
+    assert greedy.sample(values, block_max(values), [3] + [1] * 500)[0] == 7
     np.testing.assert_array_equal(values, original)
     _, logprob = greedy.sample(values, block_max(values), [3])
+    assert Sampler(SamplingParams(temperature=0)).sample(values, None, [], [3, 7])[0] == 20
+    with pytest.raises(CheckpointError, match="bans every token"):
+        greedy.sample(values, None, [], range(40))
     plain = values.astype(np.float64)
     assert logprob == pytest.approx(4.0 - np.log(np.exp(plain).sum()), abs=1e-5)  # the model's own, not penalized
 
@@ -148,3 +151,4 @@ def test_recommended_parameters_are_taken_where_they_make_sense():
     config = {"temperature": 0.6, "top_p": 0.9, "top_k": "many", "repetition_penalty": -3, "do_sample": True}
     assert SamplingParams.from_generation_config(config) == SamplingParams(temperature=0.6, top_p=0.9)
     assert SamplingParams.from_generation_config({"top_k": 20}) == SamplingParams(top_k=20)
+    assert SamplingParams.from_generation_config({"do_sample": False, "temperature": 0.6}).temperature == 0

@@ -11,6 +11,7 @@ import numpy as np
 
 from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
+from lapinfer.text.generation_config import Bans
 from lapinfer.text.sampling import Sampler, SamplingParams
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -71,13 +72,14 @@ def stream(
     stop: Sequence[str] = (),
     slot: int = 0,
     conversation: Conversation | None = None,
+    bans: Bans | None = None,
 ) -> Iterator[Token]:
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
     Ends at an end-of-answer token, a stop string, after max_tokens, or when the context is full.
     `conversation` lets a prompt that begins like the last one in this slot reuse its KV cache; it must be
     the same object for every generation in this slot. Two generations that take turns in one slot stay
-    right, but read their tokens again at every turn.
+    right, but read their tokens again at every turn. `bans` are tokens that are not chosen.
     Without a tokenizer the texts are empty and only max_tokens or the context ends the generation.
     """
     ids = whole_numbers("ids", ids)
@@ -98,7 +100,7 @@ def stream(
     limit = model.ctx - len(prompt) + 1
     limit = limit if max_tokens is None else min(limit, max_tokens)
     sampler = Sampler(params or SamplingParams())
-    return _generate(model, tokenizer, prompt, sampler, limit, stop, slot, conversation or Conversation())
+    return _generate(model, tokenizer, prompt, sampler, limit, stop, slot, conversation or Conversation(), bans)
 
 
 def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
@@ -121,6 +123,7 @@ def _generate(
     stop: list[str],
     slot: int,
     conversation: Conversation,
+    bans: Bans | None,
 ) -> Iterator[Token]:
     started = time.perf_counter()
     ids = list(prompt)
@@ -133,7 +136,8 @@ def _generate(
         # Logits are views that the next step overwrites: the token is chosen before the lock is left.
         with model.lock:
             logits, kept = _advance(model, slot, conversation, writer, ids)
-            token, logprob = sampler.sample(logits.values[-1], logits.block_max[-1], ids)
+            banned = () if bans is None else bans.after(ids, len(prompt), eos_ids)
+            token, logprob = sampler.sample(logits.values[-1], logits.block_max[-1], ids, banned)
         ids.append(token)
         now = time.perf_counter()
         if count == 1:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
-from lapinfer.arguments import check_options, described, whole, whole_numbers
+from lapinfer.arguments import check_options, described, texts, whole, whole_numbers
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
+from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.messages import Messages
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
-from lapinfer.text.tokenizer_files import optional_json
 
 if TYPE_CHECKING:
     from lapinfer.loading import Progress
@@ -69,7 +69,8 @@ class LanguageModel:
     """Generates text. Safe from several threads; give each its own slot when they run at once.
 
     `tokenizer` and `template` are None when the checkpoint has none: then prompts must be token ids.
-    `defaults` are the sampling parameters used where a call names none: those the model's makers recommend.
+    `recommended` is what the model's makers recommend (generation_config.json): its sampling parameters, longest
+    answer and stop strings are used where a call names none.
     """
 
     def __init__(
@@ -77,15 +78,20 @@ class LanguageModel:
         model: Model,
         tokenizer: Tokenizer | None = None,
         template: ChatTemplate | None = None,
-        defaults: SamplingParams | None = None,
+        recommended: Generation | None = None,
     ) -> None:
         self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.defaults = defaults or SamplingParams()
+        self.recommended = recommended or Generation()
         self._conversations = [Conversation() for _ in range(model.slots)]
 
     @property
     def spec(self) -> ModelSpec:
         return self.model.spec
+
+    @property
+    def defaults(self) -> SamplingParams:
+        """The sampling parameters used where a call names none."""
+        return self.recommended.params
 
     @property
     def usage(self) -> Any:
@@ -172,9 +178,15 @@ class LanguageModel:
     ) -> Iterator[Token]:
         if not isinstance(params, SamplingParams | None):
             raise InputError(f"params: expected SamplingParams, got {described(params)}")
-        params = replace(params or self.defaults, **sampling)
+        makers = self.recommended
+        params = replace(params or makers.params, **sampling)
+        if max_tokens is None:
+            max_tokens = makers.max_tokens
+            if max_tokens is None and makers.max_length is not None:
+                max_tokens = max(makers.max_length - len(ids), 1)
+        stop = [*texts("stop", stop), *(makers.stop if self.tokenizer is not None else ())]
         conversation = self._conversations[whole("slot", slot, 0, len(self._conversations) - 1)]
-        return stream(self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation)
+        return stream(self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation, makers.bans)
 
     def close(self) -> None:
         """Stop the threads and unmap the weights; nothing can be generated any more."""
@@ -239,7 +251,11 @@ def open_model(path_or_name: str | Path, options: LoadOptions, progress: Progres
 
     model = load_model(path_or_name, options, progress=progress)
     try:
-        return from_model(model)
+        loaded = from_model(model)
+        if progress is not None:
+            for note in loaded.recommended.notes:
+                progress(note)
+        return loaded
     except BaseException:
         model.close()
         raise
@@ -252,5 +268,4 @@ def from_model(model: Model) -> LanguageModel:
     if folder is None or tokenizer is None:
         return LanguageModel(model)
     template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
-    defaults = SamplingParams.from_generation_config(optional_json(folder / "generation_config.json"))
-    return LanguageModel(model, tokenizer, template, defaults)
+    return LanguageModel(model, tokenizer, template, read_generation(folder, model.spec.vocab))

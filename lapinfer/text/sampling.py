@@ -18,9 +18,6 @@ from lapinfer.options import SamplingParams
 BLOCK = 16
 """Logits a maximum in `block_max` stands for."""
 
-REPETITION_WINDOW = 64
-"""Tokens of the past that the repetition penalty looks at."""
-
 
 class Sampler:
     """Draws tokens with the given parameters; its random numbers go on from token to token."""
@@ -30,12 +27,16 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(params.seed))
 
     def sample(
-        self, logits: np.ndarray, block_max: np.ndarray | None = None, history: Sequence[int] = ()
+        self,
+        logits: np.ndarray,
+        block_max: np.ndarray | None = None,
+        history: Sequence[int] = (),
+        banned: Sequence[int] = (),
     ) -> tuple[int, float]:
         """The next token and its log-probability under the model's own logits (no filter, temperature 1).
 
         logits: [V] float32, not changed; block_max: [ceil(V/16)] float32, the maximum of each 16 consecutive
-        logits (computed when None); history: earlier ids, of which the last 64 are penalized.
+        logits (computed when None); history: earlier ids, which are penalized; banned: ids that are not chosen.
         """
         if block_max is None:
             block_max = _block_max(logits)
@@ -47,8 +48,14 @@ class Sampler:
         log_total = float(top) + math.log(total)
         values, p = logits, self.params
         if p.repetition_penalty != 1 and len(history):
-            values, block_max = _penalized(logits, block_max, history[-REPETITION_WINDOW:], p.repetition_penalty)
-            top = block_max.max()
+            ids = np.unique(np.asarray(history))
+            changed = np.where(values[ids] > 0, values[ids] / p.repetition_penalty, values[ids] * p.repetition_penalty)
+            values, block_max = _with(values, block_max, ids, changed)
+        if banned:
+            values, block_max = _with(values, block_max, np.unique(np.asarray(banned)), -np.inf)
+            if not np.isfinite(block_max.max()):
+                raise CheckpointError("generation_config.json bans every token that could come next")
+        top = block_max.max()
         if p.temperature == 0:
             block = int(block_max.argmax())
             token = block * BLOCK + int(values[block * BLOCK : (block + 1) * BLOCK].argmax())
@@ -67,12 +74,12 @@ def _block_max(values: np.ndarray) -> np.ndarray:
     return padded.reshape(-1, BLOCK).max(axis=1)
 
 
-def _penalized(
-    logits: np.ndarray, block_max: np.ndarray, recent: Sequence[int], penalty: float
+def _with(
+    values: np.ndarray, block_max: np.ndarray, ids: np.ndarray, changed: np.ndarray | float
 ) -> tuple[np.ndarray, np.ndarray]:
-    values, block_max = logits.copy(), block_max.copy()
-    ids = np.unique(np.asarray(recent))
-    values[ids] = np.where(values[ids] > 0, values[ids] / penalty, values[ids] * penalty)
+    """Copies of logits and their block maxima in which some ids have other values."""
+    values, block_max = values.copy(), block_max.copy()
+    values[ids] = changed
     for block in np.unique(ids // BLOCK):
         block_max[block] = values[block * BLOCK : (block + 1) * BLOCK].max()
     return values, block_max

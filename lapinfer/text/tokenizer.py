@@ -10,7 +10,7 @@ import tokenizers
 
 from lapinfer.arguments import described, whole_numbers
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.text.generation_config import Ends, read_ends
+from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.tokenizer_files import FILE, read_files
 from lapinfer.text.tokenizer_rules import TIDIED, SetUp, from_vocabulary, set_up
 
@@ -44,7 +44,7 @@ class Tokenizer:
     `eos_ids` are all ids that end an answer; `special_ids` are left out of decoded text.
     """
 
-    def __init__(self, made: SetUp, ends: Ends) -> None:
+    def __init__(self, made: SetUp, generation: Generation) -> None:
         backend = made.backend
         self._backend, self._tidy = backend, made.tidy
         self.special_ids = made.special
@@ -52,12 +52,12 @@ class Tokenizer:
         self.special_tokens = dict(made.named)
         self.bos_token = self.special_tokens.get("bos_token")
         self.eos_token = self.special_tokens.get("eos_token")
-        self.bos_id = ends.bos_id if self.bos_token is None else backend.token_to_id(self.bos_token)
+        self.bos_id = generation.bos_id if self.bos_token is None else backend.token_to_id(self.bos_token)
         named = None if self.eos_token is None else backend.token_to_id(self.eos_token)
         usual = {id for text in END_OF_TURN if (id := backend.token_to_id(text)) in self.special_ids}
         if backend.token_to_id(HARMONY_END) in usual:
             usual -= {backend.token_to_id("<|end|>")}
-        self.eos_ids = frozenset(id for id in (*ends.eos_ids, named, *usual) if id is not None)
+        self.eos_ids = frozenset(id for id in (*generation.eos_ids, named, *usual) if id is not None)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer | None:
@@ -74,7 +74,7 @@ class Tokenizer:
         else:
             return None
         made = _guarded(f"{path}: not a usable tokenizer", build)
-        return None if made is None else cls(made, read_ends(folder))
+        return None if made is None else cls(made, read_generation(folder))
 
     @property
     def adds_bos(self) -> bool:
