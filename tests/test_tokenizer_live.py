@@ -27,7 +27,7 @@ def test_bans_and_penalties_are_those_of_transformers(seed):
 
     rng = np.random.default_rng(seed)
     ids, vocab, prompt = rng.integers(0, 8, 20).tolist(), 40, 20 - seed % 3
-    ends, sequences, ngram = frozenset([9]), ((4,), tuple(ids[-2:]) + (5,), (1, 2, 3)), 1 + seed % 3
+    ends, sequences, ngram = frozenset([9]), ((4,), (*ids[-2:], 5), (1, 2, 3)), 1 + seed % 3
     logits = rng.standard_normal(vocab).astype(np.float32) * 4
     steps = [
         theirs.RepetitionPenaltyLogitsProcessor(1.3),
