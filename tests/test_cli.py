@@ -325,6 +325,19 @@ def test_bench_goes_on_after_a_model_that_fails(fake, monkeypatch):
     assert invoke("bench", "--shapes", "1b", "-m", "x", *fast).exit_code == 2
 
 
+def test_thinking_is_shown_where_it_is_asked_for(fake):
+    fake.script = [*b"<think>Hm.</think>\n\nYes.", 257]
+    assert invoke("run", "Well?", "-m", "x", "--temp", 0).stdout == "Yes.\n"
+    assert invoke("run", "Well?", "-m", "x", "--temp", 0, "--thinking").stdout == "Hm.\n\nYes.\n"
+    assert invoke("run", "Well?", "-m", "x", "--temp", 0, "--no-stream", "--thinking").stdout == "Hm.\n\nYes.\n"
+    assert invoke("run", "Well?", "-m", "x", "--temp", 0, "--raw").stdout == "<think>Hm.</think>\n\nYes.\n"
+    result = invoke("run", "Well?", "-m", "x", "--temp", 0, "-n", 9)
+    assert result.stdout == "\n"
+    assert "after 9 tokens of thinking there is no answer: give it more with -n" in result.stderr
+    value = json.loads(invoke("run", "Well?", "-m", "x", "--temp", 0, "--json").stdout)
+    assert (value["thinking"], value["text"]) == ("Hm.", "Yes.")
+
+
 def test_perplexity_against_itself(fake, tmp_path):
     fake.script = None
     text = tmp_path / "text.txt"

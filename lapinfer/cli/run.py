@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lapinfer.cli.console import note, note_replaced, print_json, write_answer
+from lapinfer.cli.answers import Answer
+from lapinfer.cli.console import note, note_replaced, print_json
 from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Loading, Sampling, Verbose, with_groups
 from lapinfer.cli.prompts import prompt_of
@@ -37,6 +38,9 @@ def run(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="The system message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")] = False,
+    thinking: Annotated[
+        bool, typer.Option("--thinking", help="Show what the model thinks before its answer, too.")
+    ] = False,
     loading: Loading,
     experts_report: Annotated[
         Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
@@ -75,7 +79,7 @@ def run(
         options = {"max_tokens": max_tokens, "stop": stop or [], **sampling}
         messages = [] if system is None else [{"role": "system", "content": system}]
         if chatting:
-            _chat(loaded, messages, options, raw, verbose)
+            _chat(loaded, messages, options, raw, thinking, verbose)
             return
         messages.append({"role": "user", "content": prompt or ""})
         with KEYBOARD.stops():
@@ -83,7 +87,8 @@ def run(
             if json:
                 print_json({"model": loaded.model.name} | _completion(events))
                 return
-            _print_answer(loaded, events, [], streaming=not no_stream, verbose=verbose)
+            answer = Answer(show_thinking=thinking, streaming=not no_stream)
+            _print_answer(loaded, events, answer, limit=max_tokens, verbose=verbose)
 
 
 @contextmanager
@@ -117,38 +122,54 @@ def _answer(
 
 
 def _print_answer(
-    model: "LanguageModel", events: Iterator["Token"], texts: list[str], *, streaming: bool, verbose: bool
+    model: "LanguageModel", events: Iterator["Token"], answer: Answer, *, limit: int | None, verbose: bool
 ) -> None:
-    """Write the answer to stdout as it grows, then a line of figures to stderr.
+    """Write the answer to stdout as it grows, then to stderr what should be known of it, and a line of figures.
 
-    `texts` gets its pieces, so that the caller has those of an answer that Ctrl-C has stopped.
+    `answer` gets its pieces, so that the caller has those of an answer that Ctrl-C has stopped. limit: -n.
     """
-    last, prompt_bytes = None, 0
+    last, prompt_bytes, count = None, 0, 0
     try:
         for last in events:
             check()
-            prompt_bytes = prompt_bytes if texts else model.usage.totals()["bytes"]
-            texts.append(last.text)
-            if streaming:
-                write_answer(last.text)
-        if not streaming:
-            write_answer("".join(texts))
+            prompt_bytes = prompt_bytes if count else model.usage.totals()["bytes"]
+            count += 1
+            answer.add(last)
+        answer.finish()
     finally:
         sys.stdout.write("\n")
         sys.stdout.flush()
+    if last is not None:
+        _note_end(model, last, answer, count, limit)
     if last is not None and (verbose or sys.stderr.isatty()):
         t, read = last.timings, last.timings.prompt_tokens - last.timings.reused_tokens
-        touched = (model.usage.totals()["bytes"] - prompt_bytes) / max(len(texts) - 1, 1)
+        touched = (model.usage.totals()["bytes"] - prompt_bytes) / max(count - 1, 1)
         note(
             f"prompt {read} tokens, {t.prompt_per_second:.1f} tok/s, first token {t.ttft_ms:.0f} ms; "
-            f"answer {len(texts)} tokens, {t.tokens_per_second:.1f} tok/s; {touched / 1e6:.1f} MB touched per token"
+            f"answer {count} tokens, {t.tokens_per_second:.1f} tok/s; {touched / 1e6:.1f} MB touched per token"
         )
         if (pool := getattr(model.model, "pool", None)) is not None:
-            note(pool.line(last.timings.prompt_tokens + len(texts)))
+            note(pool.line(last.timings.prompt_tokens + count))
+
+
+def _note_end(model: "LanguageModel", last: "Token", answer: Answer, count: int, limit: int | None) -> None:
+    """Say why there is no answer, or no more of it, where that cannot be seen."""
+    full, makers = last.finish_reason == "length", model.recommended
+    if answer.thinking and not answer.text:
+        more = "give it more with -n" if full else "ask again"
+        seen = "" if answer.show_thinking else ", or see it with --thinking"
+        note(f"note: after {count} tokens of thinking there is no answer: {more}{seen}")
+    elif full and limit is None and (makers.max_tokens == count or makers.max_length is not None):
+        note(f"note: the answer ends after {count} tokens, as generation_config.json has it: -n gives it more")
 
 
 def _chat(
-    model: "LanguageModel", messages: list[dict[str, str]], options: dict[str, Any], raw: bool, verbose: bool
+    model: "LanguageModel",
+    messages: list[dict[str, str]],
+    options: dict[str, Any],
+    raw: bool,
+    thinking: bool,
+    verbose: bool,
 ) -> None:
     """A conversation until /exit or Ctrl-D; Ctrl-C stops an answer, and at the prompt ends the chat."""
     with suppress(ImportError):  # line editing, where the platform has it
@@ -168,14 +189,17 @@ def _chat(
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        texts: list[str] = []
+        answer = Answer(show_thinking=thinking)
         try:
             with KEYBOARD.stops():
-                _print_answer(model, _answer(model, messages, options, raw), texts, streaming=True, verbose=verbose)
+                events = _answer(model, messages, options, raw)
+                _print_answer(model, events, answer, limit=options["max_tokens"], verbose=verbose)
         except KeyboardInterrupt:
             pass
         except InputError as error:  # the context is full, say: the conversation is still there
             note(f"error: {error}")
             messages.pop()
             continue
-        messages.append({"role": "assistant", "content": "".join(texts)})
+        # Templates leave thinking of earlier turns out, or keep it, as the model was trained.
+        thought = {"reasoning_content": answer.thinking} if answer.thinking else {}
+        messages.append({"role": "assistant", "content": answer.text} | thought)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
+from lapinfer.text.channels import MARKERS, Part, Splitter, of_kind
 from lapinfer.text.generation_config import Bans
 from lapinfer.text.sampling import Sampler, SamplingParams
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
@@ -46,6 +47,7 @@ class Token:
     logprob: its log-probability under the model's own logits (temperature 1, nothing filtered).
     finish_reason: None, but at the last token "stop" (it ends the answer; it has no text of its own),
     "length" (max_tokens, or the context is full) or "stop_string" (which is not part of the text).
+    thinking: what became certain with it of what the model says before its answer, in a chat; it is not part of `text`.
     """
 
     text: str
@@ -53,6 +55,7 @@ class Token:
     logprob: float
     finish_reason: FinishReason | None
     timings: Timings
+    thinking: str = ""
 
 
 @dataclass(slots=True)
@@ -73,6 +76,7 @@ def stream(
     slot: int = 0,
     conversation: Conversation | None = None,
     bans: Bans | None = None,
+    thinks: Splitter | None = None,
 ) -> Iterator[Token]:
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
@@ -80,6 +84,7 @@ def stream(
     `conversation` lets a prompt that begins like the last one in this slot reuse its KV cache; it must be
     the same object for every generation in this slot. Two generations that take turns in one slot stay
     right, but read their tokens again at every turn. `bans` are tokens that are not chosen.
+    `thinks` tells thinking from the answer, in which alone stop strings are looked for.
     Without a tokenizer the texts are empty and only max_tokens or the context ends the generation.
     """
     ids = whole_numbers("ids", ids)
@@ -100,7 +105,7 @@ def stream(
     limit = model.ctx - len(prompt) + 1
     limit = limit if max_tokens is None else min(limit, max_tokens)
     sampler = Sampler(params or SamplingParams())
-    return _generate(model, tokenizer, prompt, sampler, limit, stop, slot, conversation or Conversation(), bans)
+    return _generate(model, tokenizer, prompt, sampler, limit, stop, slot, conversation or Conversation(), bans, thinks)
 
 
 def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
@@ -124,11 +129,12 @@ def _generate(
     slot: int,
     conversation: Conversation,
     bans: Bans | None,
+    thinks: Splitter | None,
 ) -> Iterator[Token]:
     started = time.perf_counter()
     ids = list(prompt)
-    decoder = None if tokenizer is None else StreamDecoder(tokenizer, prompt)
     eos_ids = frozenset() if tokenizer is None else tokenizer.eos_ids
+    told = _Told(tokenizer, prompt, thinks)
     held_back = _HeldText(stop)
     reused, first, ttft = 0, 0.0, 0.0
     writer = object()
@@ -142,15 +148,18 @@ def _generate(
         now = time.perf_counter()
         if count == 1:
             reused, first, ttft = kept, now, now - started
-        text, finish = "", None
+        text, thinking, finish = "", "", None
         if token in eos_ids:
             finish = "stop"
         else:
-            text, hit = held_back.push("" if decoder is None else decoder.push(token))
+            answer, thinking = told.push(token)
+            text, hit = held_back.push(answer)
             finish = "stop_string" if hit else "length" if count == limit else None
-        if finish in ("stop", "length") and decoder is not None:
-            rest, hit = held_back.push(decoder.flush())
+        if finish in ("stop", "length"):
+            answer, last = told.flush()
+            rest, hit = held_back.push(answer)
             text += rest if hit else rest + held_back.text
+            thinking += last
             finish = "stop_string" if hit else finish
         timings = Timings(
             prompt_tokens=len(prompt),
@@ -159,7 +168,7 @@ def _generate(
             prompt_per_second=(len(prompt) - reused) / max(ttft, 1e-9),
             tokens_per_second=(count - 1) / (now - first) if count > 1 and now > first else 0.0,
         )
-        yield Token(text, token, logprob, finish, timings)
+        yield Token(text, token, logprob, finish, timings, thinking)
         if finish is not None:
             return
 
@@ -191,6 +200,27 @@ def _reusable(cached: list[int], ids: list[int], window: int | None) -> int:
     if window is not None and len(cached) > window and common < len(cached) - 1:
         return 0  # a ring (a window's keys, a convolution's inputs) has overwritten what stepping back would need
     return common
+
+
+class _Told:
+    """Tokens to (answer, thinking), each what has become certain."""
+
+    def __init__(self, tokenizer: Tokenizer | None, prompt: Sequence[int], thinks: Splitter | None) -> None:
+        shown = {} if tokenizer is None or thinks is None else tokenizer.special_among(MARKERS)
+        self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, prompt, shown)
+        self._thinks = thinks
+
+    def push(self, token: int) -> tuple[str, str]:
+        text = "" if self._decoder is None else self._decoder.push(token)
+        return (text, "") if self._thinks is None else _told(self._thinks.push(text))
+
+    def flush(self) -> tuple[str, str]:
+        text = "" if self._decoder is None else self._decoder.flush()
+        return (text, "") if self._thinks is None else _told(self._thinks.push(text) + self._thinks.flush())
+
+
+def _told(parts: Sequence[Part]) -> tuple[str, str]:
+    return of_kind(parts, "answer"), of_kind(parts, "thinking")
 
 
 class _HeldText:

@@ -14,6 +14,7 @@ import numpy as np
 from lapinfer.arguments import check_options, described, texts, whole, whole_numbers
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
+from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter, splitter
 from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.messages import Messages
@@ -56,13 +57,18 @@ FOR_TEMPLATES = ("tools", "documents", "continue_final_message")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `tokens` and `logprobs` include the token that ended it, `text` does not."""
+    """A whole answer. `tokens` and `logprobs` include the token that ended it, `text` does not.
+
+    `thinking` is what a chat's model said before its answer: in `<think>` … `</think>`, or to other channels than the
+    final one. It is not part of `text`; templates take it back as a message's `reasoning_content`.
+    """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     timings: Timings
+    thinking: str = ""
 
 
 class LanguageModel:
@@ -157,7 +163,9 @@ class LanguageModel:
         given: dict[str, Any] = dict(options)
         variables = _variables(given.pop("template_kwargs", None))
         variables |= {name: given.pop(name) for name in FOR_TEMPLATES if name in given}
-        return self._stream(self.encode(self.template.render(messages, **variables), special=False), **given)
+        prompt = self.template.render(messages, **variables)
+        harmony = self.tokenizer is not None and len(self.tokenizer.special_among((CHANNEL, MESSAGE))) == 2
+        return self._stream(self.encode(prompt, special=False), thinks=splitter(prompt, harmony), **given)
 
     def chat(self, messages: Messages, **options: Unpack[ChatKeywords]) -> Completion:
         """The assistant's whole answer to {'role': 'user', 'content': '…'} and so on, or to the text of a user.
@@ -174,6 +182,7 @@ class LanguageModel:
         stop: Sequence[str] = (),
         slot: int = 0,
         params: SamplingParams | None = None,
+        thinks: Splitter | None = None,
         **sampling: Any,
     ) -> Iterator[Token]:
         if not isinstance(params, SamplingParams | None):
@@ -186,7 +195,9 @@ class LanguageModel:
                 max_tokens = max(makers.max_length - len(ids), 1)
         stop = [*texts("stop", stop), *(makers.stop if self.tokenizer is not None else ())]
         conversation = self._conversations[whole("slot", slot, 0, len(self._conversations) - 1)]
-        return stream(self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation, makers.bans)
+        return stream(
+            self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation, makers.bans, thinks
+        )
 
     def close(self) -> None:
         """Stop the threads and unmap the weights; nothing can be generated any more."""
@@ -224,6 +235,7 @@ def completed(events: Iterator[Token]) -> Completion:
         logprobs=tuple(t.logprob for t in tokens),
         finish_reason=last.finish_reason or "length",
         timings=last.timings,
+        thinking="".join(t.thinking for t in tokens),
     )
 
 

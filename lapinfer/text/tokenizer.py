@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,6 +94,11 @@ class Tokenizer:
             raise InputError(f"the text is not valid Unicode: {error}") from error
         return _guarded("the tokenizer failed", lambda: self._backend.encode(text, add_special_tokens=special).ids)
 
+    def special_among(self, texts: Iterable[str]) -> dict[int, str]:
+        """Those of some texts that are special tokens, by their ids."""
+        ids = {self._backend.token_to_id(text): text for text in texts}
+        return {id: text for id, text in ids.items() if id in self.special_ids}
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special and unknown ones left out."""
         text_ids = [id for id in whole_numbers("ids", ids) if self.is_text(id)]
@@ -113,20 +118,25 @@ class StreamDecoder:
 
     Only a short window is decoded at each push: the tokens whose text was last given out, which keep
     SentencePiece from stripping the space before a word, and the new ones. `context` are tokens that came
-    before (the end of the prompt); their text is not given out.
+    before (the end of the prompt); their text is not given out. `shown` are texts of special tokens that are not
+    left out.
     """
 
     LONGEST = 16
     """Tokens held back at most: a character has 4 bytes, so more are not the beginning of one."""
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, context: Sequence[int] = (), shown: Mapping[int, str] | None = None
+    ) -> None:
+        self._tokenizer, self._shown = tokenizer, shown or {}
         self._window = [id for id in context[-self.LONGEST :] if tokenizer.is_text(id)]
         self._given = len(self._window)  # tokens of the window whose text was given out …
         self._text = tokenizer.decode(self._window)  # … and that text
 
     def push(self, id: int) -> str:
         """Add a token; the text that is certain now, often that of this token, sometimes ''."""
+        if id in self._shown:
+            return self.flush() + self._shown[id]
         if not self._tokenizer.is_text(id):
             return ""
         self._window.append(id)
