@@ -213,7 +213,7 @@ def test_sentencepiece_as_transformers_reads_it(tmp_path):
 
 def test_no_tokenizer_is_no_error(tmp_path):
     checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", tokenizer=False))
-    assert os.listdir(checkpoint.folder) == ["config.json"]
+    assert sorted(os.listdir(checkpoint.folder)) == ["config.json", "sha256.json"]
 
 
 def test_an_unknown_pretokenizer_is_refused(tmp_path):

@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,6 +29,7 @@ from lapinfer.checkpoint.gguf_special import (
     special_tokens,
 )
 from lapinfer.checkpoint.pretokenizers import CUTS, DEFAULT, Cut
+from lapinfer.checkpoint.sealed import sealed_folder
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.home import home
 
@@ -57,33 +55,22 @@ LONGEST_MERGED = 256
 
 
 def write_folder(file: GGUFParts, config: dict[str, Any], special: SpecialTokens | None) -> Path:
-    """The folder with config.json and tokenizer files of a GGUF file; made once for a header, atomically."""
+    """The folder with config.json and tokenizer files of a GGUF file; made once for a header, again if damaged."""
     digest = hashlib.sha256(file.header)
     digest.update(json.dumps(config, sort_keys=True).encode())
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in file.path.stem)[:80]
     folder = home() / "gguf" / f"{stem}-{digest.hexdigest()[:16]}-{RULES}"
-    if folder.is_dir():
-        return folder
-    files = {"config.json": json.dumps(config, indent=2)} | _sampling(file)
-    if special is not None:
-        files |= tokenizer_files(file, special)
+
+    def files() -> dict[str, str]:
+        texts = {"config.json": json.dumps(config, indent=2)} | _sampling(file)
+        return texts if special is None else texts | tokenizer_files(file, special)
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
-            for name, text in files.items():
-                (partial / name).write_text(text, encoding="utf-8")
-            os.replace(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process made it meanwhile
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        return sealed_folder(folder, files)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: cannot be written: {error.strerror or error}; set LAPINFER_HOME to a writable folder"
         ) from error
-    return folder
 
 
 def read_special(file: GGUFParts) -> SpecialTokens | None:
