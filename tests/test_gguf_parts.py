@@ -168,6 +168,13 @@ def test_headers_that_lie(tmp_path, header, words):
         GGUFFile(path)
 
 
+def test_too_many_entries_are_not_walked(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 70_000) + bytes(13 * 70_000))
+    with pytest.raises(CheckpointError, match="has 0 tensors and 70000 keys, expected at most 65536 of each"):
+        GGUFFile(path)
+
+
 def tensor_file(path, shape=(4,), kind=0, offset=0, keys=b"", count=0, data=64):
     """One tensor, packed by hand."""
     info = struct.pack("<Q", 1) + b"t" + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)

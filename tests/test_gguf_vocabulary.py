@@ -13,6 +13,7 @@ gguf = pytest.importorskip("gguf")
 
 import gguf_files  # noqa: E402
 
+from lapinfer.checkpoint import gguf_tokenizer  # noqa: E402
 from lapinfer.checkpoint.gguf import GGUFCheckpoint  # noqa: E402
 from lapinfer.checkpoint.pretokenizers import CUTS  # noqa: E402
 from lapinfer.errors import CheckpointError, UnsupportedError  # noqa: E402
@@ -184,6 +185,21 @@ def test_what_cannot_be_true(tmp_path, keys, words):
 def test_pieces_need_their_scores(tmp_path, keys):
     with pytest.raises(CheckpointError, match=r"tokenizer\.ggml\.scores is .*, expected a number for each"):
         pieces_and(tmp_path, **keys)
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [
+        ("MOST_TOKENS", "has 278 tokens, expected at most 3"),
+        ("MOST_MERGED", "its pieces have more than 3 characters"),
+        ("MOST_PAIRS", "over 3 pairs of its pieces make another one"),
+        ("MOST_ADDED", "over 3 of its tokens are special or user-defined"),
+    ],
+)
+def test_bounds_of_vocabularies(tmp_path, monkeypatch, bound, words):
+    monkeypatch.setattr(gguf_tokenizer, bound, 3)
+    with pytest.raises(CheckpointError, match=words):
+        pieces_and(tmp_path, ("<x>", CONTROL))
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "rwkv", "plamo2", "of-tomorrow"])

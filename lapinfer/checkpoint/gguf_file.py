@@ -16,7 +16,10 @@ from lapinfer.checkpoint.magic import LOOKED_AT, told_by
 from lapinfer.checkpoint.mapping import map_file
 from lapinfer.errors import CheckpointError, UnsupportedError
 
-MAX_STRINGS: Final = 4_000_000
+MAX_ENTRIES: Final = 1 << 16
+"""Of metadata, and of tensors in a file: real ones have under a hundred, and a few thousand."""
+
+MAX_STRINGS: Final = 2_000_000
 """In all metadata together: several times the largest vocabulary with its merges."""
 
 MAX_TEXT: Final = 128 << 20
@@ -85,6 +88,10 @@ class GGUFFile:
                 f"{self.path}: has GGUF version {version}, expected 2 or 3; convert the model with a newer llama.cpp"
             )
         tensor_count, key_count = self._count(24), self._count(13)
+        if max(tensor_count, key_count) > MAX_ENTRIES:
+            raise CheckpointError(
+                f"{self.path}: has {tensor_count} tensors and {key_count} keys, expected at most {MAX_ENTRIES} of each"
+            )
         self.metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = self._string()

@@ -44,8 +44,11 @@ SAMPLING = {
 }  # fmt: skip
 """Under general.: what the model's makers recommend -> its name in generation_config.json."""
 
-MOST_MERGED = 8_000_000
-"""Characters of all pieces that merges are looked for in: Gemma's have 2 million."""
+MOST_TOKENS, MOST_ADDED = 1 << 19, 1 << 16
+"""Of a vocabulary, and of those that are matched as a whole: Gemma has 262,144, and 6,414."""
+
+MOST_MERGED, MOST_PAIRS = 4_000_000, 1_000_000
+"""Characters of all pieces that merges are looked for in, and merges: Gemma's have 2 million, and half a million."""
 
 NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 """Of Phi-3's special tokens, those that leave the white space after them."""
@@ -104,6 +107,8 @@ def tokenizer_files(file: GGUFParts, special: SpecialTokens) -> dict[str, str]:
     """Names and texts of tokenizer.json and tokenizer_config.json."""
     metadata, where = file.metadata, str(file.path)
     tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(_strings(file, "tokens"))]  # llama.cpp's name for it
+    if len(tokens) > MOST_TOKENS:
+        raise CheckpointError(f"{where}: has {len(tokens)} tokens, expected at most {MOST_TOKENS}")
     if len(set(tokens)) < len(tokens):
         text = next(text for text, count in Counter(tokens).most_common(1) if count > 1)
         raise CheckpointError(f"{where}: tokenizer.ggml.tokens has the token {text[:80]!r} twice, expected it once")
@@ -262,6 +267,8 @@ def _merges(
     for token, kind, score in zip(tokens, types, scores, strict=True):
         if kind not in (NORMAL, USER_DEFINED) or len(token) > LONGEST_MERGED:
             continue
+        if len(found) > MOST_PAIRS:
+            raise ValueError(f"over {MOST_PAIRS:,} pairs of its pieces make another one")
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in parts and right in parts:
@@ -277,6 +284,8 @@ def _stripping(file: GGUFParts) -> bool:
 
 def _add_tokens(backend: Tokenizer, tokens: list[str], types: list[int], stripping: bool) -> None:
     """Tokens that are matched in the text as a whole: unknown and control ones are special, user-defined are text."""
+    if sum(t in (CONTROL, UNKNOWN, USER_DEFINED) for t in types) > MOST_ADDED:
+        raise ValueError(f"over {MOST_ADDED:,} of its tokens are special or user-defined")
     for kinds in ((CONTROL, UNKNOWN), (USER_DEFINED,)):
         added = [
             AddedToken(
