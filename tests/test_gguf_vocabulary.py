@@ -149,6 +149,13 @@ def test_a_space_in_front(tmp_path):
     assert [names[i] for i in without] == ["<s>", "hello"]
 
 
+def test_runs_of_spaces_are_matched_before_anything_is_merged(tmp_path):
+    """Gemma's are user-defined tokens with the worst of scores: " hello" must not take one space away from them."""
+    ours = tokenizer(pieces_and(tmp_path, ("  ", USER), ("   ", USER), add_space_prefix=False))
+    assert [ours.encode(text, special=False)[1:-1] for text in ("hello  hello", "hello   hello")] == [[277], [278]]
+    assert ours.decode(ours.encode("hello   hello world")) == "hello   hello world"
+
+
 def test_special_tokens_of_phi3_take_the_space_behind_them(tmp_path):
     """ggml-org/llama.cpp#7938"""
     more = [("<|user|>", CONTROL), ("<|end|>", CONTROL)]

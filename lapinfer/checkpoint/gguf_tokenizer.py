@@ -33,7 +33,7 @@ from lapinfer.checkpoint.sealed import sealed_folder
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.home import home
 
-RULES = 3
+RULES = 4
 """To be raised when a tokenizer is rebuilt in another way: files made before are not used then."""
 
 KINDS = ("gpt2", "llama")
@@ -239,8 +239,6 @@ def _byte_level(tokens: list[str], merges: list[str], cut: Cut) -> Tokenizer:
 
 def _sentencepiece(file: GGUFParts, tokens: list[str], types: list[int], unknown: str | None) -> Tokenizer:
     """As transformers converts a SentencePiece BPE model: spaces are ▁, unknown characters become bytes."""
-    # llama.cpp writes pieces of several spaces as they look in text; inside the model they are ▁ too.
-    tokens = [t.replace(" ", "▁") if t.isspace() else t for t in tokens]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     scores = _numbers(file, "scores", len(tokens))
     merges = _merges(tokens, types, [float(s) for s in scores], vocabulary)
