@@ -3,7 +3,7 @@
     import lapinfer
 
     with lapinfer.load("smollm2") as model:
-        print(model.chat([{"role": "user", "content": "What is the capital of France?"}]).text)
+        print(model.chat("What is the capital of France?").text)
 
 The public names are imported when they are first used: `import lapinfer` loads neither NumPy nor Numba.
 """

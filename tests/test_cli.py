@@ -107,6 +107,19 @@ def test_no_chat_template_falls_back_to_plain_text(tmp_path, monkeypatch):
     assert "no chat template" in result.stderr
 
 
+def test_a_template_gets_what_it_knows(tmp_path, monkeypatch):
+    chat = "{{ messages[0].content }}{% if enable_thinking is false %}{{ raise_exception('no thinking') }}{% endif %}"
+    folder = byte_tokenizer_folder(tmp_path, chat=chat)
+    install(monkeypatch, lambda: FakeModel(folder, script=[*b"ok", 257]))
+    assert invoke("run", "-m", "x", "hi").exit_code == 0
+    result = invoke("run", "-m", "x", "--template-kwargs", '{"enable_thinking": false}', "hi")
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "error: the chat template refuses these messages: no thinking"
+    for wrong in ("x", "[1]", "3"):
+        assert invoke("run", "-m", "x", "--template-kwargs", wrong, "hi").exit_code == 2
+    assert invoke("run", "-m", "x", "--raw", "--template-kwargs", "{}", "hi").exit_code == 2
+
+
 def test_without_a_name_a_shipped_model_runs_unless_the_chat_model_was_pulled(fake, monkeypatch):
     result = invoke("run", "hi")
     assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")

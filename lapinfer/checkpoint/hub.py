@@ -39,7 +39,7 @@ def resolve(name: str | Path) -> Checkpoint | Path:
     path = expanded(name)
     if _exists(path):
         return _open(path)
-    if path.exists():
+    if os.path.exists(path):  # False, where pathlib's raises an error for a name that is too long
         raise CheckpointError(f"{path}: is neither a file nor a folder")
     name = str(name)
     if (shipped := shipped_model(name)) is not None:

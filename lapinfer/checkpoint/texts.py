@@ -10,7 +10,7 @@ from pathlib import Path
 TEXTS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model",
-    "generation_config.json", "chat_template.jinja",
+    "generation_config.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files of a checkpoint's folder, each of which may be missing."""
 TEMPLATES = "additional_chat_templates"

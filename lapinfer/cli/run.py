@@ -41,6 +41,10 @@ def run(
     thinking: Annotated[
         bool, typer.Option("--thinking", help="Show what the model thinks before its answer, too.")
     ] = False,
+    template_kwargs: Annotated[
+        str | None,
+        typer.Option("--template-kwargs", help="What else the chat template knows: '{\"enable_thinking\": false}'."),
+    ] = None,
     loading: Loading,
     experts_report: Annotated[
         Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
@@ -54,8 +58,11 @@ def run(
 
     Sampling options that are not given are those that the model's makers recommend, else the defaults shown.
     """
-    if raw and system is not None:
-        raise typer.BadParameter("--system needs the chat template that --raw turns off")
+    for_template = {"--system": system, "--template-kwargs": template_kwargs}
+    needing = next((option for option, value in for_template.items() if value is not None), None)
+    if raw and needing is not None:
+        raise typer.BadParameter(f"{needing} needs the chat template that --raw turns off")
+    variables = None if template_kwargs is None else _variables(template_kwargs)
     prompt = prompt_of(prompt)
     chatting = prompt is None
     if not (prompt or chatting or raw):
@@ -74,9 +81,12 @@ def run(
         if not raw and loaded.template is None:
             note("note: this model has no chat template; the prompt is continued as plain text")
             raw = True
-        if raw and system is not None:
-            raise InputError("this model has no chat template, which --system needs")
+        if raw and needing is not None:
+            raise InputError(f"this model has no chat template, which {needing} needs")
         options = {"max_tokens": max_tokens, "stop": stop or [], **sampling}
+        if not raw and loaded.template is not None:
+            loaded.template.check()
+            options["template_kwargs"] = variables
         messages = [] if system is None else [{"role": "system", "content": system}]
         if chatting:
             _chat(loaded, messages, options, raw, thinking, verbose)
@@ -89,6 +99,19 @@ def run(
                 return
             answer = Answer(show_thinking=thinking, streaming=not no_stream)
             _print_answer(loaded, events, answer, limit=max_tokens, verbose=verbose)
+
+
+def _variables(text: str) -> dict[str, Any]:
+    """The JSON of --template-kwargs."""
+    from json import JSONDecodeError, loads
+
+    try:
+        value = loads(text)
+    except (JSONDecodeError, RecursionError) as error:
+        raise typer.BadParameter(f"--template-kwargs: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter('--template-kwargs: expected a JSON object, {"name": value}')
+    return value
 
 
 @contextmanager

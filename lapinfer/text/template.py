@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,10 +69,14 @@ class ChatTemplate:
 
     _where = where
 
+    def check(self) -> None:
+        """CheckpointError when chat is not possible: the template is none."""
+        self._chosen(None, None).compiled()
+
     def problem(self) -> str | None:
-        """Why chat is not possible; None where the template can be used."""
+        """What `check` raises; None where the template can be used."""
         try:
-            self._chosen(None, None).compiled()
+            self.check()
         except CheckpointError as error:
             return str(error)
         return None
@@ -148,7 +153,9 @@ class _Template:
         from lapinfer.text.sandbox import BoundedEnvironment, shortened
 
         try:
-            return BoundedEnvironment().from_string(self._source.text)
+            with warnings.catch_warnings():  # Python's compiler warns of 1[0], which fails when it is reached
+                warnings.simplefilter("ignore", SyntaxWarning)
+                return BoundedEnvironment().from_string(self._source.text)
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(
                 f"{self.where}:{error.lineno}: the chat template is broken: {shortened(error.message)}; {INSTEAD}"

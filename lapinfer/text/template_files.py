@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lapinfer.checkpoint.texts import TEMPLATES
 from lapinfer.errors import CheckpointError
 from lapinfer.text.tokenizer_files import optional_json
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 """Names of templates: the one that is taken, and the one that is taken where tools are given."""
-MORE = "additional_chat_templates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def template_sources(folder: Path) -> dict[str, Source]:
     Nothing is refused here: a template that is no text is a problem of its source.
     """
     files = {DEFAULT: folder / "chat_template.jinja"}
-    files |= {path.name.removesuffix(".jinja"): path for path in sorted((folder / MORE).glob("*.jinja"))}
+    files |= {path.name.removesuffix(".jinja"): path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
     found = {name: _of_file(path) for name, path in files.items() if path.is_file()}
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = found or _of_config(folder / name)
