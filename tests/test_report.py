@@ -202,6 +202,17 @@ def test_against_dense() -> None:
     assert against_dense([dense, small]) == []
 
 
+@pytest.mark.parametrize(
+    ("speed", "spread", "told"),
+    [(5.5, 0.02, "1.10x the decoding speed"), (5.5, 0.06, "cannot be told apart"), (4.0, 0.05, "0.80x"),
+     (4.0, 0.2, "cannot be told apart"), (5.5, 0.0, "1.10x")],
+)  # fmt: skip
+def test_a_ratio_within_its_own_spread_is_withheld(speed: float, spread: float, told: str) -> None:
+    dense = Figures("dense", 1000, 1000, 10.0, 8.0, 5.0, None, spread)
+    moe = Figures("moe", 1010, 405, 11.0, 4.0, speed, None, spread)
+    assert told in against_dense([dense, moe])[0]
+
+
 def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAPINFER_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(doctor, "read_bandwidth", lambda threads: 2e10)

@@ -48,6 +48,7 @@ KINDS = ["dense", "moe", "fff"]
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A machine that need not be measured, few steps, and packed copies that are left behind nowhere."""
     monkeypatch.setattr(roofline, "measure", lambda threads: ROOF)
+    monkeypatch.setattr(roofline, "bandwidth_now", lambda threads: 2e10)
     monkeypatch.setattr(measure, "DECODED", 4)
     monkeypatch.setattr(measure, "BATCHED", 3)
     monkeypatch.setitem(SIZES, "100m", SIZE)
@@ -369,3 +370,35 @@ def test_shares_of_the_roofline(report: Report) -> None:
     machine = Machine({}, 1, 1e9, {"int8": 1e10})
     step = replace(report.models[0].decode, bytes=1000, macs=1, seconds=2e-6)
     assert machine.share(step, "int8") == pytest.approx(0.5)
+
+
+def machine_and_model(report: Report, share: float, caches: int, slowest: float = 1e9) -> Report:
+    """The report's first model, at this share of a machine's roofline."""
+    machine = Machine({"lapinfer": "1"}, 1, 1e9, {"int8": 1e18, "float32": 1e18}, slowest, caches)
+    model = report.models[0]
+    decode = replace(model.decode, seconds=model.decode.bytes / 1e9 / share)
+    prompt = replace(model.prompt, seconds=model.prompt.bytes / 1e9)
+    return replace(report, machine=machine, models=[replace(model, decode=decode, prompt=prompt)])
+
+
+@pytest.mark.parametrize(
+    ("share", "caches", "told", "not_told"),
+    [
+        (0.9, 0, "90 %", "Above the roof"),
+        (1.24, 1 << 40, "More than 100 %: the weights of", "Above the roof"),
+        (1.24, 0, "bandwidth was measured too low", "(124 %)"),
+    ],
+)
+def test_caches_explain_only_what_fits_them(
+    report: Report, share: float, caches: int, told: str, not_told: str
+) -> None:
+    text = page(machine_and_model(report, share, caches))
+    assert told in text
+    assert not_told not in text
+
+
+def test_a_busy_machine_is_told(report: Report) -> None:
+    assert "went from 0.6 to 1.0 GB/s" in page(machine_and_model(report, 0.9, 0, slowest=0.6e9))
+    assert "other programs ran" not in page(machine_and_model(report, 0.9, 0, slowest=0.95e9))
+    machine = Machine({}, 1, 1e9, {}, 1e9).also(0.5e9).also(2e9)
+    assert (machine.slowest, machine.bandwidth) == (0.5e9, 2e9)

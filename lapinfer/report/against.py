@@ -21,6 +21,7 @@ class Figures:
     touched: float
     speed: float
     perplexity: float | None
+    spread: float = 0.0
 
 
 def against_dense(models: Sequence[Figures]) -> list[str]:
@@ -44,5 +45,13 @@ def _against(m: Figures, d: Figures, alike: str) -> str:
         quality = f", perplexity {m.perplexity:.1f} instead of {d.perplexity:.1f}"
     return (
         f"{m.name} instead of {d.name} ({alike}): {m.memory / d.memory:.2f}x the memory, "
-        f"{m.touched / d.touched:.2f}x the bytes per token, {m.speed / d.speed:.2f}x the decoding speed{quality}"
+        f"{m.touched / d.touched:.2f}x the bytes per token, {_speed(m, d)}{quality}"
     )
+
+
+def _speed(m: Figures, d: Figures) -> str:
+    """The ratio of speeds, unless their own spread could explain it."""
+    ratio, noise = m.speed / d.speed, m.spread + d.spread
+    if noise and ratio * (1 - noise) <= 1 <= ratio * (1 + noise):
+        return "a decoding speed that cannot be told apart"
+    return f"{ratio:.2f}x the decoding speed"

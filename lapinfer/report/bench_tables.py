@@ -56,6 +56,12 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             f"the processor's caches ({largest_cache() / 1e6:,.0f} MB) can hold the weights of {', '.join(cached)}: "
             "then reading them costs next to nothing; for models that don't fit, see --shapes 1b"
         )
+    over = sorted({r.model_filename for r in rows if (r.roofline or 0) > 1.03 and r.model_size > largest_cache()})
+    if over:
+        notes.append(
+            f"above 100 % of the roofline, and larger than the caches: {', '.join(over)}; other programs ran while the "
+            "bandwidth was measured, so measure again on a quiet machine"
+        )
     if texts := sorted({r.perplexity_text for r in rows if r.perplexity_text}):
         notes.append(f"perplexity: of {', '.join(texts)}")
     ran = "real text" if r.text == "real" else "random token ids (no tokenizer)"
@@ -88,7 +94,14 @@ def _conclusions(rows: Sequence[Row]) -> list[str]:
     answers = {r.model_filename: r for r in reversed(rows) if r.n_gen}
     figures = [
         Figures(
-            name, r.model_n_params, r.n_params_active, r.model_size, r.touched_mb, 1e3 / r.tpot_p50_ms, r.perplexity
+            name,
+            r.model_n_params,
+            r.n_params_active,
+            r.model_size,
+            r.touched_mb,
+            1e3 / r.tpot_p50_ms,
+            r.perplexity,
+            r.stddev_ts / r.avg_ts,
         )
         for name, r in reversed(answers.items())
         if r.tpot_p50_ms

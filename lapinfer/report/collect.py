@@ -51,7 +51,9 @@ def collect(
     text, source = (options.text, options.source) if options.text else (passage(), "the package's passage.txt")
     say("measuring the machine")
     roof = roofline.measure(threads)
-    about = Machine(machine.description(), threads, roof.best_bandwidth, roof.peaks)
+    about = Machine(
+        machine.description(), threads, roof.best_bandwidth, roof.peaks, roof.best_bandwidth, machine.largest_cache()
+    )
     report = Report(about, source, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     try:
         for candidate in todo:
@@ -59,6 +61,7 @@ def collect(
             say(f"measuring {shown}")
             try:
                 report.models.append(_measured(candidate, options, threads, text, _of(say, shown)))
+                report.machine = report.machine.also(roofline.bandwidth_now(threads))
             except (LapinferError, OSError, MemoryError) as error:
                 report.failures.append((shown, _message(error)))
                 say(f"error: {shown}: {_message(error).removeprefix(f'{shown}: ')}")

@@ -33,7 +33,8 @@ n: ops in a step. MB: bytes that they read, of weights and KV cache (kv: of posi
 MMAC: millions of multiply-adds; MAC/B: of these a byte. experts: leaves, too, in models of trees."""
 TIMED_LEGEND = """
 roof %: the least time that this machine needs for these bytes and multiply-adds, by the time
-taken; above 100 where weights stay in caches. MBU: bytes per second by the bandwidth measured."""
+taken; above 100 where weights stay in caches, or others ran while the machine was measured.
+MBU: bytes per second by the bandwidth measured."""
 
 
 @dataclass(slots=True)

@@ -106,7 +106,9 @@ def _step(watch: Watch, tokens: int, position: int, predicted: dict[str, int]) -
     """The mean of bytes and multiply-adds, the median of times."""
     n = len(watch.seconds)
     macs = (int(watch.meter.macs.sum()) + watch.attended) // n
-    return Step(tokens, position, int(watch.meter.bytes.sum()) // n, predicted, macs, median(watch.seconds))
+    low, middle, high = np.percentile(watch.seconds, (25, 50, 75))
+    spread = float((high - low) / 2 / middle)
+    return Step(tokens, position, int(watch.meter.bytes.sum()) // n, predicted, macs, median(watch.seconds), spread)
 
 
 def _decode(model: Model, ids: np.ndarray, context: int, costs: Costs) -> Step:

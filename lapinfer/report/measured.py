@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lapinfer import __version__
@@ -17,7 +17,8 @@ Kind = Literal["dense", "moe", "fff"]
 class Step:
     """Steps of one kind, measured: bytes, macs and tokens of one step, and the median of its seconds.
 
-    predicted: bytes by part from the spec alone, for as many experts as the steps have read.
+    predicted: bytes by part from the spec alone, for as many experts as the steps have read. spread: half the distance
+    between the quartiles of the seconds, by their median.
     """
 
     tokens: int
@@ -26,6 +27,7 @@ class Step:
     predicted: dict[str, int]
     macs: int
     seconds: float
+    spread: float = 0.0
 
     @property
     def speed(self) -> float:
@@ -107,12 +109,22 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """bandwidth: bytes per second; peaks: multiply-adds per second by arithmetic; measured with so many threads."""
+    """bandwidth: bytes per second; peaks: multiply-adds per second by arithmetic; measured with so many threads.
+
+    bandwidth is the best of all measurements, before and after each model; slowest the least of them. caches: bytes of
+    the largest cache.
+    """
 
     about: dict[str, Any]
     threads: int
     bandwidth: float
     peaks: dict[str, float]
+    slowest: float = 0.0
+    caches: int = 0
+
+    def also(self, bandwidth: float) -> Machine:
+        """With another measurement of the bandwidth."""
+        return replace(self, bandwidth=max(self.bandwidth, bandwidth), slowest=min(self.slowest, bandwidth))
 
     def share(self, step: Step, arithmetic: str) -> float:
         """The least time that the step's bytes and multiply-adds can take, by the time that it took."""

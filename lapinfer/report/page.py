@@ -27,6 +27,10 @@ from lapinfer.report.measured import Machine, Measured, Report, Step
 from lapinfer.report.page_whatif import script, whatif
 from lapinfer.shown import escape
 
+OVER = 1.03
+"""Shares of the roofline up to this are the roofline itself, as well as it can be measured."""
+BUSY = 0.9
+"""Bandwidths that differ by more than this say that other programs ran."""
 MAP_WIDTH = 440
 """Of the map of loads, which stands beside a chart."""
 
@@ -48,7 +52,13 @@ COLUMNS: dict[str, tuple[str, Callable[[Machine, Measured], str]]] = {
 
 
 def _speed(machine: Machine, m: Measured, step: Step) -> str:
-    return f"{step.speed:,.0f} ({100 * machine.share(step, m.arithmetic):.0f} %)"
+    share = machine.share(step, m.arithmetic)
+    told = "above the roof" if share > OVER and not _in_caches(machine, m) else f"{100 * share:.0f} %"
+    return f"{step.speed:,.0f} ± {100 * step.spread:.0f} % ({told})"
+
+
+def _in_caches(machine: Machine, m: Measured) -> bool:
+    return m.weight_bytes <= machine.caches
 
 
 def _perplexity(m: Measured) -> str:
@@ -101,7 +111,7 @@ def _headline(report: Report) -> str:
     of_one_text = len({bool(m.ppl[2]) for m in models if m.ppl}) == 1  # else cards' texts beside this report's
     answers = against_dense([
         Figures(f"{letter(i)} {m.name}", m.parameters, m.active, m.weight_bytes, m.decode.bytes, m.decode.speed,
-                m.ppl[0] if m.ppl and of_one_text else None)
+                m.ppl[0] if m.ppl and of_one_text else None, m.decode.spread)
         for i, m in enumerate(models)
     ])  # fmt: skip
     text = f"A decoded token sees {seen} positions, and a prompt is as long. Letters stand for models in the pictures."
@@ -123,9 +133,12 @@ def _notes(report: Report) -> list[str]:
         "that were touched, the KV cache, and the buffers of a prompt's step, which may be most of a small model's.",
         "Speeds are measured, medians of steps, one model after the other: a program that was busy meanwhile slowed "
         "the model that it met. Multiply-adds are counted, those of attention included.",
-        "% of roofline: the least time that bytes and multiply-adds allow on this machine, by the time taken. More "
-        "than 100 % means that weights stayed in caches. Where activations have 16 bits, as small models' have by "
-        "default, a product takes two of int8: their prompts cannot reach the roof.",
+        "± is half the distance between the quartiles of the steps. A ratio of speeds that this could explain is not "
+        "told.",
+        "% of roofline: the least time that bytes and multiply-adds allow on this machine, by the time taken. Where "
+        "activations have 16 bits, as small models' have by default, a product takes two of int8: their prompts cannot "
+        "reach the roof.",
+        *_above_the_roof(report),
     ]
     if scored:
         notes.append(
@@ -138,6 +151,29 @@ def _notes(report: Report) -> list[str]:
     if without_tokenizer:
         notes.append(
             f"No tokenizer, so random token ids were run, and were routed unlike text: {', '.join(without_tokenizer)}."
+        )
+    return notes
+
+
+def _above_the_roof(report: Report) -> list[str]:
+    """What is faster than the machine, and why that can be."""
+    machine = report.machine
+    above = [m for m in report.models if machine.share(m.decode, m.arithmetic) > OVER]
+    small = [m.name for m in above if _in_caches(machine, m)]
+    others = [f"{m.name} ({megabytes(m.weight_bytes)} MB)" for m in above if not _in_caches(machine, m)]
+    caches = f"the largest cache, {megabytes(machine.caches)} MB"
+    notes: list[str] = []
+    if small:
+        notes.append(f"More than 100 %: the weights of {', '.join(small)} fit {caches}.")
+    if others:
+        notes.append(
+            f"Above the roof: {', '.join(others)} do not fit {caches}, so the bandwidth was measured too low: other "
+            "programs ran meanwhile. Measure again on a quiet machine."
+        )
+    if machine.slowest < BUSY * machine.bandwidth:
+        notes.append(
+            f"Bandwidth was measured before and after each model: it went from {machine.slowest / 1e9:.1f} to "
+            f"{machine.bandwidth / 1e9:.1f} GB/s, so other programs ran meanwhile. Speeds are lower than they could be."
         )
     return notes
 

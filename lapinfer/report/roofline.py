@@ -58,6 +58,11 @@ def measure(threads: int, seconds: float = 0.5) -> Roofline:
     return Roofline(threads, bandwidth, {kind: peak(fmt, threads, seconds) for kind, fmt in FORMATS.items()})
 
 
+def bandwidth_now(threads: int, seconds: float = 0.2) -> float:
+    """Bytes per second that all threads read just now."""
+    return read_bandwidth(threads, seconds=seconds)
+
+
 def peak(format: str, threads: int, seconds: float = 0.5) -> float:
     """Multiply-adds per second of matrix products in a format, from caches."""
     return REPEATED * TOKENS * ROWS * COLUMNS / _pass(format, threads, seconds, (ROWS, COLUMNS), REPEATED, TOKENS)
