@@ -203,13 +203,21 @@ def test_a_small_disk_is_seen_before_the_first_byte(path, monkeypatch):
     assert not path.exists()
 
 
-def test_a_disk_that_fills_up(path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, r"packing needs [\d,]+ bytes there, [\d,]+ are free"),
+        (errno.EDQUOT, r"packing needs [\d,]+ bytes there"),
+        (errno.EFBIG, r"more than a file may have there; raise the limit \(ulimit -f\)"),
+    ],
+)
+def test_a_disk_that_fills_up(path, monkeypatch, number, said):
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     with PackedWriter(path, ENTRIES, METADATA) as writer:
         monkeypatch.setattr(writing.os, "write", full)
-        with pytest.raises(DoesNotFitError, match=str(path.parent)):
+        with pytest.raises(DoesNotFitError, match=rf"{path.parent}.*{said}"):
             writer.write("embed", arrays()["embed"])
     assert not path.exists()
 

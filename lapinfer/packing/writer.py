@@ -247,7 +247,12 @@ class PackedWriter:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno == errno.EFBIG:
+                raise DoesNotFitError(
+                    f"{self.path}: takes {self.total_bytes:,} bytes, which is more than a file may have there; raise "
+                    f"the limit (ulimit -f), or choose another disk"
+                ) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 left = sum(t.stop - t.start - self._written[n] for n, t in self._places.items())
                 raise self._does_not_fit(left, shutil.disk_usage(self.path.parent).free) from error
             raise CheckpointError(
