@@ -143,7 +143,8 @@ def test_pieces_are_digested_in_their_order(tmp_path, monkeypatch):
 
 
 def test_a_home_that_cannot_be_written_forgets(tmp_path, large, monkeypatch):
-    (tmp_path / "home").write_text("a file")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "identities").write_text("a file")
     write(tmp_path / "model")
     assert identity_of(tmp_path / "model") == identity_of(tmp_path / "model")
     assert len(large) == 2
