@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-from lapinfer.errors import UnsupportedError
+from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.families import family, family_of_model_type, model_types, spec_from_config
 from lapinfer.families.config import Config
 from lapinfer.families.keys import HARMLESS, is_functional, unknown_keys
@@ -85,6 +85,11 @@ def test_weights_that_others_quantized_are_told_by_their_tool(key: str, value: A
     with pytest.raises(UnsupportedError, match=rf"^config\.json: '{key}' says .*quantized.*--quant") as error:
         read(OF_A_KIND["llama"] | {key: value})
     assert tool in str(error.value)
+
+
+def test_another_file_under_the_name_of_a_config() -> None:
+    with pytest.raises(CheckpointError, match="more than 1000 keys"):
+        read(OF_A_KIND["llama"] | {f"key{i}": i for i in range(2000)})
 
 
 FUNCTIONAL = [

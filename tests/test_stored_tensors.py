@@ -208,6 +208,12 @@ def test_what_would_make_another_model_is_refused(name: str, tmp_path: Path) -> 
     assert f"tensor {name!r} is stored" in refused(tmp_path, config, stored | {name: noise(*NEEDED[name])})
 
 
+def test_a_promise_of_experts_that_no_file_keeps(tmp_path: Path) -> None:
+    config, stored = golden("mixtral-plain")
+    said = config | {"num_local_experts": 4096, "num_hidden_layers": 32, "layer_types": None}
+    assert "131,072 experts, the files have only" in refused(tmp_path, said, stored)
+
+
 def test_a_selection_bias_that_config_switches_off(tmp_path: Path) -> None:
     config, stored = golden("lfm2_moe-plain")
     assert any(name.endswith("expert_bias") for name in stored)

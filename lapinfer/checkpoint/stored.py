@@ -6,7 +6,7 @@ stands in the way of a right answer is an error.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,15 @@ import numpy as np
 
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.checkpoint.safetensors import BITS, FLOATS
-from lapinfer.errors import UnsupportedError, quoted
-from lapinfer.families import Source, layers_prefix, sources_for, spec_from_config
+from lapinfer.errors import CheckpointError, UnsupportedError, quoted
+from lapinfer.families import head_name, layers_prefix, sources_for, spec_from_config
+from lapinfer.families.names import Sources
 from lapinfer.families.stored import BIASES, SECTION, section, with_biases
 from lapinfer.families.unread import foreign, verdict
-from lapinfer.spec import ModelSpec
+from lapinfer.spec import ModelSpec, RouterSpec
 
+MOST_EXPERTS = 256
+"""For each stored tensor: a layer with all experts in one tensor has about ten tensors."""
 PIECE = 1 << 22
 """Numbers of a head that are compared at a time."""
 
@@ -33,43 +36,52 @@ def as_stored(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, An
     config = {key: value for key, value in config.items() if key != SECTION}
     spec, names = spec_from_config(config, str(checkpoint.path)), checkpoint.names()
     stored = frozenset(names)
-    biases = _undeclared_biases(checkpoint, spec, stored)
-    if biases:
-        spec = with_biases(spec, biases)
-    head = _head(spec, stored)
+    _check_count(checkpoint, spec, len(names))
     sources = sources_for(spec, stored)
+    head = head_name(spec, stored)
     untied = spec.tied and head in stored and not _same(checkpoint, sources["embed"][0].name, head)
     if untied:
         spec = replace(spec, tied=False)
-        sources = sources_for(spec, stored)
-    used = dict.fromkeys(source.name for rows in sources.values() for source in rows if source.name)
-    unread = [name for name in names if name not in used and not (spec.tied and name == head)]
+    used, known = _names(sources), {head} & stored
+    biases = _undeclared_biases(checkpoint, spec, sources, stored - used)
+    if biases:
+        spec = with_biases(spec, biases)
+        used |= _names(sources_for(spec, stored))
+    unread = [name for name in names if name not in used and name not in known]
     if (found := foreign(unread)) is not None:
         raise UnsupportedError(f"{checkpoint.path}: tensor {quoted(found[0])} is stored: {found[1]}")
-    _check_types(checkpoint, used.keys() & stored)
+    _check_types(checkpoint, used & stored)
     notes = []
     if biases:
         notes.append(f"biases are stored that config.json doesn't declare, and used: {', '.join(biases)}")
     if untied:
         notes.append(f"{quoted(head)} is stored and isn't the embedding; it is used, though config.json says tied")
-    if used.keys() <= stored:  # else what is missing is told when it is asked for, and says more
+    if used <= stored:  # else what is missing is told when it is asked for, and says more
         notes += _left_aside(checkpoint, unread, spec)
     return config | section(biases=biases, untied=untied, notes=notes)
 
 
-def _head(spec: ModelSpec, stored: Collection[str]) -> str:
-    """What the head is called, or would be."""
-    return sources_for(replace(spec, tied=False), stored)["head"][0].name
+def _check_count(checkpoint: Checkpoint, spec: ModelSpec, stored: int) -> None:
+    """Refuses a promise of experts that no such file can keep, before a list of all of them is made."""
+    routers = (layer.feed_forward.router for layer in spec.layers)
+    experts = sum(router.n_experts for router in routers if isinstance(router, RouterSpec))
+    if experts > MOST_EXPERTS * stored:
+        raise CheckpointError(
+            f"{checkpoint.path}: config.json says that the layers have {experts:,} experts, the files have only "
+            f"{stored:,} tensors; is it the config.json of this model?"
+        )
 
 
-def _undeclared_biases(checkpoint: Checkpoint, spec: ModelSpec, names: frozenset[str]) -> list[str]:
+def _undeclared_biases(checkpoint: Checkpoint, spec: ModelSpec, promised: Sources, unread: frozenset[str]) -> list[str]:
     """The biases that are stored though config.json promises none; UnsupportedError where only some of a kind are."""
     found: list[str] = []
-    promised = sources_for(spec, names)
+    if not any(name.endswith(".bias") for name in unread):
+        return found
+    stored = frozenset(checkpoint.names())
     for part in BIASES:
-        more = sources_for(with_biases(spec, (part,)), names)
-        new = _names(rows for name, rows in more.items() if name not in promised)
-        if (there := new & names) and there != new:
+        more = sources_for(with_biases(spec, (part,)), stored)
+        new = _names({name: rows for name, rows in more.items() if name not in promised and name.endswith("bias")})
+        if (there := new & unread) and there != new:
             raise UnsupportedError(
                 f"{checkpoint.path}: tensor {quoted(min(there))} is stored, which config.json doesn't declare, but "
                 f"{quoted(min(new - there))} is not; biases are read of all layers or none"
@@ -79,8 +91,8 @@ def _undeclared_biases(checkpoint: Checkpoint, spec: ModelSpec, names: frozenset
     return found
 
 
-def _names(sources: Iterable[tuple[Source, ...]]) -> frozenset[str]:
-    return frozenset(source.name for rows in sources for source in rows if source.name)
+def _names(sources: Sources) -> frozenset[str]:
+    return frozenset(source.name for rows in sources.values() for source in rows if source.name)
 
 
 def _same(checkpoint: Checkpoint, embed: str, head: str) -> bool:

@@ -29,7 +29,7 @@ from lapinfer.families.family import Family as Family
 from lapinfer.families.fff import tree_sources, with_trees
 from lapinfer.families.keys import check_unknown_keys
 from lapinfer.families.names import Source as Source
-from lapinfer.families.names import Sources, decoder_prefix, named_sources
+from lapinfer.families.names import Sources, decoder_prefix, head_of, named_sources
 from lapinfer.families.quantized import refuse_quantized
 from lapinfer.families.stored import SECTION, with_stored
 from lapinfer.spec import ModelSpec
@@ -114,6 +114,11 @@ def sources_for(spec: ModelSpec, names: Collection[str] = ()) -> Sources:
 def layers_prefix(spec: ModelSpec, names: Collection[str]) -> str:
     """What the names of the decoder's tensors begin with, in a checkpoint that has these `names`."""
     return decoder_prefix(family(spec.family).names, names)
+
+
+def head_name(spec: ModelSpec, names: Collection[str]) -> str:
+    """What the head is called in a checkpoint that has these `names`, or would be."""
+    return f"{head_of(family(spec.family).names, names)}.weight"
 
 
 @cache

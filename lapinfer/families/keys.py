@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
-from lapinfer.errors import UnsupportedError
+from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.families.config import Config, shown
 
 HARMLESS: Final = frozenset((
@@ -44,6 +44,9 @@ HARMLESS: Final = frozenset((
 """Keys that change nothing in any family."""
 
 HARMLESS_ENDS: Final = ("_dropout", "_pdrop", "_token_id", "_token_ids", "_version")
+
+MOST_UNKNOWN: Final = 1000
+"""Keys, as each of them is looked at; published files have ten or twenty."""
 
 WORDS: Final = re.compile(
     r"activation|adapter|alibi|altup|attention|attn|bias|bidirectional|block|cap\b|causal|chunk|clamp|clip|compress|"
@@ -83,7 +86,11 @@ def is_functional(name: str, value: Any) -> bool:
 def check_unknown_keys(config: Config, ignored: Collection[str] = ()) -> str:
     """One line about keys that are left aside, or ""; UnsupportedError for one that may change the function."""
     left: list[str] = []
-    for name, value in unknown_keys(config, ignored):
+    for count, (name, value) in enumerate(unknown_keys(config, ignored)):
+        if count == MOST_UNKNOWN:
+            raise CheckpointError(
+                f"{config.where}: has more than {MOST_UNKNOWN} keys that are not known; is it another file?"
+            )
         if is_functional(name, value):
             raise UnsupportedError(
                 f"{config.where}: {name[:80]!r} is {shown(value)}, which is not known in this family and may change "

@@ -141,6 +141,11 @@ def decoder_prefix(table: TensorNames, names: Collection[str]) -> str:
     return first_stored(names, table.prefixes, table.modules["embed"][0], table.modules["norm"][0])
 
 
+def head_of(table: TensorNames, names: Collection[str]) -> str:
+    """What the module of the head is called, or would be."""
+    return first_stored(names, table.heads, "lm_head") + "lm_head"
+
+
 def layer_prefixes(spec: ModelSpec, names: Collection[str], table: TensorNames = AS_LLAMA) -> Iterator[tuple[int, str]]:
     """The number of each layer, and what the names of its stored tensors begin with."""
     decoder = decoder_prefix(table, names)
@@ -149,7 +154,7 @@ def layer_prefixes(spec: ModelSpec, names: Collection[str], table: TensorNames =
 
 def _module_sources(table: TensorNames, spec: ModelSpec, names: Collection[str]) -> Sources:
     decoder = decoder_prefix(table, names)
-    head = first_stored(names, table.heads, "lm_head") + "lm_head"
+    head = head_of(table, names)
     sources: Sources = {}
     for name, tensor in tensors(spec).items():
         suffix = tensor.suffix.removeprefix(".") or "weight"
