@@ -9,6 +9,7 @@ from typing import TypeVar
 import tokenizers
 
 from lapinfer.arguments import described, whole_numbers
+from lapinfer.checkpoint.foreign import of_start
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.tokenizer_files import FILE, read_files
@@ -67,6 +68,8 @@ class Tokenizer:
         vocab, merges = folder / "vocab.json", folder / "merges.txt"
         if path.is_file():
             data, files = path.read_bytes(), read_files(folder)
+            if known := of_start(data[:64]):
+                raise CheckpointError(f"{path}: {known}")
             build = lambda: set_up(tokenizers.Tokenizer.from_buffer(data), files, b'"ByteLevel"' in data)  # noqa: E731
         elif vocab.is_file() and merges.is_file():
             path, files = vocab, read_files(folder)
