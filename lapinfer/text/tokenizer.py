@@ -9,7 +9,7 @@ from typing import TypeVar
 import tokenizers
 
 from lapinfer.arguments import described, whole_numbers
-from lapinfer.checkpoint.foreign import of_start
+from lapinfer.checkpoint.magic import of_start
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.tokenizer_files import FILE, read_files
