@@ -103,11 +103,11 @@ def run(
 
 def _variables(text: str) -> dict[str, Any]:
     """The JSON of --template-kwargs."""
-    from json import JSONDecodeError, loads
+    from json import loads
 
     try:
         value = loads(text)
-    except (JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"--template-kwargs: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise typer.BadParameter('--template-kwargs: expected a JSON object, {"name": value}')
