@@ -171,6 +171,7 @@ def test_what_is_refused_by_name(tmp_path, architecture, keys, named):
         ("llama", {"rope.freq_base": float("nan")}, "rope.freq_base is nan, expected a finite number"),
         ("llama", {"rope.scaling.factor": -2.0}, "rope.scaling.factor is -2, expected a positive number"),
         ("llama", {"rope.scaling.type": 1}, "rope.scaling.type is 1, expected a string"),
+        ("granite", {"attention.key_length": 0}, "attention.key_length is 0, expected at least 1"),
         ("granite", {"logit_scale": "8"}, "logit_scale is 8, expected a number"),
     ],
 )  # fmt: skip

@@ -59,12 +59,14 @@ def decoder_config(
             f"{metadata.where}: {metadata.architecture}.attention.head_count is {heads}, expected at least 1"
         )
     head_dim = metadata.integer("attention.key_length", width // heads)
+    if head_dim < 1:
+        raise metadata.wrong("attention.key_length", str(head_dim), "at least 1")
     if metadata.integer("attention.value_length", head_dim) != head_dim:
         raise metadata.unsupported("keys and values of an attention head differ in length")
     config: dict[str, Any] = {}
     rotated = metadata.integer("rope.dimension_count", head_dim)
     if rotated != head_dim:
-        if not partial_rotary or head_dim < 1:
+        if not partial_rotary:
             raise metadata.unsupported(f"rotates {rotated} of {head_dim} dimensions of a head")
         config["partial_rotary_factor"] = rotated / head_dim
     config |= {
