@@ -188,11 +188,8 @@ def fuzz(total: int, seed: int, kinds: list[str], processes: int, kept: Path | N
                 done[finished.name] = finished
                 print(f"{finished.name}: {dict(finished.outcomes)}", file=sys.stderr, flush=True)
                 for failure in finished.failures:
-                    print(
-                        f"  {failure['mutant']}: {failure['what']}: {failure['detail'][:700]}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    where = f"  {failure['mutant']}: {failure['what']}:"
+                    print(where, failure["detail"][:200], "…", failure["detail"][-600:], file=sys.stderr, flush=True)
                 if kept is not None:
                     with kept.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(finished.__dict__) + "\n")

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def main(kind: str, seed: int, first: int, last: int, pipe: int, folder: Path, m
         os.write(pipe, (json.dumps(line) + "\n").encode())
 
     faulthandler.enable()
+    warnings.simplefilter("error", RuntimeWarning)  # NumPy's: a line on stderr that helps nobody
     _announce_compiling(tell)
     limited = False
     for index in range(first, last):
@@ -37,7 +39,7 @@ def main(kind: str, seed: int, first: int, last: int, pipe: int, folder: Path, m
         os.environ["LAPINFER_HOME"] = str(folder / "home")
         tell(begin=index)
         before, began = peak_resident_bytes() or 0, time.perf_counter()
-        outcome, detail = _outcome(kind, folder / "m", seed, index)
+        outcome, detail = outcome_of(kind, folder / "m", seed, index)
         grown = (peak_resident_bytes() or 0) - before
         tell(
             end=index, outcome=outcome, detail=detail, s=round(time.perf_counter() - began, 3), mb=round(grown / 1e6, 1)
@@ -48,7 +50,7 @@ def main(kind: str, seed: int, first: int, last: int, pipe: int, folder: Path, m
             limited = True
 
 
-def _outcome(kind: str, folder: Path, seed: int, index: int) -> tuple[str, str]:
+def outcome_of(kind: str, folder: Path, seed: int, index: int) -> tuple[str, str]:
     """refused, a way of running, or "wrong" with a traceback."""
     rng, subject = mutant_rng(seed, kind, index), SUBJECTS[kind]
     folder.mkdir(parents=True)

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from bench.fuzzing.mutate import COUNTS, NUMBERS, TEXTS, change_bytes, change_numbers
+from bench.fuzzing.mutate import COUNTS, NUMBERS, SIZES, TEXTS, change_bytes, change_numbers
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -79,8 +79,10 @@ def read(data: bytes) -> File:
 def write(file: File, rng: random.Random) -> bytes:
     """Now and then with counts that lie."""
 
+    lies = rng.random() < 0.03
+
     def count(n: int) -> bytes:
-        return struct.pack("<Q", n if rng.random() < 0.9995 else rng.choice(COUNTS))
+        return struct.pack("<Q", rng.choice([*COUNTS, n + 1]) if lies and rng.random() < 0.005 else n)
 
     def text(value: bytes) -> bytes:
         return count(len(value)) + value
@@ -115,7 +117,7 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
     file = read(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         match rng.randrange(10):
-            case 0:
+            case 0 if rng.random() < 0.2:
                 file.version = rng.choice([0, 1, 2, 3, 4, 1 << 24, 3 << 24])
             case 1 | 2 | 3 | 4 | 5 if file.pairs:
                 _change_pair(file, rng)
@@ -123,7 +125,7 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
                 _change_tensor(file, rng)
             case _:
                 numbers = bytearray(file.data)
-                change_numbers(numbers, 0, len(numbers), rng)
+                change_numbers(numbers, [(0, len(numbers))], rng)
                 file.data = bytes(numbers) if rng.random() < 0.8 else bytes(numbers[: rng.randrange(len(numbers) + 1)])
     return write(file, rng)
 
@@ -131,10 +133,10 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
 def _change_pair(file: File, rng: random.Random) -> None:
     i = rng.randrange(len(file.pairs))
     key, kind, value = file.pairs[i]
-    match rng.randrange(7):
+    match rng.randrange(12):
         case 0:
             del file.pairs[i]
-        case 1:
+        case 1 if rng.random() < 0.5:
             file.pairs.append(file.pairs[i] if rng.random() < 0.5 else (key, STRING, b"again"))
         case 2:
             architecture = key.split(b".")[0]
@@ -149,7 +151,7 @@ def _change_pair(file: File, rng: random.Random) -> None:
             file.pairs.append((prefix + b"." + suffix, kind, _scalar(kind, rng)))
         case 3:
             file.pairs[i] = key, rng.choice([*SCALARS, STRING, ARRAY, 13, 99]), value
-        case 4:
+        case 4 if rng.random() < 0.5:
             file.pairs[i] = (
                 rng.choice([key + b"s", key.upper(), b"", b"\xff\x1b", b"a" * 70_000, b"general.type"]),
                 kind,
@@ -158,6 +160,9 @@ def _change_pair(file: File, rng: random.Random) -> None:
         case _:
             if isinstance(value, Array):
                 _change_array(value, rng)
+            elif isinstance(value, int | float) and rng.random() < 0.7:
+                near = [value + 1, value * 2, value // 2, rng.choice(SIZES), value * 0, -value]
+                file.pairs[i] = key, kind, rng.choice(near)
             else:
                 file.pairs[i] = key, kind, _scalar(kind, rng)
 

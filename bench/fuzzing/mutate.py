@@ -38,7 +38,7 @@ def extreme(rng: random.Random) -> Any:
         case 6:
             return [rng.choice(NUMBERS) for _ in range(rng.choice((1, 2, 3, 16, 64)))]
         case _:
-            return nested(rng.choice((3, 60, 2000)), rng.choice(("list", "dict")))
+            return nested(rng.choice((3, 60, 400)), rng.choice(("list", "dict")))
 
 
 def nested(depth: int, kind: str) -> Any:
@@ -158,14 +158,30 @@ def change_bytes(data: bytes, header: int, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def change_numbers(data: bytearray, start: int, stop: int, rng: random.Random) -> None:
-    """Weights that are no numbers, infinite, huge or noise, in place."""
-    if stop <= start:
-        return
-    for _ in range(rng.choice((1, 4, 64))):
+SIZES = [1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 24, 31, 32, 33, 48, 64, 65, 96, 128, 200, 257]
+
+
+def change_sizes(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A config of another model, which may well exist: numbers stay what they are, of another size."""
+    found = [(c, key) for c, key in places(config) if type(c[key]) in (int, float)]
+    for container, key in rng.sample(found, min(len(found), rng.choice((1, 1, 2, 3)))):
+        old = container[key]
+        if isinstance(old, float):
+            container[key] = old * rng.choice((0.5, 2.0, 1e-3, 1e3, -1.0, 0.0))
+        else:
+            container[key] = rng.choice([rng.choice(SIZES), 2 * old, old // 2, old + 1, max(old - 1, 0)])
+    return config
+
+
+def change_numbers(data: bytearray, spans: Sequence[tuple[int, int]], rng: random.Random) -> None:
+    """Weights that are no numbers, infinite, huge or noise, in place, within spans of bytes."""
+    spans = [(start, stop) for start, stop in spans if start < stop]
+    for _ in range(rng.choice((1, 4, 64)) if spans else 0):
+        start, stop = rng.choice(spans)
         at = rng.randrange(start, stop)
         pattern = rng.choice([
             b"\xff\xff\xff\xff", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff", b"\x00\x7c", b"\x00\xfe", b"\x80\x7f",
-            b"\xff\xff\x7f\x7f", b"\x01\x00\x00\x00", rng.randbytes(16), bytes(64),
+            b"\xff\xff\x7f\x7f", b"\x01\x00\x00\x00", rng.randbytes(16), bytes(64), bytes([rng.randrange(256)]),
+            bytes(4),
         ])[: stop - at]  # fmt: skip
         data[at : at + len(pattern)] = pattern

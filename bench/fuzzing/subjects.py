@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.fuzzing import bases, gguf_files, templates, tensor_files
-from bench.fuzzing.mutate import change_json, change_numbers, extreme, to_text
+from bench.fuzzing.mutate import change_json, change_numbers, change_sizes, extreme, to_text
 from bench.fuzzing.tokenizers import BESIDE, GENERATION, change_tokenizer
 from lapinfer.errors import InputError, LapinferError
 
@@ -98,7 +96,10 @@ def make_packed(folder: Path, rng: random.Random) -> None:
     config = bases.config(rng)
     way = rng.choice(("header", "numbers", "config", "config", "beside"))
     if way == "config":  # so that header, places and shapes agree with each other
-        config = change_json(config, rng, bases.donors() if rng.random() < 0.2 else None)
+        if rng.random() < 0.7:
+            config = change_sizes(config, rng)
+        else:
+            config = change_json(config, rng, bases.donors() if rng.random() < 0.2 else None)
         if not isinstance(config, dict):
             raise InputError("no config")
     bases.packed(folder, config, rng, random_bytes=way == "config" and rng.random() < 0.5)
@@ -108,7 +109,8 @@ def make_packed(folder: Path, rng: random.Random) -> None:
         _sign(path, rng)
     elif way == "numbers":
         data = bytearray(path.read_bytes())
-        change_numbers(data, 8 + int.from_bytes(data[:8], "little"), len(data), rng)
+        header, begin = tensor_files.split(data)[0], 8 + int.from_bytes(data[:8], "little")
+        change_numbers(data, [(begin + start, begin + stop) for start, stop in tensor_files.spans(header)], rng)
         path.write_bytes(data)
         _sign(path, rng)
     elif way == "beside":
@@ -238,8 +240,3 @@ SHARES = {"safetensors": 8000, "packed": 10000, "gguf": 10000, "config": 8000, "
 def mutant_rng(seed: int, kind: str, index: int) -> random.Random:
     """All that decides about a mutant."""
     return random.Random(f"{seed} {kind} {index}")
-
-
-def numpy_errors() -> None:
-    """Warnings of NumPy say that a number was computed which nobody expected; they would be lines on stderr."""
-    np.seterr(all="warn")

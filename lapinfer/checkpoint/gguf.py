@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ class GGUFCheckpoint:
             values = _published_order(values, mapped.heads)[start:stop]
             with np.errstate(all="ignore"):
                 return values - np.float32(1) if mapped.plus_one else values
-        values = self._dequantize(mapped, self._rows(mapped, start, stop))
+        each = prod(mapped.tensor.shape[1:-1])  # rows of what an index of the first dimension means
+        values = self._dequantize(mapped, self._rows(mapped, start * each, None if stop is None else stop * each))
         return values.reshape(-1, *mapped.tensor.shape[1:])
 
     def read_grouped(self, name: str, start: int = 0, stop: int | None = None) -> Grouped | None:
