@@ -6,10 +6,19 @@ def quoted(name: str) -> str:
     return repr(name if len(name) <= 120 else name[:120] + "…")
 
 
+LONGEST = 2000
+"""Characters of a message."""
+
+
 class LapinferError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Short, however long the names are that it quotes."""
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
 
 
 class CheckpointError(LapinferError):

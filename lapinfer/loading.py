@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lapinfer.packing.memory import CopiedWeights
 from lapinfer.packing.pack import cached_folder
 from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.packing.target import beside, check_target
+from lapinfer.private import make_folders
 from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes, kv_format
@@ -131,6 +133,8 @@ def _packed(path_or_name: str | Path, quant: str, say: Progress) -> Packed:
             say(line)
         folder = cached_folder(source, quant, packed_models(), progress=say)
         if not is_packed(folder):
+            with suppress(OSError):  # told when the copy is written
+                make_folders(folder.parent)
             pack_calibrated(source, folder, quant, progress=_packing(say), force=True, notice=say)
         return Packed(folder, source.folder, source)
     stored = read_metadata(packed_path(source)).get("quant")

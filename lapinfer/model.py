@@ -213,7 +213,7 @@ class Model:
             raise InputError(f'{self.name}: {said}; load the model with --kv {wider} (kv="{wider}")')
         attention = self.spec.layers[place].mixer
         assert isinstance(attention, AttentionSpec)
-        widen(self.runner, place, attention, wider)
+        wider = widen(self.runner, place, attention, wider)
         self._notice(f"note: {said}, so this layer's is {wider} from here on")
 
     def _raise_not_finite(self, what: str) -> NoReturn:

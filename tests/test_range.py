@@ -26,7 +26,8 @@ from lapinfer.quant.blocks import pack, unpack
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.range import SLACK, RangeError, check_small
 from lapinfer.runtime.ops import Limits
-from lapinfer.spec import ModelSpec
+from lapinfer.runtime.widening import widen
+from lapinfer.spec import AttentionSpec, ModelSpec
 
 IDS = prompt(40)
 Change = Callable[[dict[str, np.ndarray]], None]
@@ -209,3 +210,19 @@ def test_a_matrix_out_of_range_becomes_a_wider_one(tmp_path: Path, quant: str, w
     assert [("kept in" in note, "layers.0.qkv" in note) for note in notes] == [(True, True)] * bool(wider)
     with closing(load_model(packed, LoadOptions(ctx=len(ids), threads=1))) as model:
         assert distance(model.forward(ids)[-tiny.KEPT :], golden) < {"q8": 0.05, "f16": 0.005, "q4": 0.5}[quant]
+
+
+def test_what_a_cache_holds_already_decides_how_wide_it_gets() -> None:
+    """A small number asks for float16, which earlier positions are too large for."""
+    model = model_of(decoder(), lambda values: None, "q8")
+    model.forward(IDS[:5])
+    ops = [op for op in model.runner.plan.ops if op.layer == 0 and "v_scale" in op.operands]
+    for op in ops:
+        op.operands["v_scale"][:] = 0x4500  # bfloat16 of 2,048
+    attention = model.spec.layers[0].mixer
+    assert isinstance(attention, AttentionSpec)
+    with np.errstate(all="raise"):
+        assert widen(model.runner, 0, attention, "f16") == "f32"
+    held = [op.operands["v_cache"] for op in model.runner.plan.ops if op.layer == 0 and "v_cache" in op.operands]
+    assert all(np.isfinite(array).all() and np.abs(array).max() > 65504 for array in held)
+    model.close()

@@ -193,14 +193,15 @@ def _family(file: GGUFParts) -> Family:
         other = OTHERS["vocab"]
     if other is not None:
         raise UnsupportedError(f"{file.path}: is {other}")
-    if kind not in (None, "model"):
+    if kind is not None and not (isinstance(kind, str) and kind == "model"):  # an array is not equal to anything
         raise UnsupportedError(f"{file.path}: general.type is {str(kind)[:40]!r}, expected 'model'")
     name = family_of_gguf(architecture) if isinstance(architecture, str) else None
     if name is None:
         supported = ", ".join(f.gguf.architecture for f in families().values() if f.gguf is not None)
         raise UnsupportedError(f"{file.path}: has architecture {str(architecture)[:40]!r}, supported are {supported}")
     version = file.metadata.get("general.quantization_version", QUANTIZATION)
-    if version != QUANTIZATION and any(tensor.block > 1 for tensor in file.tensors.values()):
+    known = isinstance(version, int) and version == QUANTIZATION
+    if not known and any(tensor.block > 1 for tensor in file.tensors.values()):
         raise UnsupportedError(
             f"{file.path}: general.quantization_version is {str(version)[:40]}, expected {QUANTIZATION}; convert again"
         )

@@ -32,6 +32,7 @@ from lapinfer.checkpoint.pretokenizers import CUTS, DEFAULT, Cut
 from lapinfer.checkpoint.sealed import sealed_folder
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.home import home
+from lapinfer.private import make_folders
 
 RULES = 4
 """To be raised when a tokenizer is rebuilt in another way: files made before are not used then."""
@@ -69,6 +70,7 @@ def write_folder(file: GGUFParts, config: dict[str, Any], special: SpecialTokens
         return texts if special is None else texts | tokenizer_files(file, special)
 
     try:
+        make_folders(folder.parent)
         return sealed_folder(folder, files)
     except OSError as error:
         raise CheckpointError(

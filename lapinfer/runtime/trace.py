@@ -68,7 +68,8 @@ def decode(tiles: np.ndarray, kind: int, groups: int, tokens: int) -> np.ndarray
             codes = 255 * codes + stored[..., offset : 2 * offset].view(np.int8)
             offset *= 2
         scale = stored[..., offset : offset + 4 * TILE].copy().view(np.float32)
-        values = codes.reshape(count, groups, TILE, GROUP) * scale[..., None]
+        with np.errstate(all="ignore"):  # steps whose numbers are not finite are traced, too
+            values = codes.reshape(count, groups, TILE, GROUP) * scale[..., None]
         values = values.transpose(0, 2, 1, 3)
     return values.reshape(count * TILE, groups * GROUP)[:tokens]
 

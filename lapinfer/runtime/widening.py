@@ -9,14 +9,18 @@ import numpy as np
 from lapinfer.kernels.operands import BF16, KEY_LANES, KV_GROUP, KV_KINDS, KernelId
 from lapinfer.options import KVName
 from lapinfer.quant.formats.bf16 import from_bf16
+from lapinfer.quant.search import HALF_MAX
 from lapinfer.runtime.kv import DTYPES, bytes_per_key
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.runner import Runner
 from lapinfer.spec import AttentionSpec
 
 
-def widen(runner: Runner, layer: int, attention: AttentionSpec, kind: KVName) -> None:
-    """Keep a layer's keys and values as `kind`, float16 or float32, from here on; what it holds keeps its value."""
+def widen(runner: Runner, layer: int, attention: AttentionSpec, kind: KVName) -> KVName:
+    """Keep a layer's keys and values as `kind`, float16 or float32, from here on; what it holds keeps its value.
+
+    The kind that it is now: float32 where float16 does not hold what is there already.
+    """
     ops = [(i, op) for i, op in enumerate(runner.plan.ops) if op.layer == layer and "k_cache" in op.operands]
     old = ops[0][1].operands
     keys, values, key_scales, value_scales = (
@@ -26,12 +30,15 @@ def widen(runner: Runner, layer: int, attention: AttentionSpec, kind: KVName) ->
         by_lanes = _spread(key_scales, attention.k_dim).reshape(*keys.shape[:2], attention.k_dim, -1, KEY_LANES)
         keys = keys * by_lanes.swapaxes(2, 3)
         values = values * _spread(value_scales, values.shape[-1]).swapaxes(2, 3)
+    if max(float(np.abs(keys).max()), float(np.abs(values).max())) > HALF_MAX:
+        kind = "f32"
     none = np.zeros(1, BF16)
     wide = {
         "k_cache": keys.astype(DTYPES[kind]), "v_cache": values.astype(DTYPES[kind]), "k_scale": none, "v_scale": none,
     }  # fmt: skip
     for i, op in ops:
         runner.replace(i, _widened(op, wide, attention, kind))
+    return kind
 
 
 def cache_kind(runner: Runner, layer: int) -> KVName:

@@ -12,7 +12,7 @@ from lapinfer.arguments import described, whole_numbers
 from lapinfer.checkpoint.magic import of_start
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.text.generation_config import Generation, read_generation
-from lapinfer.text.tokenizer_files import FILE, read_files
+from lapinfer.text.tokenizer_files import FILE, check_charsmaps, read_files
 from lapinfer.text.tokenizer_rules import TIDIED, SetUp, from_vocabulary, set_up
 
 END_OF_TURN = (
@@ -70,6 +70,7 @@ class Tokenizer:
             data, files = path.read_bytes(), read_files(folder)
             if known := of_start(data[:64]):
                 raise CheckpointError(f"{path}: {known}")
+            check_charsmaps(data, str(path))
             build = lambda: set_up(tokenizers.Tokenizer.from_buffer(data), files, b'"ByteLevel"' in data)  # noqa: E731
         elif vocab.is_file() and merges.is_file():
             path, files = vocab, read_files(folder)

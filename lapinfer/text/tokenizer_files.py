@@ -6,6 +6,8 @@ folders, special_tokens_map.json and added_tokens.json do. `text/tokenizer_rules
 
 from __future__ import annotations
 
+import re
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ EXTRA = ("extra_special_tokens", "additional_special_tokens")
 """Keys of special tokens without a name, as they are called now and as they were."""
 
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
@@ -112,7 +116,7 @@ def _older_added(path: Path, special: set[str]) -> dict[int, AddedToken]:
     for text, id in optional_json(path).items():
         if type(id) is not int:
             raise CheckpointError(f"{path}: {text!r} has {_shown(id)}, expected a token id")
-        added[id] = AddedToken(text, special=text in special, normalized=text not in special)
+        added[id] = _Reader(str(path)).made(text, str(id), special=text in special, normalized=text not in special)
     return added
 
 
@@ -129,7 +133,7 @@ class _Reader:
     def token(self, value: Any, key: str) -> AddedToken:
         """'<s>', or {'content': '<s>', 'lstrip': false, …}."""
         if isinstance(value, str):
-            return AddedToken(value, special=True, normalized=False)
+            return self.made(value, key, special=True, normalized=False)
         if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
             raise CheckpointError(f"{self.where}: {key} is {_shown(value)}, expected a token as text or an object")
         flags = {name: value[name] for name in FLAGS if value.get(name) is not None}
@@ -137,7 +141,13 @@ class _Reader:
             raise CheckpointError(
                 f"{self.where}: {key}.{wrong[0]} is {_shown(flags[wrong[0]])}, expected true or false"
             )
-        return AddedToken(value["content"], **(flags | {"special": True} if self.special else flags))
+        return self.made(value["content"], key, **(flags | {"special": True} if self.special else flags))
+
+    def made(self, text: str, key: str, **flags: Any) -> AddedToken:
+        try:
+            return AddedToken(text, **flags)
+        except UnicodeEncodeError:  # JSON can say "\\ud800"
+            raise CheckpointError(f"{self.where}: {key} is {text[:40]!a}, which has half of a surrogate pair") from None
 
     def tokens(self, value: Any, key: str) -> list[AddedToken]:
         if value is None:
@@ -157,6 +167,21 @@ class _Reader:
                 raise CheckpointError(f"{self.where}: {key}.{id} is {_shown(token)}, expected an object")
             added[int(id)] = self.token(token, f"{key}.{id}")
         return added
+
+
+def check_charsmaps(data: bytes, where: str) -> None:
+    """CheckpointError for a SentencePiece normalizer whose table is not as large as it says, in a tokenizer.json.
+
+    The library would set up to 16 GB aside for it, and end the process where these cannot be had.
+    """
+    for found in CHARSMAP.finditer(data):
+        try:
+            table = b64decode(found[1].replace(b"\\/", b"/"), validate=True)
+        except ValueError:
+            table = b""
+        size = int.from_bytes(table[:4], "little")
+        if not 4 <= size + 4 <= len(table) or size % 4:
+            raise CheckpointError(f"{where}: precompiled_charsmap is not SentencePiece's, or cut off; download again")
 
 
 def _is_token(value: Any) -> bool:
