@@ -144,7 +144,7 @@ def tokenizer_files(file: GGUFParts, special: SpecialTokens) -> dict[str, str]:
     config = {**named, "add_bos_token": add_bos, "add_eos_token": add_eos, "clean_up_tokenization_spaces": False}
     if (templates := _templates(metadata)) is not None:
         config["chat_template"] = templates
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["tokenizer_class"] = "tokenizer.json"  # taken as it stands, whatever the type of the model is
     return {"tokenizer.json": text, "tokenizer_config.json": json.dumps(config, indent=2)}
 
 

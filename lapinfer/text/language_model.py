@@ -19,7 +19,7 @@ from lapinfer.text.generation import Conversation, FinishReason, Timings, Token,
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.messages import Messages
 from lapinfer.text.template import ChatTemplate
-from lapinfer.text.tokenizer import Tokenizer
+from lapinfer.text.tokenizer import Tokenizer, why_none
 
 if TYPE_CHECKING:
     from lapinfer.loading import Progress
@@ -143,7 +143,7 @@ class LanguageModel:
         if not isinstance(prompt, str):
             return whole_numbers("prompt", prompt)
         if self.tokenizer is None:
-            raise InputError("this checkpoint has no tokenizer.json: give the prompt as token ids, or add that file")
+            raise InputError(f"this checkpoint {why_none(getattr(self.model, 'texts', None))}")
         return self.tokenizer.encode(prompt, special)
 
     def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationKeywords]) -> Iterator[Token]:

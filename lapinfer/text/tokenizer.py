@@ -12,6 +12,7 @@ from lapinfer.arguments import described, whole_numbers
 from lapinfer.checkpoint.magic import of_start
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.text.generation_config import Generation, read_generation
+from lapinfer.text.tokenizer_bounds import MOST_BYTES, SHORT, check_size, check_steps, unknown_patterns, within_time
 from lapinfer.text.tokenizer_files import FILE, check_charsmaps, read_files
 from lapinfer.text.tokenizer_rules import TIDIED, SetUp, from_vocabulary, set_up
 
@@ -45,8 +46,9 @@ class Tokenizer:
     `eos_ids` are all ids that end an answer; `special_ids` are left out of decoded text.
     """
 
-    def __init__(self, made: SetUp, generation: Generation) -> None:
-        backend = made.backend
+    def __init__(self, made: SetUp, generation: Generation, where: str = "the tokenizer") -> None:
+        backend, self._where = made.backend, where
+        self._patterns_are_known = not unknown_patterns(backend)
         self._backend, self._tidy = backend, made.tidy
         self.special_ids = made.special
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -67,18 +69,27 @@ class Tokenizer:
         path = folder / FILE
         vocab, merges = folder / "vocab.json", folder / "merges.txt"
         if path.is_file():
-            data, files = path.read_bytes(), read_files(folder)
+            with path.open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
             if known := of_start(data[:64]):
                 raise CheckpointError(f"{path}: {known}")
+            check_size(data, str(path))
             check_charsmaps(data, str(path))
-            build = lambda: set_up(tokenizers.Tokenizer.from_buffer(data), files, b'"ByteLevel"' in data)  # noqa: E731
+            files = read_files(folder)
+
+            def build() -> SetUp | None:
+                parsed = tokenizers.Tokenizer.from_buffer(data)
+                check_steps(parsed, str(path))
+                return set_up(parsed, files, b'"ByteLevel"' in data)
         elif vocab.is_file() and merges.is_file():
             path, files = vocab, read_files(folder)
-            build = lambda: from_vocabulary(vocab, merges, files)  # noqa: E731
+
+            def build() -> SetUp | None:
+                return from_vocabulary(vocab, merges, files)
         else:
             return None
         made = _guarded(f"{path}: not a usable tokenizer", build)
-        return None if made is None else cls(made, read_generation(folder))
+        return None if made is None else cls(made, read_generation(folder), str(path))
 
     @property
     def adds_bos(self) -> bool:
@@ -96,7 +107,15 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"the text is not valid Unicode: {error}") from error
-        return _guarded("the tokenizer failed", lambda: self._backend.encode(text, add_special_tokens=special).ids)
+        if self._patterns_are_known or len(text) <= SHORT:
+            return _guarded("the tokenizer failed", lambda: self._backend.encode(text, add_special_tokens=special).ids)
+        # Of a batch, the library lets go of Python's lock, so that it can be waited for.
+        return _guarded(
+            "the tokenizer failed",
+            lambda: within_time(
+                lambda: self._backend.encode_batch([text], add_special_tokens=special)[0].ids, len(text), self._where
+            ),
+        )
 
     def special_among(self, texts: Iterable[str]) -> dict[int, str]:
         """Those of some texts that are special tokens, by their ids."""
@@ -115,6 +134,14 @@ class Tokenizer:
     def is_text(self, id: int) -> bool:
         """Whether a token id stands for text: known, and not special."""
         return 0 <= id < self.vocab_size and id not in self.special_ids
+
+
+def why_none(folder: Path | None) -> str:
+    """What is missing where `Tokenizer.from_folder` finds no tokenizer, and what to do."""
+    saved = "AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes it"
+    if folder is not None and (folder / "tokenizer.model").is_file():
+        return f"has a tokenizer.model and no tokenizer.json, which is needed: {saved}; or give the prompt as token ids"
+    return f"has no tokenizer.json: add that file ({saved}), or give the prompt as token ids"
 
 
 class StreamDecoder:
