@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -187,11 +188,14 @@ def test_a_second_process_waits_and_finds_the_file(path):
     process = start(path, end)
     assert process.stdout
     process.stdout.readline()
-    with PackedWriter(path, ENTRIES, METADATA) as writer:
+    heard: list[str] = []
+    with PackedWriter(path, ENTRIES, METADATA, notice=heard.append) as writer:
         assert writer.finished
         assert not writer.remaining()
         writer.finish()
     process.communicate()
+    assert heard
+    assert re.fullmatch(r".*: waiting for (process \d+|another process): it packs here", heard[0])
     assert os.listdir(path.parent) == ["model.safetensors"]
     opened(path)
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "lapinfer"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
-    ("errors", "limits", "outputs", "parallel", "private", "shown"),
+    ("errors", "limits", "locks", "outputs", "parallel", "private", "shown"),
     ("arguments", "home", "interrupts", "machine", "texts"),
     ("spec",),
     ("quant",),

@@ -261,6 +261,14 @@ def test_a_state_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None
     assert (path.read_text(), os.listdir(tmp_path)) == ("before", ["state.safetensors"])
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    from lapinfer.train import state
+
+    with state.only_run(tmp_path / "run"), pytest.raises(InputError, match=r"run: .*process.* trains here"):
+        train(Config.from_dict(training_runs.values("dense")), [training_runs.text()], tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_damaged_states_are_named(tmp_path: Path) -> None:
     texts = [training_runs.text()]
     train(config(), texts, tmp_path)

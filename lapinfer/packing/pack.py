@@ -84,7 +84,7 @@ def pack_checkpoint(
     The weights are renamed to their final name last, so a folder that is_packed is complete. An interrupted packing
     goes on where it was. What is quantized with a loss is weighed by what `calibration` measures. InputError where
     something is in the way (packing/target.py), unless `force`. Matrices beyond the range of their format become a
-    wider one, which `notice` is told.
+    wider one, which `notice` is told, as it is of another process that packs here.
     """
     texts = beside(checkpoint)
     check_target(checkpoint, folder, texts, force=force)
@@ -128,7 +128,7 @@ def _write(
                 "config": config_digest(checkpoint.config)}  # fmt: skip
     sizes = {name: sum(part.tensor.size for part in parts_of(entry)) for name, entry in entries.items()}
     total = sum(sizes.values())
-    with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata, force=force) as writer:
+    with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata, force=force, notice=notice) as writer:
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
         with closing(_with_inputs([entries[name] for name in remaining], lossy, calibration, progress)) as todo:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from lapinfer.checkpoint.home import is_packed
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
+from lapinfer.locks import wait_for_lock
 from lapinfer.outputs import NOT_FOLLOWED, append, begins_with, check_place, write_whole
 from lapinfer.packing.entries import ALIGN, DIGESTS, VERSION, BankEntry, PackedEntry, parts_of
 
@@ -57,10 +58,10 @@ class PackedWriter:
 
     def __init__(
         self, path: str | Path, entries: Sequence[PackedEntry | BankEntry], metadata: Mapping[str, str],
-        *, force: bool = False,
+        *, force: bool = False, notice: Callable[[str], object] = lambda line: None,
     ) -> None:  # fmt: skip
-        """force: what others have begun or put there goes."""
-        self.path, self._force = Path(path), force
+        """force: what others have begun or put there goes. notice: is told whom this waits for."""
+        self.path, self._force, self._notice = Path(path), force, notice
         parts = chain.from_iterable(map(parts_of, entries))
         formats = {e.name: {"format": e.format, "shape": list(e.shape)} for e in parts if e.format is not None}
         header = {"format": "lapinfer", "version": VERSION, "tensors": json.dumps(formats, separators=(",", ":"))}
@@ -180,7 +181,7 @@ class PackedWriter:
             if fcntl is None:
                 return fd
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                wait_for_lock(fd, lambda who: self._notice(f"{self.path.parent}: waiting for {who}: it packs here"))
                 try:
                     if os.path.samestat(os.stat(self._partial), os.fstat(fd)):
                         return fd

@@ -45,29 +45,30 @@ class Trained:
 def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Progress | None = None) -> Trained:
     """Train on texts, in the folder `out`; call it again to go on with a run that was stopped.
 
-    InputError when the texts are too short or `out` holds another run; TrainingError when the loss is no number.
+    InputError when the texts are too short, `out` holds another run, or another process trains there; TrainingError when the loss is no number.
     """
     if not texts or not all(text.strip() for text in texts):
         raise InputError("no text to train on: expected texts that are not empty")
     say, out, options = progress or (lambda *_: None), Path(out), config.training
     texts_digest = digest(texts)
-    begun = state.find_run(out, config, texts_digest)
-    if begun and (path := out / "tokenizer.json").is_file():
-        tokenizer, corpus = prepare(texts, config, load_tokenizer(path, config.model.vocab_size))
+    begun = state.find_run(out, config, texts_digest) and (out / "tokenizer.json").is_file()
+    if begun:
+        tokenizer, corpus = prepare(texts, config, load_tokenizer(out / "tokenizer.json", config.model.vocab_size))
     else:  # nothing is written before all that can be wrong has been looked at
         say("training the tokenizer")
         tokenizer, corpus = prepare(texts, config)
-        state.begin_run(out, config, texts_digest)
-        write_whole(out / "tokenizer.json", tokenizer.to_str())
-
-    torch.manual_seed(options.seed)
-    model = Decoder(config).train()
-    optimizer = adamw(model, options)
-    step, records = state.restore(out / "state.safetensors", model, optimizer)
-    if step:
-        say(f"going on after step {step}")
-    records = _run(model, optimizer, corpus, out, step, records, say)
-    checkpoint = export(model, out / "model", tokenizer, force=True)
+    with state.only_run(out):
+        if not begun:
+            state.begin_run(out, config, texts_digest)
+            write_whole(out / "tokenizer.json", tokenizer.to_str())
+        torch.manual_seed(options.seed)
+        model = Decoder(config).train()
+        optimizer = adamw(model, options)
+        step, records = state.restore(out / "state.safetensors", model, optimizer)
+        if step:
+            say(f"going on after step {step}")
+        records = _run(model, optimizer, corpus, out, step, records, say)
+        checkpoint = export(model, out / "model", tokenizer, force=True)
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".noise." not in name)
     return Trained(
         model.eval(), checkpoint, records["loss"], records["validation"], parameters, active_parameters(model.spec)

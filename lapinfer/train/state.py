@@ -10,7 +10,9 @@ model/              the checkpoint, when the run is over
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.locks import holder, locked
 from lapinfer.outputs import PART, append, cannot_write, whole_file, write_whole
 from lapinfer.train.config import Config
 from lapinfer.train.decoder import Decoder
@@ -67,6 +70,22 @@ def begin_run(folder: Path, config: Config, digest: str) -> None:
 
 def _described(config: Config, digest: str) -> dict[str, Any]:
     return {"config": config.as_dict(), "texts": digest}
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """The folder, there and locked for this process; InputError when another one trains in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":  # folders cannot be opened
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not locked(descriptor):
+            raise InputError(f"{folder}: {holder(descriptor)} trains here; wait for it, or name another folder")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _difference(name: str, stored: Any, wanted: Any) -> str | None:
