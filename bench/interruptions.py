@@ -68,13 +68,24 @@ def interrupted(number: int, seed: int, model: str, kernels: Path) -> Outcome:
         if twice:
             time.sleep(chance.uniform(0, 0.05))
             process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=120)[1].decode(errors="replace")
-    except subprocess.TimeoutExpired:
-        process.kill()
-        errors = "hangs: " + process.communicate()[1].decode(errors="replace")
+        errors = _ended(process, 60)
+        if errors is None:  # a signal in Python's first milliseconds can be lost: then the run is still there to hear
+            process.send_signal(signal.SIGINT)
+            errors = _ended(process, 30)
+        if errors is None:
+            process.kill()
+            errors = f"hangs: {_ended(process, 60)}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(kind, round(delay, 3), twice, process.returncode, errors[-2000:])
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> str | None:
+    """What a process that has ended wrote to stderr."""
+    try:
+        return process.communicate(timeout=seconds)[1].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def main() -> None:

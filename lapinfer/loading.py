@@ -12,6 +12,7 @@ from typing import Any
 
 from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint import Checkpoint
+from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_models, packed_path
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.safetensors import read_metadata
@@ -33,6 +34,7 @@ from lapinfer.runtime.kv import cache_bytes, kv_format
 from lapinfer.runtime.ops import CHUNK, Limits
 from lapinfer.spec import FeedForwardSpec, ModelSpec, with_top_k
 from lapinfer.tensors import parameters, tensors
+from lapinfer.text.tokenizer import Tokenizer
 
 Progress = Callable[..., Any]
 """progress(what, done, total) for long work; progress(line) for a notice."""
@@ -62,7 +64,7 @@ def load_model(
     """
     options, say = options or LoadOptions(), progress or (lambda *args: None)
     began = time.perf_counter()
-    found = _packed(path_or_name, options.quant, say)
+    found = _packed(path_or_name, options, say)
     pack_s = time.perf_counter() - began
     try:
         model = _checked_model(found, options, str(path_or_name), say)
@@ -71,7 +73,7 @@ def load_model(
             raise DamagedError(f"{error}; convert the checkpoint again") from error
         say(f"note: {error}; packing it again")
         (found.folder / FILE_NAME).unlink(missing_ok=True)
-        found = _packed(path_or_name, options.quant, say)
+        found = _packed(path_or_name, options, say)
         try:
             model = _checked_model(found, options, str(path_or_name), say)
         except DamagedError as again:
@@ -125,14 +127,26 @@ class Packed:
         return self.source is not None
 
 
-def _packed(path_or_name: str | Path, quant: str, say: Progress) -> Packed:
-    """Where the packed weights are; a copy of a checkpoint is made now if need be."""
+def check_prompt(path_or_name: str | Path, options: LoadOptions, text: str) -> None:
+    """InputError for a prompt that no tokenizer could fit into the context, before anything is packed or loaded."""
     source = resolve(path_or_name)
+    folder = source if isinstance(source, Path) else source.folder
+    config = read_json(folder / "config.json") if isinstance(source, Path) else source.config
+    limits = _limits(spec_from_config(config, str(folder)), options, options.quant)
+    if (tokenizer := Tokenizer.from_folder(folder)) is not None:
+        tokenizer.check_length(text, limits.ctx)
+
+
+def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress) -> Packed:
+    """Where the packed weights are; a copy of a checkpoint is made now if need be, and if it can be of use."""
+    source, quant = resolve(path_or_name), options.quant
     if not isinstance(source, Path):
         for line in source.notices:
             say(line)
         folder = cached_folder(source, quant, packed_models(), progress=say)
         if not is_packed(folder):
+            spec = spec_from_config(source.config, str(source.path))
+            _check_memory(source.path.name, 0, spec, _limits(spec, options, quant))
             with suppress(OSError):  # told when the copy is written
                 make_folders(folder.parent)
             pack_calibrated(source, folder, quant, progress=_packing(say), force=True, notice=say)
@@ -175,14 +189,18 @@ def default_ctx(spec: ModelSpec) -> int:
 
 def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
     """DoesNotFitError when weights, KV cache and what grows with the context are together more than there is."""
+    _check_memory(weights.path.parent.name, weights.nbytes, spec, limits)
+
+
+def _check_memory(name: str, packed: int, spec: ModelSpec, limits: Limits) -> None:
+    """The same for a number of bytes of weights: 0 where these are not packed yet."""
     available = available_memory()
-    packed = weights.nbytes
     kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
     needed = packed + kv + context_bytes(spec, limits)
     has_experts = any(layer.feed_forward.router is not None for layer in spec.layers)
     if available is not None and needed > available:
         raise DoesNotFitError(
-            f"{weights.path.parent.name}: needs {needed / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
+            f"{name}: needs {needed / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
             f"{kv / 1e6:,.0f} for {limits.ctx} positions), {available / 1e6:,.0f} MB are available; "
             f"try a smaller --ctx-size, --kv q8 or --quant q4{OR_ON_DISK if has_experts else ''}"
         )

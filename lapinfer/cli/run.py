@@ -15,10 +15,14 @@ from lapinfer.cli.options import MODEL_NAMES, Force, Json, Loading, Sampling, Ve
 from lapinfer.cli.prompts import prompt_of
 from lapinfer.errors import InputError
 from lapinfer.interrupts import KEYBOARD, check
+from lapinfer.options import LoadOptions
 
 if TYPE_CHECKING:
     from lapinfer.text.generation import Token
     from lapinfer.text.language_model import LanguageModel
+
+LONG_PROMPT = 1 << 16
+"""Characters from which it is worth a look whether a prompt can fit at all."""
 
 
 @with_groups
@@ -74,6 +78,8 @@ def run(
 
         note_replaced(check_path(experts_report, force=force))
     name = default_model() if model is None else model
+    if prompt is not None and len(prompt) > LONG_PROMPT:
+        _check_prompt(name, loading, prompt)
     with (
         open_model(name, loading, verbose) as loaded,
         nullcontext() if experts_report is None else _experts_written(loaded, experts_report, force),
@@ -112,6 +118,15 @@ def _variables(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise typer.BadParameter('--template-kwargs: expected a JSON object, {"name": value}')
     return value
+
+
+def _check_prompt(name: str, options: LoadOptions, prompt: str) -> None:
+    """Refuse a prompt that is too long before anything is paid for it."""
+    from lapinfer.checkpoint.hub import is_local
+    from lapinfer.loading import check_prompt
+
+    if is_local(name):
+        check_prompt(name, options, prompt)
 
 
 @contextmanager

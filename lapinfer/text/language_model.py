@@ -146,10 +146,16 @@ class LanguageModel:
             raise InputError(f"this checkpoint {why_none(getattr(self.model, 'texts', None))}")
         return self.tokenizer.encode(prompt, special)
 
+    def _asked(self, prompt: str | Sequence[int], special: bool = True) -> list[int]:
+        """Token ids of a prompt; what no context of this size holds is refused before it is made into tokens."""
+        if isinstance(prompt, str) and self.tokenizer is not None:
+            self.tokenizer.check_length(prompt, self.model.ctx)
+        return self.encode(prompt, special)
+
     def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationKeywords]) -> Iterator[Token]:
         """A `Token` for each generated token, continuing the prompt as it stands (no chat template)."""
         check_options(options, GenerationKeywords.__annotations__, "generation")
-        return self._stream(self.encode(prompt), **options)
+        return self._stream(self._asked(prompt), **options)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationKeywords]) -> Completion:
         """The whole continuation of a prompt."""
@@ -165,7 +171,7 @@ class LanguageModel:
         variables |= {name: given.pop(name) for name in FOR_TEMPLATES if name in given}
         prompt = self.template.render(messages, **variables)
         harmony = self.tokenizer is not None and len(self.tokenizer.special_among((CHANNEL, MESSAGE))) == 2
-        return self._stream(self.encode(prompt, special=False), thinks=splitter(prompt, harmony), **given)
+        return self._stream(self._asked(prompt, special=False), thinks=splitter(prompt, harmony), **given)
 
     def chat(self, messages: Messages, **options: Unpack[ChatKeywords]) -> Completion:
         """The assistant's whole answer to {'role': 'user', 'content': '…'} and so on, or to the text of a user.

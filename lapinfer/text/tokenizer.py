@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,8 @@ END_OF_TURN = (
 
 HARMONY_END = "<|return|>"
 """Where there is this token, <|end|> ends a message of a turn (gpt-oss thinks in one, and answers in another)."""
+USUAL = 16
+"""Characters of a token; few are longer."""
 
 T = TypeVar("T")
 
@@ -95,6 +98,19 @@ class Tokenizer:
     def adds_bos(self) -> bool:
         """Whether `encode` puts BOS in front of a text."""
         return self.bos_id is not None and self.encode("a")[:1] == [self.bos_id]
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+
+    def check_length(self, text: str, positions: int) -> None:
+        """InputError for a text that would not fit so many positions if it were made of the longest tokens alone."""
+        if len(text) > USUAL * positions and len(text) > self.longest * positions:
+            raise InputError(
+                f"the prompt has {len(text):,} characters, which is more than {len(text) // self.longest:,} tokens, "
+                f"but the context holds {positions:,}: shorten the prompt, or ask for a larger context with -c (ctx=)"
+            )
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text. `special` adds what the model expects around a text (often BOS, often nothing).

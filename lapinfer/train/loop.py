@@ -45,7 +45,8 @@ class Trained:
 def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Progress | None = None) -> Trained:
     """Train on texts, in the folder `out`; call it again to go on with a run that was stopped.
 
-    InputError when the texts are too short, `out` holds another run, or another process trains there; TrainingError when the loss is no number.
+    InputError when the texts are too short, `out` holds another run, or another process trains there; TrainingError
+    when the loss is no number.
     """
     if not texts or not all(text.strip() for text in texts):
         raise InputError("no text to train on: expected texts that are not empty")
