@@ -19,21 +19,20 @@ from typing import Any
 
 import llvmlite
 
-from lapinfer.kernels import isa
+from lapinfer.kernels.settings import OPTIMIZATION, as_tested, declared  # before the first import of numba
 
-isa.apply()  # before the first import of numba
+# isort: split
+import numba
+from numba import int64, njit, void
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
+from numba.core.sigutils import normalize_signature
 
-import numba  # noqa: E402
-from numba import int64, njit, void  # noqa: E402
-from numba.core.caching import NullCache  # noqa: E402
-from numba.core.ccallback import CFunc  # noqa: E402
-from numba.core.compiler import CompileResult  # noqa: E402
-from numba.core.registry import cpu_target  # noqa: E402
-from numba.core.serialize import dumps  # noqa: E402
-from numba.core.sigutils import normalize_signature  # noqa: E402
-
-import lapinfer.quant  # noqa: E402
-from lapinfer.kernels.operands import (  # noqa: E402
+import lapinfer.quant
+from lapinfer.kernels.operands import (
     ACTIVATIONS,
     FIRST,
     KV_KINDS,
@@ -42,13 +41,12 @@ from lapinfer.kernels.operands import (  # noqa: E402
     SCORES,
     STEP,
 )
-from lapinfer.kernels.records import RecordType  # noqa: E402
-from lapinfer.kernels.store import Store, open_store  # noqa: E402
+from lapinfer.kernels.records import RecordType
+from lapinfer.kernels.store import Store, open_store
 
 SIGNATURE = void(int64, int64, int64, int64)
 """What machine code of every kernel takes: four int64."""
-jit = njit(error_model="numpy", nogil=True)
-"""For functions that kernels call: never raises (division by zero gives inf), inlined by LLVM."""
+_njit = njit(error_model="numpy", nogil=True)
 
 _functions: dict[str, tuple[Callable, Any]] = {}
 _compiled: dict[str, CFunc] = {}
@@ -58,6 +56,11 @@ compile_seconds = 0.0
 """Time spent compiling or loading machine code in this process."""
 compiled_fresh: list[str] = []
 """Kernels that no cache held."""
+
+
+def jit(function: Callable) -> Any:
+    """For functions that kernels call: never raises (division by zero gives inf), inlined by LLVM."""
+    return declared(_njit, function)
 
 
 def kernel(function: Callable, kind: str = "") -> Callable:
@@ -76,7 +79,8 @@ def kernel(function: Callable, kind: str = "") -> Callable:
 
 def target() -> str:
     """Triple, CPU and features that code is generated for."""
-    return " ".join(cpu_target.target_context.codegen().magic_tuple())
+    with as_tested():
+        return " ".join(cpu_target.target_context.codegen().magic_tuple())
 
 
 def sources() -> list[Path]:
@@ -92,7 +96,7 @@ def sources() -> list[Path]:
 def _fingerprint() -> str:
     """A hash of what machine code depends on."""
     choices = (ACTIVATIONS, KV_KINDS, POLICIES, SCORES)
-    versions = f"{sys.implementation.cache_tag} {numba.__version__} {llvmlite.__version__}"
+    versions = f"{sys.implementation.cache_tag} {numba.__version__} {llvmlite.__version__} {OPTIMIZATION}"
     digest = hashlib.sha256(f"{versions} {target()} {choices}".encode())
     for source in sources():
         digest.update(source.read_bytes())
@@ -167,8 +171,9 @@ class _Stored(NullCache):
 def make(name: str, stored: bool = False) -> CFunc:
     """A kernel compiled now; stored: or loaded, and else stored."""
     function, signature = _functions[name]
-    compiled = CFunc(function, normalize_signature(signature), locals={}, options={"error_model": "numpy"})
-    if stored:
-        compiled._cache = _Stored(name)
-    compiled.compile()
+    with as_tested():
+        compiled = CFunc(function, normalize_signature(signature), locals={}, options={"error_model": "numpy"})
+        if stored:
+            compiled._cache = _Stored(name)
+        compiled.compile()
     return compiled

@@ -91,15 +91,19 @@ def environment(isa: Isa, cpu: str | None = None) -> dict[str, str]:
     return {"NUMBA_CPU_NAME": cpu or isa.cpu, "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in isa.features)}
 
 
-def apply() -> None:
-    """Set Numba's target as LAPINFER_ISA says. Raises InputError for a name that is unknown or comes too late,
-    UnsupportedError for instructions that this processor lacks."""
+def apply() -> dict[str, str]:
+    """Set Numba's target as LAPINFER_ISA says; what was set: nothing for the processor that this is.
+
+    InputError for a name that is unknown or comes too late, UnsupportedError for instructions that it lacks.
+    """
     name = os.environ.get(VARIABLE, "native") or "native"
     if name == "native":
         # LLVM may know the processor but not its features: then kernels would not use the dot product.
-        if "dotprod" in host_features() - reported_features() and "NUMBA_CPU_NAME" not in os.environ:
-            _set(environment(ISAS["dotprod"], llvm.get_host_cpu_name()))
-        return
+        if "dotprod" not in host_features() - reported_features():
+            return {}
+        wanted = environment(ISAS["dotprod"], llvm.get_host_cpu_name())
+        _set(wanted)
+        return wanted
     if name not in ISAS:
         raise InputError(f"{VARIABLE}={name} is not known, expected native, {', '.join(ISAS)}")
     if name not in available():
@@ -108,7 +112,9 @@ def apply() -> None:
         raise UnsupportedError(
             f"{VARIABLE}={name}: this processor lacks {', '.join(lacking)}; it can run native, {', '.join(available())}"
         )
-    _set(environment(ISAS[name]))
+    wanted = environment(ISAS[name])
+    _set(wanted)
+    return wanted
 
 
 def _set(wanted: dict[str, str]) -> None:
