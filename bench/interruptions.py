@@ -68,10 +68,10 @@ def interrupted(number: int, seed: int, model: str, kernels: Path) -> Outcome:
         if twice:
             time.sleep(chance.uniform(0, 0.05))
             process.send_signal(signal.SIGINT)
-        errors = _ended(process, 60)
+        errors = _ended(process, 120)
         if errors is None:  # a signal in Python's first milliseconds can be lost: then the run is still there to hear
             process.send_signal(signal.SIGINT)
-            errors = _ended(process, 30)
+            errors = _ended(process, 120)
         if errors is None:
             process.kill()
             errors = f"hangs: {_ended(process, 60)}"

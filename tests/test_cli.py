@@ -147,7 +147,35 @@ def test_the_chat_model_is_pulled_when_it_is_asked_for_and_missing(fake):
         (MemoryError(), 3, "error: not enough memory; try --quant q4 or a smaller -c"),
         (PermissionError(13, "Permission denied", "/x"), 1, "error: /x: Permission denied"),
         (OSError(28, "No space left on device"), 1, "error: No space left on device"),
+        (
+            OSError(24, "Too many open files", "/x"),
+            1,
+            "error: /x: Too many open files; allow more open files (ulimit -n)",
+        ),
         (KeyboardInterrupt(), 130, ""),
+        (
+            ImportError("bad llvmlite", name="numba"),
+            1,
+            "error: numba: cannot be imported: bad llvmlite; install lapinfer again (pip install --force-reinstall)",
+        ),
+        (RecursionError("maximum depth"), 1, "error: something is nested too deeply: maximum depth"),
+        (
+            RuntimeError("can't start new thread"),
+            1,
+            "error: the system refuses one more thread: allow more (ulimit -u, or the container's limit)",
+        ),
+        (
+            ValueError("x\ny"),
+            1,
+            "error: this should not have happened: ValueError: x y; please report it to lapinfer's issue tracker, "
+            "with what the same command with -v prints",
+        ),
+        (
+            AssertionError(),
+            1,
+            "error: this should not have happened: AssertionError; please report it to lapinfer's "
+            "issue tracker, with what the same command with -v prints",
+        ),
     ],
 )
 def test_failures_are_one_line(monkeypatch, error, code, line):
@@ -468,6 +496,39 @@ def test_a_closed_pipe_is_quiet(folder):
     os.close(writer)
     assert process.communicate(timeout=20)[1] == b""
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_full_disk_is_told_once(folder):
+    with open("/dev/full", "w") as full:
+        process = command(folder, "explain", "x", stdout=full)
+    assert process.communicate(timeout=20)[1] == b"error: No space left on device\n"
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX descriptors")
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_that_was_closed(folder, closed):
+    process = command(folder, "explain", "x", preexec_fn=lambda: os.close(closed))
+    out, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, b"")
+    assert bool(out) == (closed != 1)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "code"),
+    [("utf-8", "Grüße, 世界", 0), ("ascii", "Gr??e, ??", 0), ("latin-1", "Grüße, ??", 0)],
+)
+def test_any_text_can_be_written(encoding, text, code):
+    script = (
+        "import sys; from lapinfer.cli import app, main; sys.argv = ['lapinfer', 'say', '-v']\n"
+        "@app.command()\ndef say(): print('Grüße, 世界')\nsys.argv.pop()\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding}
+    )
+    assert (done.returncode, done.stdout.decode(encoding)) == (code, f"{text}\n")
+    assert (b"lacks were written as ?; PYTHONIOENCODING=utf-8 keeps them" in done.stderr) == ("?" in text)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals")

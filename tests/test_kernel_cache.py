@@ -308,3 +308,20 @@ def test_an_index_of_another_user_in_a_shared_folder_runs_nothing(tmp_path: Path
     (folder / planted).chmod(0o666)
     load(home, XDG_CACHE_HOME=str(tmp_path / "user"))
     assert not Path("unpickled").exists()
+
+
+SETTINGS = {
+    "NUMBA_DISABLE_JIT": "1", "NUMBA_OPT": "0", "NUMBA_BOUNDSCHECK": "1", "NUMBA_CPU_NAME": "generic",
+    "NUMBA_ENABLE_AVX": "0", "NUMBA_NUM_THREADS": "0", "NUMBA_DEBUGINFO": "1", "NUMBA_DUMP_ASSEMBLY": "1",
+    "NUMBA_LOOP_VECTORIZE": "wrong",
+}  # fmt: skip
+
+
+def test_settings_of_numba_change_neither_code_nor_output(stored: Path, tmp_path: Path) -> None:
+    """Of the environment, and of a file in the folder where the program runs; a program's own functions have them."""
+    own = "; import numba; print(numba.config.DISABLE_JIT, numba.njit(int) is int)"
+    assert load(tmp_path, code=LOAD + own, **SETTINGS) == "['read_clock']\n1 True"
+    (first,), (second,) = (sorted(folder.rglob("*.nbi")) for folder in (stored, tmp_path))
+    assert (first.parent.name, first.read_bytes()) == (second.parent.name, second.read_bytes())
+    Path(".numba_config.yaml").write_text("disable_jit: 1\nboundscheck: 1\n")
+    assert load(tmp_path) == "[]"
