@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 import lapinfer
 from lapinfer.errors import InputError
+from lapinfer.locks import holder, locked
 from lapinfer.text.language_model import LanguageModel
 
 OPTIONS = {"max_tokens": 6, "temperature": 0}
@@ -143,3 +147,19 @@ def test_processes_of_multiprocessing(method: str, home: Path) -> None:
         expected = text(model)
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.apply(_text_of_a_process, (str(home),)) == expected
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="only Linux tells who holds a lock")
+def test_who_is_waited_for_is_named_with_what_lets_it_go_on(tmp_path: Path) -> None:
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        with (tmp_path / "lock").open() as file:
+            assert not locked(file.fileno())
+            assert holder(file.fileno()) == f"process {process.pid}"
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            assert f"process {process.pid}, which is stopped (kill -CONT" in holder(file.fileno())
+        process.kill()
