@@ -97,7 +97,7 @@ def pack_checkpoint(
     def write() -> Path:
         return _write(
             checkpoint, folder, quant, assembler, packed_entries(weights, formats), texts, calibration=calibration,
-            progress=progress, force=force,
+            progress=progress, force=force, notice=notice,
         )  # fmt: skip
 
     try:
@@ -113,7 +113,7 @@ def pack_checkpoint(
 def _write(
     checkpoint: Checkpoint, folder: Path, quant: str, assembler: Assembler,
     tensors: Sequence[PackedEntry | BankEntry], texts: Mapping[Path, bytes], *, calibration: Calibration | None,
-    progress: Progress, force: bool,
+    progress: Progress, force: bool, notice: Callable[[str], None],
 ) -> Path:  # fmt: skip
     """Write these tensors, and the texts beside them."""
     entries = {entry.name: entry for entry in tensors}
