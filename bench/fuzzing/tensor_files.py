@@ -76,7 +76,7 @@ def signed(data: bytes) -> bytes:
         header, numbers = split(data)
         begin = len(data) - len(numbers)
         named = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-        start, stop = named.pop(DIGESTS)
+        start, stop = map(int, named.pop(DIGESTS))
         places = [
             place for name, place in sorted(named.items(), key=lambda item: item[1]) if not name.startswith(".pad.")
         ]
