@@ -1,5 +1,6 @@
 """What strangers write is shown on a terminal and in pages, and never obeyed there."""
 
+import ast
 import csv
 import io
 import json
@@ -223,6 +224,20 @@ def test_a_bar_names_what_it_is_about(monkeypatch):
         progress._bars.refresh()
     text = re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", out.getvalue())  # Rich's own colours
     assert "pulling [bold]x[/red] \\x1b]0;owned\\x07\\x1b[2J" in text
+
+
+def test_only_the_console_prints_what_is_not_constant():
+    """Everything else goes through `say`, `note`, `write_answer`, which show what would act."""
+    wrong = []
+    for path in sorted((ROOT / "lapinfer" / "cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if path.name == "console.py" or not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called in ("print", "sys.stdout.write", "sys.stderr.write", "typer.echo"):
+                own = all(isinstance(each, ast.Constant) or "__version__" in ast.unparse(each) for each in node.args)
+                wrong += [] if own else [f"{path.name}:{node.lineno}"]
+    assert not wrong
 
 
 # Pages

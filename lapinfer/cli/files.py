@@ -53,7 +53,7 @@ def verify(
         for each in verified:
             found.append(each)
             if not json:
-                print(each, flush=True)
+                say(str(each))
     if json:
         print_json([asdict(each) for each in found])
     if any(each.problems for each in found):
