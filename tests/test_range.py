@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -221,7 +222,7 @@ def test_what_a_cache_holds_already_decides_how_wide_it_gets() -> None:
         op.operands["v_scale"][:] = 0x4500  # bfloat16 of 2,048
     attention = model.spec.layers[0].mixer
     assert isinstance(attention, AttentionSpec)
-    with np.errstate(all="raise"):
+    with warnings.catch_warnings(action="error"):
         assert widen(model.runner, 0, attention, "f16") == "f32"
     held = [op.operands["v_cache"] for op in model.runner.plan.ops if op.layer == 0 and "v_cache" in op.operands]
     assert all(np.isfinite(array).all() and np.abs(array).max() > 65504 for array in held)

@@ -26,16 +26,18 @@ def widen(runner: Runner, layer: int, attention: AttentionSpec, kind: KVName) ->
     keys, values, key_scales, value_scales = (
         _array(old[name]) for name in ("k_cache", "v_cache", "k_scale", "v_scale")
     )
-    if keys.dtype == np.int8:
-        by_lanes = _spread(key_scales, attention.k_dim).reshape(*keys.shape[:2], attention.k_dim, -1, KEY_LANES)
-        keys = keys * by_lanes.swapaxes(2, 3)
-        values = values * _spread(value_scales, values.shape[-1]).swapaxes(2, 3)
-    if max(float(np.abs(keys).max()), float(np.abs(values).max())) > HALF_MAX:
-        kind = "f32"
     none = np.zeros(1, BF16)
-    wide = {
-        "k_cache": keys.astype(DTYPES[kind]), "v_cache": values.astype(DTYPES[kind]), "k_scale": none, "v_scale": none,
-    }  # fmt: skip
+    with np.errstate(all="ignore"):  # what is not finite is told when a step computes with it
+        if keys.dtype == np.int8:
+            by_lanes = _spread(key_scales, attention.k_dim).reshape(*keys.shape[:2], attention.k_dim, -1, KEY_LANES)
+            keys = keys * by_lanes.swapaxes(2, 3)
+            values = values * _spread(value_scales, values.shape[-1]).swapaxes(2, 3)
+        if not max(float(np.abs(keys).max()), float(np.abs(values).max())) <= HALF_MAX:
+            kind = "f32"
+        wide = {
+            "k_cache": keys.astype(DTYPES[kind]), "v_cache": values.astype(DTYPES[kind]),
+            "k_scale": none, "v_scale": none,
+        }  # fmt: skip
     for i, op in ops:
         runner.replace(i, _widened(op, wide, attention, kind))
     return kind
