@@ -107,6 +107,14 @@ class Model:
         return self._lock
 
     @property
+    def kv(self) -> list[KVName]:
+        """The format in which each layer keeps keys and values now."""
+        return [
+            self.limits.kv if layer.convolution is not None else cache_kind(self.runner, i)
+            for i, layer in enumerate(self.spec.layers)
+        ]
+
+    @property
     def usage(self) -> Meter:
         """What steps have touched so far."""
         return self.runner.meter

@@ -74,6 +74,10 @@ class FakeModel:
         self.prompt_end = 0
 
     @property
+    def kv(self):
+        return ["f16"] * len(self.spec.layers)
+
+    @property
     def usage(self):
         return self.runner.meter
 
@@ -124,6 +128,9 @@ class FakeModel:
 
     def forward(self, ids):
         return np.concatenate([self.step([t], [0], [p], [True]).values for p, t in enumerate(ids)])
+
+    def buffer_bytes(self):
+        return 0
 
     def close(self):
         self.closed = True
@@ -213,6 +220,7 @@ def install(monkeypatch, make, slow_load=0.0):
             "lapinfer.report.roofline.measure",
             lambda threads, **options: Roofline(threads, {threads: 1e10}, {"int8": 1e11, "float32": 1e10}),
         )
+        monkeypatch.setattr("lapinfer.report.roofline.bandwidth_now", lambda threads: 1e10)
     for name, module in modules.items():
         package, _, last = name.rpartition(".")
         if monkeypatch is None:

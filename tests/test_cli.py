@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -311,7 +312,7 @@ def test_bench_sets_models_side_by_side(fake, tmp_path, monkeypatch):
     load = loading.load_model
 
     def load_model(name, *options, **more):
-        model = load(name, *options, **more)
+        model = copy(load(name, *options, **more))
         model.name = name
         return model
 

@@ -26,6 +26,9 @@ from lapinfer.packing.reader import read_packed
 from lapinfer.quant.blocks import pack, unpack
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.range import SLACK, RangeError, check_small
+from lapinfer.report.costs import Costs
+from lapinfer.report.explain import explain
+from lapinfer.report.timing import Watch
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.widening import widen
 from lapinfer.spec import AttentionSpec, ModelSpec
@@ -90,6 +93,22 @@ def test_a_widened_layer_gives_the_bits_of_float32_from_there_on() -> None:
     np.testing.assert_array_equal(first, again)
 
 
+def test_costs_know_a_widened_layer() -> None:
+    """What is predicted, metered and shown is of the caches as they are then."""
+    model = model_of(decoder(), LARGE, "f16")
+    before = Costs.of(model).touched([40])["kv"]
+    model.prefill(IDS)
+    assert model.kv == ["f16", "f32"]
+    watch = Watch(model)
+    watch.step(np.array([1]), np.array([0]), np.array([40]))
+    predicted = Costs.of(model).touched([40])
+    metered = {key.removeprefix("bytes_"): n for key, n in watch.meter.totals().items() if key.startswith("bytes_")}
+    assert predicted == metered
+    assert predicted["kv"] > before
+    assert "KV f16 (1 layer) and f32 (1 layer)" in explain(model)
+    model.close()
+
+
 def outlier(values: dict[str, np.ndarray]) -> None:
     """A key column that is the same for all keys, far above the others; queries do not look at it."""
     values["layers.1.qkv.bias"][KEY_ROWS][K - 1] = 2e5
@@ -128,10 +147,11 @@ def test_where_a_step_cannot_be_run_again_the_option_is_named() -> None:
 @pytest.mark.parametrize(
     "spec", [decoder(), routed_decoder(), routed_decoder(latent=True)], ids=["dense", "experts", "mla"]
 )
-@pytest.mark.parametrize("kv", KV_KINDS)
 @pytest.mark.parametrize(
-    ("tensor", "place"), [("layers.1.o", "layer 1"), ("layers.0.down", "down of layer 0"), ("norm.weight", "")]
-)
+    ("kv", "tensor", "place"),
+    [("f32", "layers.1.o", "layer 1"), ("f16", "layers.0.down", "down of layer 0"),
+     ("q8", "layers.0.down", "down of layer 0"), ("f16", "norm.weight", "")],
+)  # fmt: skip
 def test_no_logits_without_a_number(spec: ModelSpec, kv: str, tensor: str, place: str) -> None:
     """Products beyond float32 are an error that names where they began; the model goes on afterwards."""
 

@@ -26,7 +26,7 @@ from lapinfer.options import LoadOptions
 from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant.formats import FORMATS
 from lapinfer.report import bandwidth, doctor, roofline
-from lapinfer.report.against import Figures, against_dense
+from lapinfer.report.against import Figures, against_dense, ratio
 from lapinfer.report.explain import explain
 from lapinfer.report.random_weights import shape_model
 from lapinfer.report.shapes import shape_spec
@@ -189,28 +189,44 @@ def test_measured_memory_exceeds_the_largest_cache(monkeypatch: pytest.MonkeyPat
 
 
 def test_against_dense() -> None:
-    dense = Figures("dense", 1000, 1000, 10.0, 8.0, 5.0, 30.0)
-    small = Figures("small", 400, 400, 4.0, 3.0, 12.0, 40.0)
-    moe = Figures("moe", 1010, 405, 11.0, 4.0, 10.0, 33.0)
-    other = Figures("other", 5000, 600, 50.0, 6.0, 2.0, None)
+    dense = Figures("dense", 1000, 1000, 10.0, 8.0, [5.0] * 5, 30.0)
+    small = Figures("small", 400, 400, 4.0, 3.0, [12.0] * 5, 40.0)
+    moe = Figures("moe", 1010, 405, 11.0, 4.0, [10.0] * 5, 33.0)
+    other = Figures("other", 5000, 600, 50.0, 6.0, [2.0] * 5, None)
     assert against_dense([dense, small, moe, other]) == [
-        "moe instead of dense (as many parameters): 1.10x the memory, 0.50x the bytes per token, 2.00x the decoding "
-        "speed, perplexity 33.0 instead of 30.0",
-        "moe instead of small (as many as a token uses): 2.75x the memory, 1.33x the bytes per token, 0.83x the "
-        "decoding speed, perplexity 33.0 instead of 40.0",
+        "moe instead of dense (as many parameters): 1.10x the memory, 0.50x the bytes per token, 2.00x (2.00 "
+        "to 2.00) the decoding speed, perplexity 33.0 instead of 30.0",
+        "moe instead of small (as many as a token uses): 2.75x the memory, 1.33x the bytes per token, 0.83x (0.83 "
+        "to 0.83) the decoding speed, perplexity 33.0 instead of 40.0",
     ]
     assert against_dense([dense, small]) == []
 
 
+DENSE = [5.0, 5.2, 4.9, 5.1, 5.0]
+
+
 @pytest.mark.parametrize(
-    ("speed", "spread", "told"),
-    [(5.5, 0.02, "1.10x the decoding speed"), (5.5, 0.06, "cannot be told apart"), (4.0, 0.05, "0.80x"),
-     (4.0, 0.2, "cannot be told apart"), (5.5, 0.0, "1.10x")],
-)  # fmt: skip
-def test_a_ratio_within_its_own_spread_is_withheld(speed: float, spread: float, told: str) -> None:
-    dense = Figures("dense", 1000, 1000, 10.0, 8.0, 5.0, None, spread)
-    moe = Figures("moe", 1010, 405, 11.0, 4.0, speed, None, spread)
+    ("speeds", "paired", "told"),
+    [
+        ([1.1 * v for v in DENSE], True, "1.10x (1.10 to 1.10) the decoding speed"),
+        ([5.5, 5.3, 5.4, 5.6, 5.5], True, "1.10x (1.02 to 1.10) the decoding speed"),
+        ([4.0, 4.1, 4.0, 4.2, 4.1], True, "0.82x"),
+        ([7.0, 6.0, 4.8, 9.0, 8.0], True, "cannot be told apart"),  # one turn says the opposite
+        ([10.0] * 4, True, "not compared (4 of at least 5 turns)"),
+        ([10.0] * 5, False, "not compared (not measured in turns)"),
+    ],
+)
+def test_a_ratio_that_may_be_chance_is_withheld(speeds: list[float], paired: bool, told: str) -> None:
+    dense = Figures("dense", 1000, 1000, 10.0, 8.0, DENSE, None)
+    moe = Figures("moe", 1010, 405, 11.0, 4.0, speeds, None, paired)
     assert told in against_dense([dense, moe])[0]
+
+
+def test_a_range_of_many_ratios_leaves_out_the_outermost() -> None:
+    """As many as the sign test lets it: of 8, one at either end."""
+    found = ratio([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 9.0], [1.0] * 8)
+    assert (found.low, found.high, found.told) == (1.1, 1.6, True)
+    assert found.middle == pytest.approx(1.35)
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     """A machine that need not be measured, few steps, and packed copies that are left behind nowhere."""
     monkeypatch.setattr(roofline, "measure", lambda threads: ROOF)
     monkeypatch.setattr(roofline, "bandwidth_now", lambda threads: 2e10)
-    monkeypatch.setattr(measure, "DECODED", 4)
+    monkeypatch.setattr(measure, "DECODED", 2)
     monkeypatch.setattr(measure, "BATCHED", 3)
     monkeypatch.setitem(SIZES, "100m", SIZE)
     monkeypatch.setenv("LAPINFER_HOME", str(tmp_path_factory.getbasetemp() / "home"))
@@ -86,10 +88,13 @@ def text() -> str:
 
 @pytest.fixture
 def report(folders: dict[str, Path], text: str) -> Report:
-    names = [str(folders[kind]) for kind in KINDS]
-    return collect.collect(
-        names, options=collect.Options(LoadOptions(threads=1), context=32, text=text, source="a text")
-    )
+    return deepcopy(_report(tuple(str(folders[kind]) for kind in KINDS), text))
+
+
+@cache
+def _report(names: tuple[str, ...], text: str) -> Report:
+    options = collect.Options(LoadOptions(threads=1), context=32, text=text, source="a text")
+    return collect.collect(names, options=options)
 
 
 def invoke(*arguments: object) -> Any:
@@ -102,7 +107,9 @@ def invoke(*arguments: object) -> Any:
 def test_models_are_measured(report: Report) -> None:
     assert [m.name for m in report.models] == [m.kind for m in report.models] == KINDS
     assert not report.failures
+    assert all(m.paired for m in report.models)
     for m in report.models:
+        assert len(m.decode.turns) == len(m.prompt.turns) == measure.TURNS
         assert sum(m.decode.predicted.values()) == m.decode.bytes
         assert sum(m.prompt.predicted.values()) == m.prompt.bytes
         assert m.decode.position == 31

@@ -1,5 +1,6 @@
 """lapinfer bench: speed and bytes of models side by side."""
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -69,13 +70,13 @@ def bench(
     tests = bench.Tests(_numbers(n_prompt), _numbers(n_gen), _numbers(depth), repetitions, text)
     older_rows = None if compare is None else bench_tables.read_rows(compare)
     write = bench_tables.WRITERS[output]
-    rows, failed, stopped = [], 0, False
+    placed, failed, stopped = [], 0, False
     with Progress() as progress, KEYBOARD.stops():
         to_measure = candidates(names, [] if shapes is None else [shapes])
         if shapes is not None:
             note("random weights: speed and bytes are measured, quality is not")
         try:
-            for row in bench.bench(to_measure, loading, tests, counts, progress):
+            for place, row in bench.bench(to_measure, loading, tests, counts, progress):
                 if isinstance(row, bench.Failure):
                     if len(to_measure) == 1:
                         raise row.error
@@ -83,11 +84,12 @@ def bench(
                     note(f"error: {row.model}: {message.removeprefix(f'{row.model}: ')}")
                     failed += 1
                     continue
-                rows.append(row)
+                placed.append((place, row))
                 if output == "jsonl":
                     say(write([row]))
         except KeyboardInterrupt:
             stopped = True
+    rows = [row for _, row in sorted(placed, key=itemgetter(0))]
     if output != "jsonl" and (rows or not stopped):
         say(write(rows))
     if older_rows is not None:  # beside rows for programs, for people

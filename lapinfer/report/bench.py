@@ -3,7 +3,7 @@
 pp512: the tokens of a prompt of 512, as large steps as the model takes. tg128: 128 tokens, one per step, from
 an empty context. "@ d1024" after either: at a depth of 1024 tokens, whose reading is not timed. Nothing is
 sampled. The first run of each test warms up and is not counted; compile and load times have their own columns.
-Models are measured one after the other; the machine's bandwidth and arithmetic are measured anew before each.
+Models take turns, a run each (report/turns.py), and the machine's bandwidth is measured between them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from lapinfer import __version__
 from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import InputError, LapinferError
-from lapinfer.machine import cpu_name, major_faults, peak_resident_bytes
+from lapinfer.machine import available_memory, cpu_name, major_faults, peak_resident_bytes
 from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
 from lapinfer.report.candidates import Candidate
@@ -30,6 +31,7 @@ from lapinfer.report.costs import Costs
 from lapinfer.report.perplexity import perplexity
 from lapinfer.report.texts import passage, sample_ids
 from lapinfer.report.timing import Watch
+from lapinfer.report.turns import Loaded, take_turns
 from lapinfer.text.language_model import LanguageModel
 from lapinfer.texts import read_text
 
@@ -45,15 +47,16 @@ ROOFLINE_S = 0.2
 class Row:
     """One test; llama-bench's field names where it has them.
 
-    Times are of one repetition in ns, speeds in tokens per second. touched_mb: bytes per token had to read
-    (weights on the path and KV), in MB (10^6), predicted_mb the same from the spec alone (of several tokens that are
-    routed, what chance would choose), and gb_per_s touched bytes over time. mmacs: millions of multiply-adds with
-    weights per token. ttft_ms: of a prompt, until its last token's logits; tpot_p50_ms, tpot_p99_ms: of single tokens.
-    roofline: the least time that the machine needs for these bytes and multiply-adds (report/roofline.py), by the time
-    taken. perplexity: of the text perplexity_text, which was given, or which the model's card names. peak_rss_mb and
-    major_faults are the process's so far. expert_hit_rate, read_mb: of a model whose experts are partly on disk
-    (--memory): the share of chosen experts that were in memory, and MB read from the file per token. text: "real", or
-    "random" for a model without a tokenizer.
+    Times are of one repetition in ns, speeds in tokens per second. touched_mb: bytes per token had to read (weights on
+    the path and KV), in MB (10^6), predicted_mb the same from the spec alone (of several tokens that are routed, what
+    chance would choose), and gb_per_s touched bytes over time, best_read_gb_per_s and least_read_gb_per_s what the
+    machine read before and after the turns. paired: run i of each model lay beside run i of the others. mmacs: millions
+    of multiply-adds with weights per token. ttft_ms: of a prompt, until its last token's logits; tpot_p50_ms,
+    tpot_p99_ms: of single tokens. roofline: the least time that the machine needs for these bytes and multiply-adds
+    (report/roofline.py), by the time taken. perplexity: of the text perplexity_text, which was given, or which the
+    model's card names. peak_rss_mb and major_faults are the process's so far. expert_hit_rate, read_mb: of a model
+    whose experts are partly on disk (--memory): the share of chosen experts that were in memory, and MB read from the
+    file per token. text: "real", or "random" for a model without a tokenizer.
     """
 
     model_filename: str
@@ -76,6 +79,8 @@ class Row:
     predicted_mb: float
     mmacs: float
     gb_per_s: float
+    best_read_gb_per_s: float
+    least_read_gb_per_s: float
     roofline: float | None
     ttft_ms: float | None
     tpot_p50_ms: float | None
@@ -92,6 +97,7 @@ class Row:
     cpu_info: str
     test_time: str
     build: str
+    paired: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,28 +139,44 @@ class Tests:
 def bench(
     candidates: Sequence[Candidate], options: LoadOptions, tests: Tests, threads: Sequence[int | None] = (None,),
     progress: Progress | None = None,
-) -> Iterator[Row | Failure]:  # fmt: skip
-    """A row for each combination, as soon as it is measured; a model that fails does not keep others from theirs."""
+) -> Iterator[tuple[int, Row | Failure]]:  # fmt: skip
+    """A row for each combination as soon as it is measured, with the place of its model and threads among all.
+
+    A model that fails does not keep others from theirs.
+    """
     say = progress or (lambda *args: None)
-    for candidate in candidates:
-        for count in threads:
-            try:
-                with candidate.open(replace(options, threads=count, ctx=tests.ctx), progress) as loaded:
-                    yield from _rows(loaded, tests, say)
-            except (LapinferError, OSError, MemoryError) as error:
-                yield Failure(str(candidate), error)
-                break
+    grid = list(itertools.product(candidates, threads))
+    sides = [
+        partial(_turns, candidate, replace(options, threads=n, ctx=tests.ctx), tests, say) for candidate, n in grid
+    ]
+    # A bound of memory is the process's: one model at a time may use it.
+    groups = [range(len(sides))] if options.memory is None else [range(i, i + 1) for i in range(len(sides))]
+    failed: set[Candidate] = set()
+    for group in groups:
+        for turn in take_turns([sides[i] for i in group], available_memory(), say):
+            place = group[turn.side]
+            candidate = grid[place][0]
+            if isinstance(turn.value, Row):
+                yield place, replace(turn.value, paired=turn.paired)
+            elif turn.value is not None and candidate not in failed:
+                failed.add(candidate)
+                yield place, Failure(str(candidate), turn.value)
 
 
-def _rows(loaded: LanguageModel, tests: Tests, say: Progress) -> Iterator[Row]:
-    model = loaded.model
-    ids, text = sample_ids(loaded.tokenizer, model.spec.vocab, passage())
-    ids = np.resize(ids, tests.ctx)
-    say(f"{model.name}: measuring this machine")
-    machine = roofline.measure(model.threads, seconds=ROOFLINE_S)
-    quality = _perplexity(loaded, tests.text)
-    for (p, n), d in itertools.product(tests.lengths, tests.depth):
-        yield _measure(model, ids, text, p, n, d, tests.repetitions, machine, quality, say)
+def _turns(
+    candidate: Candidate, options: LoadOptions, tests: Tests, say: Progress
+) -> Generator[Loaded | Row | None, None, None]:
+    """A row at the end of each test, and nothing after the turns before."""
+    with candidate.open(options, say) as loaded:
+        model = loaded.model
+        yield Loaded.of(model)
+        ids, text = sample_ids(loaded.tokenizer, model.spec.vocab, passage())
+        ids = np.resize(ids, tests.ctx)
+        say(f"{model.name}: measuring this machine")
+        machine = roofline.measure(model.threads, seconds=ROOFLINE_S)
+        quality = _perplexity(loaded, tests.text)
+        for (p, n), d in itertools.product(tests.lengths, tests.depth):
+            yield from _measure(model, ids, text, p, n, d, tests.repetitions, machine, quality, say)
 
 
 def _perplexity(loaded: LanguageModel, text: Path | None) -> tuple[float | None, str | None]:
@@ -171,27 +193,34 @@ def _perplexity(loaded: LanguageModel, text: Path | None) -> tuple[float | None,
 def _measure(
     model: Model, ids: np.ndarray, text: str, p: int, n: int, d: int, repetitions: int, machine: roofline.Roofline,
     quality: tuple[float | None, str | None], progress: Progress,
-) -> Row:  # fmt: skip
+) -> Generator[Row | None, None, None]:  # fmt: skip
     count = p + n
     test = f"{'pp' if p else 'tg'}{count}" + (f" @ d{d}" if d else "")
     seconds: list[float] = []
+    bandwidths = [machine.best_bandwidth, roofline.bandwidth_now(model.threads)]
     pool = getattr(model, "pool", None)
-    with model.lock:
-        watch = Watch(model)
-        for repetition in range(repetitions + 1):
-            progress(test, repetition, repetitions + 1)
+    watch = Watch(model)
+    for repetition in range(repetitions + 1):
+        if repetition:
+            yield None
+        progress(f"{model.name} {test}", repetition, repetitions + 1)
+        with model.lock:
             if d:
                 model.prefill(ids[:d], 0, 0)
+            if pool is None:  # others had the caches and the cores meanwhile
+                model.prefill(ids[d : d + 1], 0, d)
             if repetition == 1:  # what warmed up is not counted
                 watch, seconds = Watch(model), []
             if pool is not None and repetition <= 1:
                 pool.reset()
             seconds.append(watch.prefill(ids[d : d + p], d) if p else watch.decode(ids, d, n))
-    progress(test, repetitions + 1, repetitions + 1)
+        bandwidths.append(roofline.bandwidth_now(model.threads))
+    progress(f"{model.name} {test}", repetitions + 1, repetitions + 1)
+    machine = replace(machine, bandwidth={**machine.bandwidth, machine.threads: max(bandwidths)})
     touched, macs = int(watch.meter.bytes.sum()), int(watch.meter.macs.sum())
     speeds = [count / s for s in seconds]
     costs, peak, tokens = Costs.of(model), peak_resident_bytes(), repetitions * count
-    return Row(
+    yield Row(
         model_filename=model.name,
         model_type=f"{model.spec.family} {costs.parameters / 1e6:.0f}M {costs.main_format}",
         model_size=costs.weight_bytes,
@@ -212,6 +241,8 @@ def _measure(
         predicted_mb=_predicted(costs, model.max_step, p, n, d) / count / 1e6,
         mmacs=macs / tokens / 1e6,
         gb_per_s=touched / sum(seconds) / 1e9,
+        best_read_gb_per_s=max(bandwidths) / 1e9,
+        least_read_gb_per_s=min(bandwidths) / 1e9,
         roofline=None if pool else machine.seconds(touched, macs, costs.arithmetic) / sum(seconds),
         ttft_ms=1e3 * statistics.mean(seconds) if p else None,
         tpot_p50_ms=1e3 * float(np.percentile(watch.seconds, 50)) if n else None,
@@ -227,6 +258,7 @@ def _measure(
         cpu_info=f"{cpu_name()} ({os.cpu_count()} threads)",
         test_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         build=f"lapinfer {__version__}",
+        paired=False,
     )
 
 

@@ -11,6 +11,7 @@ from lapinfer.errors import InputError
 from lapinfer.machine import largest_cache
 from lapinfer.report.against import Figures, against_dense
 from lapinfer.report.bench import Row
+from lapinfer.report.roofline import BUSY
 from lapinfer.report.tables import markdown, to_csv, to_json, to_jsonl
 
 
@@ -62,6 +63,14 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             f"above 100 % of the roofline, and larger than the caches: {', '.join(over)}; other programs ran while the "
             "bandwidth was measured, so measure again on a quiet machine"
         )
+    slowest, best = min(r.least_read_gb_per_s for r in rows), max(r.best_read_gb_per_s for r in rows)
+    if slowest < BUSY * best:
+        notes.append(
+            f"the machine read {slowest:.1f} to {best:.1f} GB/s before and after the turns: other programs ran, and "
+            "speeds are lower than they could be"
+        )
+    if len({r.model_filename for r in rows}) > 1 and not all(r.paired for r in rows):
+        notes.append("not all models took turns, so their speeds are of different times")
     if texts := sorted({r.perplexity_text for r in rows if r.perplexity_text}):
         notes.append(f"perplexity: of {', '.join(texts)}")
     ran = "real text" if r.text == "real" else "random token ids (no tokenizer)"
@@ -90,7 +99,7 @@ def side_by_side(rows: Sequence[Row]) -> str:
 
 
 def _conclusions(rows: Sequence[Row]) -> list[str]:
-    """Of the first generation of each model, by its median token."""
+    """Of the first generation of each model."""
     answers = {r.model_filename: r for r in reversed(rows) if r.n_gen}
     figures = [
         Figures(
@@ -99,12 +108,11 @@ def _conclusions(rows: Sequence[Row]) -> list[str]:
             r.n_params_active,
             r.model_size,
             r.touched_mb,
-            1e3 / r.tpot_p50_ms,
+            r.samples_ts,
             r.perplexity,
-            r.stddev_ts / r.avg_ts,
+            r.paired,
         )
         for name, r in reversed(answers.items())
-        if r.tpot_p50_ms
     ]
     return [f"- {line}" for line in against_dense(figures)]
 

@@ -1,17 +1,18 @@
-"""Collect a report and write it: measure the machine, then one model after the other; a failure does not end it."""
+"""Collect a report and write it: measure the machine, then models in turns; a failure does not end it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lapinfer import machine
 from lapinfer.checkpoint.shipped import card_figures
-from lapinfer.errors import InputError, LapinferError
+from lapinfer.errors import InputError
 from lapinfer.home import expanded
 from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
@@ -21,6 +22,7 @@ from lapinfer.report.measured import Machine, Measured, Report, to_json
 from lapinfer.report.outputs import check_ending, write_whole
 from lapinfer.report.page import page
 from lapinfer.report.texts import passage
+from lapinfer.report.turns import Loaded, take_turns
 
 CONTEXT = 512
 
@@ -55,18 +57,25 @@ def collect(
         machine.description(), threads, roof.best_bandwidth, roof.peaks, roof.best_bandwidth, machine.largest_cache()
     )
     report = Report(about, source, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    shown = [_shown(candidate) for candidate in todo]
+    sides = [
+        partial(_turns, candidate, options, threads, text, _of(say, name))
+        for candidate, name in zip(todo, shown, strict=True)
+    ]
+    latest: dict[int, Measured] = {}
     try:
-        for candidate in todo:
-            shown = _shown(candidate)
-            say(f"measuring {shown}")
-            try:
-                report.models.append(_measured(candidate, options, threads, text, _of(say, shown)))
+        for turn in take_turns(sides, machine.available_memory(), say):
+            name = shown[turn.side]
+            if isinstance(turn.value, Measured):
+                latest[turn.side] = replace(turn.value, paired=turn.paired)
                 report.machine = report.machine.also(roofline.bandwidth_now(threads))
-            except (LapinferError, OSError, MemoryError) as error:
-                report.failures.append((shown, _message(error)))
-                say(f"error: {shown}: {_message(error).removeprefix(f'{shown}: ')}")
+            else:
+                latest.pop(turn.side, None)
+                report.failures.append((name, _message(turn.value)))
+                say(f"error: {name}: {_message(turn.value).removeprefix(f'{name}: ')}")
     except KeyboardInterrupt:
         report.interrupted = True
+    report.models += [latest[side] for side in sorted(latest)]
     return report
 
 
@@ -93,19 +102,26 @@ def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _measured(candidate: Candidate, options: Options, threads: int, text: str, say: Progress) -> Measured:
-    """One model, loaded for one sequence, and again for many short ones."""
+def _turns(
+    candidate: Candidate, options: Options, threads: int, text: str, say: Progress
+) -> Generator[Loaded | Measured, None, None]:
+    """One model, loaded for one sequence, and after its turns again for many short ones."""
     random = candidate.kind is not None
     loading = replace(options.loading, threads=threads, ctx=options.context, slots=1)
+    say(f"loading {_shown(candidate)}")
     with candidate.open(loading, say) as model:
+        yield Loaded.of(model.model)
         card = None if random or options.text else card_figures(candidate.name)
         known = None if card is None else card["perplexity"]
-        measured = measure_model(model, _shown(candidate), text, options.context, say, random, known)
+        measured = None
+        for measured in measure_model(model, _shown(candidate), text, options.context, say, random, known):
+            yield measured
         loaded_bytes = _kept_bytes()
+    assert measured is not None
     del model
     resident = max(loaded_bytes - _kept_bytes(), 0)
     with candidate.open(replace(loading, ctx=BATCH_CONTEXT, slots=BATCHES[-1]), say) as model:
-        return replace(measured, resident=resident, batches=measure_batches(model, text))
+        yield replace(measured, resident=resident, batches=measure_batches(model, text))
 
 
 PAGES = (".html", ".htm")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lapinfer.options import KVName
 from lapinfer.quant.formats import FORMATS
+from lapinfer.runtime.kv import KVKinds
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import active_parameters, feed_forward_tensors, parameters, tensors
@@ -24,16 +24,17 @@ Arithmetic = Literal["int8", "float32"]
 
 @dataclass(frozen=True)
 class Costs:
-    """formats: of each matrix; kv: of the cache."""
+    """formats: of each matrix; kv: of the cache, or of each layer's."""
 
     spec: ModelSpec
     formats: Mapping[str, str]
-    kv: KVName = "f16"
+    kv: KVKinds = "f16"
 
     @classmethod
     def of(cls, model: Model) -> Costs:
+        """As the model is now: a step may have widened a layer's cache."""
         formats = {name: str(model.weights.format(name)) for name, t in tensors(model.spec).items() if t.is_matrix}
-        return cls(model.spec, formats, model.limits.kv)
+        return cls(model.spec, formats, model.kv)
 
     @cached_property
     def parameters(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -79,17 +80,17 @@ def explain(model: Model, analyze: bool = False, tokens: Sequence[int] | None = 
     steps = [Step(f"decode: 1 token at position {prompt}", ids[prompt:], np.arange(prompt, prompt + 1), DECODE_STEPS)]
     if prompt:
         steps.append(Step(f"prefill: {prompt} tokens from position 0", ids[:prompt], np.arange(prompt), PREFILL_STEPS))
-    machine = None
-    blocks = [_title(model)]
+    machine, now, blocks = None, "", []
     if analyze:
         machine = roofline.measure(model.threads, seconds=0.25)
         peaks = ", ".join(f"{kind} {peak / 1e9:,.0f}" for kind, peak in machine.peaks.items())
-        blocks[0] += f"\nnow, {model.threads} threads: {machine.best_bandwidth / 1e9:.1f} GB/s; GMAC/s {peaks}"
+        now = f"\nnow, {model.threads} threads: {machine.best_bandwidth / 1e9:.1f} GB/s; GMAC/s {peaks}"
     with model.lock:
         if analyze and prompt:
             model.prefill(ids[:prompt])
         for step in steps:
             blocks.append(_block(model, step, machine, layers))
+    blocks.insert(0, _title(model) + now)  # a step may have widened a layer's cache
     blocks.append(LEGEND + (TIMED_LEGEND if analyze else ""))
     return "\n\n".join(blocks)
 
@@ -99,18 +100,27 @@ def _title(model: Model) -> str:
     spec = model.spec
     return (
         f"{model.name}\n{spec.family}, {len(spec.layers)} layers, {stored}, "
-        f"KV {model.limits.kv}, {model.threads} thread{'s' if model.threads > 1 else ''}"
+        f"KV {_kinds(model)}, {model.threads} thread{'s' if model.threads > 1 else ''}"
     )
+
+
+def _kinds(model: Model) -> str:
+    """The format of the cache, and of how many layers where a step has widened some."""
+    counted = Counter(model.kv)
+    if len(counted) == 1:
+        return model.kv[0]
+    return " and ".join(f"{kind} ({count} layer{'s' * (count > 1)})" for kind, count in counted.items())
 
 
 def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: bool) -> str:
     """One step's table and its summary."""
-    costs, watch, slot = Costs.of(model), Watch(model), np.zeros(len(step.pos), np.int64)
+    watch, slot = Watch(model), np.zeros(len(step.pos), np.int64)
     meter, ops = watch.meter, model.runner.plan.ops
     if machine is None:
         meter.record(slot, step.pos, 1, 0, *expected_reads(model.spec, len(step.pos)))
     else:
         watch.steps([(step.token, slot, step.pos)] * (step.repeats + 1))
+    costs = Costs.of(model)
     rows = meter.by_op()
     lines = [_line(op, row, step.pos, meter.steps, machine) for op, row in zip(ops, rows, strict=True)]
     total = Line("step")

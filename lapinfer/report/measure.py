@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -27,10 +27,12 @@ BATCHES = (1, 2, 4, 8, 16)
 PROMPTS = (1, 4, 16, 64, 256)
 """Tokens of a text in a step."""
 CONTEXTS = (128, 512, 2048, 8192, 32_768)
-DECODED, BATCHED, PROMPT_STEPS = 48, 12, 4
-"""Steps at most: of one token, of a batch, of a prompt."""
-SECONDS = 1.5
-"""After which one kind of step has been measured enough."""
+TURNS = 5
+"""Turns of a model that count: each is a prompt, and tokens after it."""
+DECODED, BATCHED = 10, 12
+"""Steps at most: of one token in a turn, of a batch."""
+SECONDS = 0.5
+"""After which one kind of step has been measured enough in a turn."""
 HISTORY = 8
 """Tokens before the decoded one in each sequence of a batch."""
 BATCH_CONTEXT = BATCHES[-1]
@@ -52,79 +54,92 @@ def kind_of(spec: ModelSpec) -> Kind:
 def measure_model(
     loaded: LanguageModel, name: str, text: str, context: int, progress: Progress, random: bool = False,
     perplexity_known: float | None = None,
-) -> Measured:  # fmt: skip
-    """random: its weights are, so that a perplexity would say nothing; perplexity_known: from its card. The decoded
-    token sees `context` positions, or what the model was made for if that is less. `resident` and `batches` are left
-    empty."""
+) -> Iterator[Measured]:  # fmt: skip
+    """What is known after each of its turns. The first one warms up: it counts as long as there is no other.
+
+    random: its weights are, so that a perplexity would say nothing; perplexity_known: from its card. The decoded
+    token sees `context` positions, or what the model was made for if that is less. `resident`, `batches` and `paired`
+    are left as they are by default.
+    """
     model, spec = loaded.model, loaded.spec
     context = min(context, model.ctx, spec.context)
     if context < 2:
         raise InputError(f"{model.name}: a context of at least 2 is needed, got {context}")
-    costs = Costs.of(model)
     ids, kind_of_ids = sample_ids(loaded.tokenizer, spec.vocab, text)
-    ran = np.resize(ids, context + DECODED + 1)
+    ran = np.resize(ids, context + (TURNS + 1) * (DECODED + 1))
+    progress("routing", 0, TURNS + 3)
     with model.lock:
-        progress("prompt", 0, 4)
-        prompt = _prompt(model, ran[: min(context, model.max_step)], costs)
-        progress("decode", 1, 4)
-        decode = _decode(model, ran, context, costs)
-        progress("routing", 2, 4)
         routed = _routed(model, ids, context) if kind_of(spec) != "dense" else None
         loaded.forget()
-    progress("perplexity", 3, 4)
+    progress("perplexity", 1, TURNS + 3)
     if perplexity_known is not None:
         ppl, unscored = [perplexity_known, 0.0, 0.0], ""
     else:
         ppl, unscored = (None, "random weights") if random else _perplexity(loaded, text)
-    progress("perplexity", 4, 4)
-    contexts = [n for n in CONTEXTS if n < spec.context] + [spec.context]
-    return Measured(
-        name=name,
-        kind=kind_of(spec),
-        family=spec.family,
-        format=costs.main_format,
-        parameters=costs.parameters,
-        active=costs.active_parameters,
-        weight_bytes=costs.weight_bytes,
-        cache_bytes=cache_bytes(spec, model.limits.kv, 1, context, 1),
-        resident=0,
-        bits=own_bits(spec, costs.formats),
-        arithmetic=costs.arithmetic,
-        context=context,
-        text=kind_of_ids,
-        decode=decode,
-        prompt=prompt,
-        ppl=ppl,
-        unscored=unscored,
-        terms=terms(spec, costs.formats, model.limits.kv),
-        contexts=[[n, sum(costs.touched([n - 1]).values())] for n in contexts],
-        routed=routed,
-    )
+    prompts: list[Watch] = []
+    decodes: list[Watch] = []
+    for turn in range(TURNS + 1):
+        progress(f"turn {turn}", turn + 2, TURNS + 3)
+        with model.lock:
+            prompts.append(_prompt(model, ran[: min(context, model.max_step)]))
+            read = Costs.of(model).touched(prompts[-1].positions[0], read_by=model)
+            decodes.append(_decode(model, ran, context, turn))
+            loaded.forget()
+        costs = Costs.of(model)
+        contexts = [n for n in CONTEXTS if n < spec.context] + [spec.context]
+        yield Measured(
+            name=name,
+            kind=kind_of(spec),
+            family=spec.family,
+            format=costs.main_format,
+            parameters=costs.parameters,
+            active=costs.active_parameters,
+            weight_bytes=costs.weight_bytes,
+            cache_bytes=cache_bytes(spec, costs.kv, 1, context, 1),
+            resident=0,
+            bits=own_bits(spec, costs.formats),
+            arithmetic=costs.arithmetic,
+            context=context,
+            text=kind_of_ids,
+            decode=_step(decodes[1:] or decodes, costs.touched([context - 1])),
+            prompt=_step(prompts[1:] or prompts, read),
+            ppl=ppl,
+            unscored=unscored,
+            terms=terms(spec, costs.formats, costs.kv),
+            contexts=[[n, sum(costs.touched([n - 1]).values())] for n in contexts],
+            routed=routed,
+        )
 
 
-def _step(watch: Watch, tokens: int, position: int, predicted: dict[str, int]) -> Step:
-    """The mean of bytes and multiply-adds, the median of times."""
-    n = len(watch.seconds)
-    macs = (int(watch.meter.macs.sum()) + watch.attended) // n
-    low, middle, high = np.percentile(watch.seconds, (25, 50, 75))
-    spread = float((high - low) / 2 / middle)
-    return Step(tokens, position, int(watch.meter.bytes.sum()) // n, predicted, macs, median(watch.seconds), spread)
+def _step(turns: Sequence[Watch], predicted: dict[str, int]) -> Step:
+    """Bytes and multiply-adds of the last turn's steps, the mean; of the times of all turns, the median."""
+    last, pos = turns[-1], turns[-1].positions[-1]
+    n = len(last.seconds)
+    macs = (int(last.meter.macs.sum()) + last.attended) // n
+    seconds = [second for turn in turns for second in turn.seconds]
+    low, high = np.percentile(seconds, (25, 75))
+    middle = median(seconds)
+    return Step(
+        len(pos), int(pos[0]), int(last.meter.bytes.sum()) // n, predicted, macs, middle,
+        float((high - low) / 2 / middle), [median(turn.seconds) for turn in turns],
+    )  # fmt: skip
 
 
-def _decode(model: Model, ids: np.ndarray, context: int, costs: Costs) -> Step:
+def _prompt(model: Model, ids: np.ndarray) -> Watch:
+    """A prompt in one step, from an empty context."""
+    watch = Watch(model)
+    watch.step(ids, np.zeros(len(ids), np.int64), np.arange(len(ids)))
+    return watch
+
+
+def _decode(model: Model, ids: np.ndarray, context: int, turn: int) -> Watch:
     """Different tokens after the same text, at one position: each touches the same bytes, of experts of its own."""
     slot, pos = np.zeros(1, np.int64), np.array([context - 1])
-    model.prefill(ids[: context - 1])
-    tokens = ids[context : context + DECODED + 1]
-    watch = Watch(model).steps(((tokens[i : i + 1], slot, pos) for i in range(len(tokens))), SECONDS)
-    return _step(watch, 1, context - 1, costs.touched(pos))
-
-
-def _prompt(model: Model, ids: np.ndarray, costs: Costs) -> Step:
-    """A prompt in one step, from an empty context."""
-    slot, pos = np.zeros(len(ids), np.int64), np.arange(len(ids))
-    watch = Watch(model).steps([(ids, slot, pos)] * (PROMPT_STEPS + 1), SECONDS)
-    return _step(watch, len(ids), 0, costs.touched(pos, read_by=model))
+    if context > model.max_step:  # else the prompt has just left them
+        model.prefill(ids[: context - 1])
+    start = context + turn * (DECODED + 1)
+    tokens = ids[start : start + DECODED + 1]
+    return Watch(model).steps(((tokens[i : i + 1], slot, pos) for i in range(len(tokens))), SECONDS)
 
 
 def measure_batches(loaded: LanguageModel, text: str) -> list[Batch]:

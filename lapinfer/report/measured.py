@@ -18,7 +18,8 @@ class Step:
     """Steps of one kind, measured: bytes, macs and tokens of one step, and the median of its seconds.
 
     predicted: bytes by part from the spec alone, for as many experts as the steps have read. spread: half the distance
-    between the quartiles of the seconds, by their median.
+    between the quartiles of the seconds, by their median. turns: the median of each turn, which other models' turns
+    lay between.
     """
 
     tokens: int
@@ -28,6 +29,12 @@ class Step:
     macs: int
     seconds: float
     spread: float = 0.0
+    turns: list[float] = field(default_factory=list)
+
+    @property
+    def speeds(self) -> list[float]:
+        """Tokens per second in each turn."""
+        return [self.tokens / seconds for seconds in self.turns]
 
     @property
     def speed(self) -> float:
@@ -77,7 +84,8 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One model. Sizes in bytes; resident: memory that the process gave back when the model was closed.
+    """One model. Sizes in bytes; resident: memory that the process gave back when the model was closed, 0 where Ctrl-C
+    came before. paired: its turns lay between those of others.
 
     ppl: perplexity, its standard error, and how many tokens of the report's text were scored (0: it is from the model's
     card, and of another text); or None, and then unscored says why. text: what ran, "real" or "random".
@@ -105,13 +113,14 @@ class Measured:
     contexts: list[list[int]]
     batches: list[Batch] = field(default_factory=list)
     routed: Routed | None = None
+    paired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """bandwidth: bytes per second; peaks: multiply-adds per second by arithmetic; measured with so many threads.
 
-    bandwidth is the best of all measurements, before and after each model; slowest the least of them. caches: bytes of
+    bandwidth is the best of all measurements, before and after each turn; slowest the least of them. caches: bytes of
     the largest cache.
     """
 

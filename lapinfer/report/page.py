@@ -25,12 +25,11 @@ from lapinfer.report.drawing import megabytes, short, svg
 from lapinfer.report.experts import layer_table, span
 from lapinfer.report.measured import Machine, Measured, Report, Step
 from lapinfer.report.page_whatif import script, whatif
+from lapinfer.report.roofline import BUSY
 from lapinfer.shown import escape
 
 OVER = 1.03
 """Shares of the roofline up to this are the roofline itself, as well as it can be measured."""
-BUSY = 0.9
-"""Bandwidths that differ by more than this say that other programs ran."""
 MAP_WIDTH = 440
 """Of the map of loads, which stands beside a chart."""
 
@@ -44,7 +43,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Machine, Measured], str]]] = {
     "prompt": ("tok/s (of roofline)", lambda machine, m: _speed(machine, m, m.prompt)),
     "perplexity": ("lower is better", lambda _, m: _perplexity(m)),
     "weights": ("MB, from the spec", lambda _, m: megabytes(m.weight_bytes)),
-    "resident": ("MB, measured", lambda _, m: megabytes(m.resident)),
+    "resident": ("MB, measured", lambda _, m: megabytes(m.resident) if m.resident else "not measured"),
     "format": ("bits per weight", lambda _, m: f"{m.format}, {m.bits:.2f}"),
     "multiply-adds": ("per token, counted", lambda _, m: short(m.decode.macs)),
 }
@@ -92,7 +91,7 @@ def page(report: Report) -> str:
 def _problems(report: Report) -> str:
     lines = [f"Could not be measured: {name}: {message.removeprefix(f'{name}: ')}" for name, message in report.failures]
     if report.interrupted:
-        lines.append("Stopped by Ctrl-C: further models were not measured.")
+        lines.append("Stopped by Ctrl-C: further models, and further turns of these, were not measured.")
     return "".join(f'<p class="bad">{escape(line)}</p>\n' for line in lines)
 
 
@@ -110,8 +109,8 @@ def _headline(report: Report) -> str:
     seen = f"{contexts[0]:,}" if len(contexts) == 1 else f"{contexts[0]:,} to {contexts[-1]:,}"
     of_one_text = len({bool(m.ppl[2]) for m in models if m.ppl}) == 1  # else cards' texts beside this report's
     answers = against_dense([
-        Figures(f"{letter(i)} {m.name}", m.parameters, m.active, m.weight_bytes, m.decode.bytes, m.decode.speed,
-                m.ppl[0] if m.ppl and of_one_text else None, m.decode.spread)
+        Figures(f"{letter(i)} {m.name}", m.parameters, m.active, m.weight_bytes, m.decode.bytes, m.decode.speeds,
+                m.ppl[0] if m.ppl and of_one_text else None, m.paired)
         for i, m in enumerate(models)
     ])  # fmt: skip
     text = f"A decoded token sees {seen} positions, and a prompt is as long. Letters stand for models in the pictures."
@@ -131,10 +130,9 @@ def _notes(report: Report) -> list[str]:
         f"Touched is what a token has to read: predicted from the spec alone, and metered while running; {agree}.",
         "Resident is the memory that the process gave back when the model was closed: weights, of a file only those "
         "that were touched, the KV cache, and the buffers of a prompt's step, which may be most of a small model's.",
-        "Speeds are measured, medians of steps, one model after the other: a program that was busy meanwhile slowed "
-        "the model that it met. Multiply-adds are counted, those of attention included.",
-        "± is half the distance between the quartiles of the steps. A ratio of speeds that this could explain is not "
-        "told.",
+        f"Speeds are measured, medians of steps{_order(models)} Multiply-adds are counted, attention's included.",
+        "± is half the distance between the quartiles of the steps. A ratio of speeds is the median of those of each "
+        "turn, with the range that it may have; where that could be 1, or models took no turns, it is not told.",
         "% of roofline: the least time that bytes and multiply-adds allow on this machine, by the time taken. Where "
         "activations have 16 bits, as small models' have by default, a product takes two of int8: their prompts cannot "
         "reach the roof.",
@@ -155,6 +153,17 @@ def _notes(report: Report) -> list[str]:
     return notes
 
 
+def _order(models: list[Measured]) -> str:
+    if len(models) < 2:
+        return "."
+    if all(m.paired for m in models):
+        return ", in turns with the other models, so that what else the machine did meets all of them alike."
+    return (
+        ", one model after the other, since they do not fit in memory together: a program that was busy meanwhile "
+        "slowed the model that it met."
+    )
+
+
 def _above_the_roof(report: Report) -> list[str]:
     """What is faster than the machine, and why that can be."""
     machine = report.machine
@@ -172,7 +181,7 @@ def _above_the_roof(report: Report) -> list[str]:
         )
     if machine.slowest < BUSY * machine.bandwidth:
         notes.append(
-            f"Bandwidth was measured before and after each model: it went from {machine.slowest / 1e9:.1f} to "
+            f"Bandwidth was measured before and after each turn: it went from {machine.slowest / 1e9:.1f} to "
             f"{machine.bandwidth / 1e9:.1f} GB/s, so other programs ran meanwhile. Speeds are lower than they could be."
         )
     return notes

@@ -32,6 +32,9 @@ WIDE = 2048
 FORMATS = {"int8": "q8", "float32": "f32"}
 """Arithmetic, and the format whose kernel is measured for it."""
 
+BUSY = 0.9
+"""Bandwidths that differ by more than this share say that other programs ran."""
+
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
@@ -58,7 +61,7 @@ def measure(threads: int, seconds: float = 0.5) -> Roofline:
     return Roofline(threads, bandwidth, {kind: peak(fmt, threads, seconds) for kind, fmt in FORMATS.items()})
 
 
-def bandwidth_now(threads: int, seconds: float = 0.2) -> float:
+def bandwidth_now(threads: int, seconds: float = 0.1) -> float:
     """Bytes per second that all threads read just now."""
     return read_bandwidth(threads, seconds=seconds)
 

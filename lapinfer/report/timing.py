@@ -51,6 +51,7 @@ class Watch:
     def steps(self, steps: Iterable[Step], seconds: float = inf) -> Watch:
         """Runs (token, slot, pos) of each, until they took so many seconds together. The first one warms up: it is
         neither counted, nor are its experts recorded."""
+        before = len(self.seconds)
         for i, step in enumerate(steps):
             if i == 0:
                 routing, self.model.routing = self.model.routing, None
@@ -60,7 +61,7 @@ class Watch:
                     self.model.routing = routing
                 continue
             self.step(*step)
-            if sum(self.seconds) > seconds and len(self.seconds) >= LEAST:
+            if sum(self.seconds[before:]) > seconds and len(self.seconds) - before >= LEAST:
                 break
         return self
 

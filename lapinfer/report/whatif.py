@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
-from lapinfer.options import KVName
 from lapinfer.quant import ROWS
+from lapinfer.runtime.kv import KVKinds
 from lapinfer.runtime.predict import Term, byte_terms, parts_of
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
@@ -28,7 +28,7 @@ class Settings:
     scale: float = 1.0
 
 
-def terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVName) -> list[Term]:
+def terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds) -> list[Term]:
     """The terms of a model; equal ones of several layers are one."""
     sums: dict[Term, int] = {}
     for term in byte_terms(spec, formats, kv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,9 @@ from lapinfer.kernels.operands import BF16, KEY_BLOCK, KEY_LANES, KV_GROUP, KV_K
 from lapinfer.options import KVName, KVOption
 from lapinfer.runtime.sizes import padded
 from lapinfer.spec import AttentionSpec, ConvolutionSpec, LayerSpec, ModelSpec
+
+KVKinds = KVName | Sequence[KVName]
+"""The format of all layers' caches, or that of each."""
 
 DTYPES = {"f32": np.float32, "f16": np.float16, "q8": np.int8}
 LANES = 16
@@ -20,6 +24,11 @@ def kv_format(asked: KVOption, quant: str) -> KVName:
     if asked != "auto":
         return asked
     return "f32" if quant == "f32" else "f16"
+
+
+def of_layer(kinds: KVKinds, layer: int) -> KVName:
+    """The format of one layer's cache."""
+    return kinds if isinstance(kinds, str) else kinds[layer]
 
 
 def lanes(width: int) -> int:
@@ -97,8 +106,12 @@ def convolution_state(convolution: ConvolutionSpec, hidden: int, slots: int) -> 
     return np.zeros((slots, convolution.kernel, padded(hidden)), np.float32)
 
 
-def cache_bytes(spec: ModelSpec, kind: KVName, slots: int, ctx: int, chunk: int) -> int:
+def cache_bytes(spec: ModelSpec, kinds: KVKinds, slots: int, ctx: int, chunk: int) -> int:
     """Bytes that a full cache takes."""
-    keys = sum(capacity(attention, ctx, chunk) * bytes_per_key(attention, kind) for attention in spec.attentions)
+    keys = sum(
+        capacity(layer.mixer, ctx, chunk) * bytes_per_key(layer.mixer, of_layer(kinds, i))
+        for i, layer in enumerate(spec.layers)
+        if isinstance(layer.mixer, AttentionSpec)
+    )
     kernels = sum(layer.convolution.kernel for layer in spec.layers if layer.convolution is not None)
     return slots * (keys + 4 * padded(spec.hidden) * kernels)

@@ -13,7 +13,7 @@ import numpy as np
 
 from lapinfer.quant import ROWS
 from lapinfer.runtime.chance import expected_distinct
-from lapinfer.runtime.kv import KVName, bytes_per_position
+from lapinfer.runtime.kv import KVKinds, bytes_per_position, of_layer
 from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import Part, Tensor, tensors
 
@@ -57,12 +57,13 @@ class Term:
     neurons: bool = False
 
 
-def byte_terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVName) -> Iterator[Term]:
+def byte_terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds) -> Iterator[Term]:
     """What all bytes of a model are made of; formats: those of its matrices."""
     for tensor in tensors(spec).values():
         yield from _of_tensor(tensor, spec, formats)
     for i, layer in enumerate(spec.layers):
-        yield Term("kv", "position", bytes_per_position(layer, spec.hidden, kv), layer=i, window=layer.window)
+        kept = bytes_per_position(layer, spec.hidden, of_layer(kv, i))
+        yield Term("kv", "position", kept, layer=i, window=layer.window)
     if not spec.head_bias and spec.vocab % ROWS:  # keeps the last block's padding from being the likeliest token
         yield Term("head", "masked", 4 * spec.vocab)
 
@@ -116,7 +117,7 @@ def _of_router(tensor: Tensor, term: Term, router: RouterSpec, format: str | Non
 
 
 def predict_bytes(
-    spec: ModelSpec, formats: Mapping[str, str], kv: KVName, slot: Sequence[int] | np.ndarray,
+    spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds, slot: Sequence[int] | np.ndarray,
     pos: Sequence[int] | np.ndarray, wanted: int, distinct: Mapping[int, int] | None = None,
     nodes: Mapping[int, int] | None = None,
 ) -> dict[str, int]:  # fmt: skip

@@ -41,6 +41,14 @@ def _guarded(what: str, call: Callable[[], T]) -> T:
         raise CheckpointError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 
+def _vocab_size(backend: tokenizers.Tokenizer) -> int:
+    """One more than the largest id."""
+    count = backend.get_vocab_size(with_added_tokens=True)
+    if all(map(backend.id_to_token, range(count))):  # no holes, so `count` ids are these: known five times sooner
+        return count
+    return max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
 class Tokenizer:
     """The tokenizer of a checkpoint folder: what `transformers` reads, without it.
 
@@ -54,7 +62,7 @@ class Tokenizer:
         self._patterns_are_known = not unknown_patterns(backend)
         self._backend, self._tidy = backend, made.tidy
         self.special_ids = made.special
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.vocab_size = _vocab_size(backend)
         self.special_tokens = dict(made.named)
         self.bos_token = self.special_tokens.get("bos_token")
         self.eos_token = self.special_tokens.get("eos_token")
