@@ -121,6 +121,43 @@ def test_a_large_file_is_read_once(tmp_path, large):
     assert identity_of(tmp_path / "model") == first
 
 
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes")
+@pytest.mark.parametrize("planted", ["file", "folder", "link", "home"])
+def test_notes_that_others_could_have_written_are_not_believed(tmp_path, large, planted):
+    write(tmp_path / "model")
+    first = identity_of(tmp_path / "model")
+    folder = tmp_path / "home" / "identities"
+    (note,) = folder.iterdir()
+    assert [oct(path.stat().st_mode & 0o777) for path in (folder, note)] == ["0o700", "0o600"]
+    key, _, found = note.read_text().strip().partition(" ")
+    note.write_text(f"{key} {'0' * len(found)}\n")
+    assert identity_of(tmp_path / "model") != first  # so much depends on it
+    if planted == "link":
+        folder.rename(tmp_path / "theirs")
+        folder.symlink_to(tmp_path / "theirs")
+    elif planted == "file":
+        note.chmod(0o666)
+    else:
+        (tmp_path / "home").chmod(0o777)
+        if planted == "folder":
+            folder.chmod(0o777)
+    assert identity_of(tmp_path / "model") == first
+    assert len(large) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes")
+def test_copies_and_notes_are_made_for_this_user_alone(tmp_path, large):
+    before = os.umask(0)
+    try:
+        load_model(write(tmp_path / "model").path, LoadOptions(quant="q8")).close()
+    finally:
+        os.umask(before)
+    made = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "home").iterdir()}
+    assert made.pop("packed") == "0o700"
+    assert made.pop("identities") == "0o700"
+    assert set(made.values()) <= {"0o700"}
+
+
 def test_what_was_written_a_moment_ago_is_not_remembered(tmp_path, large, monkeypatch):
     monkeypatch.setattr(identity, "TICK_NS", 2 * 10**9)
     write(tmp_path / "model")

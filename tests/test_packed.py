@@ -202,7 +202,9 @@ def test_a_second_process_waits_and_finds_the_file(path):
 
 def test_a_small_disk_is_seen_before_the_first_byte(path, monkeypatch):
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: writing.shutil._ntuple_diskusage(10, 10, 100))
-    with pytest.raises(DoesNotFitError, match=r"packing needs [\d,]+ bytes there, 100 are free"):
+    with pytest.raises(
+        DoesNotFitError, match=r"packing needs [\d,]+ bytes there, 100 are free; free some, or name a folder on a l"
+    ):
         PackedWriter(path, ENTRIES, METADATA)
     assert not path.exists()
 
@@ -235,8 +237,10 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(writing.os, "open", refuse)
-    with pytest.raises(CheckpointError, match="Permission denied; set LAPINFER_HOME"):
-        PackedWriter(tmp_path / "model.safetensors", ENTRIES, METADATA)
+    monkeypatch.setenv("LAPINFER_HOME", str(tmp_path / "home"))
+    for folder, step in (("home/packed", "set LAPINFER_HOME to a folder"), ("named", "name a folder")):
+        with pytest.raises(CheckpointError, match=f"{folder}.*Permission denied; {step} that can be written"):
+            PackedWriter(tmp_path / folder / "model.safetensors", ENTRIES, METADATA)
 
 
 X = Tensor(-1, "x", (16, 32), "head", "matrix", packing="blocks")

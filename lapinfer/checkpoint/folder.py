@@ -11,7 +11,6 @@ from lapinfer.checkpoint import mxfp4
 from lapinfer.checkpoint.foreign import WEIGHTS, beside, of_folder
 from lapinfer.checkpoint.identity import Contents
 from lapinfer.checkpoint.json_files import read_json
-from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.safetensors import SafetensorsFile, same_tensor
 from lapinfer.checkpoint.stored import as_stored
 from lapinfer.errors import CheckpointError, quoted
@@ -39,9 +38,7 @@ class FolderCheckpoint:
             self._open(SINGLE)
         else:
             self._open_shards(self.path / INDEX)
-        self.contents = Contents(
-            [self._said, self._promised], {file.path: file.mapped for file in self._files.values()}
-        )
+        self.contents = Contents([self._said, self._promised], [file.file for file in self._files.values()])
 
     @property
     def config(self) -> dict[str, Any]:
@@ -149,7 +146,5 @@ class FolderCheckpoint:
         if not self._fp4(name):
             return None
         file, scales = self._file(name), mxfp4.scales_of(name)
-        blocks, exponents = file.view(name)[start:stop], self._file(scales).view(scales)[start:stop]
-        found = mxfp4.groups(str(file.path), name, blocks, exponents)
-        let_go(blocks)
-        return found
+        blocks, exponents = file.rows(name, start, stop), self._file(scales).rows(scales, start, stop)
+        return mxfp4.groups(str(file.path), name, blocks, exponents)

@@ -18,7 +18,6 @@ from lapinfer.checkpoint.gguf_parts import GGUFParts
 from lapinfer.checkpoint.gguf_special import SpecialTokens
 from lapinfer.checkpoint.gguf_tokenizer import read_special, write_folder
 from lapinfer.checkpoint.identity import Contents
-from lapinfer.checkpoint.mapping import let_go
 from lapinfer.checkpoint.stored import as_stored
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.families import Family, families, family, family_of_gguf
@@ -132,26 +131,20 @@ class GGUFCheckpoint:
             return None
         rows = self._rows(mapped, start, stop)
         blocks = rows.reshape(len(rows), -1, mapped.tensor.block_bytes)
-        groups = form.from_gguf(mapped.tensor.type, blocks)
-        let_go(rows)
-        return groups
+        return form.from_gguf(mapped.tensor.type, blocks)
 
     def _rows(self, mapped: Mapped, start: int, stop: int | None) -> np.ndarray:
         """Stored bytes of published rows start:stop."""
-        rows = self._file.rows(mapped.name)
         if not mapped.heads:
-            return rows[start:stop]
-        taken = rows[_published_order(np.arange(len(rows)), mapped.heads)[start:stop]]
-        let_go(rows)
-        return taken
+            return self._file.rows(mapped.name, start, stop)
+        wanted = _published_order(np.arange(mapped.tensor.shape[0]), mapped.heads)[start:stop]
+        if not len(wanted):
+            return self._file.rows(mapped.name, 0, 0)
+        first = int(wanted.min())
+        return self._file.rows(mapped.name, first, int(wanted.max()) + 1)[wanted - first]
 
     def _dequantize(self, mapped: Mapped, rows: np.ndarray) -> np.ndarray:
-        """float32 of stored bytes [rows, bytes per row], whose pages are let go."""
-        values = self._floats(mapped, rows)
-        let_go(rows)
-        return values
-
-    def _floats(self, mapped: Mapped, rows: np.ndarray) -> np.ndarray:
+        """float32 of stored bytes [rows, bytes per row]."""
         kind = mapped.tensor.type
         form = STORED.get(kind)
         # Numbers of a damaged file may be NaN or infinite: what comes of them is not a warning's business.

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from lapinfer.checkpoint.magic import LOOKED_AT, told_by
-from lapinfer.checkpoint.mapping import map_file
+from lapinfer.checkpoint.reading import OpenFile
 from lapinfer.errors import CheckpointError, UnsupportedError
 
 MAX_ENTRIES: Final = 1 << 16
@@ -29,6 +29,8 @@ SCALARS: Final = {  # value type -> struct format
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 STRING, ARRAY = 8, 9
+FIRST_READ: Final = 1 << 20
+"""Bytes; a header has up to ten times as many, most have fewer."""
 COUNT: Final = struct.Struct("<Q")
 
 TYPES: Final = {  # number -> name, elements and bytes of a block
@@ -71,10 +73,12 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.data = map_file(self.path)
+        self.file = OpenFile(self.path)
+        self._size = self.file.nbytes
+        self._head = self.file.read(0, min(FIRST_READ, self._size)).tobytes()
         self._at = 0
         self._strings = self._text = 0
-        found = told_by(bytes(self.data[:LOOKED_AT]))
+        found = told_by(self._head[:LOOKED_AT])
         if found.kind != "gguf":
             raise CheckpointError(f"{self.path}: is {found.words}")
         self._at = 4
@@ -99,46 +103,53 @@ class GGUFFile:
                 raise CheckpointError(f"{self.path}: metadata {key[:80]!r} appears twice")
             self.metadata[key] = self._value(self._scalar("I"))
         self.tensors = self._tensors(tensor_count)
-        self.header = self.data[: self._at]
+        self.header = self._head[: self._at]
+        del self._head  # as large again
 
-    def rows(self, name: str) -> np.ndarray:
-        """The stored bytes, [rows, bytes per row], read-only, not copied."""
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The stored bytes of rows start:stop, [rows, bytes per row], as a new array."""
         tensor = self.tensors[name]
         if not tensor.block_bytes:
             hint = "; quantize the model again" if tensor.type in REMOVED.values() else ""
             raise UnsupportedError(
                 f"{self.path}: tensor {name!r} has type {tensor.type}, which is not known here{hint}"
             )
-        data = np.frombuffer(self.data, np.uint8, tensor.bytes, tensor.start)
-        return data.reshape(-1, tensor.shape[-1] // tensor.block * tensor.block_bytes)
+        size = tensor.shape[-1] // tensor.block * tensor.block_bytes
+        taken = range(tensor.bytes // size)[start:stop]
+        at = tensor.start + taken.start * size
+        return self.file.read(at, at + len(taken) * size).reshape(-1, size)
 
     def _take(self, size: int) -> int:
-        """Step over `size` bytes of the header; their position."""
-        at = self._at
-        if size > len(self.data) - at:
-            raise CheckpointError(f"{self.path}: the file ends at {len(self.data)}, inside its header; download again")
+        """Step over `size` bytes of the header, which are then in `_head`; their position."""
+        at, there = self._at, len(self._head)
+        if size > self._size - at:
+            raise CheckpointError(f"{self.path}: the file ends at {self._size}, inside its header; download again")
         self._at = at + size
+        if self._at > there:
+            self._head += self.file.read(there, min(max(self._at, 2 * there), self._size)).tobytes()
         return at
 
     def _scalar(self, format: str) -> Any:
         format = "<" + format.replace("?", "B")
-        return struct.unpack_from(format, self.data, self._take(struct.calcsize(format)))[0]
+        at = self._take(struct.calcsize(format))
+        return struct.unpack_from(format, self._head, at)[0]
 
     def _count(self, least_bytes: int) -> int:
         """A number of things of which each takes at least so many bytes."""
         count = self._scalar("Q")
-        if count > (len(self.data) - self._at) // least_bytes:
+        if count > (self._size - self._at) // least_bytes:
             raise CheckpointError(f"{self.path}: header counts {count} entries, more than the file has room for")
         return count
 
     def _string(self) -> str:
-        size = COUNT.unpack_from(self.data, self._take(8))[0]
+        at = self._take(8)
+        size = COUNT.unpack_from(self._head, at)[0]
         at = self._take(size)
         self._text += size
         if self._text > MAX_TEXT:
             raise CheckpointError(f"{self.path}: metadata has over {MAX_TEXT >> 20} MiB of text")
         # Old vocabularies hold pieces of characters: kept apart as surrogates, so that no two become equal.
-        return str(self.data[at : at + size], "utf-8", "surrogateescape")
+        return str(self._head[at : at + size], "utf-8", "surrogateescape")
 
     def _value(self, kind: int, depth: int = 0) -> Any:
         if kind in SCALARS:
@@ -153,7 +164,8 @@ class GGUFFile:
             dtype = np.dtype("<" + SCALARS[kind])
             count = self._count(dtype.itemsize)
             dtype = np.dtype("u1") if kind == 7 else dtype
-            return np.frombuffer(self.data, dtype, count, self._take(count * dtype.itemsize))
+            at = self._take(count * dtype.itemsize)
+            return np.frombuffer(self._head[at : self._at], dtype)
         count = self._count(8)
         self._strings += count
         if self._strings > MAX_STRINGS:
@@ -188,8 +200,8 @@ class GGUFFile:
             if offset % align or offset < end:
                 raise self._wrong(name, f"offset {offset}", f"a multiple of {align} from {end} on")
             end = offset + t.bytes
-            if first + end > len(self.data):
-                expected = f"at most the file's {len(self.data)} (download again; if it was cut into pieces, join them)"
+            if first + end > self._size:
+                expected = f"at most the file's {self._size} (download again; if it was cut into pieces, join them)"
                 raise self._wrong(name, f"bytes up to {first + end}", expected)
             tensors[name] = GGUFTensor(t.type, t.shape, t.block, t.block_bytes, first + offset)
         return tensors

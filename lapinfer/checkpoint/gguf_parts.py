@@ -19,7 +19,7 @@ JOIN: Final = "or join the parts with: llama-gguf-split --merge"
 class GGUFParts:
     """The files of one model as one: `metadata` is that of the first, `tensors` are those of all by their names.
 
-    files: the mapped bytes of each; header: the first one's bytes before its tensors; path: that of the first.
+    files: each, opened; header: the first one's bytes before its tensors; path: that of the first.
     CheckpointError for parts that are missing, mixed up, or of another model.
     """
 
@@ -29,7 +29,7 @@ class GGUFParts:
         self._parts = [named] if count <= 1 else _all_parts(named, count)
         first = self._parts[0]
         self.path, self.metadata, self.header = first.path, first.metadata, first.header
-        self.files = {part.path: part.data for part in self._parts}
+        self.files = [part.file for part in self._parts]
         self.tensors: dict[str, GGUFTensor] = {}
         self._of: dict[str, GGUFFile] = {}
         for part in self._parts:
@@ -44,9 +44,9 @@ class GGUFParts:
                     f"they are not of one model, or of one download"
                 )
 
-    def rows(self, name: str) -> np.ndarray:
-        """The stored bytes of a tensor, [rows, bytes per row], read-only, not copied."""
-        return self._of[name].rows(name)
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The stored bytes of a tensor's rows start:stop, [rows, bytes per row], as a new array."""
+        return self._of[name].rows(name, start, stop)
 
 
 def set_of(path: Path) -> tuple[Path, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lapinfer.checkpoint.safetensors import read_metadata
-from lapinfer.errors import CheckpointError
+from lapinfer.errors import CheckpointError, InputError
 from lapinfer.home import home
 
 FILE_NAME = "model.safetensors"
@@ -20,6 +20,14 @@ def pulled_models() -> Path:
 def packed_models() -> Path:
     """The folder of packed copies, each in a folder of its own."""
     return home() / "packed"
+
+
+def in_home(path: Path) -> bool:
+    """Whether a path lies where LAPINFER_HOME says, and not where a user has named it."""
+    try:
+        return home() in path.absolute().parents
+    except InputError:
+        return False
 
 
 def packed_path(path: str | Path) -> Path:

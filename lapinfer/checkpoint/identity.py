@@ -13,19 +13,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lapinfer.checkpoint.home import home
-from lapinfer.checkpoint.mapping import let_go, map_file, opened_as
-from lapinfer.errors import CheckpointError
+from lapinfer.checkpoint.reading import ChangedError, OpenFile
 from lapinfer.machine import default_threads
-from lapinfer.private import make_folders
+from lapinfer.private import private_folder, read_private, write_private
 
 SMALL = 16 << 20
 """Bytes of a checkpoint that is read at every start: 10 ms."""
@@ -33,6 +30,7 @@ PIECE = 16 << 20
 """Bytes that a thread digests at a time. The digest of a large file is that of its pieces' digests."""
 TICK_NS = 2_000_000_000
 """The clock of no file system is coarser."""
+LONGEST_NOTE = 200
 HAS_CHANGE_TIME = os.name != "nt"
 """Elsewhere st_ctime is the time of creation, which says nothing of what was written since."""
 
@@ -60,14 +58,15 @@ class State:
 
 
 class Contents:
-    """The mapped files of a checkpoint: gives the identity, and sees changes from outside.
+    """The open files of a checkpoint: gives the identity, and sees changes from outside.
 
     described: what decides besides the files, as JSON has it: the config.
     """
 
-    def __init__(self, described: Any, files: Mapping[Path, memoryview]) -> None:
-        self._described, self._files = described, dict(sorted(files.items()))
-        self._states = {path: State.of(opened_as(data)) for path, data in self._files.items()}
+    def __init__(self, described: Any, files: Iterable[OpenFile]) -> None:
+        self._described = described
+        self._files = {file.path: file for file in sorted(files, key=lambda file: file.path)}
+        self._states = {path: State.of(file.opened) for path, file in self._files.items()}
         now = time.time_ns()
         self._trusted = {path for path, state in self._states.items() if state.is_trusted(now)}
         self._digests: dict[Path, bytes] = {}
@@ -79,15 +78,15 @@ class Contents:
 
     def identity(self, progress: Progress = lambda done, total: None) -> str:
         """32 hexadecimal digits: the same for the same config and weights, and only for these."""
-        total, done = sum(data.nbytes for data in self._files.values()), 0
-        for path, data in self._files.items():
+        total, done = sum(file.nbytes for file in self._files.values()), 0
+        for path, file in self._files.items():
             if path not in self._digests:
                 before = done
                 self._digests[path] = (
-                    content_digest(data) if total <= SMALL
+                    content_digest(file) if total <= SMALL
                     else self._large(path, lambda more, before=before: progress(before + more, total))
                 )  # fmt: skip
-            done += data.nbytes
+            done += file.nbytes
         digest = hashlib.sha256(json.dumps(self._described, sort_keys=True).encode())
         for found in self._digests.values():
             digest.update(found)
@@ -111,7 +110,7 @@ class Contents:
             return False
 
     def check_unchanged(self, thoroughly: bool = False) -> None:
-        """CheckpointError when the checkpoint is another one than that whose identity was given.
+        """ChangedError when the checkpoint is another one than that whose identity was given.
 
         The system is asked, and files are read again where it says that they have changed (some file systems number
         theirs anew now and then); thoroughly: also those that were so new when they were opened that it cannot know.
@@ -122,28 +121,29 @@ class Contents:
                 self._read_again(path)
 
     def _read_again(self, path: Path) -> None:
-        data = map_file(path)
-        state = State.of(opened_as(data))
+        file = OpenFile(path)
+        state = State.of(file.opened)
         is_trusted = state.is_trusted(time.time_ns())
-        if content_digest(data) != self._digests[path]:
-            raise CheckpointError(f"{path}: changed while it was read, and nothing is kept of it; run this again")
+        if content_digest(file) != self._digests[path]:
+            raise ChangedError(f"{path}: changed while it was read, and nothing is kept of it; run this again")
         self._states[path] = state
         (self._trusted.add if is_trusted else self._trusted.discard)(path)
 
 
-def content_digest(data: memoryview, progress: Callable[[int], None] = lambda done: None) -> bytes:
+def content_digest(file: OpenFile, progress: Callable[[int], None] = lambda done: None) -> bytes:
     """SHA-256 of a small file, or of the digests of a large one's pieces, in as many threads as there are cores."""
-    if data.nbytes <= PIECE:
-        return hashlib.sha256(data).digest()
-    from concurrent.futures import ThreadPoolExecutor
 
     def of_piece(start: int) -> bytes:
-        piece = data[start : start + PIECE]
-        found = hashlib.sha256(piece).digest()
-        let_go(np.frombuffer(piece, np.uint8))
-        return found
+        digest = hashlib.sha256()
+        for piece in file.pieces(start, min(start + PIECE, file.nbytes)):
+            digest.update(piece)
+        return digest.digest()
 
-    digest, done, starts = hashlib.sha256(), 0, range(0, data.nbytes, PIECE)
+    if file.nbytes <= PIECE:
+        return of_piece(0)
+    from concurrent.futures import ThreadPoolExecutor
+
+    digest, done, starts = hashlib.sha256(), 0, range(0, file.nbytes, PIECE)
     with ThreadPoolExecutor(default_threads()) as pool:
         try:
             pieces = pool.map(of_piece, starts)
@@ -152,35 +152,32 @@ def content_digest(data: memoryview, progress: Callable[[int], None] = lambda do
             pieces = map(of_piece, starts)
         for found in pieces:
             digest.update(found)
-            done = min(done + PIECE, data.nbytes)
+            done = min(done + PIECE, file.nbytes)
             progress(done)
     return digest.digest()
 
 
 def _note(state: State) -> Path:
-    """Where the digest of a file is remembered: a place for each file, so that old ones make room."""
-    return home() / "identities" / f"{state.device:x}-{state.inode:x}"
+    """Where the digest of a file is remembered: a place for each file, so that old ones make room.
+
+    Raises OSError where others could write there: a note of theirs would give a file the packed copy of another.
+    """
+    return private_folder(home(), "identities") / f"{state.device:x}-{state.inode:x}"
 
 
 def _remembered(state: State) -> bytes | None:
     try:
-        key, _, found = _note(state).read_text(encoding="ascii").strip().partition(" ")
+        note = read_private(_note(state), at_most=LONGEST_NOTE) or b""
+        key, _, found = note.decode("ascii").strip().partition(" ")
         return bytes.fromhex(found) if key == _key(state) and len(found) == 64 else None
     except (OSError, ValueError):
         return None
 
 
 def _remember(state: State, found: bytes) -> None:
-    """Where the home cannot be written, the file is read again next time."""
-    note = _note(state)
-    partial = note.with_name(f".{note.name}.{os.getpid()}")
-    try:
-        make_folders(note.parent)
-        partial.write_text(f"{_key(state)} {found.hex()}\n", encoding="ascii")
-        os.replace(partial, note)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+    """Where the home cannot be written, or others can, the file is read again next time."""
+    with suppress(OSError):
+        write_private(_note(state), f"{_key(state)} {found.hex()}\n".encode("ascii"))
 
 
 def _key(state: State) -> str:

@@ -1,4 +1,4 @@
-"""Safetensors files, read by mmap and trusted in nothing (https://github.com/huggingface/safetensors#format).
+"""Safetensors files, trusted in nothing (https://github.com/huggingface/safetensors#format).
 
 8 bytes: header length N, little-endian; N bytes of JSON {name: {dtype, shape, data_offsets}}; data without holes
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ import numpy as np
 
 from lapinfer.checkpoint.json_files import parse_json
 from lapinfer.checkpoint.magic import of_start
-from lapinfer.checkpoint.mapping import let_go, map_file
+from lapinfer.checkpoint.reading import OpenFile
 from lapinfer.errors import CheckpointError, quoted
 from lapinfer.quant.formats.bf16 import from_bf16
 
@@ -69,8 +69,8 @@ class SafetensorsFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._bytes = map_file(self.path)
-        data_start, header = _header(self.path, self._bytes)
+        self.file = OpenFile(self.path)
+        data_start, header = _header(self.file)
         self.metadata = _metadata(header)
         header.pop("__metadata__", None)
         found = {name: _tensor(self.path, name, entry, data_start) for name, entry in header.items()}
@@ -84,19 +84,14 @@ class SafetensorsFile:
                     f"expected {end - data_start}"
                 )
             end = tensor.stop
-        if end != len(self._bytes):
+        if end != self.nbytes:
             raise CheckpointError(
-                f"{self.path}: the file has {len(self._bytes)} bytes, its header describes {end}; download it again"
+                f"{self.path}: the file has {self.nbytes} bytes, its header describes {end}; download it again"
             )
 
     @property
     def nbytes(self) -> int:
-        return len(self._bytes)
-
-    @property
-    def mapped(self) -> memoryview:
-        """The whole file, header and all."""
-        return self._bytes
+        return self.file.nbytes
 
     def __getitem__(self, name: str) -> StoredTensor:
         try:
@@ -104,52 +99,65 @@ class SafetensorsFile:
         except KeyError:
             raise CheckpointError(f"{self.path}: tensor {quoted(name)} is missing") from None
 
-    def bytes_of(self, name: str) -> memoryview:
-        """The stored bytes, not copied."""
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        """The stored bytes, each piece in the memory of the one before."""
         tensor = self[name]
-        return self._bytes[tensor.start : tensor.stop]
+        return self.file.pieces(tensor.start, tensor.stop)
 
     def view(self, name: str) -> np.ndarray:
-        """The stored numbers, read-only, not copied; BF16 as uint16 bits, BOOL as uint8."""
+        """The stored numbers in mapped memory, read-only, for kernels; BF16 as uint16 bits, BOOL as uint8."""
+        tensor, dtype = self[name], self._dtype(name)
+        count = math.prod(tensor.shape)
+        if not count:
+            return np.empty(tensor.shape, dtype)
+        return np.frombuffer(self.file.mapped, dtype, count, tensor.start).reshape(tensor.shape)
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows start:stop of the stored numbers as a new array, types as in `view`; of a tensor [] its number."""
+        tensor, dtype = self[name], self._dtype(name)
+        if not tensor.shape:
+            return self.file.read(tensor.start, tensor.stop).view(dtype).reshape(())
+        count, *others = tensor.shape
+        taken, size = range(count)[start:stop], math.prod(others) * dtype.itemsize
+        at = tensor.start + taken.start * size
+        return self.file.read(at, at + len(taken) * size).view(dtype).reshape(len(taken), *others)
+
+    def _dtype(self, name: str) -> np.dtype:
+        """How the numbers of a tensor are looked at; CheckpointError where there is no such way."""
         tensor = self[name]
         if tensor.dtype not in DTYPES:
             raise CheckpointError(
                 f"{self.path}: tensor {quoted(name)} has dtype {tensor.dtype}, expected {', '.join(FLOATS)}; "
                 "quantized weights must be turned back into floats first"
             )
-        count = math.prod(tensor.shape)
-        if not count:
-            return np.empty(tensor.shape, DTYPES[tensor.dtype])
-        return np.frombuffer(self._bytes, DTYPES[tensor.dtype], count, tensor.start).reshape(tensor.shape)
+        return DTYPES[tensor.dtype]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start:stop as a new float32 array, of a tensor of floats; the file's pages are let go.
+        """Rows start:stop as a new float32 array, of a tensor of floats.
 
         CheckpointError for another type, and for numbers of an F64 tensor that are too large for float32.
         """
-        view, dtype = self.view(name), self[name].dtype
-        if dtype not in FLOATS:
+        if (dtype := self[name].dtype) in DTYPES and dtype not in FLOATS:
             raise CheckpointError(f"{self.path}: tensor {quoted(name)} has dtype {dtype}, expected {', '.join(FLOATS)}")
-        rows = view[start:stop] if view.ndim else view
+        rows = self.rows(name, start, stop)
         with np.errstate(all="ignore"):  # NumPy warns of some NaNs
-            values = from_bf16(rows) if dtype == "BF16" else rows.astype(np.float32)
+            values = from_bf16(rows) if dtype == "BF16" else rows.astype(np.float32, copy=False)
             if dtype == "F64" and (np.isinf(values) & np.isfinite(rows)).any():
                 raise CheckpointError(f"{self.path}: tensor {quoted(name)} has numbers that are too large for float32")
-        let_go(rows)
         return values
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """`__metadata__` alone, without looking at the tensors; CheckpointError when there is no readable header."""
-    return _metadata(_header(path, map_file(path))[1])
+    return _metadata(_header(OpenFile(path))[1])
 
 
 def same_tensor(first: SafetensorsFile, second: SafetensorsFile, name: str) -> bool:
     """Whether a tensor is the same in two files, byte for byte."""
     one, other = first[name], second[name]
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
+    if (one.dtype, one.shape, one.stop - one.start) != (other.dtype, other.shape, other.stop - other.start):
         return False
-    return first.bytes_of(name) == second.bytes_of(name)
+    return all(map(np.array_equal, first.pieces(name), second.pieces(name)))
 
 
 def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
@@ -159,20 +167,22 @@ def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in items if isinstance(value, str)}
 
 
-def _header(path: Path, data: memoryview) -> tuple[int, dict[str, Any]]:
+def _header(file: OpenFile) -> tuple[int, dict[str, Any]]:
     """Offset of the data and the header's JSON object."""
-    if len(data) < 8:
-        raise CheckpointError(f"{path}: the file has {len(data)} bytes, expected a safetensors header")
-    (length,) = struct.unpack_from("<Q", data)
+    path, size = file.path, file.nbytes
+    if size < 8:
+        raise CheckpointError(f"{path}: the file has {size} bytes, expected a safetensors header")
+    beginning = file.read(0, min(64, size)).tobytes()
+    (length,) = struct.unpack_from("<Q", beginning)
     if length > MAX_HEADER:
-        known = of_start(bytes(data[:64]))
+        known = of_start(beginning)
         raise CheckpointError(
             f"{path}: not safetensors: {known or f'a header of {length} bytes, expected at most {MAX_HEADER}'}"
         )
-    if 8 + length > len(data):
-        raise CheckpointError(f"{path}: header has {length} bytes, the file only {len(data)}; download it again")
+    if 8 + length > size:
+        raise CheckpointError(f"{path}: header has {length} bytes, the file only {size}; download it again")
     try:
-        return 8 + length, parse_json(bytes(data[8 : 8 + length]), _unique)
+        return 8 + length, parse_json(file.read(8, 8 + length).tobytes(), _unique)
     except ValueError as error:
         raise CheckpointError(f"{path}: header {error}") from None
 

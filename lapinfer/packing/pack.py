@@ -7,14 +7,15 @@ measured of their inputs (lapinfer.calibration): how large each column is, or th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.checkpoint.home import FILE_NAME
-from lapinfer.errors import CheckpointError, InputError
+from lapinfer.checkpoint.reading import ChangedError
+from lapinfer.errors import InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.options import QUANT
 from lapinfer.packing.assemble import Assembler
@@ -128,31 +129,35 @@ def _write(
                 "config": config_digest(checkpoint.config)}  # fmt: skip
     sizes = {name: sum(part.tensor.size for part in parts_of(entry)) for name, entry in entries.items()}
     total = sum(sizes.values())
-    with PackedWriter(folder / FILE_NAME, list(entries.values()), metadata, force=force, notice=notice) as writer:
+    with (
+        PackedWriter(folder / FILE_NAME, list(entries.values()), metadata, force=force, notice=notice) as writer,
+        _nothing_kept_of_a_changed_source(writer),
+    ):
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
         with closing(_with_inputs([entries[name] for name in remaining], lossy, calibration, progress)) as todo:
             for name, inputs in todo:
                 progress("packing", done, total)
                 for i, data in enumerate(packed_slices(assembler, entries[name], inputs)):
-                    _check_unchanged(checkpoint, writer)
+                    checkpoint.contents.check_unchanged()
                     writer.write(name, data)
                     progress("packing", min(done + (i + 1) * SLICE, done + sizes[name]), total)
                 done += sizes[name]
                 del inputs  # large, and what comes next is so, too
         progress("packing", total, total)
         if not writer.finished:
-            _check_unchanged(checkpoint, writer, thoroughly=True)
+            checkpoint.contents.check_unchanged(thoroughly=True)
         write_beside(texts, folder)
         writer.finish()
     return folder
 
 
-def _check_unchanged(checkpoint: Checkpoint, writer: PackedWriter, thoroughly: bool = False) -> None:
-    """CheckpointError when the source has changed since its identity was taken; what was written of it is dropped."""
+@contextmanager
+def _nothing_kept_of_a_changed_source(writer: PackedWriter) -> Iterator[None]:
+    """Drop what was written where the source is found to be another than that whose identity was taken."""
     try:
-        checkpoint.contents.check_unchanged(thoroughly)
-    except CheckpointError:
+        yield
+    except ChangedError:
         writer.discard()
         raise
 

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import numpy as np
 
-from lapinfer.checkpoint.home import is_packed
+from lapinfer.checkpoint.home import in_home, is_packed
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.locks import wait_for_lock
@@ -239,8 +239,12 @@ class PackedWriter:
     def _does_not_fit(self, need: int, free: int) -> DoesNotFitError:
         return DoesNotFitError(
             f"{self.path.parent}: packing needs {need:,} bytes there, {free:,} are free; "
-            f"free some, or set LAPINFER_HOME to a folder on a larger disk"
+            f"free some, or {self._elsewhere('on a larger disk')}"
         )
+
+    def _elsewhere(self, where: str) -> str:
+        """What to do where the file cannot be written."""
+        return f"set LAPINFER_HOME to a folder {where}" if in_home(self.path) else f"name a folder {where}"
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -257,5 +261,5 @@ class PackedWriter:
                 left = sum(t.stop - t.start - self._written[n] for n, t in self._places.items())
                 raise self._does_not_fit(left, shutil.disk_usage(self.path.parent).free) from error
             raise CheckpointError(
-                f"{self.path}: cannot be written: {error.strerror or error}; set LAPINFER_HOME to a writable folder"
+                f"{self.path}: cannot be written: {error.strerror or error}; {self._elsewhere('that can be written')}"
             ) from error

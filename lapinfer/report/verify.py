@@ -10,21 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lapinfer.checkpoint import Checkpoint, smollm2
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_models, packed_path
 from lapinfer.checkpoint.hub import resolve
-from lapinfer.checkpoint.mapping import let_go, map_file
+from lapinfer.checkpoint.reading import OpenFile
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.checkpoint.shipped import SHIPPED, card_figures, shipped_model
 from lapinfer.errors import CheckpointError
 from lapinfer.packing.integrity import damaged, has_digests
 from lapinfer.packing.reader import read_packed
 from lapinfer.packing.target import config_digest
-
-PIECE = 16 << 20
 
 Progress = Callable[[str, int, int], Any]
 """Called with the name of a model, and the bytes read and to be read of it."""
@@ -111,8 +107,14 @@ def _source(name: str, checkpoint: Checkpoint, progress: Progress) -> Verified:
         size += path.stat().st_size
         if expected is None:
             unchecked.append(f"{path.name} agrees with its header in sizes; nobody has told what its weights are")
-        elif (found := _sha256(path, lambda *counts: progress(name, *counts))) != expected:
-            problems.append(f"{path.name} has SHA-256 {found[:16]}…, expected {expected[:16]}…; fetch it again")
+        else:
+            try:
+                found = _sha256(path, lambda *counts: progress(name, *counts))
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            if found != expected:
+                problems.append(f"{path.name} has SHA-256 {found[:16]}…, expected {expected[:16]}…; fetch it again")
     return Verified(name, str(checkpoint.path), size, tuple(problems), tuple(unchecked))
 
 
@@ -130,10 +132,9 @@ def _known_digest(path: Path) -> str | None:
 
 
 def _sha256(path: Path, progress: Callable[[int, int], Any]) -> str:
-    data, digest = map_file(path), hashlib.sha256()
-    for start in range(0, data.nbytes, PIECE):
-        piece = data[start : start + PIECE]
+    file, digest, done = OpenFile(path), hashlib.sha256(), 0
+    for piece in file.pieces(0, file.nbytes):
         digest.update(piece)
-        let_go(np.frombuffer(piece, np.uint8))
-        progress(min(start + PIECE, data.nbytes), data.nbytes)
+        done += len(piece)
+        progress(done, file.nbytes)
     return digest.hexdigest()
