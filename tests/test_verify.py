@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from fake_model import byte_tokenizer_folder
 from test_pack import write
 from test_packed import ENTRIES, METADATA, arrays, opened, pack
 from typer.testing import CliRunner
@@ -246,6 +247,23 @@ def test_verify_notices_a_changed_config(tmp_path):
     done = invoke(tmp_path / "packed")
     assert done.exit_code == 1
     assert "config.json, in what it says, differs from what was written; convert the checkpoint again" in done.stdout
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_texts_that_cannot_be_read_are_told(tmp_path, packed, name):
+    folder = byte_tokenizer_folder(write(tmp_path / "model").path)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
+    if packed:
+        folder = convert(folder, tmp_path / "packed", "q8")
+    assert invoke(folder).exit_code == 0
+    whole = (folder / name).read_text()
+    (folder / name).write_text(whole[: len(whole) // 2])
+    done = invoke(folder)
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("damaged")]
+    assert str(folder / name) in line
 
 
 def test_files_of_the_hubs_cache_are_known_by_their_names(tmp_path):

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.reading import OpenFile
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.checkpoint.shipped import SHIPPED, card_figures, shipped_model
-from lapinfer.errors import CheckpointError
+from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.packing.integrity import damaged, has_digests
 from lapinfer.packing.reader import read_packed
 from lapinfer.packing.target import config_digest
+from lapinfer.text.template import ChatTemplate
+from lapinfer.text.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int], Any]
 """Called with the name of a model, and the bytes read and to be read of it."""
@@ -50,7 +52,8 @@ def verify(name: str, progress: Progress = lambda name, done, total: None) -> It
         yield Verified(name, name, 0, (str(error),))
         return
     if isinstance(found, Path):
-        yield _packed(name, found, "convert the checkpoint again", progress)
+        packed = _packed(name, found, "convert the checkpoint again", progress)
+        yield replace(packed, problems=(*packed.problems, *_of_texts(packed_path(found).parent)))
         return
     yield _source(name, found, progress)
     identity = found.contents.identity()
@@ -115,7 +118,23 @@ def _source(name: str, checkpoint: Checkpoint, progress: Progress) -> Verified:
                 continue
             if found != expected:
                 problems.append(f"{path.name} has SHA-256 {found[:16]}…, expected {expected[:16]}…; fetch it again")
+    problems += _of_texts(checkpoint.folder)
     return Verified(name, str(checkpoint.path), size, tuple(problems), tuple(unchecked))
+
+
+def _of_texts(folder: Path) -> list[str]:
+    """What of tokenizer, templates and generation_config.json cannot be read, as a run would say it."""
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+        if tokenizer is not None:
+            ChatTemplate.from_folder(folder, tokenizer.special_tokens)
+    except CheckpointError as error:
+        return [str(error)]
+    except UnsupportedError:  # nothing is damaged
+        pass
+    except OSError as error:
+        return [f"{error.filename}: cannot be read: {error.strerror or error}"]
+    return []
 
 
 def _known_digest(path: Path) -> str | None:
