@@ -92,7 +92,7 @@ def test_an_alias_in_the_hub_cache(tmp_path):
     assert getattr(hub.resolve("smollm2"), "path", None) == snapshot
 
 
-@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "../x", "a/b/c", "org/..", ""])
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "../x", "a/b/c", "org/.."])
 def test_what_is_nothing(name, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
