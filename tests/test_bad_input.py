@@ -309,7 +309,8 @@ def test_malformed_config(checkpoint, text):
     ],
 )
 def test_config_that_is_not_true(tmp_path, home, config):
-    refused(run(make_checkpoint(tmp_path / "tiny", **config)), "tiny")
+    code = 3 if config == {"hidden_size": 1 << 24} else 1  # its KV cache would not fit, which is seen first
+    refused(run(make_checkpoint(tmp_path / "tiny", **config)), "tiny", code=code)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
@@ -610,8 +611,9 @@ def test_ctrl_c_at_any_moment(checkpoint, home, command):
         time.sleep(delay)
         started.send_signal(signal.SIGINT)
         code, _, err = finished(started)
-        assert code in (0, 130, -signal.SIGINT), (delay, code, err)
-        # Before our first line runs, Python itself answers, with a traceback through none of our modules.
+        # Before our first line runs, Python itself answers: 1, with a traceback through none of our modules.
+        of_python = code == 1 and "KeyboardInterrupt" in err and "/lapinfer/" not in err
+        assert code in (0, 130, -signal.SIGINT) or of_python, (delay, code, err)
         assert "Traceback" not in err or "/lapinfer/" not in err, (delay, err)
     assert run(checkpoint).stdout == expected
 

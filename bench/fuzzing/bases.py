@@ -74,7 +74,7 @@ def packed(folder: Path, config: dict[str, Any], rng: random.Random, *, random_b
     spec = spec_from_config(config, str(folder / "config.json"))
     wanted = list(tensors(spec).values())
     formats = {tensor.name: rng.choice(sorted(_formats(tensor))) for tensor in wanted if tensor.is_matrix}
-    by_bank: dict[tuple[str | None, str], str] = {}
+    by_bank: dict[tuple[str, str | None], str] = {}
     for tensor in wanted:  # one op reads both
         if tensor.name in formats and tensor.bank is not None:
             formats[tensor.name] = by_bank.setdefault((tensor.bank, tensor.packing), formats[tensor.name])

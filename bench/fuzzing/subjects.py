@@ -109,7 +109,7 @@ def make_packed(folder: Path, rng: random.Random) -> None:
         _sign(path, rng)
     elif way == "numbers":
         data = bytearray(path.read_bytes())
-        header, begin = tensor_files.split(data)[0], 8 + int.from_bytes(data[:8], "little")
+        header, begin = tensor_files.split(bytes(data))[0], 8 + int.from_bytes(data[:8], "little")
         change_numbers(data, [(begin + start, begin + stop) for start, stop in tensor_files.spans(header)], rng)
         path.write_bytes(data)
         _sign(path, rng)
@@ -194,16 +194,17 @@ def run_texts(folder: Path, rng: random.Random, _: Any) -> str:
     engine.texts = folder
     model = from_model(engine)
     came = "no tokenizer"
-    if model.tokenizer is not None:
+    tokenizer, template = model.tokenizer, model.template
+    if tokenizer is not None:
         came = "loaded"
         for text in rng.sample(TEXTS, 3):
             ids = _allowed(lambda text=text: model.encode(text))
-            _allowed(lambda ids=ids: model.tokenizer.decode(ids or [1]))
+            _allowed(lambda ids=ids: tokenizer.decode(ids or [1]))
         ids = [rng.randrange(300) for _ in range(5)]
         if _allowed(lambda: model.generate(ids, max_tokens=8, seed=3)) is not None:
             came = "ran"
-    if model.template is not None:
-        rendered = _allowed(lambda: model.template.render(MESSAGES, **({"tools": TOOLS} if rng.random() < 0.3 else {})))
+    if template is not None:
+        rendered = _allowed(lambda: template.render(MESSAGES, tools=TOOLS if rng.random() < 0.3 else None))
         came += ", rendered" if rendered is not None else ", not rendered"
         _allowed(lambda: model.chat(MESSAGES[1:2], max_tokens=3, seed=1))
     return came
