@@ -193,6 +193,8 @@ class Ops:
         *several, blocks, row_block_bytes = weights.shape
         copies = several[0] if several else 1
         groups = padded(logical[1]) // GROUP
+        if copies * groups > x.shape[1]:
+            raise ValueError(f"{name}: reads {copies * groups} groups of {x.shape[1]}")
         least = {GATED: 4, PLAIN: 2}.get(mode, 1)
         unit = blocks_in_a_chunk(blocks, row_block_bytes, least)
         tiled = mode in (GATED, PLAIN)

@@ -6,6 +6,15 @@ from family_cases import LATENT, LATENT_SIZES, USUAL, YARN, case
 
 CASES = [
     case("deepseek_v3", "plain", **LATENT, q_lora_rank=28, n_group=1, topk_group=1, first_k_dense_replace=0),
+    case(  # values wider than the latent that they are made of
+        "deepseek_v3",
+        "wide_values",
+        **LATENT | {"v_head_dim": 128},
+        q_lora_rank=28,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+    ),
     case(
         "deepseek_v3",
         "groups",

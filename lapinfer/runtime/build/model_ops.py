@@ -40,7 +40,7 @@ class ModelOps(Ops):
         gates = [gates_width(spec.hidden) for layer in spec.layers if layer.convolution is not None]
         latent = [a for a in attentions if a.latent is not None]
         widths = [a.n_heads * a.v_dim for a in attentions]
-        widths += [a.n_heads * padded(a.latent.nope) for a in latent if a.latent]
+        widths += [a.n_heads * padded(max(a.latent.nope, a.latent.v_dim)) for a in latent if a.latent]
         widths += [a.latent.q_rank for a in latent if a.latent]
         feed_forwards = {i: layer.feed_forward for i, layer in enumerate(spec.layers)}
         super().__init__(
