@@ -33,6 +33,7 @@ def put(folder, **files):
         ({"eos_token_id": [3, 10]}, "eos_token_id has 10, expected ids from 0 to 9; it is left out"),
         ({"bos_token_id": 2.0}, "bos_token_id has 2.0"),
         ({"bad_words_ids": [[]]}, "bad_words_ids is [[]]"),
+        ({"bad_words_ids": [[-1]]}, "bad_words_ids is [[-1]]"),
         ({"num_beams": 4}, "num_beams 4 is not done here"),
         ({"typical_p": 0.9}, "typical_p 0.9 is not done here"),
         ({"exponential_decay_length_penalty": [5, 1.1]}, "exponential_decay_length_penalty [5, 1.1] is not done"),

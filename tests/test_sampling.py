@@ -152,3 +152,10 @@ def test_recommended_parameters_are_taken_where_they_make_sense():
     assert SamplingParams.from_generation_config(config) == SamplingParams(temperature=0.6, top_p=0.9)
     assert SamplingParams.from_generation_config({"top_k": 20}) == SamplingParams(top_k=20)
     assert SamplingParams.from_generation_config({"do_sample": False, "temperature": 0.6}).temperature == 0
+
+
+def test_bans_of_tokens_that_the_model_lacks_change_nothing():
+    values = np.arange(40, dtype=np.float32)
+    greedy = SamplingParams(temperature=0)
+    assert Sampler(greedy).sample(values, banned=[-1, 40, 300])[0] == 39
+    assert Sampler(greedy).sample(values, banned=[39, 40])[0] == 38

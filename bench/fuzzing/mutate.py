@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 COUNTS = [0, 1, 2, 3, 7, 8, 16, 31, 32, 63, 64, 65, 255, 256, 257, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 40,
@@ -75,7 +76,7 @@ def change_json(value: Any, rng: random.Random, donors: Mapping[str, Sequence[An
         _change_at(container, key, rng, found)
         if donors and isinstance(value, dict) and rng.random() < 0.3:
             name = rng.choice(list(donors))
-            value[name] = json.loads(json.dumps(rng.choice(donors[name])))
+            value[name] = deepcopy(rng.choice(donors[name]))
     return value
 
 
@@ -94,8 +95,8 @@ def _change_at(container: Any, key: Any, rng: random.Random, found: Sequence[tup
         case 5:
             other, place = rng.choice(found)
             try:
-                container[key] = json.loads(json.dumps(other[place]))
-            except (IndexError, KeyError, ValueError, RecursionError):
+                container[key] = deepcopy(other[place])
+            except (IndexError, KeyError, RecursionError):
                 container[key] = None
         case 6 if isinstance(container, dict):
             container[rng.choice([*TEXTS, str(key) + "s"])] = container.pop(key)

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def make_tokenizer_config(folder: Path, rng: random.Random) -> None:
     path = folder / "tokenizer_config.json"
     value = json.loads(path.read_text(encoding="utf-8"))
     for key in rng.sample(list(BESIDE), rng.randrange(5)):
-        value[key] = json.loads(json.dumps(rng.choice(BESIDE[key])))
+        value[key] = deepcopy(rng.choice(BESIDE[key]))
     path.write_bytes(to_text(change_json(value, rng, BESIDE), rng))
     if rng.random() < 0.2:
         name = rng.choice(["special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"])
@@ -165,7 +166,7 @@ def make_template(folder: Path, rng: random.Random) -> None:
 
 def make_generation(folder: Path, rng: random.Random) -> None:
     bases.tokenizer_folder(folder, rng)
-    value = {key: rng.choice(GENERATION[key]) for key in rng.sample(list(GENERATION), rng.randrange(1, 6))}
+    value = {key: deepcopy(rng.choice(GENERATION[key])) for key in rng.sample(list(GENERATION), rng.randrange(1, 6))}
     (folder / "generation_config.json").write_bytes(
         to_text(change_json(value, rng) if rng.random() < 0.5 else value, rng)
     )

@@ -181,7 +181,7 @@ class _Reader:
 
     def sequences(self, key: str) -> tuple[tuple[int, ...], ...]:
         value = self.values.get(key)
-        good = value is None or (_all(value, list) and all(run and _all(run, int) for run in value))
+        good = value is None or (_all(value, list) and all(run and _all(run, int) and min(run) >= 0 for run in value))
         return tuple(map(tuple, value or ())) if self.usable(key, good, "a list of lists of ids") else ()
 
 

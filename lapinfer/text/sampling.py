@@ -52,7 +52,9 @@ class Sampler:
             changed = np.where(values[ids] > 0, values[ids] / p.repetition_penalty, values[ids] * p.repetition_penalty)
             values, block_max = _with(values, block_max, ids, changed)
         if banned:
-            values, block_max = _with(values, block_max, np.unique(np.asarray(banned)), -np.inf)
+            ids = np.unique(np.asarray(banned))
+            ids = ids[(ids >= 0) & (ids < len(values))]  # a tokenizer may know more than the model
+            values, block_max = _with(values, block_max, ids, -np.inf)
             if not np.isfinite(block_max.max()):
                 raise CheckpointError("generation_config.json bans every token that could come next")
         top = block_max.max()
