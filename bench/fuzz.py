@@ -35,6 +35,8 @@ SECONDS, MEGABYTES = 10.0, 1500
 WAIT = 180.0
 """Seconds on the clock: a mutant that computes nothing and never ends is one that hangs, too."""
 COMPILING = 900.0
+CHECKED_MEMORY = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"} if sys.platform == "linux" else {}
+"""The GNU C library then ends a process that has written beyond a buffer."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Runner:
         command = [sys.executable, "-m", "bench.fuzzing.child", part.kind, str(self.seed), str(first), str(part.last)]
         command += [str(writer), str(self.folder / part.kind), str(MEGABYTES)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder), "RUST_BACKTRACE": "0"}
+        environment |= CHECKED_MEMORY
         child = subprocess.Popen(
             command, cwd=ROOT, env=environment, pass_fds=(writer,), stdin=subprocess.DEVNULL, stdout=errors,
             stderr=errors,

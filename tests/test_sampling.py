@@ -1,5 +1,7 @@
 """The sampler against a plain one that sorts everything."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -159,3 +161,11 @@ def test_bans_of_tokens_that_the_model_lacks_change_nothing():
     greedy = SamplingParams(temperature=0)
     assert Sampler(greedy).sample(values, banned=[-1, 40, 300])[0] == 39
     assert Sampler(greedy).sample(values, banned=[39, 40])[0] == 38
+
+
+def test_logits_at_both_ends_of_float32_are_told_apart_without_a_warning():
+    values = np.full(20, -3e38, np.float32)
+    values[7] = 3e38
+    with warnings.catch_warnings(action="error"):
+        assert Sampler(SamplingParams(temperature=0)).sample(values) == (7, 0.0)
+        assert Sampler(SamplingParams(seed=1)).sample(values)[0] == 7

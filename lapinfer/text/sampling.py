@@ -26,6 +26,7 @@ class Sampler:
         self.params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
 
+    @np.errstate(over="ignore")  # of logits at both ends of float32: a difference of −inf is right
     def sample(
         self,
         logits: np.ndarray,
