@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-
-import numpy as np
 
 from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
 from lapinfer.text.channels import MARKERS, Part, Splitter, of_kind
+from lapinfer.text.decoding import Conversation, Decoding
 from lapinfer.text.generation_config import Bans
 from lapinfer.text.sampling import Sampler, SamplingParams
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
-    from lapinfer.model import Logits, Model
+    from lapinfer.model import Model
 
 FinishReason = Literal["stop", "length", "stop_string"]
 
@@ -58,14 +57,6 @@ class Token:
     thinking: str = ""
 
 
-@dataclass(slots=True)
-class Conversation:
-    """What a slot's KV cache holds: the ids of positions 0, 1, …, and which generation wrote last."""
-
-    ids: list[int] = field(default_factory=list)
-    writer: object = None
-
-
 def stream(
     model: Model,
     tokenizer: Tokenizer | None,
@@ -104,8 +95,14 @@ def stream(
     slot = whole("slot", slot, 0, model.slots - 1)
     limit = model.ctx - len(prompt) + 1
     limit = limit if max_tokens is None else min(limit, max_tokens)
+    ends = frozenset() if tokenizer is None else tokenizer.eos_ids
+
+    def banned(so_far: Sequence[int]) -> Sequence[int]:
+        return () if bans is None else bans.after(so_far, len(prompt), ends)
+
     sampler = Sampler(params or SamplingParams())
-    return _generate(model, tokenizer, prompt, sampler, limit, stop, slot, conversation or Conversation(), bans, thinks)
+    decoding = Decoding(model, slot, conversation or Conversation(), prompt, sampler, banned)
+    return _generate(decoding, ends, limit, _Told(tokenizer, prompt, thinks), _HeldText(stop))
 
 
 def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
@@ -120,36 +117,18 @@ def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
 
 
 def _generate(
-    model: Model,
-    tokenizer: Tokenizer | None,
-    prompt: list[int],
-    sampler: Sampler,
-    limit: int,
-    stop: list[str],
-    slot: int,
-    conversation: Conversation,
-    bans: Bans | None,
-    thinks: Splitter | None,
+    decoding: Decoding, ends: frozenset[int], limit: int, told: _Told, held_back: _HeldText
 ) -> Iterator[Token]:
+    """Events of at most `limit` tokens."""
     started = time.perf_counter()
-    ids = list(prompt)
-    eos_ids = frozenset() if tokenizer is None else tokenizer.eos_ids
-    told = _Told(tokenizer, prompt, thinks)
-    held_back = _HeldText(stop)
-    reused, first, ttft = 0, 0.0, 0.0
-    writer = object()
+    prompt, reused, first, ttft = len(decoding.ids), 0, 0.0, 0.0
     for count in range(1, limit + 1):
-        # Logits are views that the next step overwrites: the token is chosen before the lock is left.
-        with model.lock:
-            logits, kept = _advance(model, slot, conversation, writer, ids)
-            banned = () if bans is None else bans.after(ids, len(prompt), eos_ids)
-            token, logprob = sampler.sample(logits.values[-1], logits.block_max[-1], ids, banned)
-        ids.append(token)
+        token, logprob = decoding.next()
         now = time.perf_counter()
         if count == 1:
-            reused, first, ttft = kept, now, now - started
+            reused, first, ttft = decoding.reused, now, now - started
         text, thinking, finish = "", "", None
-        if token in eos_ids:
+        if token in ends:
             finish = "stop"
         else:
             answer, thinking = told.push(token)
@@ -162,44 +141,15 @@ def _generate(
             thinking += last
             finish = "stop_string" if hit else finish
         timings = Timings(
-            prompt_tokens=len(prompt),
+            prompt_tokens=prompt,
             reused_tokens=reused,
             ttft_ms=ttft * 1e3,
-            prompt_per_second=(len(prompt) - reused) / max(ttft, 1e-9),
+            prompt_per_second=(prompt - reused) / max(ttft, 1e-9),
             tokens_per_second=(count - 1) / (now - first) if count > 1 and now > first else 0.0,
         )
         yield Token(text, token, logprob, finish, timings, thinking)
         if finish is not None:
             return
-
-
-def _advance(model: Model, slot: int, conversation: Conversation, writer: object, ids: list[int]) -> tuple[Logits, int]:
-    """Logits after `ids`, and how many of them the slot's KV cache already held."""
-    windows = [layer.window for layer in model.spec.layers if layer.window is not None]
-    cached = conversation.ids
-    # Its own earlier tokens are a prefix of `ids`: no need to compare.
-    kept = len(cached) if conversation.writer is writer else _reusable(cached, ids, min(windows, default=None))
-    del cached[kept:]
-    conversation.writer = writer
-    if windows:
-        conversation.ids = []  # interrupted half-way, a ring would hold neither the old positions nor the new ones
-    if kept == len(ids) - 1:
-        token, slots, pos = (np.array([n], np.int32) for n in (ids[-1], slot, kept))
-        logits = model.step(token, slots, pos, np.array([True]))
-    else:
-        logits = model.prefill(ids[kept:], slot, kept)
-    cached.extend(ids[kept:])
-    conversation.ids = cached
-    return logits, kept
-
-
-def _reusable(cached: list[int], ids: list[int], window: int | None) -> int:
-    """How many of `ids` can stay in the KV cache; the last one is always read again, for its logits."""
-    most = min(len(cached), len(ids) - 1)
-    common = next((i for i in range(most) if cached[i] != ids[i]), most)
-    if window is not None and len(cached) > window and common < len(cached) - 1:
-        return 0  # a ring (a window's keys, a convolution's inputs) has overwritten what stepping back would need
-    return common
 
 
 class _Told:

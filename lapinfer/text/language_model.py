@@ -15,7 +15,8 @@ from lapinfer.arguments import check_options, described, texts, whole, whole_num
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter, splitter
-from lapinfer.text.generation import Conversation, FinishReason, Timings, Token, checked_ids, stream
+from lapinfer.text.decoding import Conversation
+from lapinfer.text.generation import FinishReason, Timings, Token, checked_ids, stream
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.messages import Messages
 from lapinfer.text.template import ChatTemplate

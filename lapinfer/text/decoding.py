@@ -1,0 +1,107 @@
+"""Decoding: the tokens of one generation, each chosen from the logits after all that come before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from lapinfer.text.sampling import Sampler
+
+if TYPE_CHECKING:
+    from lapinfer.model import Logits, Model
+
+Banned = Callable[[Sequence[int]], Sequence[int]]
+"""The ids that may not follow some ids."""
+
+
+class Chosen(NamedTuple):
+    """A token and its log-probability, as in `Token`."""
+
+    token: int
+    logprob: float
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What a slot's KV cache holds: the ids of positions 0, 1, …, and which generation wrote last."""
+
+    ids: list[int] = field(default_factory=list)
+    writer: object = None
+
+
+class Decoding:
+    """A sequence that grows by a token at each `next`; a step of the model runs one token.
+
+    ids: the prompt's, and those that were chosen. reused: how many ids the slot's KV cache held when the last step
+    began. steps: how many `next` has run, that of the prompt included.
+    """
+
+    def __init__(
+        self, model: Model, slot: int, conversation: Conversation, ids: Sequence[int], sampler: Sampler, banned: Banned
+    ) -> None:
+        self.model, self.slot, self.conversation = model, slot, conversation
+        self.ids, self.sampler, self.banned = list(ids), sampler, banned
+        self.reused = self.steps = 0
+        self._writer = object()
+        self._windows = [layer.window for layer in model.spec.layers if layer.window is not None]
+
+    def next(self) -> Chosen:
+        """Choose the next token, and append it to `ids`."""
+        with self.model.lock:  # logits are views that the next step overwrites
+            return self._choose(self._run(self._kept()), 0)
+
+    def _kept(self) -> int:
+        """Keep of the slot's KV cache what `ids` begin with, but for the last one: returns how many."""
+        conversation = self.conversation
+        # Its own earlier tokens are a prefix of `ids`: no need to compare.
+        if conversation.writer is not self._writer:
+            window = min(self._windows, default=None)
+            del conversation.ids[_reusable(conversation.ids, self.ids, window) :]
+            conversation.writer = self._writer
+        self.reused = len(conversation.ids)
+        return self.reused
+
+    def _run(self, kept: int, guesses: Sequence[int] = ()) -> Logits:
+        """Logits after `ids`, of which the cache holds all but the last one or, of a prompt, more.
+
+        guesses: tokens that may follow; logits after each of them, too, where the cache lacks but one of `ids`.
+        """
+        conversation, missing = self.conversation, self.ids[kept:]
+        held = conversation.ids
+        if self._windows:
+            conversation.ids = []  # interrupted half-way, a ring would hold neither the old positions nor the new ones
+        if len(missing) == 1:
+            logits = self._step([*missing, *guesses], kept)
+        else:
+            logits = self.model.prefill(missing, self.slot, kept)
+        self.steps += 1
+        held.extend(missing)
+        conversation.ids = held
+        return logits
+
+    def _step(self, tokens: list[int], start: int) -> Logits:
+        """A step of tokens that follow each other, with logits after each."""
+        T = len(tokens)
+        return self.model.step(
+            np.array(tokens, np.int32), np.full(T, self.slot, np.int32), np.arange(start, start + T, dtype=np.int32),
+            np.ones(T, bool),
+        )  # fmt: skip
+
+    def _choose(self, logits: Logits, row: int) -> Chosen:
+        """A token by one row of logits, appended to `ids`."""
+        ids = self.ids
+        chosen = Chosen(*self.sampler.sample(logits.values[row], logits.block_max[row], ids, self.banned(ids)))
+        ids.append(chosen.token)
+        return chosen
+
+
+def _reusable(cached: list[int], ids: list[int], window: int | None) -> int:
+    """How many of `ids` can stay in the KV cache; the last one is always read again, for its logits."""
+    most = min(len(cached), len(ids) - 1)
+    common = next((i for i in range(most) if cached[i] != ids[i]), most)
+    if window is not None and len(cached) > window and common < len(cached) - 1:
+        return 0  # a ring (a window's keys, a convolution's inputs) has overwritten what stepping back would need
+    return common
