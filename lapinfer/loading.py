@@ -177,7 +177,7 @@ def _limits(spec: ModelSpec, options: LoadOptions, quant: str) -> Limits:
     if activations == "auto":
         activations = "q16" if parameters(spec) < SMALL else "q8"
     threads = default_threads() if options.threads is None else options.threads
-    step = min(CHUNK, ctx)  # a longer chunk than the context would never be filled
+    step = max(min(CHUNK, ctx), options.slots)  # a longer step would never be filled
     kv = kv_format(options.kv, quant)
     return Limits(ctx, options.slots, step, threads, kv, activations)
 
@@ -199,10 +199,11 @@ def _check_memory(name: str, packed: int, spec: ModelSpec, limits: Limits) -> No
     needed = packed + kv + context_bytes(spec, limits)
     has_experts = any(layer.feed_forward.router is not None for layer in spec.layers)
     if available is not None and needed > available:
+        each, fewer = (f" of each of {limits.slots} sequences", "fewer sequences, ") if limits.slots > 1 else ("", "")
         raise DoesNotFitError(
             f"{name}: needs {needed / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
-            f"{kv / 1e6:,.0f} for {limits.ctx} positions), {available / 1e6:,.0f} MB are available; "
-            f"try a smaller --ctx-size, --kv q8 or --quant q4{OR_ON_DISK if has_experts else ''}"
+            f"{kv / 1e6:,.0f} for {limits.ctx} positions{each}), {available / 1e6:,.0f} MB are available; "
+            f"try {fewer}a smaller --ctx-size, --kv q8 or --quant q4{OR_ON_DISK if has_experts else ''}"
         )
 
 

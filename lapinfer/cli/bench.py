@@ -40,6 +40,9 @@ def bench(
     ] = None,
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", callback=_comma_list, help="Prompt lengths.")] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", callback=_comma_list, help="Tokens to generate.")] = "128",
+    batch: Annotated[
+        str, typer.Option("--batch", callback=_comma_list, help="Sequences that are decoded together.")
+    ] = "1",
     depth: Annotated[str, typer.Option("-d", "--n-depth", callback=_comma_list, help="Tokens before the test.")] = "0",
     threads: Annotated[
         str | None,
@@ -67,7 +70,9 @@ def bench(
     counts = [None] if threads is None else _numbers(threads)
     for count in counts:
         check_usage(load_declaration("threads"), "--threads", count)
-    tests = bench.Tests(_numbers(n_prompt), _numbers(n_gen), _numbers(depth), repetitions, text)
+    for count in _numbers(batch):
+        check_usage(load_declaration("slots"), "--batch", count)
+    tests = bench.Tests(_numbers(n_prompt), _numbers(n_gen), _numbers(depth), _numbers(batch), repetitions, text)
     older_rows = None if compare is None else bench_tables.read_rows(compare)
     write = bench_tables.WRITERS[output]
     placed, failed, stopped = [], 0, False

@@ -9,8 +9,8 @@ from typing import Any
 
 from lapinfer.errors import InputError
 from lapinfer.machine import largest_cache
-from lapinfer.report.against import Figures, against_dense
-from lapinfer.report.bench import Row
+from lapinfer.report.against import FEWEST, Figures, Ratio, against_dense
+from lapinfer.report.bench_runs import Row
 from lapinfer.report.roofline import BUSY
 from lapinfer.report.tables import markdown, to_csv, to_json, to_jsonl
 
@@ -42,7 +42,39 @@ def to_markdown(rows: Sequence[Row]) -> str:
     for r in rows:
         if r.expert_hit_rate is not None:
             lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read per token")
+    lines += batches(rows)
     return "\n".join([*lines, "", *_notes(rows)])
+
+
+def batches(rows: Sequence[Row]) -> list[str]:
+    """What sequences bring that are decoded together, beside one alone: a table, if there are such tests."""
+    together = {(r.model_filename, r.n_threads, r.n_gen, r.n_depth) for r in rows if r.sequences > 1}
+    shown = [r for r in rows if (r.model_filename, r.n_threads, r.n_gen, r.n_depth) in together]
+    if not shown:
+        return []
+    head = ["model", "test", "t/s of all", "of one", "MB/token", "of one", "ms a step", "experts a step", "by chance"]
+    table = [
+        [
+            r.model_filename, r.test, _three_digits(r.avg_ts), _beside_one(r),
+            _three_digits(r.touched_mb), "" if r.mb_relative is None else f"{r.mb_relative:.2f}x",
+            *("" if value is None else f"{value:.{digits}f}"
+              for value, digits in ((r.tpot_p50_ms, 2), (r.experts_read, 1), (r.experts_expected, 1))),
+        ]
+        for r in shown
+    ]  # fmt: skip
+    if all(r.experts_read is None for r in shown):
+        head, table = head[:-2], [line[:-2] for line in table]
+    return ["", markdown(head, table, left=(0, 1))]
+
+
+def _beside_one(r: Row) -> str:
+    """How much faster all are together than one alone, unless that may be chance."""
+    if r.mb_relative is None:
+        return ""
+    if r.ts_relative is None or r.ts_relative_low is None or r.ts_relative_high is None:
+        return f"fewer than {FEWEST} turns"
+    found = Ratio(r.ts_relative, r.ts_relative_low, r.ts_relative_high, len(r.samples_ts))
+    return str(found) if found.told else "cannot be told apart"
 
 
 def _three_digits(value: float) -> str:
@@ -149,7 +181,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-        kept = [{key: row[key] for key in ("model_filename", "test", "n_threads", "avg_ts")} for row in rows]
+        kept = [
+            {key: row[key] for key in ("model_filename", "test", "n_threads", "avg_ts", "touched_mb")} for row in rows
+        ]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected what bench -o json wrote") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -160,16 +194,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def compared(rows: Sequence[Row], old: Sequence[dict[str, Any]]) -> str:
-    """Speed now and then, of tests that are in both."""
-    before = {(r["model_filename"], r["test"], r["n_threads"]): r["avg_ts"] for r in old}
+    """Speed and bytes now and then, of tests that are in both."""
+    before = {(r["model_filename"], r["test"], r["n_threads"]): (r["avg_ts"], r["touched_mb"]) for r in old}
     table = []
     for r in rows:
         if (then := before.get((r.model_filename, r.test, r.n_threads))) is not None:
-            change = f"{r.avg_ts / then:.2f}x" if then else ""
-            table.append((r.model_filename, r.test, str(r.n_threads), f"{then:.2f}", f"{r.avg_ts:.2f}", change))
+            cells = [r.model_filename, r.test, str(r.n_threads)]
+            for was, now in zip(then, (r.avg_ts, r.touched_mb), strict=True):
+                cells += [f"{was:.2f}", f"{now:.2f}", f"{now / was:.2f}x" if was else ""]
+            table.append(cells)
     if not table:
         return "no test is in both: nothing to compare"
-    return markdown(("model", "test", "threads", "t/s then", "t/s now", "now/then"), table, left=(0, 1))
+    head = ("model", "test", "threads", "t/s then", "now", "now/then", "MB/token then", "now", "now/then")
+    return markdown(head, table, left=(0, 1))
 
 
 WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {

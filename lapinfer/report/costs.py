@@ -73,14 +73,18 @@ class Costs:
         nbytes = sum(tensor.nbytes(self.formats[tensor.name]) // ff.experts for tensor in matrices)
         return nbytes, sum(tensor.size // ff.experts for tensor in matrices)
 
-    def touched(self, pos: Sequence[int] | np.ndarray, wanted: int = 1, read_by: Model | None = None) -> dict[str, int]:
-        """Predicted bytes by part of a step of one sequence, of which `wanted` tokens give logits.
+    def touched(
+        self, pos: Sequence[int] | np.ndarray, wanted: int = 1, slot: Sequence[int] | np.ndarray | None = None,
+        read_by: Model | None = None,
+    ) -> dict[str, int]:  # fmt: skip
+        """Predicted bytes by part of a step, of which `wanted` tokens give logits.
 
-        read_by: the model whose last step is meant, for as many experts and nodes as that has read; else those that
-        chance would choose.
+        slot: the sequence of each token, None for one of all. read_by: the model whose last step is meant, for as many
+        experts and nodes as that has read; else those that chance would choose.
         """
         distinct = (None, None) if read_by is None else (read_by.distinct_experts, read_by.distinct_nodes)
-        return predict_bytes(self.spec, dict(self.formats), self.kv, [0] * len(pos), pos, wanted, *distinct)
+        slot = np.zeros(len(pos), np.int64) if slot is None else slot
+        return predict_bytes(self.spec, dict(self.formats), self.kv, slot, pos, wanted, *distinct)
 
 
 def arithmetic(format: str) -> Arithmetic:

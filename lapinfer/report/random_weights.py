@@ -21,6 +21,7 @@ from lapinfer.quant.choice import AUTO, MODELS, ROUTERS, head_format
 from lapinfer.quant.rows import pack_rows
 from lapinfer.report.shapes import shape_spec
 from lapinfer.runtime.build.sizes import context_bytes
+from lapinfer.runtime.kv import cache_bytes
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes
 from lapinfer.spec import ModelSpec
@@ -71,11 +72,13 @@ def shape_model(size: str, kind: str, quant: str, limits: Limits) -> Model:
     """In memory, without a file. DoesNotFitError when there is too little memory for it."""
     spec = shape_spec(size, kind)
     formats = shape_formats(spec, quant)
-    needed = sum(packed_bytes(spec, formats).values()) + context_bytes(spec, limits)
+    kept = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
+    needed = sum(packed_bytes(spec, formats).values()) + kept + context_bytes(spec, limits)
     free = available_memory()
     if free is not None and needed > free:
         raise DoesNotFitError(
-            f"{size}-{kind}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; try --quant q4"
+            f"{size}-{kind}: needs {needed / 1e9:.2f} GB ({kept / 1e9:.2f} of them for the KV cache of {limits.slots} "
+            f"x {limits.ctx} positions), {free / 1e9:.2f} GB are free; try --quant q4, fewer sequences or shorter tests"
         )
     weights = random_weights(tensors(spec).values(), formats)
     return Model(spec, weights, limits, name=f"{size}-{kind}")

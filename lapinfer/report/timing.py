@@ -66,10 +66,12 @@ class Watch:
         return self
 
     def decode(self, ids: np.ndarray, start: int, count: int) -> float:
-        """Seconds of `count` tokens ids[start : …] in slot 0, one per step, at their own positions."""
-        slot, before = np.zeros(1, np.int32), len(self.seconds)
+        """Seconds of `count` tokens ids[start : …] in slot 0, one per step, at their own positions; of ids [B, tokens],
+        of B sequences in slots of their own, a token of each per step."""
+        columns, before = np.ascontiguousarray(np.atleast_2d(ids).T), len(self.seconds)
+        slot = np.arange(columns.shape[1], dtype=np.int32)
         for pos in range(start, start + count):
-            self.step(ids[pos : pos + 1], slot, np.array([pos], np.int32))
+            self.step(columns[pos], slot, np.full(len(slot), pos, np.int32))
         return sum(self.seconds[before:])
 
     def prefill(self, ids: np.ndarray, start: int = 0) -> float:
