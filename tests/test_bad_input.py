@@ -336,12 +336,13 @@ def test_hostile_chat_template(checkpoint, template):
     refused(run(checkpoint), "template")
 
 
-def test_a_broken_template_stops_only_chat(checkpoint, tmp_path):
+def test_a_broken_template_stops_only_chat(checkpoint, tmp_path, monkeypatch):
     (checkpoint / "chat_template.jinja").write_text("{% for m in messages %}\n{% newtag %}{% endfor %}")
     (tmp_path / "text.txt").write_text("abc def " * 40)
     refused(run(checkpoint), "chat_template.jinja:2", "newtag", "--raw")
     assert run(checkpoint, "--raw").exit_code == 0
     assert invoke("perplexity", checkpoint, tmp_path / "text.txt", "-c", 64).exit_code == 0
+    monkeypatch.setattr("lapinfer.report.roofline.weights_bandwidth", lambda *arguments: 1e10)
     info = invoke("info", checkpoint)
     assert info.exit_code == 0
     assert "newtag" in info.stdout

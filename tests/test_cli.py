@@ -252,7 +252,8 @@ def test_explain_convert_pull_ls_doctor(fake, tmp_path):
     assert json.loads(invoke("doctor", "--json").stdout) == {"cpu": "fast", "threads": [1, 2]}
 
 
-def test_info_reads_headers_alone(tmp_path):
+def test_info_reads_headers_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("lapinfer.report.roofline.weights_bandwidth", lambda *arguments: 1e10)
     sizes = {"vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
     folder = byte_tokenizer_folder(tmp_path / "m")

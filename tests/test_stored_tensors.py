@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
+from lapinfer.checkpoint.safetensors import SafetensorsFile
+from lapinfer.cli import app
 from lapinfer.errors import CheckpointError, LapinferError, UnsupportedError
 from lapinfer.families.unread import foreign, verdict
 from lapinfer.packing.reader import PackedFile, read_packed
+from lapinfer.report import roofline
+from lapinfer.report.info import info
 from lapinfer.spec import ModelSpec
 
 LAYER = "model.layers.1."
@@ -200,6 +205,20 @@ def test_what_is_left_aside_is_named_at_every_load(tmp_path: Path) -> None:
     for name, why in {**ASIDE, **dict.fromkeys(counter, "no floats")}.items():
         assert any(name in line and why in line for line in notices), name
     assert read_packed(tmp_path / "packed")[0].layers  # a copy that is read again, in silence
+
+
+def test_info_says_what_a_run_would_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From headers and configs alone, of a folder and of its packed form."""
+    config, stored = golden()
+    _, _, told = packed(tmp_path, config | {"some_new_thing": 7}, stored | {name: noise(3) for name in ASIDE})
+    assert len(told) == len(set(ASIDE.values())) + 1
+    monkeypatch.setattr(SafetensorsFile, "read", lambda *arguments: pytest.fail("reads weights"))
+    for name in ("source", "packed"):
+        notes = info(str(tmp_path / name))[0]["notes"]
+        assert [line.partition(": ")[2] for line in notes] == [line.split(": ", 2)[2] for line in told]
+        monkeypatch.setattr(roofline, "weights_bandwidth", lambda *arguments: 1e10)
+        shown = CliRunner().invoke(app, ["info", str(tmp_path / name)]).stdout
+        assert [line for line in shown.splitlines() if line.startswith("note: ")] == [f"note: {line}" for line in notes]
 
 
 @pytest.mark.parametrize("name", NEEDED)

@@ -37,8 +37,10 @@ def info(
         model or default_model(), ctx=loading.ctx, kv=loading.kv, quant=quant, memory=memory,
         bandwidth=lambda format: weights_bandwidth(format, loading.threads or default_threads()),
     )  # fmt: skip
-    fit_by_quant = figures.pop("fit")
-    print_figures(figures | ({"fit": fit_by_quant} if json else {}), json)
+    only_json = {name: figures.pop(name) for name in ("fit", "notes")}
+    print_figures(figures | (only_json if json else {}), json)
+    for line in only_json["notes"] if not json else ():
+        say(f"note: {line}")
     if memory is not None and not fits_memory:
         raise typer.Exit(3)
 

@@ -22,6 +22,7 @@ from lapinfer.report.fit import QUANTS, fits, verdict
 from lapinfer.runtime.predict import expected_experts
 from lapinfer.spec import LayerSpec, ModelSpec, TreeSpec
 from lapinfer.tensors import active_parameters, parameters
+from lapinfer.text.generation_config import read_generation
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
 
@@ -33,7 +34,8 @@ def info(
     name: str, *, ctx: int | None = None, kv: KVOption = "auto", quant: str | None = None, memory: float | None = None,
     bandwidth: Callable[[str], float] | None = None,
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
-    """Family, sizes, stored formats (share of the weights in each), tokenizer, and what it will take; whether it fits.
+    """Family, sizes, stored formats (share of the weights in each), tokenizer, what it will take, and the notes that
+    loading would give of its files; whether it fits.
 
     Reads no weights; of a model that is not on this computer, its config.json alone. ctx, kv, quant: for how many
     positions, and packed as what; memory: GB that it must fit into, else what is free. bandwidth: measures the bytes
@@ -41,22 +43,24 @@ def info(
     """
     formats: dict[str, str] = {}
     text: dict[str, Any] = {}
+    notes: list[str] = []
     if (remote := remote_config(name)) is not None:
-        spec = spec_from_config(read_json(remote), str(remote))
+        spec = spec_from_config(read_json(remote), str(remote), notes.append)
         source: dict[str, Any] = {"path": f"{name} (not on this computer)", "packed": False}
         made_of: Callable[[str], Stored] = lambda _: {"bf16"}  # noqa: E731
     else:
         checkpoint = resolve(name)
         if isinstance(checkpoint, Path):
             path = folder = checkpoint
-            spec, packed = read_packed(folder)
+            spec, packed = read_packed(folder, notes.append)
             stored = _shares((packed.format(n) or "f32", prod(packed.shape(n))) for n in packed.names())
             formats = {name: str(packed.format(name)) for name in packed.names()}
             quant = packed.metadata.get("quant", "auto")
             made_of = lambda name: {formats[name]}  # noqa: E731
         else:
             path, folder = checkpoint.path, checkpoint.folder
-            spec = spec_from_config(checkpoint.config, str(folder / "config.json"))
+            notes += checkpoint.notices
+            spec = spec_from_config(checkpoint.config, str(path), notes.append)
             stored = _shares((checkpoint.stored_as(n), prod(checkpoint.shape(n))) for n in checkpoint.names())
             made_of = _formats_in(Assembler(checkpoint, sources_for(spec, checkpoint.names())))
         source = {"path": str(path), "packed": bool(formats), "stored": stored}
@@ -65,6 +69,8 @@ def info(
             "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens",
             "chat_template": tokenizer is not None and _template(folder),
         }
+        if tokenizer is not None:
+            notes += read_generation(folder, spec.vocab).notes
     ctx = default_ctx(spec) if ctx is None else ctx
     estimates = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), bandwidth)
     fitting, words = verdict(estimates, memory)
@@ -77,7 +83,7 @@ def info(
         "fits": words,
         "fit": [estimate.as_dict() for estimate in estimates],
     }
-    return figures | text, fitting
+    return figures | text | {"notes": [line.removeprefix("note: ") for line in notes]}, fitting
 
 
 def _template(folder: Path) -> bool | str:

@@ -10,18 +10,13 @@ from typing import TypeVar
 import tokenizers
 
 from lapinfer.arguments import described, whole_numbers
+from lapinfer.checkpoint.ends import END_OF_TURN
 from lapinfer.checkpoint.magic import of_start
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.tokenizer_bounds import MOST_BYTES, SHORT, check_size, check_steps, unknown_patterns, within_time
 from lapinfer.text.tokenizer_files import FILE, check_charsmaps, read_files
 from lapinfer.text.tokenizer_rules import TIDIED, SetUp, from_vocabulary, set_up
-
-END_OF_TURN = (
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>",
-    "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-)  # fmt: skip
-"""Special tokens that end an answer, whatever the files name as eos: llama.cpp's list (src/llama-vocab.cpp)."""
 
 HARMONY_END = "<|return|>"
 """Where there is this token, <|end|> ends a message of a turn (gpt-oss thinks in one, and answers in another)."""
