@@ -51,6 +51,25 @@ def test_the_answer_alone_is_on_stdout(fake):
     assert fake.closed
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-n", 9), ""),
+        (("-n", 10), "note: the context of 12 has room for 9 tokens, not 10: -c gives it more\n"),
+        ((), "note: the answer ends after 9 tokens, where the context of 12 is full: -c gives it more\n"),
+    ],
+)
+def test_an_answer_that_the_context_cuts(folder, monkeypatch, options, said):
+    install(monkeypatch, lambda: FakeModel(folder, ctx=12, script=[65]))
+    result = invoke("run", "-m", "x", "--raw", "--temp", 0, *options, "abcd")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "A" * 9 + "\n", said)
+
+
+def test_an_answer_that_ends_before_is_not_said_to_be_cut(fake):
+    fake.ctx = len(CHAT_OF("capital?")) + len(ANSWER)
+    assert invoke("run", "-m", "x", "capital?").stderr == ""
+
+
 @pytest.mark.parametrize("arguments", [("-",), ()])
 def test_the_prompt_may_come_from_stdin(fake, arguments):
     result = invoke("run", "-m", "x", "--no-stream", *arguments, input="Grüße\n")

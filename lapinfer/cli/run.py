@@ -170,7 +170,9 @@ def _print_answer(
     try:
         for last in events:
             check()
-            prompt_bytes = prompt_bytes if count else model.usage.totals()["bytes"]
+            if not count:
+                prompt_bytes = model.usage.totals()["bytes"]
+                _note_room(model, last, limit)
             count += 1
             answer.add(last)
         answer.finish()
@@ -190,6 +192,17 @@ def _print_answer(
             note(pool.line(last.timings.prompt_tokens + count))
 
 
+def _room(model: "LanguageModel", token: "Token") -> int:
+    """Tokens of an answer that the context has room for; nothing is read after the last."""
+    return model.model.ctx - token.timings.prompt_tokens + 1
+
+
+def _note_room(model: "LanguageModel", first: "Token", limit: int | None) -> None:
+    """Say before the answer that it cannot be as long as -n lets it."""
+    if limit is not None and limit > (room := _room(model, first)):
+        note(f"note: the context of {model.model.ctx:,} has room for {room:,} tokens, not {limit:,}: -c gives it more")
+
+
 def _note_end(model: "LanguageModel", last: "Token", answer: Answer, count: int, limit: int | None) -> None:
     """Say why there is no answer, or no more of it, where that cannot be seen."""
     full, makers = last.finish_reason == "length", model.recommended
@@ -199,6 +212,9 @@ def _note_end(model: "LanguageModel", last: "Token", answer: Answer, count: int,
         note(f"note: after {count} tokens of thinking there is no answer: {more}{seen}")
     elif full and limit is None and (makers.max_tokens == count or makers.max_length is not None):
         note(f"note: the answer ends after {count} tokens, as generation_config.json has it: -n gives it more")
+    elif full and limit is None and count == _room(model, last):
+        full_context = f"the context of {model.model.ctx:,} is full"
+        note(f"note: the answer ends after {count} tokens, where {full_context}: -c gives it more")
 
 
 def _chat(
