@@ -36,6 +36,13 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that only counts as such."""
+    if isinstance(value, bool):
+        return value
+    raise InputError(f"{name}: expected True or False, got {described(value)}")
+
+
 def whole_numbers(name: str, values: Any) -> list[int]:
     """A list of whole numbers, of anything that gives them one after the other: a list, a range, an array [T] …"""
     expected = f"{name}: expected a list of whole numbers"

@@ -121,11 +121,12 @@ class Model:
 
     def step(
         self, token: Sequence[int] | np.ndarray, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray,
-        want: Sequence[bool] | np.ndarray,
+        want: Sequence[bool] | np.ndarray, *, guessed: bool = False,
     ) -> Logits:  # fmt: skip
         """Run T ≤ max_step tokens; returns the logits of those that are wanted, at most max_wanted.
 
         Tokens of a slot come in the order of their positions, and continue what the slot already holds.
+        guessed: some of the tokens may be taken back, so no layer's cache is widened for them: InputError instead.
         """
         with self.lock:
             check()
@@ -154,7 +155,7 @@ class Model:
             )
             elapsed = runner.run()
             while header[PROBLEM]:
-                self._mend()
+                self._mend(may_widen=self._widens and not guessed)
                 elapsed = runner.run()
             if wanted and not np.isfinite(buffers.block_max[:wanted].max()):
                 self._raise_not_finite("the logits")
@@ -191,7 +192,7 @@ class Model:
         """Whether the running step has met a problem: it will be run again, or raises."""
         return bool(self.runner.words[PROBLEM])
 
-    def _mend(self) -> None:
+    def _mend(self, *, may_widen: bool) -> None:
         """Let a layer whose keys or values do not fit their cache keep them in a wider one, if it may.
 
         CheckpointError where numbers were not finite, or experts could not be read; InputError for an option that would
@@ -217,7 +218,7 @@ class Model:
         problem = "leave nothing of their neighbours" if lost else f"are too {'large' if largest > 1 else 'small'}"
         said = f"layer {place}: {what} of {largest:.1e} {problem} in a cache of {held}"
         wider: KVName = "f16" if lost and largest < HALF_MAX else "f32"
-        if not self._widens:
+        if not may_widen:
             raise InputError(f'{self.name}: {said}; load the model with --kv {wider} (kv="{wider}")')
         attention = self.spec.layers[place].mixer
         assert isinstance(attention, AttentionSpec)

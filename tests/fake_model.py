@@ -81,7 +81,7 @@ class FakeModel:
     def usage(self):
         return self.runner.meter
 
-    def step(self, token, slot, pos, want):
+    def step(self, token, slot, pos, want, *, guessed=False):
         assert len(token) <= self.max_step
         self.steps.append(len(token))
         rows = []

@@ -290,12 +290,12 @@ def test_an_interrupted_prompt_is_not_taken_for_read():
     ids = list(range(40))
     step, calls = fake.step, 0
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return step(*args)
+        return step(*args, **options)
 
     fake.step = interrupted
     with pytest.raises(KeyboardInterrupt):

@@ -49,6 +49,12 @@ def run(
         str | None,
         typer.Option("--template-kwargs", help="What else the chat template knows: '{\"enable_thinking\": false}'."),
     ] = None,
+    speculation: Annotated[
+        bool,
+        typer.Option(
+            "--speculation/--no-speculation", help="Guess tokens, and check several at once: the same answer."
+        ),
+    ] = True,
     loading: Loading,
     experts_report: Annotated[
         Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
@@ -89,7 +95,7 @@ def run(
             raw = True
         if raw and needing is not None:
             raise InputError(f"this model has no chat template, which {needing} needs")
-        options = {"max_tokens": max_tokens, "stop": stop or [], **sampling}
+        options = {"max_tokens": max_tokens, "stop": stop or [], "speculate": speculation, **sampling}
         if not raw and loaded.template is not None:
             loaded.template.check()
             options["template_kwargs"] = variables
@@ -188,6 +194,8 @@ def _print_answer(
             f"prompt {read} tokens, {t.prompt_per_second:.1f} tok/s, first token {t.ttft_ms:.0f} ms; "
             f"answer {count} tokens, {t.tokens_per_second:.1f} tok/s; {touched / 1e6:.1f} MB touched per token"
         )
+        if t.drafted_tokens:
+            note(f"{t.steps} steps; {t.drafted_tokens} tokens were guessed, {t.kept_tokens} of them right")
         if (pool := getattr(model.model, "pool", None)) is not None:
             note(pool.line(last.timings.prompt_tokens + count))
 

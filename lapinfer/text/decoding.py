@@ -36,7 +36,8 @@ class Decoding:
     """A sequence that grows by a token at each `next`; a step of the model runs one token.
 
     ids: the prompt's, and those that were chosen. reused: how many ids the slot's KV cache held when the last step
-    began. steps: how many `next` has run, that of the prompt included.
+    began. steps: how many were run, all of the prompt's as one. drafted, kept: tokens that were guessed, and those of
+    them that were right.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Decoding:
     ) -> None:
         self.model, self.slot, self.conversation = model, slot, conversation
         self.ids, self.sampler, self.banned = list(ids), sampler, banned
-        self.reused = self.steps = 0
+        self.reused = self.steps = self.drafted = self.kept = 0
         self._writer = object()
         self._windows = [layer.window for layer in model.spec.layers if layer.window is not None]
 
@@ -74,21 +75,15 @@ class Decoding:
         if self._windows:
             conversation.ids = []  # interrupted half-way, a ring would hold neither the old positions nor the new ones
         if len(missing) == 1:
-            logits = self._step([*missing, *guesses], kept)
+            tokens = np.array([*missing, *guesses], np.int32)
+            slots, positions = np.full(len(tokens), self.slot), np.arange(kept, kept + len(tokens))
+            logits = self.model.step(tokens, slots, positions, np.ones(len(tokens), bool), guessed=len(guesses) > 0)
         else:
             logits = self.model.prefill(missing, self.slot, kept)
         self.steps += 1
         held.extend(missing)
         conversation.ids = held
         return logits
-
-    def _step(self, tokens: list[int], start: int) -> Logits:
-        """A step of tokens that follow each other, with logits after each."""
-        T = len(tokens)
-        return self.model.step(
-            np.array(tokens, np.int32), np.full(T, self.slot, np.int32), np.arange(start, start + T, dtype=np.int32),
-            np.ones(T, bool),
-        )  # fmt: skip
 
     def _choose(self, logits: Logits, row: int) -> Chosen:
         """A token by one row of logits, appended to `ids`."""

@@ -13,6 +13,7 @@ from lapinfer.text.channels import MARKERS, Part, Splitter, of_kind
 from lapinfer.text.decoding import Conversation, Decoding
 from lapinfer.text.generation_config import Bans
 from lapinfer.text.sampling import Sampler, SamplingParams
+from lapinfer.text.speculation import Speculating, Speculation
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Timings:
     prompt_tokens: tokens of the prompt, of which `reused_tokens` were still in the KV cache.
     ttft_ms: from the call to the first token. prompt_per_second: newly read prompt tokens over that time.
     tokens_per_second: tokens after the first, over the time since it; 0 at the first.
+    steps: how many the model has run, all of the prompt's as one. drafted_tokens: those that were guessed and checked
+    in steps with others (text/speculation.py), of which `kept_tokens` were right: as many steps were spared.
     """
 
     prompt_tokens: int
@@ -35,6 +38,9 @@ class Timings:
     ttft_ms: float
     prompt_per_second: float
     tokens_per_second: float
+    steps: int = 0
+    drafted_tokens: int = 0
+    kept_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ def stream(
     conversation: Conversation | None = None,
     bans: Bans | None = None,
     thinks: Splitter | None = None,
+    speculation: Speculation | None = None,
 ) -> Iterator[Token]:
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
@@ -75,7 +82,8 @@ def stream(
     `conversation` lets a prompt that begins like the last one in this slot reuse its KV cache; it must be
     the same object for every generation in this slot. Two generations that take turns in one slot stay
     right, but read their tokens again at every turn. `bans` are tokens that are not chosen.
-    `thinks` tells thinking from the answer, in which alone stop strings are looked for.
+    `thinks` tells thinking from the answer, in which alone stop strings are looked for. `speculation` lets steps run
+    tokens that are guessed, too; no token depends on it.
     Without a tokenizer the texts are empty and only max_tokens or the context ends the generation.
     """
     ids = whole_numbers("ids", ids)
@@ -101,7 +109,8 @@ def stream(
         return () if bans is None else bans.after(so_far, len(prompt), ends)
 
     sampler = Sampler(params or SamplingParams())
-    decoding = Decoding(model, slot, conversation or Conversation(), prompt, sampler, banned)
+    asked = model, slot, conversation or Conversation(), prompt, sampler, banned
+    decoding = Decoding(*asked) if speculation is None else Speculating(speculation, *asked, ends=ends, limit=limit)
     return _generate(decoding, ends, limit, _Told(tokenizer, prompt, thinks), _HeldText(stop))
 
 
@@ -146,6 +155,9 @@ def _generate(
             ttft_ms=ttft * 1e3,
             prompt_per_second=(prompt - reused) / max(ttft, 1e-9),
             tokens_per_second=(count - 1) / (now - first) if count > 1 and now > first else 0.0,
+            steps=decoding.steps,
+            drafted_tokens=decoding.drafted,
+            kept_tokens=decoding.kept,
         )
         yield Token(text, token, logprob, finish, timings, thinking)
         if finish is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
-from lapinfer.arguments import check_options, described, texts, whole, whole_numbers
+from lapinfer.arguments import check_options, described, flag, texts, whole, whole_numbers
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter, splitter
@@ -19,6 +19,7 @@ from lapinfer.text.decoding import Conversation
 from lapinfer.text.generation import FinishReason, Timings, Token, checked_ids, stream
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.messages import Messages
+from lapinfer.text.speculation import Speculation
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer, why_none
 
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
 
 
 class GenerationKeywords(TypedDict, total=False):
-    """What every kind of generation accepts; sampling parameters as in `SamplingParams`, instead of `params`."""
+    """What every kind of generation accepts; sampling parameters as in `SamplingParams`, instead of `params`.
+
+    speculate: guess tokens, and check several in a step, where that is faster; they are the same without it.
+    """
 
     max_tokens: int | None
     stop: Sequence[str]
     slot: int
+    speculate: bool
     params: SamplingParams
     temperature: float
     top_k: int
@@ -90,6 +95,7 @@ class LanguageModel:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.recommended = recommended or Generation()
         self._conversations = [Conversation() for _ in range(model.slots)]
+        self._speculation = Speculation(model)
 
     @property
     def spec(self) -> ModelSpec:
@@ -188,6 +194,7 @@ class LanguageModel:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         slot: int = 0,
+        speculate: bool = True,
         params: SamplingParams | None = None,
         thinks: Splitter | None = None,
         **sampling: Any,
@@ -201,10 +208,12 @@ class LanguageModel:
             if max_tokens is None and makers.max_length is not None:
                 max_tokens = max(makers.max_length - len(ids), 1)
         stop = [*texts("stop", stop), *(makers.stop if self.tokenizer is not None else ())]
+        speculation = self._speculation if flag("speculate", speculate) else None
         conversation = self._conversations[whole("slot", slot, 0, len(self._conversations) - 1)]
         return stream(
-            self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation, makers.bans, thinks
-        )
+            self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation, makers.bans, thinks,
+            speculation,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Stop the threads and unmap the weights; nothing can be generated any more."""

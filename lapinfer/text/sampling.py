@@ -26,6 +26,10 @@ class Sampler:
         self.params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
 
+    def draw_like(self, other: Sampler) -> None:
+        """Let the next random numbers be those that `other` will draw."""
+        self._random.bit_generator.state = other._random.bit_generator.state
+
     @np.errstate(over="ignore")  # of logits at both ends of float32: a difference of −inf is right
     def sample(
         self,
