@@ -52,8 +52,10 @@ COLUMNS: dict[str, tuple[str, Callable[[Machine, Measured], str]]] = {
 
 def _speed(machine: Machine, m: Measured, step: Step) -> str:
     share = machine.share(step, m.arithmetic)
+    measured = f"{step.speed:,.0f} ± {100 * step.spread:.0f} %"
     told = "above the roof" if share > OVER and not _in_caches(machine, m) else f"{100 * share:.0f} %"
-    return f"{step.speed:,.0f} ± {100 * step.spread:.0f} % ({told})"
+    # A narrow cell may break before the share alone.
+    return " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in (measured, f"({told})"))
 
 
 def _in_caches(machine: Machine, m: Measured) -> bool:
