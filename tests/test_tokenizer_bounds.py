@@ -17,11 +17,11 @@ ATTACKS = {
     "growth": ("normalizer", normalizers.Sequence(DOUBLED), "normalizer can make a text 1.07e\\+09 times as long"),
     "insertion": ("normalizer", normalizers.Replace(Regex("x*"), "y" * 200), "normalizer can make a text 201 times"),
     "prefix": ("normalizer", normalizers.Prepend("y" * 5000), "normalizer can make a text"),
-    "steps": ("normalizer", normalizers.Sequence([normalizers.NFC()] * 500), "normalizer has 501 parts"),
+    "steps": ("normalizer", normalizers.Sequence([normalizers.NFC()] * 500), "normalizer has more than 64 parts"),
     "cuts": (
         "pre_tokenizer",
         pre_tokenizers.Sequence([pre_tokenizers.Sequence([pre_tokenizers.Whitespace()] * 9)] * 9),
-        "pre_tokenizer has 82 parts",
+        "pre_tokenizer has more than 64 parts",
     ),
     "decoder": (
         "decoder",
@@ -31,7 +31,7 @@ ATTACKS = {
     "template": (
         "post_processor",
         processors.TemplateProcessing(single=["B"] * 300 + ["$A"], special_tokens=[("B", 1)]),
-        "post_processor has 302 parts",
+        "post_processor has more than 64 parts",
     ),
     "copies": (
         "post_processor",
@@ -67,6 +67,27 @@ def test_files_are_bounded_before_they_are_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr("lapinfer.text.tokenizer.MOST_BYTES", 1000)
     monkeypatch.setattr("lapinfer.text.tokenizer_bounds.MOST_BYTES", 1000)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: has more than"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {str(id): {"content": f"<{id}>"} for id in range(9)}}),
+        ("tokenizer_config.json", {"extra_special_tokens": [f"<{id}>" for id in range(9)]}),
+        ("tokenizer_config.json", {"extra_special_tokens": {f"t{id}": f"<{id}>" for id in range(9)}}),
+        ("tokenizer_config.json", {f"t{id}_token": f"<{id}>" for id in range(9)}),
+        ("special_tokens_map.json", {"additional_special_tokens": [f"<{id}>" for id in range(9)]}),
+        ("added_tokens.json", {f"<{id}>": id for id in range(9)}),
+    ],
+)
+def test_added_tokens_are_counted_before_they_are_made(tmp_path, monkeypatch, file, said):
+    """A million of them takes the library half a minute."""
+    folder = byte_tokenizer_folder(tmp_path)
+    (folder / file).write_text(json.dumps(said))
+    assert Tokenizer.from_folder(folder)
+    monkeypatch.setattr("lapinfer.text.tokenizer_files.MOST_ADDED", 8)
+    with pytest.raises(CheckpointError, match=f"{file}: .* has 9 tokens, expected at most 8; is it this model's"):
         Tokenizer.from_folder(folder)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ EXTRA = ("extra_special_tokens", "additional_special_tokens")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
+
+MOST_ADDED = 200_000
+"""Tokens that a file may add to a vocabulary: each takes ten microseconds. A published model of speech has 65,536."""
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
@@ -65,11 +68,13 @@ def read_files(folder: Path) -> TokenizerFiles:
     config, model = optional_json(folder / CONFIG), optional_json(folder / "config.json")
     reader = _Reader(str(folder / CONFIG))
     own = [name for name, value in config.items() if name.endswith("_token") and name not in NAMED and _is_token(value)]
+    reader.check_count(own, "…_token")
     own.sort(key=lambda name: isinstance(config[name], str))
     named = {name: reader.optional(config[name], name) for name in (*NAMED, *own) if name in config}
     key = next((key for key in EXTRA if config.get(key)), EXTRA[0])
     extra = config.get(key)
     if isinstance(extra, Mapping):
+        reader.check_count(extra, key)
         named |= {name: reader.token(value, f"{key}.{name}") for name, value in extra.items()}
         extra = None
     unnamed = reader.tokens(extra, key)
@@ -95,10 +100,12 @@ def _older_map(
     extra: the tokens without a name of tokenizer_config.json, None where it says nothing of them.
     """
     reader, values = _Reader(str(path), special=True), optional_json(path)
+    reader.check_count(values, "the object")
     special = set()
     for name, value in values.items():
         if name in EXTRA:
             if isinstance(value, Mapping):
+                reader.check_count(value, name)
                 named |= {own: reader.token(token, f"{name}.{own}") for own, token in value.items()}
             elif name == EXTRA[0]:
                 found = {token.content: token for token in (*(extra or ()), *reader.tokens(value, name))}
@@ -112,11 +119,12 @@ def _older_map(
 
 
 def _older_added(path: Path, special: set[str]) -> dict[int, AddedToken]:
-    added = {}
-    for text, id in optional_json(path).items():
+    added, values, reader = {}, optional_json(path), _Reader(str(path))
+    reader.check_count(values, "the object")
+    for text, id in values.items():
         if type(id) is not int:
             raise CheckpointError(f"{path}: {text!r} has {_shown(id)}, expected a token id")
-        added[id] = _Reader(str(path)).made(text, str(id), special=text in special, normalized=text not in special)
+        added[id] = reader.made(text, str(id), special=text in special, normalized=text not in special)
     return added
 
 
@@ -126,6 +134,12 @@ class _Reader:
 
     where: str
     special: bool = False
+
+    def check_count(self, values: Sized, key: str) -> None:
+        if len(values) > MOST_ADDED:
+            raise CheckpointError(
+                f"{self.where}: {key} has {len(values):,} tokens, expected at most {MOST_ADDED:,}; is it this model's?"
+            )
 
     def optional(self, value: Any, key: str) -> AddedToken | None:
         return None if value is None else self.token(value, key)
@@ -154,11 +168,13 @@ class _Reader:
             return []
         if not isinstance(value, list):
             raise CheckpointError(f"{self.where}: {key} is {_shown(value)}, expected a list of tokens")
+        self.check_count(value, key)
         return [self.token(token, f"{key}[{i}]") for i, token in enumerate(value)]
 
     def by_id(self, value: Any, key: str) -> dict[int, AddedToken]:
         if not isinstance(value, Mapping):
             raise CheckpointError(f"{self.where}: {key} is {_shown(value)}, expected an object of tokens by id")
+        self.check_count(value, key)
         added = {}
         for id, token in value.items():
             if not (id.isascii() and id.isdigit()):

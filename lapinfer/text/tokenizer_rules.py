@@ -299,7 +299,7 @@ def _special_ids(backend: tokenizers.Tokenizer, before: Mapping[int, AddedToken]
     sure = {id for id, token in now.items() if not token.normalized and repr(before.get(id)) == repr(token)}
     special = {id for id in sure if now[id].special}
     for id in now.keys() - sure:
-        shown, left = (backend.decode([id], skip_special_tokens=skip) for skip in (False, True))
-        if (shown and not left) or (not shown and now[id].special):
+        shown = backend.decode([id], skip_special_tokens=False)
+        if not backend.decode([id], skip_special_tokens=True) if shown else now[id].special:
             special.add(id)
     return frozenset(special)
