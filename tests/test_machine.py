@@ -142,6 +142,18 @@ MEMORY = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")
+@pytest.mark.parametrize(("affinity", "quota", "threads"), [(3, None, 3), (3, "765000", 3), (16, "765000", 7)])
+def test_processors_by_affinity_and_by_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, affinity: int, quota: str | None, threads: int
+) -> None:
+    """taskset and --cpuset-cpus leave a group's quota as it is, and a quota leaves all processors in sight."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    root = system(tmp_path, v2("/a") | ({f"{CGROUP}/a/cpu.max": f"{quota} 100000"} if quota else {}))
+    assert default_threads(root) == threads
+
+
 @pytest.mark.parametrize("case", MEMORY)
 def test_memory_of_a_container(tmp_path: Path, case: str) -> None:
     files, expected = MEMORY[case]
