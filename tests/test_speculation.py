@@ -362,7 +362,7 @@ def test_what_a_step_takes_is_learned() -> None:
     assert 1.4 < times.seconds(4) < 2.1
     times.record(8, 100.0)  # something else had the processor
     assert times.seconds(8) < 4.3
-    for _ in range(2000):
+    for _ in range(16_000):
         times.record(1, 2.0)
     assert times.seconds(1) == pytest.approx(2.0)
     assert times.seconds(8) == pytest.approx(3.4, rel=0.05)  # as expected: it is time to try again

@@ -26,7 +26,7 @@ class Odds:
     Learned from first shares, which count as `WEIGHT` guesses; older guesses count less and less.
     """
 
-    WEIGHT, KEPT = 4.0, 0.97
+    WEIGHT, KEPT = 8.0, 0.97
 
     def __init__(self, first: Sequence[float]) -> None:
         self._right = [self.WEIGHT * share for share in first]

@@ -9,7 +9,7 @@ NEWEST = 0.25
 """Share of the newest step in the mean of those of its length."""
 OUTLIER = 2.0
 """A step counts as at most so many usual ones: something else had the processor."""
-HALF_LIFE = 256
+HALF_LIFE = 2048
 """Steps after which what was learned of a length that was not run counts half, so that it is tried again."""
 RENEWED = 16
 """Steps of one token after which times are computed anew."""

@@ -1,0 +1,106 @@
+"""Speculation against plain decoding: tasks whose answers repeat their prompts, and ordinary chat.
+
+    python bench/speculation.py [-m MODEL] [--draft MODEL] [-t 2] [-r 3] [-o bench/results/speculation.json]
+
+Each task of bench/speculation_tasks.json is answered without speculation and with it, in turns (A B, B A …), greedy and
+with seeded sampling. Both must give the same tokens and log-probabilities, or the script fails. A task's ratio is that
+of the medians of its tokens per second, prompts not counted; what is printed of all tasks is mean, median and range.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from harness import argument_parser, probe, write_result
+
+if TYPE_CHECKING:
+    from lapinfer.text.language_model import Completion, LanguageModel
+
+TASKS = Path(__file__).parent / "speculation_tasks.json"
+MODEL = "smollm2"
+
+
+def answer(model: LanguageModel, task: dict[str, str], **options: Any) -> Completion:
+    messages = [{"role": "user", "content": task["prompt"]}]
+    if "begin" in task:
+        messages.append({"role": "assistant", "content": task["begin"]})
+        options["continue_final_message"] = True
+    return model.chat(messages, **options)
+
+
+def compared(model: LanguageModel, task: dict[str, str], repetitions: int, **options: Any) -> dict[str, Any]:
+    """Speeds of both sides, and what was guessed; SystemExit when they do not say the same."""
+    speeds: dict[bool, list[float]] = {False: [], True: []}
+    said: dict[bool, Completion] = {}
+    for turn in range(repetitions):
+        for speculate in ((False, True), (True, False))[turn % 2]:
+            said[speculate] = answer(model, task, speculate=speculate, **options)
+            speeds[speculate].append(said[speculate].timings.tokens_per_second)
+        if (said[True].tokens, said[True].logprobs) != (said[False].tokens, said[False].logprobs):
+            raise SystemExit(f"{task['name']}: speculation changes the answer ({options})")
+    timings = said[True].timings
+    return {
+        "task": task["name"], **options, "tokens": len(said[True].tokens), "steps": timings.steps,
+        "drafted": timings.drafted_tokens, "kept": timings.kept_tokens, "plain": speeds[False],
+        "speculative": speeds[True], "ratio": median(speeds[True]) / median(speeds[False]),
+    }  # fmt: skip
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    ratios = [row["ratio"] for row in rows]
+    return {
+        "tasks": len(rows), "mean": fmean(ratios), "median": median(ratios), "least": min(ratios), "most": max(ratios),
+        "tokens_per_step": sum(row["tokens"] for row in rows) / sum(row["steps"] for row in rows),
+        "plain": median(median(row["plain"]) for row in rows),
+        "speculative": median(median(row["speculative"]) for row in rows),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argument_parser(__doc__, repetitions=3)
+    parser.add_argument("-m", "--model", default=MODEL)
+    parser.add_argument("--draft", help="a smaller model with the same tokens, which guesses, too")
+    parser.add_argument("-n", "--max-tokens", type=int, default=200)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0, 0.3, 0.8])
+    parser.add_argument("--only", help="tasks whose names have this in them")
+    args = parser.parse_args()
+
+    from lapinfer import load
+
+    draft = {} if args.draft is None else {"draft": args.draft}
+    tasks, rows, sums = json.loads(TASKS.read_text(encoding="utf-8")), [], {}
+    machine = [probe(args.threads)]
+    with load(args.model, threads=args.threads, **draft) as model:
+        answer(model, tasks["chat"][0], max_tokens=20)
+        for kind in ("copying", "chat"):
+            for temperature in args.temperatures:
+                found = []
+                for task in tasks[kind]:
+                    if args.only is None or args.only in task["name"]:
+                        options = {"temperature": temperature, "seed": 1, "max_tokens": args.max_tokens}
+                        row = {"kind": kind} | compared(model, task, args.repetitions, **options)
+                        found.append(row)
+                        print(
+                            f"{kind} {temperature:g} {task['name']:28} {row['ratio']:5.2f}×  {row['tokens']} tokens in "
+                            f"{row['steps']} steps, {row['kept']} of {row['drafted']} guesses right",
+                            flush=True,
+                        )
+                if found:
+                    sums[f"{kind} {temperature:g}"] = total = summary(found)
+                    print(
+                        f"== {kind}, temperature {temperature:g}: mean {total['mean']:.2f}×, median "
+                        f"{total['median']:.2f}×, {total['least']:.2f} to {total['most']:.2f}×, "
+                        f"{total['tokens_per_step']:.2f} tokens per step",
+                        flush=True,
+                    )
+                rows += found
+        machine.append(probe(args.threads))
+        result = {"model": model.model.name, "draft": args.draft, "threads": args.threads, "probes": machine}
+        write_result(result | {"summary": sums, "rows": rows}, args.output)
+
+
+if __name__ == "__main__":
+    main()
