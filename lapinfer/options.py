@@ -73,6 +73,10 @@ def number(help: str, least: float, most: float = inf) -> Option:
     return Option(help, expected, lambda value: _is_number(value) and least <= value <= most and value < inf)
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -103,7 +107,8 @@ class LoadOptions:
     speak of, and prompts take up to twice as long); auto is q16 for small models, which are quick anyway and lose
     most. experts: how many a token gets. memory: GB (10^9 bytes) that this process may take, all included, for a
     mixture of experts that is larger: some experts are kept, the others are read when they are chosen. policy: which
-    are kept; `system` leaves that to the system's page cache, which bounds nothing, so it contradicts `memory`.
+    are kept; `system` leaves that to the system's page cache, which bounds nothing, so it contradicts `memory`. draft:
+    a smaller model with the same tokens, which guesses what comes next; the text is the same without it.
     """
 
     quant: Annotated[str, QUANT] = "auto"
@@ -136,6 +141,10 @@ class LoadOptions:
             get_args(PolicyName),
         ),
     ] = "lrfu"
+    draft: Annotated[
+        str | None,
+        Option("A smaller model with the same tokens, to guess what comes next.", "a name or a path", _is_name, "none"),
+    ] = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -143,6 +152,8 @@ class LoadOptions:
             raise InputError(f"threads: expected at most {MOST_THREADS}, got {self.threads}")
         if self.memory is not None and not 0 < self.memory < 1e6:
             raise InputError(f"memory: expected {GIGABYTES}, got {self.memory:g}")
+        if self.draft is not None and self.memory is not None:
+            raise InputError("draft: a second model goes with no bound of memory: leave out --draft or --memory")
         if self.policy == SYSTEM and self.memory is not None:
             raise InputError(
                 f"policy {SYSTEM} bounds nothing, which contradicts --memory: leave out --memory, or choose the policy "
@@ -162,6 +173,7 @@ class LoadKeywords(TypedDict, total=False):
     experts: int | None
     memory: float | None
     policy: PolicyName
+    draft: str | None
 
 
 @dataclass(frozen=True, slots=True)

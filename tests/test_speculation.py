@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from random_weights import RandomWeights
 from test_determinism import decoder, hybrid_decoder, prompt, routed_decoder, tree_decoder
 
-from lapinfer.errors import CheckpointError, InputError
+from lapinfer.errors import CheckpointError, InputError, UnsupportedError
 from lapinfer.model import Model
-from lapinfer.options import SamplingParams
+from lapinfer.options import LoadOptions, SamplingParams
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import predict_bytes
 from lapinfer.spec import ModelSpec
@@ -112,12 +112,12 @@ def test_answers_end_where_they_did(byte_tokenizer: Tokenizer, text: str, stop: 
 
 def test_guesses_spare_steps_and_are_counted(byte_tokenizer: Tokenizer) -> None:
     fake = FakeModel(ctx=400)
-    fake.script = [*b"a fox jumps over a dog; " * 8, EOS]
+    fake.script = [*b"a fox jumps over a dog; " * 6, EOS]
     model = LanguageModel(fake, byte_tokenizer)  # pyright: ignore
     model._speculation.times = StepTimes(lambda tokens: 1 + tokens / 10, 16)
-    fake.delay = 0.001  # a step of any length: the longer, the better
+    fake.delay = 0.002  # a step of any length: the longer, the better
     last = list(model.stream([1, 2, 3], temperature=0))[-1].timings
-    assert last.kept_tokens > 100
+    assert last.kept_tokens > 80
     assert last.steps + last.kept_tokens == len(fake.script)
     assert last.drafted_tokens < 1.3 * last.kept_tokens
     assert fake.runner.meter.steps == last.steps
@@ -299,6 +299,103 @@ def test_a_wrong_guess_widens_no_cache_and_a_right_one_does_it_in_its_turn() -> 
             assert model.model.kv == ["f32", "f16"]
     assert results[0] == results[1]
     assert [event[0] for event in results[0]][:10] == [event[0] for event in plain][:10]
+
+
+# A draft model
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quick steps are, a draft is asked whenever it may be, and all that it guesses is checked."""
+    monkeypatch.setattr("lapinfer.text.speculation.QUICK", 0.0)
+    monkeypatch.setattr("lapinfer.text.draft_model.ModelGuesses.promise", lambda *asked: (1, np.inf))
+    monkeypatch.setattr("lapinfer.text.draft_model.worth", lambda shares, seconds: (len(shares), 1.0))
+
+
+@pytest.mark.parametrize("params", [SamplingParams(0), SamplingParams(1.2, seed=5, repetition_penalty=1.2)])
+def test_a_draft_like_the_model_is_always_right(eager: None, params: SamplingParams) -> None:
+    """It draws with the same random numbers; its keys and values follow what was kept."""
+    model = LanguageModel(FakeModel(ctx=100))  # pyright: ignore
+    model.use_draft(LanguageModel(FakeModel(ctx=100)))  # pyright: ignore
+    for ids in ([1, 2, 3], [1, 2, 3, 4], [9]):
+        plain = told(model.stream(ids, params=params, max_tokens=40, speculate=False))
+        events = list(model.stream(ids, params=params, max_tokens=40))
+        assert told(events) == plain
+        last = events[-1].timings
+        assert last.kept_tokens == last.drafted_tokens > 30
+        assert last.steps < 10
+
+
+@pytest.mark.parametrize("spec", [decoder(None), decoder(20)], ids=["dense", "window"])
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_draft_that_is_often_wrong_changes_no_token(eager: None, spec: ModelSpec, temperature: float) -> None:
+    def noise(values: dict[str, np.ndarray]) -> None:
+        values["embed"] += 0.1 * np.random.default_rng(1).standard_normal(values["embed"].shape, dtype=np.float32)
+
+    with LanguageModel(model_of(spec)) as model:
+        model.use_draft(LanguageModel(model_of(spec, change=noise)))
+        for seed in range(2):
+            options = {"temperature": temperature, "seed": seed, "max_tokens": 60}
+            plain = told(model.stream(prompt(20 + seed), speculate=False, **options))
+            events = list(model.stream(prompt(20 + seed), **options))
+            assert told(events) == plain
+            assert events[-1].timings.kept_tokens < events[-1].timings.drafted_tokens
+        turns = zip(*(model.stream(prompt(n), **options) for n in (20, 25)), strict=True)
+        for n, events in zip((20, 25), zip(*turns, strict=True), strict=True):
+            assert told(events) == told(model.stream(prompt(n), speculate=False, **options))
+
+
+def test_a_draft_that_fails_is_not_asked_again(eager: None) -> None:
+    model, fake = LanguageModel(FakeModel(ctx=100)), FakeModel(ctx=100)  # pyright: ignore
+    plain = told(model.stream([1, 2, 3], temperature=0, max_tokens=20, speculate=False))
+    model.use_draft(LanguageModel(fake))  # pyright: ignore
+    fake._logits = lambda ids, pos: np.full(258, np.nan, np.float32)
+    assert told(model.stream([1, 2, 3], temperature=0, max_tokens=20)) == plain
+    assert len(fake.steps) == 1
+
+
+def test_a_draft_with_a_shorter_context_stops_guessing(eager: None) -> None:
+    model = LanguageModel(FakeModel(ctx=60))  # pyright: ignore
+    model.use_draft(LanguageModel(FakeModel(ctx=30)))  # pyright: ignore
+    plain = told(model.stream([1, 2, 3], temperature=0, speculate=False))
+    events = list(model.stream([1, 2, 3], temperature=0))
+    assert told(events) == plain
+    assert 20 < events[-1].timings.kept_tokens < 30
+
+
+def test_drafts_with_other_tokens_are_refused(byte_tokenizer: Tokenizer, tmp_path: Any) -> None:
+    other = Tokenizer.from_folder(byte_tokenizer_folder(tmp_path))
+    assert other is not None
+    model = LanguageModel(FakeModel(), byte_tokenizer)  # pyright: ignore
+    model.use_draft(LanguageModel(FakeModel(vocab=300), other))  # pyright: ignore
+    other._backend.add_tokens(["fox"])
+    with pytest.raises(InputError, match=r"draft: fake and fake have other tokens \(one of them has 'fox' as 258\)"):
+        model.use_draft(LanguageModel(FakeModel(), other))  # pyright: ignore
+    with pytest.raises(InputError, match="draft: fake has 300 tokens, fake has 258"):
+        model.use_draft(LanguageModel(FakeModel(vocab=300)))  # pyright: ignore
+    with pytest.raises(InputError, match="1 slots, expected at least 2"):
+        model.use_draft(LanguageModel(FakeModel(slots=1)))  # pyright: ignore
+    hybrid = model_of(hybrid_decoder())
+    with pytest.raises(UnsupportedError, match="m has convolutions"):
+        LanguageModel(model_of(decoder(None))).use_draft(LanguageModel(hybrid))
+    with pytest.raises(InputError, match="--draft or --memory"):
+        LoadOptions(draft="a", memory=1.0)
+    with pytest.raises(InputError, match="draft: expected a name or a path"):
+        LoadOptions(draft="")
+
+
+def test_a_draft_is_asked_while_it_is_worth_its_time() -> None:
+    fake, small = FakeModel(ctx=400), FakeModel(ctx=400)
+    fake.delay, small.delay = 0.004, 0.0005
+    model = LanguageModel(fake)  # pyright: ignore
+    model.use_draft(LanguageModel(small))  # pyright: ignore
+    fake.max_step = 64
+    model._speculation.times = StepTimes(lambda tokens: 1 + tokens / 20, 16)
+    last = list(model.stream([1, 2, 3], temperature=0, max_tokens=80))[-1].timings
+    assert last.kept_tokens > 40
+    small._logits = lambda ids, pos: np.eye(258, dtype=np.float32)[pos % 2] * 9
+    last = list(model.stream([1, 2, 3], temperature=0, max_tokens=60))[-1].timings
+    assert last.drafted_tokens < 30  # sure of itself, and wrong
 
 
 # Guesses

@@ -108,7 +108,7 @@ def _given_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 Loading = Annotated[
-    LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy")
+    LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy", "draft")
 ]
 LoadingInMemory = Annotated[LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts")]
 LoadingChunks = Annotated[LoadOptions, load_group("quant", "threads", "kv", "activations", "experts")]

@@ -23,14 +23,14 @@ RESUMED = (0.4, 0.6, 0.7, 0.75, 0.8, 0.83, 0.85, 0.87, 0.88, 0.89, 0.9, 0.91, 0.
 class Odds:
     """Shares of guesses that were right, by kind: a number that says how sure a guess seemed.
 
-    Learned from first shares, which count as `WEIGHT` guesses; older guesses count less and less.
+    Learned from first shares, which count as `weight` guesses; older guesses count less and less.
     """
 
-    WEIGHT, KEPT = 8.0, 0.97
+    KEPT = 0.97
 
-    def __init__(self, first: Sequence[float]) -> None:
-        self._right = [self.WEIGHT * share for share in first]
-        self._all = [self.WEIGHT] * len(self._right)
+    def __init__(self, first: Sequence[float], weight: float = 8.0) -> None:
+        self._right = [weight * share for share in first]
+        self._all = [weight] * len(self._right)
 
     def __getitem__(self, kind: int) -> float:
         return self._right[kind] / self._all[kind]

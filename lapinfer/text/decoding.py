@@ -54,6 +54,14 @@ class Decoding:
         with self.model.lock:  # logits are views that the next step overwrites
             return self._choose(self._run(self._kept()), 0)
 
+    def go_on(self, ids: Sequence[int], agreed: int) -> None:
+        """Go on after other ids; both are known to begin with the same `agreed` ones."""
+        most = min(len(ids), len(self.ids))
+        common = next((i for i in range(agreed, most) if self.ids[i] != ids[i]), most)
+        self.ids[common:] = ids[common:]
+        if self.conversation.writer is self._writer:
+            del self.conversation.ids[min(common, len(ids) - 1) :]
+
     def _kept(self) -> int:
         """Keep of the slot's KV cache what `ids` begin with, but for the last one: returns how many."""
         conversation = self.conversation

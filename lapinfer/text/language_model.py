@@ -16,6 +16,7 @@ from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter, splitter
 from lapinfer.text.decoding import Conversation
+from lapinfer.text.draft_model import DraftModel, check_draft
 from lapinfer.text.generation import FinishReason, Timings, Token, checked_ids, stream
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.messages import Messages
@@ -95,7 +96,7 @@ class LanguageModel:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.recommended = recommended or Generation()
         self._conversations = [Conversation() for _ in range(model.slots)]
-        self._speculation = Speculation(model)
+        self._speculation, self._draft = Speculation(model), None
 
     @property
     def spec(self) -> ModelSpec:
@@ -110,6 +111,14 @@ class LanguageModel:
     def usage(self) -> Any:
         """The meter: bytes touched, time and calls of everything that ran."""
         return self.model.usage
+
+    def use_draft(self, draft: LanguageModel) -> None:
+        """Let a smaller model with the same tokens guess what comes next; it is closed with this one.
+
+        InputError for one with other tokens or fewer slots, UnsupportedError for one with convolutions.
+        """
+        check_draft(self.model, self.tokenizer, draft.model, draft.tokenizer)
+        self._draft, self._speculation = draft, Speculation(self.model, DraftModel(draft.model))
 
     @contextmanager
     def watch_experts(self) -> Iterator[Routing]:
@@ -218,6 +227,8 @@ class LanguageModel:
     def close(self) -> None:
         """Stop the threads and unmap the weights; nothing can be generated any more."""
         self.model.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -264,8 +275,8 @@ def load(
     positions that a slot holds; slots, the sequences that are kept at once; kv, the format of the KV cache;
     activations, what quantized weights are multiplied with; experts, how many a token gets; memory, the GB that the
     process may take, for a mixture of experts that is larger (`model.pool.stats()` counts); policy, which experts it
-    keeps. progress(what, done, total) is told of long work, progress(line) of what should be noticed. Errors are
-    `LapinferError`s.
+    keeps; draft, a smaller model with the same tokens, which guesses them. progress(what, done, total) is told of long
+    work, progress(line) of what should be noticed. Errors are `LapinferError`s.
     """
     check_options(options, declared(LoadOptions), "load")
     if progress is not None and not callable(progress):
@@ -280,6 +291,14 @@ def open_model(path_or_name: str | Path, options: LoadOptions, progress: Progres
     model = load_model(path_or_name, options, progress=progress)
     try:
         loaded = from_model(model)
+        if options.draft is not None:
+            alike = LoadOptions(threads=options.threads, ctx=model.ctx, slots=model.slots, kv=options.kv)
+            draft = open_model(options.draft, alike, progress)
+            try:
+                loaded.use_draft(draft)
+            except BaseException:
+                draft.close()
+                raise
         if progress is not None:
             for note in loaded.recommended.notes:
                 progress(note)

@@ -20,6 +20,7 @@ from lapinfer.runtime.predict import predict_bytes
 from lapinfer.tensors import tensors
 from lapinfer.text.copies import Copies
 from lapinfer.text.decoding import Chosen, Decoding
+from lapinfer.text.draft_model import DraftModel, ModelGuesses
 from lapinfer.text.step_times import StepTimes, worth
 
 if TYPE_CHECKING:
@@ -29,16 +30,19 @@ MOST = 15
 """Guesses of a step: with the token before them, as many tokens as kernels take at once."""
 COMPUTING = 0.12
 """What a token more is thought to cost besides bytes, in steps of one token, before that was measured."""
+QUICK = 1e-3
+"""Seconds of a step below which nothing is guessed: looking for guesses would take a part of it that can be felt."""
 
 
 class Speculation:
     """What generations of one model share: the times of its steps.
 
-    most: guesses of a step; 0 where nothing can be guessed, because a token cannot be taken back.
+    most: guesses of a step; 0 where nothing can be guessed, because a token cannot be taken back. draft: a model that
+    guesses, too.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, draft: DraftModel | None = None) -> None:
+        self.model, self.draft = model, draft
         self.most = most_guesses(model)
         self.times = StepTimes(partial(expected_time, model), self.most + 1)
 
@@ -81,6 +85,8 @@ class Speculating(Decoding):
         self._ready: deque[Chosen] = deque()
         self._guesses = speculation.most > 0
         self._copies: Copies | None = None
+        draft = speculation.draft
+        self._drafting = None if draft is None else ModelGuesses(draft, self.slot, self.sampler.params, self.banned)
 
     def next(self) -> Chosen:
         if not self._ready:
@@ -106,7 +112,10 @@ class Speculating(Decoding):
             logits = self._run(kept)
         self._speculation.times.record(1 + len(guesses), perf_counter() - began)
         self.drafted += len(guesses)
-        return self._checked(logits, guesses)
+        tokens = self._checked(logits, guesses)
+        if self._drafting is not None:
+            self._drafting.learn(tokens)
+        return tokens
 
     def _checked(self, logits: Logits, guesses: Sequence[int]) -> list[Chosen]:
         """Choose tokens as long as what was guessed before them is what was chosen."""
@@ -124,12 +133,23 @@ class Speculating(Decoding):
 
     def _guess(self, most: int) -> list[int]:
         """Guesses that promise more tokens per second than a step without any."""
+        times, drafting = self._speculation.times, self._drafting
+        if most < 1 or not times.known or times.seconds(1) < QUICK:
+            return []
         if self._copies is None:
             self._copies = Copies(self.ids)
         else:
             self._copies.extend(self.ids)
-        times = self._speculation.times
-        if most < 1 or not times.known:
-            return []
-        count, _ = worth(self._copies.shares(most), lambda count: times.seconds(1 + count))
+
+        def seconds(count: int) -> float:
+            return times.seconds(1 + count)
+
+        count, rate = worth(self._copies.shares(most), seconds)
+        if drafting is not None:
+            drafted, promised = drafting.promise(most, seconds)
+            if drafted and promised > rate:
+                try:
+                    return drafting.guesses(self.ids, most, self.model.spec.vocab, self.sampler, seconds)
+                except LapinferError:
+                    self._drafting = None  # its troubles are none of the text's
         return self._copies.guesses(count)

@@ -102,10 +102,15 @@ class Tokenizer:
         """Whether `encode` puts BOS in front of a text."""
         return self.bos_id is not None and self.encode("a")[:1] == [self.bos_id]
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token, special and added ones included."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     @cached_property
     def longest(self) -> int:
         """Characters of the longest token."""
-        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+        return max(map(len, self.vocabulary), default=1)
 
     def check_length(self, text: str, positions: int) -> None:
         """InputError for a text that would not fit so many positions if it were made of the longest tokens alone."""
