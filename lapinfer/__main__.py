@@ -20,7 +20,7 @@ def main() -> None:
 
 def _leave(code: str | int | None) -> None:
     """End the process without freeing its objects one by one, which takes Python and LLVM 0.2 s."""
-    atexit._run_exitfuncs()  # noqa: SLF001 -- what Python runs before it begins to free
+    atexit._run_exitfuncs()  # what Python runs before it begins to free
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)

@@ -1,68 +1,19 @@
 """Row blocks of a packed matrix × one tile of tokens: what the dense and the expert kernels are made of.
 
-A single token takes a band's row blocks side by side, as they lie in memory: one stream of weights, and the token's
-own numbers are read once for all of them. Sums never depend on how many tokens or row blocks are taken at once.
+The row blocks of a band are taken side by side, as they lie in memory: one stream of weights, whatever the number of
+tokens, and a token's own numbers are at hand for all of them. Sums stay in first-level cache meanwhile.
 """
+
+import numpy as np
 
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.operands import GATED
-from lapinfer.kernels.probe import target_features
-from lapinfer.kernels.register_tiles import tile_of_1, tile_of_2, tile_of_4, tile_of_8, tile_store, tile_times
-from lapinfer.kernels.simd import (
-    load_f32x16,
-    prefetch,
-    store_f32x16,
-)
+from lapinfer.kernels.simd import load_f32x16, prefetch, splat_f32, store_f32x16
 from lapinfer.kernels.tiles import store_group
 from lapinfer.kernels.vecmath import activate, gated
 from lapinfer.quant import BAND
 
 AHEAD = 4096  # bytes: far enough for memory's latency, near enough to stay in the first-level cache
-MOST_ROWS = 8 if "avx512f" in target_features() else 4  # row blocks whose sums fit the registers
-
-
-@jit
-def tile_of_tokens(W, zero, w, step, x, groups, token):
-    """One row block times a register tile of tokens; its blocks are `step` bytes apart."""
-    acc = zero()
-    for _ in range(groups):
-        acc = W.tokens(acc, w, x, token)
-        w += step
-        x += W.group_bytes
-    return acc
-
-
-@jit
-def tile_of_rows(W, zero, bytes_at_once, w, step, x, groups, token):
-    """Neighbouring row blocks times one token; `bytes_at_once`: of a block of each of them."""
-    acc = zero()
-    for _ in range(groups):
-        for line in range(0, bytes_at_once, 64):
-            prefetch(w + AHEAD + line)
-        acc = W.rows(acc, w, x, token)
-        w += step
-        x += W.group_bytes
-    return acc
-
-
-@jit
-def rows_at_once(place, width, left):
-    """How many row blocks of a band of `width`, from `place` on, are multiplied together; `left` are wanted."""
-    most = min(width - place, left)
-    if most >= MOST_ROWS and place % MOST_ROWS == 0:
-        return MOST_ROWS
-    if most >= 4 and place % 4 == 0:
-        return 4
-    return 2 if most >= 2 and place % 2 == 0 else 1
-
-
-@jit
-def store_rows(W, zero, count, heads, w, step, x, groups, token, out):
-    """`count` neighbouring row blocks times one token -> out [count, 16]; zero: a register tile of as many."""
-    acc = tile_of_rows(W, zero, count * W.block_bytes, w, step, x, groups, token)
-    if W.head_bytes != 0:
-        acc = tile_times(acc, heads, W.head_bytes)
-    tile_store(acc, out, 64)
 
 
 @jit
@@ -71,33 +22,33 @@ def multiply(W, weights, row_blocks, groups, first, blocks, x, n, y, stride):
 
     W: one of products.PACKED. stride: bytes from a token's y to the next one's.
     """
+    zero = splat_f32(np.float32(0.0))
+    for t in range(n):
+        for r in range(blocks):
+            store_f32x16(y + t * stride + 64 * r, zero)
     r = 0
     while r < blocks:
         place = (first + r) % BAND
         band = first + r - place
         width = min(BAND, row_blocks - band)
+        count = min(width - place, blocks - r)
         heads = weights + band * (W.head_bytes + groups * W.block_bytes)
         w = heads + width * W.head_bytes + place * W.block_bytes
-        heads += place * W.head_bytes
-        step = width * W.block_bytes
-        if n > 2:  # a tile with unused tokens costs less than three single ones
-            acc = tile_of_tokens(W, tile_of_8, w, step, x, groups, 0)
-            if W.head_bytes != 0:
-                acc = tile_times(acc, heads, 0)
-            tile_store(acc, y + 64 * r, stride)
-            r += 1
-            continue
-        count = rows_at_once(place, width, blocks - r)
-        for i in range(n):
-            out = y + i * stride + 64 * r
-            if count == 8:
-                store_rows(W, tile_of_8, 8, heads, w, step, x, groups, i, out)
-            elif count == 4:
-                store_rows(W, tile_of_4, 4, heads, w, step, x, groups, i, out)
-            elif count == 2:
-                store_rows(W, tile_of_2, 2, heads, w, step, x, groups, i, out)
-            else:
-                store_rows(W, tile_of_1, 1, heads, w, step, x, groups, i, out)
+        out, tile = y + 64 * r, x
+        for _ in range(groups):
+            for i in range(count):
+                for line in range(0, W.block_bytes, 64):
+                    prefetch(w + AHEAD + line)
+                W.add(w, tile, n, out + 64 * i, stride)
+                w += W.block_bytes
+            w += (width - count) * W.block_bytes
+            tile += W.group_bytes
+        if W.head_bytes != 0:
+            for i in range(count):
+                unit = load_f32x16(heads + (place + i) * W.head_bytes)
+                for t in range(n):
+                    at = out + t * stride + 64 * i
+                    store_f32x16(at, load_f32x16(at) * unit)
         r += count
 
 

@@ -1,14 +1,26 @@
 """The inner products of packed matrices: blocks of 16 rows × 32 columns times one group of activations.
 
-tokens(acc, weights, x, token): acc[t] + W · x[token + t] for each of acc's tokens; `weights` is the address of a
-block (layouts: lapinfer/quant), `x` of the activation tile's group (layout: operands.py).
-rows(acc, weights, x, token): acc[r] + W_r · x[token] for acc's row blocks, whose blocks lie side by side.
-Sums are in float32, group after group: the order never depends on the number of tokens or rows.
+add(weights, x, count, y, stride): y[t] += W · x[t] for `count` tokens of a tile, of which a tile holds TILE. `weights`
+is the address of a block (layouts: lapinfer/quant), `x` of the activation tile's group (layout: operands.py), and y[t],
+16 float32, lies `stride` bytes after y[t − 1]. The block is decoded once, and nothing is done for absent tokens.
+Sums are in float32, group after group: the order never depends on the number of tokens.
 """
 
 from numba.core import cgutils, types
 
-from lapinfer.kernels.codegen import FLOAT, I32, I64, const, f32x16, i8x64, i32x16, load_splat, multiply_add, named
+from lapinfer.kernels.codegen import (
+    FLOAT,
+    I32,
+    I64,
+    const,
+    f32x16,
+    i8x64,
+    i32x16,
+    load_splat,
+    multiply_add,
+    named,
+    pointer,
+)
 from lapinfer.kernels.dots import dot_signed, dot_small
 from lapinfer.kernels.formats import READERS
 from lapinfer.kernels.operands import ACTIVATION_KINDS, TILE, TILE_GROUP_BYTES
@@ -21,16 +33,15 @@ from lapinfer.quant.groups import GroupFormat
 
 
 def _product(name: str, generate):
-    """An intrinsic (acc, weights, x, token) -> acc, of code that takes and returns lists of vectors."""
+    """An intrinsic (weights, x, count, y, stride) of code that generates it."""
 
-    def typer(typingctx, acc, weights, x, token):
+    def typer(typingctx, weights, x, count, y, stride):
         def code(context, b, sig, args):
-            tile, weights, x, token = args
-            sums = generate(context, b, list(cgutils.unpack_tuple(b, tile)), weights, x, token)
-            return cgutils.pack_array(b, sums)
+            weights, x, count, y, stride = args
+            generate(context, b, weights, x, count, lambda t: pointer(b, b.add(y, b.mul(t, stride)), f32x16.llvm))
+            return context.get_dummy_value()
 
-        i64 = types.int64
-        return acc(acc, i64, i64, i64), code
+        return types.void(*[types.int64] * 5), code
 
     return named(name, typer)
 
@@ -66,21 +77,24 @@ def _multiply(context, b, total, block: Block, x: _Activations):
 
 
 def _quantized(format: GroupFormat, reader: Reader, planes: int):
-    """Code of `tokens` and `rows` for integer codes."""
+    """Code of `add` for integer codes, which stay in registers from token to token."""
     read = reader.block
     assert read is not None
 
-    def tokens(context, b, totals, weights, x, token):
-        block = read(context, b, weights)
-        columns = (_Activations(b, x, b.add(token, I64(t)), planes, format.signed) for t in range(len(totals)))
-        return [_multiply(context, b, total, block, one) for total, one in zip(totals, columns, strict=True)]
+    def add(context, b, weights, x, count, place):
+        def token(block, t):
+            one = _Activations(b, x, t, planes, format.signed)
+            b.store(_multiply(context, b, b.load(place(t), align=1), block, one), place(t), align=1)
 
-    def rows(context, b, totals, weights, x, token):
-        one = _Activations(b, x, token, planes, format.signed)
-        blocks = (read(context, b, b.add(weights, I64(format.block_bytes * r))) for r in range(len(totals)))
-        return [_multiply(context, b, total, block, one) for total, block in zip(totals, blocks, strict=True)]
+        with b.if_else(b.icmp_signed("==", count, I64(1))) as (one, several):
+            with one:  # apart, since codes that are used once need no register each
+                token(read(context, b, weights), I64(0))
+            with several:
+                block = read(context, b, weights)
+                with cgutils.for_range(b, count) as loop:
+                    token(block, loop.index)
 
-    return tokens, rows
+    return add
 
 
 def _floats(format: Format, reader: Reader):
@@ -88,39 +102,40 @@ def _floats(format: Format, reader: Reader):
     read, column_bytes = reader.column, format.block_bytes // GROUP
     assert read is not None
 
-    def tokens(context, b, totals, weights, x, token):
-        first = b.add(x, b.mul(token, I64(4)))
-        for column in range(GROUP):
-            w = read(context, b, b.add(weights, I64(column_bytes * column)))
-            for t in range(len(totals)):
-                scalar = load_splat(b, first, FLOAT, 16, 4 * (TILE * column + t))
-                totals[t] = multiply_add(b, w, scalar, totals[t])
-        return totals
+    def add(context, b, weights, x, count, place):
+        def tokens(first, together):
+            each = [b.add(first, I64(t)) for t in range(together)]
+            totals = [b.load(place(t), align=1) for t in each]
+            x_first = b.add(x, b.mul(first, I64(4)))
+            for column in range(GROUP):
+                w = read(context, b, b.add(weights, I64(column_bytes * column)))
+                for t in range(together):
+                    scalar = load_splat(b, x_first, FLOAT, 16, 4 * (TILE * column + t))
+                    totals[t] = multiply_add(b, w, scalar, totals[t])
+            for t, total in zip(each, totals, strict=True):
+                b.store(total, place(t), align=1)
 
-    def rows(context, b, totals, weights, x, token):
-        first = b.add(x, b.mul(token, I64(4)))
-        for column in range(GROUP):
-            scalar = load_splat(b, first, FLOAT, 16, 4 * TILE * column)
-            for r in range(len(totals)):
-                w = read(context, b, b.add(weights, I64(format.block_bytes * r + column_bytes * column)))
-                totals[r] = multiply_add(b, w, scalar, totals[r])
-        return totals
+        done = I64(0)
+        for together in (8, 4, 1):
+            left = b.sub(count, done)
+            with cgutils.for_range(b, b.sdiv(left, I64(together))) as loop:
+                tokens(b.add(done, b.mul(loop.index, I64(together))), together)
+            done = b.sub(count, b.srem(left, I64(together)))
 
-    return tokens, rows
+    return add
 
 
 def _packed(format: Format, activations: str) -> Constant:
     """What kernels over packed blocks are stamped with."""
     reader = READERS[format.name]
     if isinstance(format, GroupFormat):
-        tokens, rows = _quantized(format, reader, planes=2 if activations == "q16" else 1)
+        add = _quantized(format, reader, planes=2 if activations == "q16" else 1)
     else:
-        tokens, rows = _floats(format, reader)
+        add = _floats(format, reader)
     name = f"{format.name}_{activations}"
     return Constant(
-        "packed", format.name, activations, tokens=_product(f"tokens_{name}", tokens),
-        rows=_product(f"rows_{name}", rows), head_bytes=format.head_bytes, block_bytes=format.block_bytes,
-        group_bytes=TILE_GROUP_BYTES[ACTIVATION_KINDS.index(activations)],
+        "packed", format.name, activations, add=_product(f"add_{name}", add), head_bytes=format.head_bytes,
+        block_bytes=format.block_bytes, group_bytes=TILE_GROUP_BYTES[ACTIVATION_KINDS.index(activations)],
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lapinfer.kernels.operands import BF16, KEY_BLOCK, KEY_LANES, KV_GROUP, KV_KINDS
 from lapinfer.options import KVName, KVOption
+from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.sizes import padded
 from lapinfer.spec import AttentionSpec, ConvolutionSpec, LayerSpec, ModelSpec
 
@@ -85,13 +86,13 @@ def layer_cache(attention: AttentionSpec, kind: KVName, slots: int, ctx: int, ch
     heads = (slots, attention.n_kv_heads)
 
     def scales(width: int) -> np.ndarray:
-        return np.zeros((*heads, groups(width), keys) if kind == "q8" else (1,), BF16)
+        return zeros((*heads, groups(width), keys) if kind == "q8" else (1,), BF16)
 
     return LayerCache(
         kind,
         keys,
-        np.zeros((*heads, keys // KEY_LANES, attention.k_dim, KEY_LANES), DTYPES[kind]),
-        np.zeros((*heads, keys, lanes(attention.v_dim)), DTYPES[kind]),
+        zeros((*heads, keys // KEY_LANES, attention.k_dim, KEY_LANES), DTYPES[kind]),
+        zeros((*heads, keys, lanes(attention.v_dim)), DTYPES[kind]),
         scales(attention.k_dim),
         scales(attention.v_dim),
     )
@@ -103,7 +104,7 @@ def convolution_state(convolution: ConvolutionSpec, hidden: int, slots: int) -> 
     A chunk of a prompt needs no more positions than one token, because a column's positions are computed in order
     (kernels/convolution.py).
     """
-    return np.zeros((slots, convolution.kernel, padded(hidden)), np.float32)
+    return zeros((slots, convolution.kernel, padded(hidden)))
 
 
 def cache_bytes(spec: ModelSpec, kinds: KVKinds, slots: int, ctx: int, chunk: int) -> int:

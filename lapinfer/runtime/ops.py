@@ -31,6 +31,7 @@ from lapinfer.kernels.operands import (
 from lapinfer.options import KVName, Policy
 from lapinfer.quant import BAND, GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
+from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.cost import FREE, Cost, Steps
 from lapinfer.runtime.plan import Op, Operand
 from lapinfer.runtime.pool import ExpertPool
@@ -112,17 +113,17 @@ class Ops:
         self.ops: list[Op] = []
         self.pool: ExpertPool | None = None
         T, D = padded(limits.step, TILE), padded(max(hidden, out))
-        self.x = np.zeros((T, D), np.float32)
-        self.y = np.zeros((T, D), np.float32)
+        self.x = zeros((T, D))
+        self.y = zeros((T, D))
         inputs = max([hidden, *widths, *(ff.width for ff in self.feed_forwards.values())])
-        self.tiles = np.zeros((T // TILE, padded(inputs, 2 * GROUP) // GROUP, F32_TILE_GROUP), np.uint8)
-        self.hidden_tiles = np.zeros_like(self.tiles)
+        self.tiles = zeros((T // TILE, padded(inputs, 2 * GROUP) // GROUP, F32_TILE_GROUP), np.uint8)
+        self.hidden_tiles = zeros(self.tiles.shape, np.uint8)
         self.routing = RoutingBuffers.for_layers(hidden, self.feed_forwards, T)
         leaves = max((TILE * D + padded(2 * ff.width) + GROUP for ff in self.feed_forwards.values() if ff.narrow),
                      default=0)  # fmt: skip
         route = 3 * padded(max((ff.experts for ff in self.feed_forwards.values()), default=0))
         needed = max(TILE * 2 * BAND * ROWS, leaves, route, scratch)
-        self.scratch = np.zeros((limits.threads, padded(needed, GROUP)), np.float32)
+        self.scratch = zeros((limits.threads, padded(needed, GROUP)))
 
     def vector(self, name: str, width: int, offset: float = 0.0) -> np.ndarray:
         """A float32 vector, or one of each expert [E, width], padded with zeros to whole groups."""

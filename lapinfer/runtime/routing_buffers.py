@@ -9,6 +9,7 @@ import numpy as np
 
 from lapinfer.kernels.operands import ACTIVE_EXPERT, EXPERT_TILE, F32_TILE_GROUP, TILE
 from lapinfer.quant import GROUP
+from lapinfer.runtime.buffers import zeros
 from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 
 
@@ -63,10 +64,10 @@ class RoutingBuffers:
         T, L = (step, len(routed)) if routed else (0, 0)
 
         def floats(count: int, columns: int) -> np.ndarray:
-            return np.zeros((count, -(-columns // GROUP) * GROUP), np.float32)
+            return zeros((count, -(-columns // GROUP) * GROUP))
 
         def tile_bytes(count: int, columns: int) -> np.ndarray:
-            return np.zeros((count, -(-columns // (2 * GROUP)) * 2, F32_TILE_GROUP), np.uint8)
+            return zeros((count, -(-columns // (2 * GROUP)) * 2, F32_TILE_GROUP), np.uint8)
 
         return cls(
             layers=tuple(routed),

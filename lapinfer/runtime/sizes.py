@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lapinfer.quant import BAND, GROUP
+from lapinfer.runtime.buffers import zeros
 from lapinfer.spec import RopeSpec
 
 MANY_CHUNKS, FEW_CHUNKS = 24, 4
@@ -48,7 +49,7 @@ def blocks_of_all_experts(blocks: int, threads: int) -> int:
 
 def padded_rows(values: np.ndarray, width: int) -> np.ndarray:
     """float32 values [..., n], each row padded with zeros to whole groups of `width` numbers."""
-    out = np.zeros((*values.shape[:-1], padded(width)), np.float32)
+    out = zeros((*values.shape[:-1], padded(width)))
     out[..., : values.shape[-1]] = values
     return out
 

@@ -32,6 +32,7 @@ from lapinfer.kernels.control import (
 from lapinfer.kernels.operands import STEP as STEP_HEADER
 from lapinfer.kernels.operands import TOKENS
 from lapinfer.parallel import started
+from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.pace import Pace
 from lapinfer.runtime.plan import Plan
 
@@ -49,18 +50,11 @@ def _yield_address() -> int:
         return 0
 
 
-def _aligned_words(count: int) -> np.ndarray:
-    """int64 zeros that begin at a pair of cache lines."""
-    words = np.zeros(count + LINE, np.int64)
-    skip = -(words.ctypes.data // 8) % LINE
-    return words[skip : skip + count]
-
-
 class _Shared:
     """What helpers hold: not the team itself, so that a forgotten team can be collected."""
 
     def __init__(self, threads: int, follow: int):
-        self.words = _aligned_words(control_words(threads))
+        self.words = zeros(control_words(threads), np.int64)
         self.address = self.words.ctypes.data
         self.view = self.words.data  # for single words, without NumPy's overhead
         self.wake = [threading.Event() for _ in range(threads)]

@@ -10,6 +10,7 @@ from lapinfer.kernels.operands import BF16, KEY_LANES, KV_GROUP, KV_KINDS, Kerne
 from lapinfer.options import KVName
 from lapinfer.quant.formats.bf16 import from_bf16
 from lapinfer.quant.search import HALF_MAX
+from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.kv import DTYPES, bytes_per_key
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.runner import Runner
@@ -35,7 +36,7 @@ def widen(runner: Runner, layer: int, attention: AttentionSpec, kind: KVName) ->
         if not max(float(np.abs(keys).max()), float(np.abs(values).max())) <= HALF_MAX:
             kind = "f32"
         wide = {
-            "k_cache": keys.astype(DTYPES[kind]), "v_cache": values.astype(DTYPES[kind]),
+            "k_cache": _copy(keys, kind), "v_cache": _copy(values, kind),
             "k_scale": none, "v_scale": none,
         }  # fmt: skip
     for i, op in ops:
@@ -52,6 +53,12 @@ def cache_kind(runner: Runner, layer: int) -> KVName:
 def _array(operand: object) -> np.ndarray:
     assert isinstance(operand, np.ndarray)
     return operand
+
+
+def _copy(numbers: np.ndarray, kind: KVName) -> np.ndarray:
+    copy = zeros(numbers.shape, DTYPES[kind])
+    copy[:] = numbers
+    return copy
 
 
 def _spread(scales: np.ndarray, width: int) -> np.ndarray:

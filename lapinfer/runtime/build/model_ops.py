@@ -9,6 +9,7 @@ import numpy as np
 from lapinfer.kernels.operands import ADD, HEAD, ITEM, STORE, TILE, TILES, KernelId
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
+from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
 from lapinfer.runtime.cost import Cost
 from lapinfer.runtime.ops import Limits, Ops, Weights
@@ -53,12 +54,12 @@ class ModelOps(Ops):
         )
         self.spec = spec
         T = len(self.x)
-        self.qkv = np.zeros((T, max([*gates, *(padded(a.qkv_rows) for a in attentions)])), np.float32)
-        self.q = np.zeros((T, max((padded(a.q_rows) for a in latent), default=0)), np.float32)
-        self.query = np.zeros((T, max((padded(a.n_heads * a.k_dim) for a in latent), default=0)), np.float32)
+        self.qkv = zeros((T, max([*gates, *(padded(a.qkv_rows) for a in attentions)])))
+        self.q = zeros((T, max((padded(a.q_rows) for a in latent), default=0)))
+        self.query = zeros((T, max((padded(a.n_heads * a.k_dim) for a in latent), default=0)))
         self.pool = self._pool()
         count = partials(limits)
-        self.partial = np.zeros((count, *partial_row(spec)), np.float32)
+        self.partial = zeros((count, *partial_row(spec)))
         W, V = padded(limits.most_wanted, TILE), padded(spec.vocab, ROWS)
         self.step = StepBuffers(
             token=np.zeros(T, np.int64),
@@ -68,8 +69,8 @@ class ModelOps(Ops):
             items=np.zeros((count, len(ITEM)), np.int64),
             part=np.zeros((T, 2), np.int64),
             partials=count,
-            logits=np.empty((W, V), np.float32),
-            block_max=np.empty((W, V // ROWS), np.float32),
+            logits=zeros((W, V)),
+            block_max=zeros((W, V // ROWS)),
         )
         self.ropes: dict[RopeSpec, np.ndarray] = {}
 
