@@ -73,8 +73,12 @@ def child(args: argparse.Namespace) -> None:
             str(args.gguf), PROMPT + args.tokens, PROMPT, args.threads, use_mmap=True, use_extra_bufts=False
         )
 
+        seen = 0
+
         def run(ids: list[int]) -> int:
-            peer.seconds(ids)
+            nonlocal seen
+            peer.seconds(ids, seen)
+            seen += len(ids)
             return peer.likeliest()
     else:
         from lapinfer.loading import load_model

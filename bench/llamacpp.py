@@ -1,32 +1,44 @@
 """llama.cpp as a peer: its files, made by its own quantizer, and a process of its interpreter that measures them.
 
-An interpreter with a native build of llama-cpp-python runs this file (`--serve`, `--quantize`) and `LlamaCpp`.
+An interpreter with a native build of llama-cpp-python, or with ik-llama-cpp-python, its fastest fork, runs this file
+(`--serve`, `--quantize`) and `LlamaCpp`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from harness import ANSWER, PROMPT
 
 
+def interface() -> Any:
+    """The C interface of whichever of both is installed."""
+    if importlib.util.find_spec("llama_cpp") is not None:
+        return importlib.import_module("llama_cpp")
+    return importlib.import_module("ik_llama_cpp._ctypes_api")
+
+
 class LlamaCpp:
     """A model in this process. loading: more fields of llama.cpp's parameters for loading."""
 
     def __init__(self, gguf: str, ctx: int, batch: int, threads: int, **loading: bool) -> None:
-        import llama_cpp as api  # pyright: ignore[reportMissingImports]
-
-        self.api: Any = api
-        self._quiet = api.llama_log_callback(lambda level, text, data: None)
-        api.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        self.api = api = interface()
+        self.is_fork = not hasattr(api, "llama_get_memory")
+        if not self.is_fork:
+            self._quiet = api.llama_log_callback(lambda level, text, data: None)
+            api.llama_log_set(self._quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         options = api.llama_model_default_params()
         for name, value in loading.items():
@@ -36,17 +48,36 @@ class LlamaCpp:
         params.n_ctx, params.n_batch, params.n_ubatch = ctx, batch, batch
         params.n_threads = params.n_threads_batch = threads
         self.context = api.llama_init_from_model(self.model, params)
+        self._batch = api.llama_batch_init(batch, 0, 1)
 
-    def clear(self) -> None:
-        """Forget all tokens."""
-        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+    def about(self) -> dict[str, str]:
+        """What it was built as."""
+        if self.is_fork:
+            return {"name": "ik_llama.cpp", "version": version("ik-llama-cpp-python")}
+        system = self.api.llama_print_system_info().decode()
+        return {"name": "llama.cpp", "system": system, "version": self.api.__version__}
 
-    def seconds(self, ids: Sequence[int]) -> float:
-        """Of the next tokens, all in one step."""
-        tokens = (self.api.llama_token * len(ids))(*ids)
+    def forget(self, position: int = 0) -> None:
+        """The tokens from a position on, by default all."""
+        if self.is_fork:
+            self.api._lib.llama_kv_cache_seq_rm(ctypes.c_void_p(self.context), 0, position, -1)
+        elif position == 0:
+            self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        else:
+            self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, position, -1)
+
+    def seconds(self, ids: Sequence[int], position: int, every: bool = False) -> float:
+        """Of one step of tokens from a position on, with the logits of the last or of every token."""
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i] = token, position + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = every or i == len(ids) - 1
         began = time.perf_counter()
-        assert self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(ids))) == 0
-        self.api.llama_synchronize(self.context)
+        assert self.api.llama_decode(self.context, batch) == 0
+        if not self.is_fork:
+            self.api.llama_synchronize(self.context)
         return time.perf_counter() - began
 
     def likeliest(self) -> int:
@@ -62,13 +93,22 @@ class LlamaCpp:
 def serve_peer(gguf: str, threads: int) -> None:
     """Runs in the peer's interpreter."""
     peer = LlamaCpp(gguf, PROMPT + ANSWER, PROMPT, threads)
-    system = peer.api.llama_print_system_info().decode()
-    print(json.dumps({"system": system, "version": peer.api.__version__}), flush=True)
+    print(json.dumps(peer.about()), flush=True)
     for line in sys.stdin:
-        ids = json.loads(line)
-        peer.clear()
-        prefill = peer.seconds(ids[:PROMPT])
-        decode = sum(peer.seconds([token]) for token in ids[PROMPT:])
+        request = json.loads(line)
+        ids = request["ids"]
+        peer.forget()
+        prefill = peer.seconds(ids[:PROMPT], 0)
+        if "steps" in request:
+            times = {}
+            for tokens in request["steps"]:
+                for _ in range(request["repetitions"]):
+                    peer.forget(PROMPT)
+                    spent = peer.seconds(ids[PROMPT : PROMPT + tokens], PROMPT, every=True)
+                    times.setdefault(str(tokens), []).append(spent)
+            print(json.dumps({tokens: median(spent) for tokens, spent in times.items()}), flush=True)
+            continue
+        decode = sum(peer.seconds([token], PROMPT + i) for i, token in enumerate(ids[PROMPT:]))
         print(json.dumps({"prefill": PROMPT / prefill, "decode": ANSWER / decode}), flush=True)
 
 
@@ -94,7 +134,15 @@ class Peer:
         self.about = json.loads(self.process.stdout.readline())
 
     def measure(self, ids: np.ndarray) -> dict[str, float]:
-        self.process.stdin.write(json.dumps(ids.tolist()) + "\n")  # type: ignore[union-attr]
+        """Tokens per second of a prompt of PROMPT ids, and of decoding the rest."""
+        return self._ask({"ids": ids.tolist()})
+
+    def steps(self, ids: np.ndarray, steps: Sequence[int], repetitions: int) -> dict[str, float]:
+        """Median seconds of steps of so many tokens, behind PROMPT ids, with the logits of all of them."""
+        return self._ask({"ids": ids.tolist(), "steps": [*steps], "repetitions": repetitions})
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, float]:
+        self.process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
         self.process.stdin.flush()  # type: ignore[union-attr]
         return json.loads(self.process.stdout.readline())  # type: ignore[union-attr]
 

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -21,8 +22,9 @@ def main() -> None:
 def _leave(code: str | int | None) -> None:
     """End the process without freeing its objects one by one, which takes Python and LLVM 0.2 s."""
     atexit._run_exitfuncs()  # what Python runs before it begins to free
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # cli.end has told of it
+            stream.flush()
     os._exit(code if isinstance(code, int) else 0)
 
 

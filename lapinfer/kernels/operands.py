@@ -47,7 +47,7 @@ KERNEL, COUNT, TIMES, FIRST = range(4)
 # ---- layouts ----
 
 TILE = 8
-"""Tokens whose activations lie together, so that one register tile reads them from neighbouring addresses."""
+"""Tokens whose activations lie together, at neighbouring addresses."""
 
 Q8_TILE_GROUP = TILE * (32 + 4 + 4 + 4)
 """Bytes of 8 tokens × 32 columns of q8 activations: int8 codes [8, 32], float32 scales [8],
