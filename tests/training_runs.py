@@ -42,13 +42,18 @@ def values(kind: str, **training: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def run(kind: str, out: Path) -> None:
+    """A run that is long enough to be killed."""
+    from lapinfer.train import Config, train
+
+    train(Config.from_dict(values(kind, steps=40)), [text()], out)
+
+
 def main(kind: str, out: str) -> None:
     import torch
 
-    from lapinfer.train import Config, train
-
     torch.set_num_threads(1)
-    train(Config.from_dict(values(kind, steps=40)), [text()], Path(out))
+    run(kind, Path(out))
 
 
 if __name__ == "__main__":
