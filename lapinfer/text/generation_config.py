@@ -106,16 +106,6 @@ def read_generation(folder: Path, vocab: int | None = None) -> Generation:
     return generation(values, where, vocab)
 
 
-_DONE = (
-    "max_new_tokens",
-    "stop_strings",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "bad_words_ids",
-    "min_new_tokens",
-)
-
-
 def generation(values: Mapping[str, Any], where: str = FILE, vocab: int | None = None) -> Generation:
     """What the keys of a file mean."""
     read = _Reader(values, where, vocab)
