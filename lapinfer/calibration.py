@@ -289,6 +289,7 @@ class TokenCalibration:
                 "q8",
                 force=True,
                 progress=lambda _, done, total: progress("preparing", done, total),
+                coarse=False,
             )
             weights = PackedFile(temporary, tensors(self._spec).values())
             model = Model(self._spec, weights, limits, name=str(self._checkpoint.path))

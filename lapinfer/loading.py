@@ -163,7 +163,7 @@ def _read_packed(found: Packed, notice: Progress) -> tuple[ModelSpec, PackedFile
         return read_packed(found.folder, notice)
     spec = spec_from_config(found.source.config, str(found.source.path), notice)
     try:
-        return spec, PackedFile(found.folder, tensors(spec).values())
+        return spec, PackedFile(found.folder, tensors(spec, coarse=True).values())
     except CheckpointError as error:
         raise DamagedError(str(error)) from error
 

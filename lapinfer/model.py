@@ -19,7 +19,9 @@ from lapinfer.arguments import flags, row, whole
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.interrupts import check
 from lapinfer.kernels.operands import (
-    ANY_WANT,
+    BEST,
+    BEST_BLOCKS,
+    COARSE_HEAD,
     ITEMS,
     KEYS,
     LOST,
@@ -33,10 +35,12 @@ from lapinfer.kernels.operands import (
     VALUES,
     WANT,
     WANT_TILES,
+    WHOLE_HEAD,
 )
 from lapinfer.machine import default_threads as default_threads  # what Limits of a model are made with
 from lapinfer.options import KVName
 from lapinfer.quant.search import HALF_MAX
+from lapinfer.runtime.build.head import MOST_TOKENS, BestRows
 from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.diagnosis import first_not_finite
 from lapinfer.runtime.items import attention_items
@@ -82,7 +86,10 @@ class Model:
         self._widens = limits.experts != "pool" and all(layer.convolution is None for layer in spec.layers)
         self._notice: Notice = notice or (lambda line: None)
         built = build_model(spec, weights, limits)
-        self._step, self._routed = built.step, built.routing
+        self._step, self._routed, self._best = built.step, built.routing, built.best
+        self.best_blocks: np.ndarray | None = None
+        """Row blocks of the head that the last step has read for its best logits, by round, and at last with the whole
+        head (int64 [BEST_ROUNDS + 1]); None after a step of all logits, or of none."""
         self.routing: Routing | None = None
         self.pool = built.pool
         if self.pool is not None:
@@ -121,11 +128,13 @@ class Model:
 
     def step(
         self, token: Sequence[int] | np.ndarray, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray,
-        want: Sequence[bool] | np.ndarray, *, guessed: bool = False,
+        want: Sequence[bool] | np.ndarray, *, best: int | None = None, guessed: bool = False,
     ) -> Logits:  # fmt: skip
         """Run T ≤ max_step tokens; returns the logits of those that are wanted, at most max_wanted.
 
         Tokens of a slot come in the order of their positions, and continue what the slot already holds.
+        best: how many of the largest logits of each token are needed; others may be −∞. Those that are not have the
+        bits that they have without it.
         guessed: some of the tokens may be taken back, so no layer's cache is widened for them: InputError instead.
         """
         with self.lock:
@@ -149,23 +158,36 @@ class Model:
             runner = self.runner
             runner.begin(n)
             header = runner.words
-            header[WANT], header[WANT_TILES], header[ANY_WANT] = wanted, -(-wanted // TILE), int(wanted > 0)
+            header[WANT], header[WANT_TILES] = wanted, -(-wanted // TILE)
+            few = self._enter_head(wanted, best)
             header[ITEMS] = attention_items(
                 buffers.slot[:n], buffers.pos[:n], buffers.items, buffers.part, buffers.partials, SPLIT_BELOW
             )
             elapsed = runner.run()
             while header[PROBLEM]:
                 self._mend(may_widen=self._widens and not guessed)
+                self._enter_head(wanted, best)
                 elapsed = runner.run()
             if wanted and not np.isfinite(buffers.block_max[:wanted].max()):
                 self._raise_not_finite("the logits")
-            routed = self._routed
-            runner.meter.record(buffers.slot[:n], buffers.pos[:n], wanted, elapsed, routed.distinct, routed.nodes)
+            routed, self.best_blocks = self._routed, None if few is None else few.blocks
+            runner.meter.record(
+                buffers.slot[:n], buffers.pos[:n], wanted, elapsed, routed.distinct, routed.nodes, self.best_blocks
+            )
             if self.routing is not None:
                 self.routing.record(
                     buffers.slot[:n], buffers.pos[:n], routed.chosen[:, :n], routed.weight[:, :n], routed.path[:, :n]
                 )
             return Logits(buffers.logits[:wanted, : self.spec.vocab], buffers.block_max[:wanted])
+
+    def _enter_head(self, wanted: int, best: int | None) -> BestRows | None:
+        """Say in the header how the head is read: for the best logits alone, or all of it (None)."""
+        rows, header = self._best, self.runner.words
+        if rows is not None and not (best is not None and 1 <= best <= rows.most and 1 <= wanted <= MOST_TOKENS):
+            rows = None
+        header[WHOLE_HEAD], header[COARSE_HEAD] = int(wanted > 0 and rows is None), int(rows is not None)
+        header[BEST], header[BEST_BLOCKS] = best or 0, 0
+        return rows
 
     def _check_one(self, token: int, slot: int, pos: int) -> None:
         for name, value, stop in (
@@ -261,8 +283,10 @@ class Model:
         """By layer: how many nodes of its trees the last step read, each once."""
         return dict(zip(self._routed.layers, self._routed.nodes.tolist(), strict=True))
 
-    def prefill(self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0) -> Logits:
-        """Run a prompt from position `start` on, in chunks of max_step; the logits of its last token."""
+    def prefill(
+        self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0, *, best: int | None = None
+    ) -> Logits:
+        """Run a prompt from position `start` on, in chunks of max_step; the logits of its last token, as in `step`."""
         ids, slot, start = (
             row("ids", ids),
             whole("slot", slot, 0, self.slots - 1),
@@ -276,7 +300,7 @@ class Model:
             want = np.zeros(len(piece), bool)
             want[-1] = offset + len(piece) == len(ids)
             positions = start + offset + np.arange(len(piece))
-            logits = self.step(piece, np.full(len(piece), slot), positions, want)
+            logits = self.step(piece, np.full(len(piece), slot), positions, want, best=best)
         assert logits is not None
         return logits
 

@@ -1,6 +1,7 @@
 """What a model is made of: a record of every weight, from its spec (letters: lapinfer.spec).
 
     embed [V, D]   positions [P, D]   norm.weight [D]   norm.bias [D]   head [V, D]   head.bias [V]
+    head.coarse [V, D]   head.coarse.norms [V]: made when packing, of heads that are read in two passes
     layers.N.attn_norm, .attn_post_norm, .ff_norm, .ff_post_norm: .weight [D] and .bias [D]
     layers.N.qkv [H·k + K·k + K·v, D], query rows first, then key, then value   layers.N.qkv.bias
     layers.N.q_norm.weight, .k_norm.weight   [k] (one head) or [H·k], [K·k] (the full width)
@@ -66,9 +67,10 @@ Packing = Literal["blocks", "groups", "gate_up", "rows"]
 """How a matrix is packed: in blocks of 16 rows; padded to whole groups of 32 rows, where its results become
 activations; the same with gate and up alternating in blocks of 16; row by row, where single rows are read."""
 
-Reads = Literal["step", "token", "logits", "expert", "node", "load"]
-"""How much of a tensor a step reads: all of it; a row for each token; all if logits are wanted; the share of each
-expert that is chosen; of each node that a token meets; nothing, because it was read when the model was loaded."""
+Reads = Literal["step", "token", "logits", "best", "expert", "node", "load"]
+"""How much of a tensor a step reads: all of it; a row for each token; all if logits are wanted; all if only the best
+of them are; the share of each expert that is chosen; of each node that a token meets; nothing, because it was read when
+the model was loaded."""
 
 Inputs = Literal["own", "router", "expert"]
 """What a matrix multiplies: inputs of its own, those of its layer's router, or of each expert the tokens it gets."""
@@ -87,7 +89,7 @@ class Tensor:
     shape: tuple[int, ...]
     part: Part
     role: Role
-    suffix: Literal["", ".weight", ".bias", ".selection_bias"] = ""
+    suffix: Literal["", ".weight", ".bias", ".selection_bias", ".norms"] = ""
     packing: Packing | None = None
     reads: Reads = "step"
     bank: str | None = None
@@ -316,9 +318,26 @@ def _model_tensors(spec: ModelSpec) -> Iterator[Tensor]:
         yield Tensor(-1, "head", (V,), "head", "bias", ".bias", reads="logits")
 
 
-def tensors(spec: ModelSpec) -> dict[str, Tensor]:
-    """Every weight by its name, in the order in which a step reads them."""
-    return {tensor.name: tensor for tensor in _model_tensors(spec)}
+COARSE = "head.coarse"
+"""The coarse copy of the head, from which a step learns which rows may have the best logits."""
+
+
+def _coarse_tensors(spec: ModelSpec) -> Iterator[Tensor]:
+    """The copy, and the norms of what it lacks of each row of the packed head."""
+    V, D = spec.vocab, spec.hidden
+    yield Tensor(-1, COARSE, (V, D), "head", "matrix", packing="blocks", reads="best")
+    yield Tensor(-1, COARSE, (V,), "head", "scalars", ".norms", reads="best")
+
+
+def tensors(spec: ModelSpec, *, coarse: bool = False) -> dict[str, Tensor]:
+    """Every weight by its name, in the order in which a step reads them. coarse: with a coarse copy of the head."""
+    found = {tensor.name: tensor for tensor in _model_tensors(spec)}
+    return found | {tensor.name: tensor for tensor in _coarse_tensors(spec)} if coarse else found
+
+
+def head_name(spec: ModelSpec) -> str:
+    """The name of the matrix that gives the logits."""
+    return "embed" if spec.tied else "head"
 
 
 def parameters(spec: ModelSpec) -> int:

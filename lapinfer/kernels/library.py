@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from lapinfer.interrupts import check
 from lapinfer.kernels import (
     attention,
+    best,
     cache,
     convolution,
     elementwise,
@@ -25,8 +26,8 @@ from lapinfer.kernels import (
 )
 
 __all__ = [
-    "attention", "convolution", "elementwise", "experts", "leaves", "load", "matmul", "place", "probe", "route",
-    "router", "sort", "team", "tree",
+    "attention", "best", "convolution", "elementwise", "experts", "leaves", "load", "matmul", "place", "probe",
+    "route", "router", "sort", "team", "tree",
 ]  # fmt: skip
 
 

@@ -108,6 +108,17 @@ STORE, ADD, HEAD, PLAIN, GATED = range(5)
 """matmul modes: out = y · scale; out += y · scale; out = cap(y · scale) and block maxima;
 activation tiles of act(y), or of act(gate) · up."""
 
+BEST_MARGINS = (6.0, 9.0)
+"""Deviations by which a coarse logit may be wrong; the second where errors came near the first. Of normal errors one in
+10^9 is beyond 6; those of real heads have heavier tails, about 1.15 times as wide (bench/head.py)."""
+
+BEST_NEAR = 0.9
+"""Share of a margin that no error may reach, of those that are seen."""
+
+BEST_ROUNDS = 3
+"""How often row blocks are listed, before the whole head is read: the best coarse ones, what may reach these, what may
+by a wider margin."""
+
 RMS, LAYER, NONE = range(3)
 """norm kinds."""
 
@@ -129,7 +140,10 @@ STEP = Record(
     tiles=i64("tiles of TILE tokens"),
     want=i64("tokens whose logits are wanted"),
     want_tiles=i64("tiles of these"),
-    any_want=i64("1 if any is wanted, else 0"),
+    whole_head=i64("1 if all logits of these are wanted, else 0"),
+    coarse_head=i64("1 if only the best of them are wanted, else 0"),
+    best=i64("how many of the best, then"),
+    best_blocks=i64("row blocks of the head that are to be multiplied for them"),
     items=i64("rows of the table of attention's items"),
     lone=i64("1 if there is one token, else 0"),
     crowd=i64("1 if there are several, else 0"),
@@ -141,8 +155,8 @@ STEP = Record(
     problem=i64("PROBLEMS · layer (of those with routers: its place among these) + what went wrong there, or 0"),
 )
 (
-    ONE, TOKENS, TILES, WANT, WANT_TILES, ANY_WANT, ITEMS, LONE, CROWD, CROWD_TILES, EXPERTS, EXPERT_TILES,
-    GATHERED_TILES, LOADS, PROBLEM,
+    ONE, TOKENS, TILES, WANT, WANT_TILES, WHOLE_HEAD, COARSE_HEAD, BEST, BEST_BLOCKS, ITEMS, LONE, CROWD, CROWD_TILES,
+    EXPERTS, EXPERT_TILES, GATHERED_TILES, LOADS, PROBLEM,
 ) = range(len(STEP))  # fmt: skip
 
 # ---- tables, int64 [rows, fields] ----
@@ -189,7 +203,43 @@ LOAD = Record(
     bytes=i64("its size"),
 )
 
+BEST_STATE = Record(
+    "best_state",
+    "Where the search for the best logits is.",
+    first=i64("the first of the listed row blocks that are multiplied now"),
+    listed=i64("how many are listed"),
+    round=i64("lists so far, after the first"),
+    level=i64("which of BEST_MARGINS is used; their number where none was enough"),
+    rest=i64("row blocks that were read after all, with the whole head"),
+    not_finite=i64("1 if a coarse logit was not"),
+)
+
 # ---- groups of operands that several ops have ----
+
+BEST_ROWS = Record(
+    "best_of_head",
+    "Row blocks of the head that may hold the best logits (kernels/best.py).",
+    blocks=i64("row blocks of the head"),
+    coarse=address("[T, 16 · blocks]: logits of the coarse copy", FLOAT),
+    coarse_stride=i64("from one token's to the next one's"),
+    coarse_max=address("[T, blocks]: the largest of each block", FLOAT),
+    norms=address("[16 · blocks]: of the rows' residuals", FLOAT),
+    block_norms=address("[blocks]: the largest of each block", FLOAT),
+    exact=address("[T, ≥ D]: what the head multiplies", FLOAT),
+    exact_stride=i64("from one token's to the next one's"),
+    deviation=f32("of a logit, for ‖x‖ = ‖r‖ = 1"),
+    deviations=address("[T]: the same, for ‖r‖ = 1; written", FLOAT),
+    mark=address("[blocks]: 1 if listed", INT),
+    list=address("[blocks]: those that are", INT),
+    worst=address("[blocks]: of each listed one, the largest error in deviations", FLOAT),
+    counts=address("[BEST_ROUNDS]: row blocks of each round", INT),
+    most_blocks=i64("of more than these, the whole head is cheaper"),
+    state=rows(BEST_STATE, "one row"),
+    finished=address("[1]: chunks that are done, 0 before and after an op", INT),
+    logits=address("[T, 16 · blocks], −∞ where not computed", FLOAT),
+    logits_stride=i64("from one token's to the next one's"),
+    block_max=address("[T, blocks]: the largest of each block", FLOAT),
+)
 
 ROUTER = Record(
     "router_choice",
@@ -365,6 +415,29 @@ OPS = (
         weights_step=i64("from one matrix to the next"),
         x_step=i64("from the columns of x for one matrix to those for the next"),
         out_step=i64("the same of out: bytes, or groups of a tile"),
+    ),
+    Record(
+        "shortlist",
+        "No logits yet; the row blocks of the head that have the best coarse ones",
+        best=BEST_ROWS,
+        unit=i64("row blocks of a chunk"),
+        chunks=i64("how many there are"),
+        scratch=address("[threads, floats]", FLOAT),
+        scratch_stride=i64("from one thread's to the next one's"),
+    ),
+    Record(
+        "best_rows",
+        "Logits of the listed row blocks of the head",
+        best=BEST_ROWS,
+        weights=address("packed", UINT8),
+        groups=i64("of 32 columns"),
+        x=address("activation tiles"),
+        tile_bytes=i64("from one tile to the next"),
+        bias=address("[rows]", FLOAT),
+        scale=f32("what the product is multiplied with"),
+        softcap=f32("of logits (0: none)"),
+        scratch=address("[threads, floats]", FLOAT),
+        scratch_stride=i64("from one thread's to the next one's"),
     ),
     Record(
         "route",

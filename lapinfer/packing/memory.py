@@ -33,7 +33,7 @@ class MemoryWeights:
     def __init__(
         self, tensors: Iterable[Tensor], formats: Mapping[str, str], packed: Callable[[PackedEntry], np.ndarray]
     ):
-        self._formats = dict(formats)
+        self.formats = dict(formats)
         self._arrays: dict[str, np.ndarray] = {}
         self._row_blocks: dict[str, int] = {}
         self._offsets: dict[str, int] = {}
@@ -50,7 +50,7 @@ class MemoryWeights:
         return self._arrays[name]
 
     def format(self, name: str) -> str | None:
-        return self._formats.get(name)
+        return self.formats.get(name)
 
     def row_blocks(self, name: str) -> int:
         """Blocks of 16 rows that each matrix of a bank has."""
@@ -97,6 +97,10 @@ class CopiedWeights:
 
     def format(self, name: str) -> str | None:
         return self._weights.format(name)
+
+    @property
+    def formats(self) -> Mapping[str, str]:
+        return self._weights.formats
 
     def row_blocks(self, name: str) -> int:
         return self._weights.row_blocks(name)

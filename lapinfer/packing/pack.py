@@ -19,6 +19,7 @@ from lapinfer.errors import InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.options import QUANT
 from lapinfer.packing.assemble import Assembler
+from lapinfer.packing.coarse import with_coarse_head, write_coarse_head
 from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.packing.quantize import SLICE, Inputs, packed_slices, wider_formats
 from lapinfer.packing.target import beside, check_target, config_digest, write_beside
@@ -27,7 +28,7 @@ from lapinfer.quant.choice import FED_BACK, Stored, matrix_format, model_size, n
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.range import RangeError
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import tensors
+from lapinfer.tensors import COARSE, head_name, tensors
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, what is done of it, and all that there is to do."""
@@ -79,13 +80,15 @@ def pack_checkpoint(
     progress: Progress = lambda phase, done, total: None,
     force: bool = False,
     notice: Callable[[str], None] = lambda line: None,
+    coarse: bool = True,
 ) -> Path:
     """Write the packed form of a checkpoint into `folder`, with config and tokenizer files beside it.
 
     The weights are renamed to their final name last, so a folder that is_packed is complete. An interrupted packing
     goes on where it was. What is quantized with a loss is weighed by what `calibration` measures. InputError where
     something is in the way (packing/target.py), unless `force`. Matrices beyond the range of their format become a
-    wider one, which `notice` is told, as it is of another process that packs here.
+    wider one, which `notice` is told, as it is of another process that packs here. coarse: with a coarse copy of the
+    head, where that is worth it.
     """
     texts = beside(checkpoint)
     check_target(checkpoint, folder, texts, force=force)
@@ -96,8 +99,11 @@ def pack_checkpoint(
     formats = choose_formats(spec, quant, assembler.formats_of)
 
     def write() -> Path:
+        entries, copy = packed_entries(weights, formats), []
+        if coarse and COARSE in (more := with_coarse_head(spec, formats)):
+            copy = packed_entries((t for t in tensors(spec, coarse=True).values() if t.reads == "best"), more)
         return _write(
-            checkpoint, folder, quant, assembler, packed_entries(weights, formats), texts, calibration=calibration,
+            checkpoint, folder, quant, assembler, entries, copy, head_name(spec), texts, calibration=calibration,
             progress=progress, force=force, notice=notice,
         )  # fmt: skip
 
@@ -113,10 +119,11 @@ def pack_checkpoint(
 
 def _write(
     checkpoint: Checkpoint, folder: Path, quant: str, assembler: Assembler,
-    tensors: Sequence[PackedEntry | BankEntry], texts: Mapping[Path, bytes], *, calibration: Calibration | None,
-    progress: Progress, force: bool, notice: Callable[[str], None],
+    tensors: Sequence[PackedEntry | BankEntry], copy: Sequence[PackedEntry | BankEntry], head: str,
+    texts: Mapping[Path, bytes], *, calibration: Calibration | None, progress: Progress, force: bool,
+    notice: Callable[[str], None],
 ) -> Path:  # fmt: skip
-    """Write these tensors, and the texts beside them."""
+    """Write these tensors, a coarse copy of the head, and the texts beside them."""
     entries = {entry.name: entry for entry in tensors}
     lossy = [part for entry in entries.values() for part in parts_of(entry) if _is_weighed(part, assembler)]
     if calibration is not None and calibration.of_text and not lossy:
@@ -127,15 +134,16 @@ def _write(
     # In the header, so that a packing goes on only with weights that were made in the same way.
     metadata = {"quant": quant, "source": checkpoint.contents.identity(), "calibration": label,
                 "config": config_digest(checkpoint.config)}  # fmt: skip
-    sizes = {name: sum(part.tensor.size for part in parts_of(entry)) for name, entry in entries.items()}
+    all_entries = [*entries.values(), *copy]
+    sizes = {entry.name: sum(part.tensor.size for part in parts_of(entry)) for entry in all_entries}
     total = sum(sizes.values())
     with (
-        PackedWriter(folder / FILE_NAME, list(entries.values()), metadata, force=force, notice=notice) as writer,
+        PackedWriter(folder / FILE_NAME, all_entries, metadata, force=force, notice=notice) as writer,
         _nothing_kept_of_a_changed_source(writer),
     ):
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
-        with closing(_with_inputs([entries[name] for name in remaining], lossy, calibration, progress)) as todo:
+        with closing(_with_inputs([entries[name] for name in remaining if name in entries], lossy, calibration, progress)) as todo:
             for name, inputs in todo:
                 progress("packing", done, total)
                 for i, data in enumerate(packed_slices(assembler, entries[name], inputs)):
@@ -144,6 +152,9 @@ def _write(
                     progress("packing", min(done + (i + 1) * SLICE, done + sizes[name]), total)
                 done += sizes[name]
                 del inputs  # large, and what comes next is so, too
+        for numbers in write_coarse_head(writer, entries[head], copy):
+            done += numbers
+            progress("packing", min(done, total), total)
         progress("packing", total, total)
         if not writer.finished:
             checkpoint.contents.check_unchanged(thoroughly=True)
@@ -195,6 +206,6 @@ def cached_folder(
     progress: of reading large files, which is done once.
     """
     identity = checkpoint.contents.identity(lambda done, total: progress("reading", done, total))
-    digest = hashlib.sha256(f"{identity} {quant} 5".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{identity} {quant} 6".encode()).hexdigest()[:16]
     stem = checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name
     return home / f"{stem}-{quant}-{digest}"

@@ -6,6 +6,8 @@
     a bank of experts      U8 [E, bytes of an expert]: an expert's matrices follow each other, so that a cold expert
                            is one read, and every large one begins at a page of its own
     everything else        F32
+    head.coarse            a coarse copy of large heads (of embed, where that is the head), for a first pass over it;
+                           head.coarse.norms F32 [V]: by how much, at most, each of its rows differs from the head's
     .digests               U8 [1 + n, 32]: SHA-256 of the header and of each of the n tensors before, in file order
 
 Every tensor starts at a multiple of 16 KiB (the largest page in use, Apple's). `__metadata__` has "format",
@@ -30,14 +32,15 @@ from lapinfer.families import Notice, silent, spec_from_config
 from lapinfer.packing.entries import ALIGN, DIGESTS, VERSION, BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import Tensor, tensors
+from lapinfer.tensors import COARSE, Tensor, tensors
 
 
 class PackedFile:
     """An opened, checked packed file (or folder with one). Views stay valid as long as they are held."""
 
     def __init__(self, path: str | Path, tensors: Iterable[Tensor]) -> None:
-        """tensors: of the config.json beside the file, which must hold these and no others.
+        """tensors: of the config.json beside the file, which must hold these and no others; but a coarse copy of the head
+        may be missing.
 
         CheckpointError names the first tensor that is not what config.json or the file's own header says.
         """
@@ -51,8 +54,11 @@ class PackedFile:
                     f"{self.path}: metadata has {key} {got!r}, expected {expected!r}; convert the model again"
                 )
         promised = {tensor.name: tensor for tensor in tensors}
-        formats = self._formats(promised)
-        entries = packed_entries(promised.values(), formats)
+        self.formats: Mapping[str, str] = self._formats(promised)
+        """Of all matrices."""
+        if COARSE not in self.formats:
+            promised = {name: tensor for name, tensor in promised.items() if tensor.reads != "best"}
+        entries = packed_entries(promised.values(), self.formats)
         self._entries = {part.name: part for entry in entries for part in parts_of(entry)}
         self.banks = {entry.name: entry for entry in entries if isinstance(entry, BankEntry)}
         self._check_stored(entries)
@@ -90,6 +96,8 @@ class PackedFile:
             if tensor.role == "router" and not FORMATS[format].for_routers:
                 raise CheckpointError(f"{self.path}: tensor {name!r} is {format}, expected f32, f16 or bf16")
         matrices = [tensor.name for tensor in promised.values() if tensor.is_matrix]
+        if COARSE not in formats:
+            matrices = [name for name in matrices if name != COARSE]
         for name in matrices:
             if name not in formats:
                 raise CheckpointError(f"{self.path}: tensor {name!r} is missing from metadata 'tensors'")
@@ -185,4 +193,4 @@ def read_packed(path: str | Path, notice: Notice = silent) -> tuple[ModelSpec, P
     file = packed_path(path)
     config = file.parent / "config.json"
     spec = spec_from_config(read_json(config), str(config), notice)
-    return spec, PackedFile(file, tensors(spec).values())
+    return spec, PackedFile(file, tensors(spec, coarse=True).values())

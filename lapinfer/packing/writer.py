@@ -113,6 +113,22 @@ class PackedWriter:
                 self._done[name] = self._hashes[name].digest()
                 append(self._journal, self._line(name))
 
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows of a tensor of bytes that is written already, uint8 [last − first, …]."""
+        place = self._places[name]
+        size = place.shape[-1]
+        with self._errors():
+            os.lseek(self._fd, place.start + first * size, os.SEEK_SET)
+            data = bytearray((last - first) * size)
+            view = memoryview(data)
+            while view:
+                piece = os.read(self._fd, len(view))
+                if not piece:
+                    raise OSError(errno.EIO, "it ends too early")
+                view[: len(piece)] = piece
+                view = view[len(piece) :]
+        return np.frombuffer(data, np.uint8).reshape(last - first, size)
+
     def _write_at(self, start: int, data: bytes | memoryview) -> None:
         os.lseek(self._fd, start, os.SEEK_SET)
         left = memoryview(data)

@@ -42,6 +42,8 @@ class Format(ABC):
     weighed: whether errors are weighed by what is known of a matrix's inputs.
     narrow: the format that narrow leaves take, which are stored row by row; None: this one, which must be able to.
     for_routers: whether routers and nodes may stay in it: a wrong choice costs more than their few bytes.
+    coarse: what a coarse copy of a head lacks that is kept in it, norms of rows' residuals by those of the rows; None
+    where it makes no such copies.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Format(ABC):
     weighed: bool = False
     narrow: str | None = None
     for_routers: bool = False
+    coarse: float | None = None
 
     @property
     @abstractmethod

@@ -33,8 +33,7 @@ class Costs:
     @classmethod
     def of(cls, model: Model) -> Costs:
         """As the model is now: a step may have widened a layer's cache."""
-        formats = {name: str(model.weights.format(name)) for name, t in tensors(model.spec).items() if t.is_matrix}
-        return cls(model.spec, formats, model.kv)
+        return cls(model.spec, dict(model.weights.formats), model.kv)
 
     @cached_property
     def parameters(self) -> int:

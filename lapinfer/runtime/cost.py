@@ -10,22 +10,27 @@ from typing import Literal
 
 import numpy as np
 
-Steps = Literal["all", "wanted", "lone", "several"]
-"""Kinds of steps: all; those that give logits, where only tokens whose logits are wanted count; those of one token;
-those of several."""
+from lapinfer.kernels.operands import BEST_ROUNDS
+
+Steps = Literal["all", "wanted", "whole", "best", "lone", "several"]
+"""Kinds of steps: all; those that give logits, where only tokens whose logits are wanted count; of these, those that
+give all logits, and those that give the best; those of one token; those of several."""
 
 
 @dataclass(slots=True)
 class Tally:
     """Sums over steps of one kind: steps, their tokens, experts and nodes [routed layers] that they read.
 
-    positions: earlier positions that tokens saw, each once per step and slot, by window (None: no window).
+    blocks: row blocks of the head that were read for the best logits, by round [BEST_ROUNDS + 1]; block_tokens: the
+    same times the tokens that they were multiplied with; of all steps, in a tally of any kind. positions: earlier positions that tokens saw, each once per step and slot, by window (None: no window).
     """
 
     steps: int = 0
     tokens: int = 0
     experts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     nodes: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    blocks: np.ndarray = field(default_factory=lambda: np.zeros(BEST_ROUNDS + 1, np.int64))
+    block_tokens: np.ndarray = field(default_factory=lambda: np.zeros(BEST_ROUNDS + 1, np.int64))
     positions: dict[int | None, int] = field(default_factory=dict)
 
     def add(self, tokens: np.ndarray, experts: np.ndarray, nodes: np.ndarray) -> None:
@@ -55,6 +60,7 @@ class Cost:
 
     weight_bytes: per step. token_bytes: of rows looked up, per token. macs: multiply-adds per token. expert_bytes,
     node_bytes: per expert or node that a step reads; `routed` is then the layer's position among the routed ones.
+    block_bytes, block_macs: per row block of the head that is read in a round (of Tally.blocks).
     """
 
     weight_bytes: int = 0
@@ -63,6 +69,9 @@ class Cost:
     routed: int | None = None
     expert_bytes: int = 0
     node_bytes: int = 0
+    round: int | None = None
+    block_bytes: int = 0
+    block_macs: int = 0
     remembered: Remembered | None = None
     steps: Steps = "all"
 
@@ -71,6 +80,8 @@ class Cost:
         total = self.weight_bytes * tally.steps + self.token_bytes * tally.tokens + self.touched_nodes(tally)
         if self.routed is not None and self.expert_bytes and tally.steps:
             total += self.expert_bytes * int(tally.experts[self.routed])
+        if self.round is not None:
+            total += self.block_bytes * int(tally.blocks[self.round])
         if self.remembered is not None:
             total += self.remembered.bytes * tally.positions.get(self.remembered.window, 0)
         return total
@@ -83,7 +94,8 @@ class Cost:
 
     def multiply_adds(self, tally: Tally) -> int:
         """Multiply-adds with weights."""
-        return self.macs * tally.tokens
+        of_blocks = 0 if self.round is None else self.block_macs * int(tally.block_tokens[self.round])
+        return self.macs * tally.tokens + of_blocks
 
     def attention_macs(self, pos: np.ndarray) -> int:
         """Multiply-adds of attention for tokens at these positions, none of them with weights."""

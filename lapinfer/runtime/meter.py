@@ -50,16 +50,21 @@ class Meter:
         self.steps = self.tokens = self.ns = 0
         self.counters[:] = 0
         self._tallies: dict[Steps, Tally] = {kind: Tally() for kind in STEPS}
-        self._noted: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]] = []
+        self._noted: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray, np.ndarray | None]] = []
 
     def record(
-        self, slot: np.ndarray, pos: np.ndarray, wanted: int, ns: int, distinct: np.ndarray, nodes: np.ndarray
-    ) -> None:
-        """Note one step of len(pos) tokens. distinct, nodes [routed layers]: experts and nodes that it read."""
+        self, slot: np.ndarray, pos: np.ndarray, wanted: int, ns: int, distinct: np.ndarray, nodes: np.ndarray,
+        blocks: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Note one step of len(pos) tokens. distinct, nodes [routed layers]: experts and nodes that it read.
+
+        blocks [BEST_ROUNDS + 1]: row blocks of the head that it read for the best logits, None for all logits.
+        """
         self.steps += 1
         self.tokens += len(pos)
         self.ns += ns
-        self._noted.append((slot.copy(), pos.copy(), wanted, distinct.copy(), nodes.copy()))
+        blocks = None if blocks is None else blocks.copy()
+        self._noted.append((slot.copy(), pos.copy(), wanted, distinct.copy(), nodes.copy(), blocks))
         if len(self._noted) >= NOTED_STEPS:
             self._add_up()
 
@@ -68,13 +73,21 @@ class Meter:
         tallies = self._tallies
         if not self._noted:
             return tallies
-        slots, positions, wanted, experts, nodes = zip(*self._noted, strict=True)
+        slots, positions, wanted, experts, nodes, blocks = zip(*self._noted, strict=True)
         self._noted = []
         tokens, wanted = np.array([len(pos) for pos in positions]), np.array(wanted)
         experts, nodes = np.stack(experts), np.stack(nodes)
         tallies["all"].add(tokens, experts, nodes)
         logits, lone, several = wanted > 0, tokens == 1, tokens > 1
         tallies["wanted"].add(wanted[logits], experts[logits], nodes[logits])
+        best = np.array([read is not None for read in blocks])
+        tallies["whole"].add(wanted[logits & ~best], experts[logits & ~best], nodes[logits & ~best])
+        tallies["best"].add(wanted[best], experts[best], nodes[best])
+        if best.any():
+            read = np.stack([read for read in blocks if read is not None])
+            for tally in tallies.values():
+                tally.blocks = tally.blocks + read.sum(axis=0)
+                tally.block_tokens = tally.block_tokens + wanted[best] @ read
         tallies["lone"].add(tokens[lone], experts[lone], nodes[lone])
         tallies["several"].add(tokens[several], experts[several], nodes[several])
         seen = tallies["all"].positions

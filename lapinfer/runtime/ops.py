@@ -12,7 +12,6 @@ import numpy as np
 from lapinfer.kernels.operands import (
     ACT_F32,
     ACTIVATION_KINDS,
-    ANY_WANT,
     F32_TILE_GROUP,
     GATED,
     LAYER,
@@ -50,6 +49,11 @@ class Weights(Protocol):
     def tensor(self, name: str) -> np.ndarray: ...
 
     def format(self, name: str) -> str | None: ...
+
+    @property
+    def formats(self) -> Mapping[str, str]:
+        """Of all matrices."""
+        ...
 
     def row_blocks(self, name: str) -> int:
         """Blocks of 16 rows that each matrix of a bank has."""
@@ -183,12 +187,13 @@ class Ops:
     def matmul(
         self, name: str, layer: int, part: str, x: np.ndarray, mode: int, *, logical: tuple[int, int],
         label: str = "", out: np.ndarray | None = None, bias: np.ndarray | None = None, scale: float = 1.0,
-        softcap: float = 0.0, activation: int = 0, out_kind: int = 0, wanted: bool = False,
-        block_max: np.ndarray | None = None, out_step: int = 0,
+        softcap: float = 0.0, activation: int = 0, out_kind: int = 0, count: int = ONE,
+        block_max: np.ndarray | None = None, out_step: int = 0, cost: Cost | None = None,
     ) -> None:  # fmt: skip
         """A matrix, or n of one shape [n, …], each with its own columns of x and of out, `out_step` apart.
 
-        logical: rows and columns without padding.
+        logical: rows and columns without padding. count: the field of the step header that says whether it runs. cost:
+        of matrices that give logits, and so take only the tokens whose logits are wanted.
         """
         weights = self.weights.tensor(name)
         *several, blocks, row_block_bytes = weights.shape
@@ -204,18 +209,18 @@ class Ops:
         chunks, group_bytes = -(-blocks // unit), TILE_GROUP_BYTES[self.activation_kind(name)]
         self.add(
             self.kernel("matmul", name), label or name.removeprefix(layer_prefix(layer)), part, layer,
-            ANY_WANT if wanted else ONE, copies * chunks,
+            count, copies * chunks,
             weights=weights, row_blocks=blocks, groups=groups, unit=unit, x=x,
             tile_bytes=copies * groups * group_bytes, chunks=chunks, weights_step=blocks * row_block_bytes,
             x_step=groups * group_bytes, out_step=out_step,
-            tokens=WANT if wanted else TOKENS, mode=mode, out=target, out_stride=0 if tiled else target.strides[0],
+            tokens=TOKENS if cost is None else WANT, mode=mode, out=target, out_stride=0 if tiled else target.strides[0],
             bias=bias, scale=scale, softcap=softcap, activation=activation,
             out_groups=copies * blocks // least if tiled else 0, out_kind=out_kind,
             block_max=block_max, scratch=self.scratch,
             scratch_stride=self.scratch.strides[0],
-            cost=Cost(
+            cost=cost or Cost(
                 weight_bytes=weights.nbytes + (0 if bias is None else 4 * logical[0]),
-                macs=copies * logical[0] * logical[1], steps="wanted" if wanted else "all",
+                macs=copies * logical[0] * logical[1],
             ),
             shape=f"{copies * logical[0]} × {logical[1]}",
         )  # fmt: skip

@@ -15,15 +15,17 @@ from lapinfer.quant import ROWS
 from lapinfer.runtime.chance import expected_distinct
 from lapinfer.runtime.kv import KVKinds, bytes_per_position, of_layer
 from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec, RouterSpec, TreeSpec
-from lapinfer.tensors import Part, Tensor, tensors
+from lapinfer.tensors import COARSE, Part, Tensor, tensors
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
-By = Literal["step", "logits", "masked", "token", "kept", "position", "expert", "block", "each", "node"]
+By = Literal["step", "logits", "head", "best", "masked", "token", "kept", "position", "expert", "block", "each", "node"]
 """How often a term's bytes are read by a step, and are stored:
 
 step       once; stored once: what every step reads
 logits     once where logits are wanted; stored once
+head       once where all logits are wanted, else some row blocks of it; stored once
+best       once where only the best logits are wanted; stored once
 masked     once where logits are wanted; never stored: it is made when the model is loaded
 token      once for each token; never stored: a row of a table, which is counted in full elsewhere
 kept       never; stored once: what is looked up in, or read when the model is loaded
@@ -59,7 +61,7 @@ class Term:
 
 def byte_terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds) -> Iterator[Term]:
     """What all bytes of a model are made of; formats: those of its matrices."""
-    for tensor in tensors(spec).values():
+    for tensor in tensors(spec, coarse=COARSE in formats).values():
         yield from _of_tensor(tensor, spec, formats)
     for i, layer in enumerate(spec.layers):
         kept = bytes_per_position(layer, spec.hidden, of_layer(kv, i))
@@ -73,12 +75,14 @@ def _of_tensor(tensor: Tensor, spec: ModelSpec, formats: Mapping[str, str]) -> I
     term = Term(tensor.part, "step", tensor.nbytes(format), tensor.is_matrix and tensor.role != "router", tensor.layer)
     match tensor.reads:
         case "logits":
-            yield replace(term, by="logits")
+            yield replace(term, by="head" if tensor.is_matrix else "logits")
+        case "best":
+            yield replace(term, by="best")
         case "token":
             row = replace(tensor, shape=(ROWS, tensor.shape[-1])).nbytes(format) // ROWS
             yield replace(term, by="token", bytes=row)
             tied_head = spec.tied and tensor.is_matrix
-            yield replace(term, by="logits", part="head") if tied_head else replace(term, by="kept")
+            yield replace(term, by="head", part="head") if tied_head else replace(term, by="kept")
         case "load":
             yield replace(term, by="kept")
         case "expert" | "node":
@@ -119,13 +123,14 @@ def _of_router(tensor: Tensor, term: Term, router: RouterSpec, format: str | Non
 def predict_bytes(
     spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds, slot: Sequence[int] | np.ndarray,
     pos: Sequence[int] | np.ndarray, wanted: int, distinct: Mapping[int, int] | None = None,
-    nodes: Mapping[int, int] | None = None,
+    nodes: Mapping[int, int] | None = None, best_blocks: int | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes touched by each part in one step: tokens at (slot[i], pos[i]), of which `wanted` get logits.
 
     formats: the format of each matrix by our tensor names. distinct: how many experts of a layer are read, by layer,
     shared ones included; nodes: how many nodes of its trees. Those of one token are known; those of several are else
-    what is expected of chance.
+    what is expected of chance. best_blocks: how many row blocks of the head are read for the best logits; None for all
+    logits.
     """
     distinct, nodes, T = distinct or {}, nodes or {}, len(pos)
 
@@ -135,6 +140,10 @@ def predict_bytes(
                 return 1
             case "logits" | "masked":
                 return int(wanted > 0)
+            case "head":
+                return int(wanted > 0 and best_blocks is None)
+            case "best":
+                return int(best_blocks is not None)
             case "token":
                 return T
             case "kept":
@@ -154,6 +163,8 @@ def predict_bytes(
     parts: dict[str, int] = dict.fromkeys(parts_of(spec), 0)
     for term in byte_terms(spec, formats, kv):
         parts[term.part] += times(term) * term.bytes
+        if term.by == "head" and best_blocks is not None:
+            parts[term.part] += best_blocks * (term.bytes // -(-spec.vocab // ROWS))
     return parts
 
 
@@ -170,7 +181,7 @@ def positions_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequ
 def packed_bytes(spec: ModelSpec, formats: Mapping[str, str]) -> dict[str, int]:
     """Bytes of all weights by format; f32 includes what is not multiplied."""
     sizes: dict[str, int] = {}
-    for name, tensor in tensors(spec).items():
+    for name, tensor in tensors(spec, coarse=COARSE in formats).items():
         format = formats[name] if tensor.is_matrix else "f32"
         sizes[format] = sizes.get(format, 0) + tensor.nbytes(format)
     return sizes

@@ -69,5 +69,5 @@ def rounded_to_units(
 FORMAT = Q4(
     name="q4", id=5, scalars=(np.uint8, np.uint8), planes=(4,), units=True, by_row=True, max_error=2 / 15,
     most=SQUARED_MAX, least=SQUARED_LEAST, wider="bf16",
-    models="large", finer_head=True, exact_variant="q4_1", weighed=True,
+    models="large", finer_head=True, exact_variant="q4_1", weighed=True, coarse=0.08,
 )  # fmt: skip

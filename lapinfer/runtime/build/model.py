@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lapinfer.runtime.build.attention import attention
 from lapinfer.runtime.build.convolution import convolution
 from lapinfer.runtime.build.feed_forward import feed_forward_of_layer
+from lapinfer.runtime.build.head import BestRows, head
 from lapinfer.runtime.build.model_ops import ModelOps, StepBuffers
 from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.plan import Op
@@ -17,12 +18,13 @@ from lapinfer.spec import ConvolutionSpec, ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """Ops, and the buffers that they and the step share."""
+    """Ops, and the buffers that they and the step share. best: where only the best logits may be computed."""
 
     ops: list[Op]
     step: StepBuffers
     routing: RoutingBuffers
     pool: ExpertPool | None
+    best: BestRows | None
 
 
 def build_model(spec: ModelSpec, weights: Weights, limits: Limits) -> Built:
@@ -35,5 +37,5 @@ def build_model(spec: ModelSpec, weights: Weights, limits: Limits) -> Built:
         else:
             attention(build, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
         feed_forward_of_layer(build, i, layer)
-    build.head()
-    return Built(build.ops, build.step, build.routing, build.pool)
+    best = head(build)
+    return Built(build.ops, build.step, build.routing, build.pool, best)

@@ -1,4 +1,4 @@
-"""What the layers of a model share: the step's buffers, embedding and head."""
+"""What the layers of a model share: the step's buffers, and the embedding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapinfer.kernels.operands import ADD, HEAD, ITEM, STORE, TILE, TILES, KernelId
+from lapinfer.kernels.operands import ADD, ITEM, STORE, TILE, TILES, KernelId
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.buffers import zeros
@@ -34,7 +34,7 @@ class StepBuffers:
 
 
 class ModelOps(Ops):
-    """Ops over the buffers of a whole model: embedding, head, and how a sublayer ends."""
+    """Ops over the buffers of a whole model: the embedding, and how a sublayer ends."""
 
     def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits):
         attentions = spec.attentions
@@ -99,20 +99,6 @@ class ModelOps(Ops):
         else:
             self.matmul(name, layer, part, x, STORE, out=self.y, bias=bias, logical=logical)
             self.add_norm(post_name, post, layer, part, scale)
-
-    def head(self) -> None:
-        spec, name = self.spec, "embed" if self.spec.tied else "head"
-        rows = padded(spec.vocab, ROWS)
-        bias = None
-        if spec.head_bias or rows != spec.vocab:  # padded rows can never be the maximum
-            bias = np.full(rows, -np.inf, np.float32)
-            bias[: spec.vocab] = self.weights.tensor("head.bias") if spec.head_bias else 0.0
-        self.norm("norm", spec.norm, -1, "head", self.activation_kind(name), wanted=self.step.want)
-        self.matmul(
-            name, -1, "head", self.tiles, HEAD, label="head", out=self.step.logits, bias=bias, scale=spec.logit_scale,
-            softcap=spec.logit_softcap or 0.0, wanted=True, block_max=self.step.block_max,
-            logical=(spec.vocab, spec.hidden),
-        )  # fmt: skip
 
     def _pool(self) -> ExpertPool | None:
         """Holds experts that do not all fit into memory."""

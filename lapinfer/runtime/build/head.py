@@ -1,0 +1,128 @@
+"""The head: all logits; or, where it has a coarse copy, the best ones alone (kernels/best.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lapinfer.kernels.operands import (
+    BEST_BLOCKS,
+    BEST_ROUNDS,
+    BEST_STATE,
+    COARSE_HEAD,
+    HEAD,
+    TILE,
+    TILE_GROUP_BYTES,
+    WHOLE_HEAD,
+)
+from lapinfer.quant import BAND, GROUP, ROWS
+from lapinfer.runtime.build.model_ops import ModelOps
+from lapinfer.runtime.cost import Cost
+from lapinfer.runtime.sizes import padded
+from lapinfer.tensors import COARSE, head_name
+
+MOST_TOKENS = 2 * TILE
+"""Tokens of a step for which only the best logits are computed: of more, the arithmetic counts, and not the bytes."""
+
+MOST_BEST = 512
+"""How many of the best: the heap of as many fits the scratch memory of any model."""
+
+MOST_SHARE = 3
+"""Of more than a third of the row blocks, reading all of them in one run is faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class BestRows:
+    """What a step in which only the best logits are computed has read.
+
+    most: how many may be asked for. counts int64 [BEST_ROUNDS]: row blocks of each round. state: a BEST_STATE.
+    """
+
+    most: int
+    counts: np.ndarray
+    state: np.ndarray
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """Row blocks that were read: in each round, and after them with the whole head; int64 [BEST_ROUNDS + 1]."""
+        return np.append(self.counts, self.state[BEST_STATE.index("rest")])
+
+    @property
+    def widened(self) -> bool:
+        """Whether the first margin was not enough, as errors came near it."""
+        return bool(self.state[BEST_STATE.index("level")])
+
+
+def head(build: ModelOps) -> BestRows | None:
+    """Norm and head; what finds the best logits, where the weights have a coarse copy of it."""
+    spec, step, name = build.spec, build.step, head_name(build.spec)
+    rows, logical = padded(spec.vocab, ROWS), (spec.vocab, spec.hidden)
+    bias = None
+    if spec.head_bias or rows != spec.vocab:  # padded rows can never be the maximum
+        bias = np.full(rows, -np.inf, np.float32)
+        bias[: spec.vocab] = build.weights.tensor("head.bias") if spec.head_bias else 0.0
+    weights, bias_bytes = build.weights.tensor(name), 0 if bias is None else 4 * spec.vocab
+    macs = spec.vocab * spec.hidden
+    coarse = COARSE in build.weights.formats
+    exact = np.zeros((len(step.logits) if coarse else 0, padded(spec.hidden)), np.float32)
+    build.norm(
+        "norm", spec.norm, -1, "head", build.activation_kind(name), wanted=step.want, exact=exact if coarse else None
+    )
+    best = _best_rows(build, name, exact, bias, bias_bytes) if coarse else None
+    build.matmul(
+        name, -1, "head", build.tiles, HEAD, label="head", out=step.logits, bias=bias, scale=spec.logit_scale,
+        softcap=spec.logit_softcap or 0.0, count=WHOLE_HEAD, block_max=step.block_max, logical=logical,
+        cost=Cost(
+            weight_bytes=weights.nbytes + bias_bytes, macs=macs, steps="whole",
+            round=BEST_ROUNDS, block_bytes=weights.shape[1], block_macs=ROWS * spec.hidden,
+        ),
+    )  # fmt: skip
+    return best
+
+
+def _best_rows(build: ModelOps, name: str, exact: np.ndarray, bias: np.ndarray | None, bias_bytes: int) -> BestRows:
+    """The first pass, over the coarse copy, and the rounds of the second one, over listed row blocks."""
+    spec, step = build.spec, build.step
+    weights = build.weights.tensor(name)
+    blocks, T = len(weights), min(MOST_TOKENS, len(step.logits))
+    norms = np.zeros(ROWS * blocks, np.float32)
+    norms[: spec.vocab] = build.weights.tensor(f"{COARSE}.norms")
+    logits = np.zeros((T, ROWS * blocks), np.float32)
+    largest = np.zeros((T, blocks), np.float32)
+    rows = BestRows(
+        min(MOST_BEST, blocks // 8), np.zeros(BEST_ROUNDS, np.int64), np.zeros(len(BEST_STATE), np.int64)
+    )
+    table = {
+        "blocks": blocks, "coarse": logits, "coarse_stride": logits.strides[0], "coarse_max": largest, "norms": norms,
+        "block_norms": norms.reshape(blocks, ROWS).max(axis=1), "exact": exact, "exact_stride": exact.strides[0],
+        "deviation": abs(spec.logit_scale) / spec.hidden**0.5, "deviations": np.zeros(T, np.float32),
+        "mark": np.zeros(blocks, np.int64), "list": np.zeros(blocks, np.int64), "worst": np.zeros(blocks, np.float32),
+        "counts": rows.counts, "most_blocks": blocks // MOST_SHARE, "state": rows.state[None],
+        "finished": np.zeros(1, np.int64), "logits": step.logits, "logits_stride": step.logits.strides[0],
+        "block_max": step.block_max,
+    }  # fmt: skip
+    scratch = {"scratch": build.scratch, "scratch_stride": build.scratch.strides[0]}
+    build.matmul(
+        COARSE, -1, "head", build.tiles, HEAD, label="coarse head", out=logits, bias=bias, scale=spec.logit_scale,
+        softcap=spec.logit_softcap or 0.0, count=COARSE_HEAD, block_max=largest, logical=(spec.vocab, spec.hidden),
+        cost=Cost(
+            weight_bytes=build.weights.tensor(COARSE).nbytes + 4 * spec.vocab + bias_bytes,
+            macs=spec.vocab * spec.hidden, steps="best",
+        ),
+    )  # fmt: skip
+    unit = 16 * BAND
+    chunks = -(-blocks // unit)
+    build.add(
+        "shortlist", "shortlist", "head", -1, COARSE_HEAD, chunks, unit=unit, chunks=chunks, **scratch, **table,
+    )  # fmt: skip
+    groups = padded(spec.hidden) // GROUP
+    for i in range(BEST_ROUNDS):
+        build.add(
+            build.kernel("best_rows", name), ("best", "may be best", "by wider margin")[i], "head", -1, BEST_BLOCKS, 1,
+            weights=weights, groups=groups, x=build.tiles,
+            tile_bytes=groups * TILE_GROUP_BYTES[build.activation_kind(name)], bias=bias, scale=spec.logit_scale,
+            softcap=spec.logit_softcap or 0.0, **scratch, **table,
+            cost=Cost(round=i, block_bytes=weights.shape[1], block_macs=ROWS * spec.hidden),
+        )  # fmt: skip
+    return rows
