@@ -15,7 +15,7 @@ function formula() {  // whatif.py, line by line
       case "block": return Math.ceil((experts(t, s) + t.extra) / 16);
       case "each": return experts(t, s);
       case "node": return t.trees * depth(t, s);
-      case "kept": return 0;
+      case "kept": case "best": return 0;
       default: return 1;
     }
   }
@@ -23,7 +23,7 @@ function formula() {  // whatif.py, line by line
     switch (t.by) {
       case "expert": return experts(t, s);
       case "node": return t.trees * (2 ** depth(t, s) - 1);
-      case "kept": return 1;
+      case "kept": case "best": return 1;
       case "token": case "masked": return 0;
       default: return timesTouched(t, s);
     }

@@ -67,7 +67,7 @@ def times_touched(term: Term, s: Settings) -> int:
         case "node":
             return term.trees * max(term.depth + s.doublings, 0)
         case by:
-            return 0 if by == "kept" else 1
+            return 0 if by in ("kept", "best") else 1
 
 
 def times_stored(term: Term, s: Settings) -> int:
@@ -77,7 +77,7 @@ def times_stored(term: Term, s: Settings) -> int:
             return experts_of(term, s)
         case "node":
             return term.trees * (2 ** max(term.depth + s.doublings, 0) - 1)
-        case "kept":
+        case "kept" | "best":
             return 1
         case "token" | "masked":
             return 0
