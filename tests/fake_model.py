@@ -21,6 +21,7 @@ from lapinfer.runtime.cost import Cost
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.runner import Runner
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RouterSpec
+from lapinfer.tensors import tensors
 
 LOADER = "lapinfer.loading"
 """The module that finds, packs and builds models."""
@@ -69,7 +70,10 @@ class FakeModel:
         self.script = script  # ids to say after a prompt, whatever it was: {position after the prompt: id}
         self.steps = []
         self.runner = FakeRunner()
-        self.weights = SimpleNamespace(tensor=lambda name: np.zeros(4, np.uint8), format=lambda name: "q4")
+        formats = {name: "q4" for name, tensor in tensors(self.spec).items() if tensor.is_matrix}
+        self.weights = SimpleNamespace(
+            tensor=lambda name: np.zeros(4, np.uint8), format=lambda name: "q4", formats=formats
+        )
         self.closed, self.delay = False, delay
         self.prompt_end = 0
 
@@ -81,7 +85,7 @@ class FakeModel:
     def usage(self):
         return self.runner.meter
 
-    def step(self, token, slot, pos, want, *, guessed=False):
+    def step(self, token, slot, pos, want, *, best=None, guessed=False):
         assert len(token) <= self.max_step
         self.steps.append(len(token))
         rows = []
@@ -117,7 +121,7 @@ class FakeModel:
             values[self.script[min(max(pos + 1 - self.prompt_end, 0), len(self.script) - 1)]] += 100
         return values
 
-    def prefill(self, ids, slot=0, start=0):
+    def prefill(self, ids, slot=0, start=0, *, best=None):
         self.prompt_end = start + len(ids)
         logits = None
         for at in range(0, len(ids), self.max_step):

@@ -106,8 +106,8 @@ def test_conversations_that_step_back_change_nothing(data: st.DataObject) -> Non
             ids = ids[:50]
             n = data.draw(st.integers(1, 5))
             fresh.forget()
-            expected = fresh.generate(ids, temperature=0, max_tokens=n)
-            found = kept.generate(ids, temperature=0, max_tokens=n)
+            expected = fresh.generate(ids, temperature=0, max_tokens=n, logprobs=True)
+            found = kept.generate(ids, temperature=0, max_tokens=n, logprobs=True)
             assert (found.tokens, found.logprobs) == (expected.tokens, expected.logprobs)
             held = ids + list(found.tokens)
     finally:

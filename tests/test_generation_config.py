@@ -122,7 +122,7 @@ def test_bans_hold_in_a_generation(tmp_path):
     folder = byte_tokenizer_folder(tmp_path)
     put(folder, generation_config={"suppress_tokens": [98], "min_new_tokens": 4, "do_sample": False})
     model = from_model(FakeModel(folder, script=[97, 98, 257]))  # pyright: ignore
-    answer = model.generate("xy", max_tokens=9)
+    answer = model.generate("xy", max_tokens=9, logprobs=True)
     assert answer.tokens[0] == 97
     assert 98 not in answer.tokens
     assert 257 not in answer.tokens[:4]

@@ -59,7 +59,7 @@ values_of = st.one_of(
 def test_draws_what_sorting_everything_draws(values, top_k, top_p, min_p, temperature, seed):
     p = SamplingParams(temperature, top_k, top_p, min_p, seed=seed)
     u = np.random.Generator(np.random.PCG64(seed)).random()
-    token, logprob = Sampler(p).sample(values, block_max(values))
+    token, logprob = Sampler(p, logprobs=True).sample(values, block_max(values))
     ids = kept_by_sorting(values, p)
     assert token in ids
     assert token == drawn(ids, values, p, u)
@@ -109,7 +109,7 @@ def test_repetition_penalty_looks_at_all_tokens_before():
     values = np.full(40, -1.0, np.float32)
     values[[3, 7, 20]] = 5.0, 4.0, 3.0
     original = values.copy()
-    greedy = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0))
+    greedy = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0), logprobs=True)
     assert greedy.sample(values, block_max(values), [3])[0] == 7
     assert greedy.sample(values, block_max(values), [3, 7, 3])[0] == 20
     assert greedy.sample(values, block_max(values), [3] + [1] * 500)[0] == 7
@@ -127,7 +127,7 @@ def test_repetition_penalty_looks_at_all_tokens_before():
 def test_logits_that_are_not_numbers_are_refused(bad, temperature):
     values = np.zeros(100, np.float32)
     values[37] = bad
-    for maxima in (None, np.zeros(7, np.float32)):  # a kernel's maximum may pass over a NaN
+    for maxima in (None, block_max(values)):
         with pytest.raises(CheckpointError, match="not numbers"):
             Sampler(SamplingParams(temperature=temperature)).sample(values, maxima)
 
@@ -167,5 +167,29 @@ def test_logits_at_both_ends_of_float32_are_told_apart_without_a_warning():
     values = np.full(20, -3e38, np.float32)
     values[7] = 3e38
     with warnings.catch_warnings(action="error"):
-        assert Sampler(SamplingParams(temperature=0)).sample(values) == (7, 0.0)
+        assert Sampler(SamplingParams(temperature=0), logprobs=True).sample(values) == (7, 0.0)
         assert Sampler(SamplingParams(seed=1)).sample(values)[0] == 7
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    top_k=st.sampled_from([1, 3, 40]),
+    penalty=st.sampled_from([1.0, 1.3, 30.0]),
+    temperature=st.sampled_from([0, 0.8]),
+    history=st.lists(st.integers(0, 199), max_size=30),
+    banned=st.lists(st.integers(-3, 210), max_size=5),
+)
+def test_the_needed_logits_decide(seed, top_k, penalty, temperature, history, banned):
+    values = np.random.default_rng(seed).standard_normal(200).astype(np.float32).round(1)
+    params = SamplingParams(temperature, top_k, repetition_penalty=penalty, seed=seed)
+    needed = Sampler(params).needed(history, banned)
+    assert needed is not None
+    few = np.where(values >= np.sort(values)[-needed], values, -np.inf).astype(np.float32)
+    found = [Sampler(params).sample(each, block_max(each), history, banned)[0] for each in (values, few)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("params", [{"top_k": 0}, {"repetition_penalty": 0.9}])
+def test_all_logits_are_needed(params):
+    assert Sampler(SamplingParams(**params)).needed([3]) is None
+    assert Sampler(SamplingParams(), logprobs=True).needed() is None

@@ -183,7 +183,7 @@ def test_a_guess_that_fails_is_not_noticed() -> None:
     model = LanguageModel(fake)  # pyright: ignore
     step = fake.step
 
-    def failing(tokens: Any, *args: Any, guessed: bool = False) -> Any:
+    def failing(tokens: Any, *args: Any, guessed: bool = False, **more: Any) -> Any:
         if guessed and len(tokens) > 4:
             raise CheckpointError("not finite")
         return step(tokens, *args)

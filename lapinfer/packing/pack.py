@@ -143,7 +143,9 @@ def _write(
     ):
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
-        with closing(_with_inputs([entries[name] for name in remaining if name in entries], lossy, calibration, progress)) as todo:
+        with closing(
+            _with_inputs([entries[name] for name in remaining if name in entries], lossy, calibration, progress)
+        ) as todo:
             for name, inputs in todo:
                 progress("packing", done, total)
                 for i, data in enumerate(packed_slices(assembler, entries[name], inputs)):

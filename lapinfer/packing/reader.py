@@ -39,8 +39,8 @@ class PackedFile:
     """An opened, checked packed file (or folder with one). Views stay valid as long as they are held."""
 
     def __init__(self, path: str | Path, tensors: Iterable[Tensor]) -> None:
-        """tensors: of the config.json beside the file, which must hold these and no others; but a coarse copy of the head
-        may be missing.
+        """tensors: of the config.json beside the file, which must hold these and no others, but that a coarse copy of
+        the head may be missing.
 
         CheckpointError names the first tensor that is not what config.json or the file's own header says.
         """

@@ -21,7 +21,7 @@ class Chosen(NamedTuple):
     """A token and its log-probability, as in `Token`."""
 
     token: int
-    logprob: float
+    logprob: float | None
 
 
 @dataclass(slots=True)
@@ -85,13 +85,27 @@ class Decoding:
         if len(missing) == 1:
             tokens = np.array([*missing, *guesses], np.int32)
             slots, positions = np.full(len(tokens), self.slot), np.arange(kept, kept + len(tokens))
-            logits = self.model.step(tokens, slots, positions, np.ones(len(tokens), bool), guessed=len(guesses) > 0)
+            logits = self.model.step(
+                tokens, slots, positions, np.ones(len(tokens), bool), best=self._needed(guesses),
+                guessed=len(guesses) > 0,
+            )  # fmt: skip
         else:
-            logits = self.model.prefill(missing, self.slot, kept)
+            logits = self.model.prefill(missing, self.slot, kept, best=self._needed(()))
         self.steps += 1
         held.extend(missing)
         conversation.ids = held
         return logits
+
+    def _needed(self, guesses: Sequence[int]) -> int | None:
+        """How many of the largest logits after `ids`, and after each guess, decide what comes next; None: all."""
+        most = 0
+        for count in range(len(guesses) + 1):
+            ids = [*self.ids, *guesses[:count]] if count else self.ids
+            needed = self.sampler.needed(ids, self.banned(ids))
+            if needed is None:
+                return None
+            most = max(most, needed)
+        return most
 
     def _choose(self, logits: Logits, row: int) -> Chosen:
         """A token by one row of logits, appended to `ids`."""

@@ -49,7 +49,7 @@ class Token:
 
     text: what became certain with it: maybe nothing (half a character, or what may begin a stop string),
     maybe more than its own text; the texts of all events make the whole answer.
-    logprob: its log-probability under the model's own logits (temperature 1, nothing filtered).
+    logprob: its log-probability under the model's own logits (temperature 1, nothing filtered), where it was asked for.
     finish_reason: None, but at the last token "stop" (it ends the answer; it has no text of its own),
     "length" (max_tokens, or the context is full) or "stop_string" (which is not part of the text).
     thinking: what became certain with it of what the model says before its answer, in a chat; it is not part of `text`.
@@ -57,7 +57,7 @@ class Token:
 
     text: str
     token: int
-    logprob: float
+    logprob: float | None
     finish_reason: FinishReason | None
     timings: Timings
     thinking: str = ""
@@ -75,6 +75,7 @@ def stream(
     bans: Bans | None = None,
     thinks: Splitter | None = None,
     speculation: Speculation | None = None,
+    logprobs: bool = False,
 ) -> Iterator[Token]:
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
@@ -83,7 +84,7 @@ def stream(
     the same object for every generation in this slot. Two generations that take turns in one slot stay
     right, but read their tokens again at every turn. `bans` are tokens that are not chosen.
     `thinks` tells thinking from the answer, in which alone stop strings are looked for. `speculation` lets steps run
-    tokens that are guessed, too; no token depends on it.
+    tokens that are guessed, too; no token depends on it. `logprobs`: tell log-probabilities, which takes all logits.
     Without a tokenizer the texts are empty and only max_tokens or the context ends the generation.
     """
     ids = whole_numbers("ids", ids)
@@ -108,7 +109,7 @@ def stream(
     def banned(so_far: Sequence[int]) -> Sequence[int]:
         return () if bans is None else bans.after(so_far, len(prompt), ends)
 
-    sampler = Sampler(params or SamplingParams())
+    sampler = Sampler(params or SamplingParams(), logprobs)
     asked = model, slot, conversation or Conversation(), prompt, sampler, banned
     decoding = Decoding(*asked) if speculation is None else Speculating(speculation, *asked, ends=ends, limit=limit)
     return _generate(decoding, ends, limit, _Told(tokenizer, prompt, thinks), _HeldText(stop))

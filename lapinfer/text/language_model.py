@@ -35,12 +35,14 @@ class GenerationKeywords(TypedDict, total=False):
     """What every kind of generation accepts; sampling parameters as in `SamplingParams`, instead of `params`.
 
     speculate: guess tokens, and check several in a step, where that is faster; they are the same without it.
+    logprobs: tell the log-probability of each token: all logits are computed for that, not only the best.
     """
 
     max_tokens: int | None
     stop: Sequence[str]
     slot: int
     speculate: bool
+    logprobs: bool
     params: SamplingParams
     temperature: float
     top_k: int
@@ -64,7 +66,7 @@ FOR_TEMPLATES = ("tools", "documents", "continue_final_message")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `tokens` and `logprobs` include the token that ended it, `text` does not.
+    """A whole answer. `tokens` include the token that ended it, `text` does not; so do `logprobs`, where asked for.
 
     `thinking` is what a chat's model said before its answer: in `<think>` … `</think>`, or to other channels than the
     final one. It is not part of `text`; templates take it back as a message's `reasoning_content`.
@@ -204,6 +206,7 @@ class LanguageModel:
         stop: Sequence[str] = (),
         slot: int = 0,
         speculate: bool = True,
+        logprobs: bool = False,
         params: SamplingParams | None = None,
         thinks: Splitter | None = None,
         **sampling: Any,
@@ -221,7 +224,7 @@ class LanguageModel:
         conversation = self._conversations[whole("slot", slot, 0, len(self._conversations) - 1)]
         return stream(
             self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation, makers.bans, thinks,
-            speculation,
+            speculation, flag("logprobs", logprobs),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -259,7 +262,7 @@ def completed(events: Iterator[Token]) -> Completion:
     return Completion(
         text="".join(t.text for t in tokens),
         tokens=tuple(t.token for t in tokens),
-        logprobs=tuple(t.logprob for t in tokens),
+        logprobs=tuple(t.logprob for t in tokens if t.logprob is not None),
         finish_reason=last.finish_reason or "length",
         timings=last.timings,
         thinking="".join(t.thinking for t in tokens),

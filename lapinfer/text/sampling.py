@@ -20,15 +20,31 @@ BLOCK = 16
 
 
 class Sampler:
-    """Draws tokens with the given parameters; its random numbers go on from token to token."""
+    """Draws tokens with the given parameters; its random numbers go on from token to token.
 
-    def __init__(self, params: SamplingParams) -> None:
-        self.params = params
+    logprobs: whether log-probabilities are told, which takes all logits.
+    """
+
+    def __init__(self, params: SamplingParams, logprobs: bool = False) -> None:
+        self.params, self.logprobs = params, logprobs
         self._random = np.random.Generator(np.random.PCG64(params.seed))
 
     def draw_like(self, other: Sampler) -> None:
         """Let the next random numbers be those that `other` will draw."""
         self._random.bit_generator.state = other._random.bit_generator.state
+
+    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = ()) -> int | None:
+        """How many of the largest logits decide what `sample` returns; None: all of them.
+
+        A ban takes one away. So may a penalty, which lowers the logits of ids that were there; a reward (below 1) could
+        raise any.
+        """
+        p = self.params
+        kept = 1 if p.temperature == 0 else p.top_k
+        if self.logprobs or kept == 0 or (p.repetition_penalty < 1 and len(history)):
+            return None
+        lowered = len(set(history)) if p.repetition_penalty > 1 else 0
+        return kept + lowered + len(set(banned))
 
     @np.errstate(over="ignore")  # of logits at both ends of float32: a difference of −inf is right
     def sample(
@@ -37,20 +53,18 @@ class Sampler:
         block_max: np.ndarray | None = None,
         history: Sequence[int] = (),
         banned: Sequence[int] = (),
-    ) -> tuple[int, float]:
-        """The next token and its log-probability under the model's own logits (no filter, temperature 1).
+    ) -> tuple[int, float | None]:
+        """The next token and its log-probability under the model's own logits (no filter, temperature 1), or None.
 
-        logits: [V] float32, not changed; block_max: [ceil(V/16)] float32, the maximum of each 16 consecutive
-        logits (computed when None); history: earlier ids, which are penalized; banned: ids that are not chosen.
+        logits: [V] float32, not changed; all but the largest `needed` ones may be −∞. block_max: [ceil(V/16)] float32,
+        the maximum of each 16 consecutive logits (computed when None); history: earlier ids, which are penalized; banned: ids that are not chosen.
         """
         if block_max is None:
             block_max = _block_max(logits)
-        top = block_max.max()
-        # One pass over all logits: the log-probability needs it, and a NaN anywhere shows in it.
-        total = float(np.exp(logits - top).sum()) if np.isfinite(top) else math.nan
-        if not math.isfinite(total):
+        top = block_max.max()  # a NaN anywhere shows in it
+        if not np.isfinite(top):
             raise CheckpointError("the model's output is not numbers (NaN or infinity): its weights are damaged")
-        log_total = float(top) + math.log(total)
+        log_total = float(top) + math.log(float(np.exp(logits - top).sum())) if self.logprobs else None
         values, p = logits, self.params
         if p.repetition_penalty != 1 and len(history):
             ids = np.unique(np.asarray(history))
@@ -73,7 +87,7 @@ class Sampler:
                 weight = np.exp((values[ids].astype(np.float64) - float(top)) / p.temperature).cumsum()
             index = int(weight.searchsorted(self._random.random() * weight[-1], side="right"))
             token = int(ids[min(index, len(ids) - 1)])
-        return token, float(logits[token]) - log_total
+        return token, None if log_total is None else float(logits[token]) - log_total
 
 
 def _block_max(values: np.ndarray) -> np.ndarray:

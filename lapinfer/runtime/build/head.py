@@ -90,9 +90,7 @@ def _best_rows(build: ModelOps, name: str, exact: np.ndarray, bias: np.ndarray |
     norms[: spec.vocab] = build.weights.tensor(f"{COARSE}.norms")
     logits = np.zeros((T, ROWS * blocks), np.float32)
     largest = np.zeros((T, blocks), np.float32)
-    rows = BestRows(
-        min(MOST_BEST, blocks // 8), np.zeros(BEST_ROUNDS, np.int64), np.zeros(len(BEST_STATE), np.int64)
-    )
+    rows = BestRows(min(MOST_BEST, blocks // 8), np.zeros(BEST_ROUNDS, np.int64), np.zeros(len(BEST_STATE), np.int64))
     table = {
         "blocks": blocks, "coarse": logits, "coarse_stride": logits.strides[0], "coarse_max": largest, "norms": norms,
         "block_norms": norms.reshape(blocks, ROWS).max(axis=1), "exact": exact, "exact_stride": exact.strides[0],
