@@ -20,13 +20,16 @@ from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.loading import convert
+from lapinfer.loading import convert, load_model
+from lapinfer.options import LoadOptions
+from lapinfer.packing.integrity import damaged
 from lapinfer.packing.pack import cached_folder
 from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant.blocks import unpack
 from lapinfer.quant.formats import group_format
 from lapinfer.quant.groups import Grouped
 from lapinfer.quant.quantize import quantize
+from lapinfer.report.costs import Costs
 
 
 def write(folder: Path, case: str = "llama-odd", **changed: np.ndarray | None) -> FolderCheckpoint:
@@ -241,3 +244,24 @@ def test_stored_groups_are_kept_beside_others_in_one_matrix(tmp_path):
     assert file.metadata["calibration"] == "random"
     q = checkpoint.read("model.layers.0.self_attn.q_proj.weight")
     np.testing.assert_array_equal(logical(file, "layers.0.qkv")[: len(q)], q)
+
+
+def test_a_head_gets_a_coarse_copy_of_what_it_multiplies_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("lapinfer.packing.coarse.coarse_format", lambda *head: "q4")
+    monkeypatch.setattr("lapinfer.packing.coarse.SLICE", 1)  # a band at a time
+    checkpoint = write(tmp_path / "model")
+    folder = pack_calibrated(checkpoint, tmp_path / "packed", "q8")
+    spec, file = read_packed(folder)
+    head = logical(file, "embed" if spec.tied else "head")[: spec.vocab]
+    copy = logical(file, "head.coarse")[: spec.vocab]
+    assert np.array_equal(copy, quantize("q4", head).weights())
+    lacking = np.linalg.norm(head - copy, axis=1)
+    norms = file.tensor("head.coarse.norms")
+    assert (norms > lacking).all()
+    assert norms == pytest.approx(lacking + 2**-16 * np.linalg.norm(head, axis=1), rel=1e-5)
+    assert damaged(file.stored) == []
+    model = load_model(folder, LoadOptions(ctx=16, threads=1))
+    whole, best = (model.step([3], [0], [0], [True], best=k).values[0].copy() for k in (None, 1))
+    assert whole.argmax() == best.argmax()
+    assert Costs.of(model).weight_bytes == sum(file.tensor(n).nbytes for n in file.names())
+    model.close()

@@ -74,16 +74,19 @@ class Costs:
 
     def touched(
         self, pos: Sequence[int] | np.ndarray, wanted: int = 1, slot: Sequence[int] | np.ndarray | None = None,
-        read_by: Model | None = None,
+        read_by: Model | None = None, best_blocks: int | None = None,
     ) -> dict[str, int]:  # fmt: skip
         """Predicted bytes by part of a step, of which `wanted` tokens give logits.
 
         slot: the sequence of each token, None for one of all. read_by: the model whose last step is meant, for as many
-        experts and nodes as that has read; else those that chance would choose.
+        experts and nodes as that has read; else those that chance would choose. best_blocks: row blocks of the head
+        that are read for the best logits; None: all logits.
         """
         distinct = (None, None) if read_by is None else (read_by.distinct_experts, read_by.distinct_nodes)
         slot = np.zeros(len(pos), np.int64) if slot is None else slot
-        return predict_bytes(self.spec, dict(self.formats), self.kv, slot, pos, wanted, *distinct)
+        return predict_bytes(
+            self.spec, dict(self.formats), self.kv, slot, pos, wanted, *distinct, best_blocks=best_blocks
+        )
 
 
 def arithmetic(format: str) -> Arithmetic:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lapinfer.kernels.operands import BEST_ROUNDS
 from lapinfer.machine import largest_cache
+from lapinfer.quant.choice import TYPICAL_BEST
 from lapinfer.report import roofline
 from lapinfer.report.costs import Costs
 from lapinfer.report.fit import decode_seconds
 from lapinfer.report.tables import aligned
 from lapinfer.report.timing import Watch
 from lapinfer.runtime.plan import Op
-from lapinfer.runtime.predict import expected_reads, parts_of
+from lapinfer.runtime.predict import expected_best_blocks, expected_reads, parts_of
 from lapinfer.spec import TreeSpec
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ DECODE_STEPS, PREFILL_STEPS = 24, 3
 
 LEGEND = """\
 n: ops in a step. MB: bytes that they read, of weights and KV cache (kv: of positions before).
-MMAC: millions of multiply-adds; MAC/B: of these a byte. experts: leaves, too, in models of trees."""
+MMAC: millions of multiply-adds; MAC/B: of these a byte. experts: leaves, too, in models of trees.
+coarse head, best, may be best: the passes over a head of which only the best logits are needed."""
 TIMED_LEGEND = """
 roof %: the least time that this machine needs for these bytes and multiply-adds, by the time
 taken; above 100 where weights stay in caches, or others ran while the machine was measured.
@@ -114,13 +117,16 @@ def _kinds(model: Model) -> str:
 
 def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: bool) -> str:
     """One step's table and its summary."""
-    watch, slot = Watch(model), np.zeros(len(step.pos), np.int64)
-    meter, ops = watch.meter, model.runner.plan.ops
+    watch, slot = Watch(model, TYPICAL_BEST), np.zeros(len(step.pos), np.int64)
+    meter, ops, costs = watch.meter, model.runner.plan.ops, Costs.of(model)
     if machine is None:
-        meter.record(slot, step.pos, 1, 0, *expected_reads(model.spec, len(step.pos)))
+        best = expected_best_blocks(model.spec, costs.formats)
+        rounds = None if best is None else np.array([best] + [0] * BEST_ROUNDS)
+        meter.record(slot, step.pos, 1, 0, *expected_reads(model.spec, len(step.pos)), blocks=rounds)
     else:
         watch.steps([(step.token, slot, step.pos)] * (step.repeats + 1))
-    costs = Costs.of(model)
+        best = None if model.best_blocks is None else int(model.best_blocks.sum())
+        costs = Costs.of(model)  # a step may have widened a layer's cache
     rows = meter.by_op()
     lines = [_line(op, row, step.pos, meter.steps, machine) for op, row in zip(ops, rows, strict=True)]
     total = Line("step")
@@ -138,7 +144,7 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
     for group in (lines, list(by_part.values()), [total]):
         table.append([])
         table += [[show(line, total) for _, show in columns] for line in group]
-    predicted = sum(costs.touched(step.pos, read_by=None if machine is None else model).values())
+    predicted = sum(costs.touched(step.pos, read_by=None if machine is None else model, best_blocks=best).values())
     text = (
         f"{step.heading}\n{aligned(table, left=3, gap=' ')}\n"
         f"predicted from the spec {predicted:,} bytes, metered {total.bytes:,} bytes"

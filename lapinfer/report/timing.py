@@ -32,11 +32,11 @@ def repeated(run: Callable[[], float], seconds: float) -> list[float]:
 class Watch:
     """Runs a model's steps under a meter of its own; the model's usage does not change.
 
-    seconds, positions: of each call of `step`.
+    best: how many of the best logits steps give; None for all. seconds, positions: of each call of `step`.
     """
 
-    def __init__(self, model: Model):
-        self.model = model
+    def __init__(self, model: Model, best: int | None = None):
+        self.model, self.best = model, best
         self.seconds: list[float] = []
         self.positions: list[np.ndarray] = []
         self.meter = model.runner.new_meter()
@@ -45,7 +45,7 @@ class Watch:
         """The logits are those of a prompt's last token, or of each token of a batch."""
         want = np.zeros(len(pos), bool)
         want[-1 if slot[0] == slot[-1] else slice(None)] = True
-        self.seconds.append(self._timed(lambda: self.model.step(token, slot, pos, want)))
+        self.seconds.append(self._timed(lambda: self.model.step(token, slot, pos, want, best=self.best)))
         self.positions.append(pos)
 
     def steps(self, steps: Iterable[Step], seconds: float = inf) -> Watch:
@@ -56,7 +56,7 @@ class Watch:
             if i == 0:
                 routing, self.model.routing = self.model.routing, None
                 try:
-                    Watch(self.model).step(*step)
+                    Watch(self.model, self.best).step(*step)
                 finally:
                     self.model.routing = routing
                 continue

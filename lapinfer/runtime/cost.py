@@ -22,8 +22,8 @@ class Tally:
     """Sums over steps of one kind: steps, their tokens, experts and nodes [routed layers] that they read.
 
     blocks: row blocks of the head that were read for the best logits, by round [BEST_ROUNDS + 1]; block_tokens: the
-    same times the tokens that they were multiplied with; of all steps, in a tally of any kind. positions: earlier positions that tokens
-    saw, each once per step and slot, by window (None: no window).
+    same times the tokens that they were multiplied with; of all steps, in a tally of any kind. positions: earlier
+    positions that tokens saw, each once per step and slot, by window (None: no window).
     """
 
     steps: int = 0

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from lapinfer.quant import ROWS
+from lapinfer.quant.choice import expected_share
 from lapinfer.runtime.chance import expected_distinct
 from lapinfer.runtime.kv import KVKinds, bytes_per_position, of_layer
 from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec, RouterSpec, TreeSpec
@@ -200,6 +201,13 @@ def expected_nodes(layer: LayerSpec, tokens: int) -> int:
     """Nodes of a layer's trees that a step is expected to read; of one token that is sure."""
     tree = layer.feed_forward.router
     return round(tree.trees * _visited(tree.depth, tokens)) if isinstance(tree, TreeSpec) and tree.path else 0
+
+
+def expected_best_blocks(spec: ModelSpec, formats: Mapping[str, str]) -> int | None:
+    """Row blocks of the head that a token is expected to read where samplers look at the best logits; None: all."""
+    if COARSE not in formats:
+        return None
+    return round(expected_share(formats[COARSE], spec.vocab) * -(-spec.vocab // ROWS))
 
 
 def _visited(levels: int, tokens: int) -> float:

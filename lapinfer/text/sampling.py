@@ -57,7 +57,8 @@ class Sampler:
         """The next token and its log-probability under the model's own logits (no filter, temperature 1), or None.
 
         logits: [V] float32, not changed; all but the largest `needed` ones may be −∞. block_max: [ceil(V/16)] float32,
-        the maximum of each 16 consecutive logits (computed when None); history: earlier ids, which are penalized; banned: ids that are not chosen.
+        the maximum of each 16 consecutive logits (computed when None); history: earlier ids, which are penalized;
+        banned: ids that are not chosen.
         """
         if block_max is None:
             block_max = _block_max(logits)
