@@ -19,6 +19,7 @@ from lapinfer.options import LoadOptions
 from lapinfer.report import bench as bench_module
 from lapinfer.report import roofline
 from lapinfer.report.bench import bench
+from lapinfer.report.bench_copied import Copied
 from lapinfer.report.bench_runs import About, Row, Runs
 from lapinfer.report.bench_tables import WRITERS, compared, read_rows, to_markdown
 from lapinfer.report.candidates import Candidate
@@ -69,16 +70,17 @@ class Together(FakeModel):
         self.clock, self.takes = clock, takes
         self.stepped: list[tuple[list[int], list[int], list[int]]] = []
 
-    def step(self, token: Any, slot: Any, pos: Any, want: Any) -> Any:
+    def step(self, token: Any, slot: Any, pos: Any, want: Any, **options: Any) -> Any:
         self.clock[0] += self.takes
         self.stepped.append((list(map(int, token)), list(map(int, slot)), list(map(int, pos))))
-        return super().step(token, slot, pos, want)
+        return super().step(token, slot, pos, want, **options)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, quiet: None) -> list[float]:
     now = [0.0]
     monkeypatch.setattr("lapinfer.report.timing.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("lapinfer.text.speculation.perf_counter", lambda: now[0])
     return now
 
 
@@ -127,6 +129,28 @@ def test_sequences_take_turns_and_are_set_beside_one(
     old.write_text(WRITERS["json"](rows))
     assert json.loads(old.read_text())[1]["mb_relative"] == pytest.approx(1)
     assert "tg4 x4" in compared(rows, read_rows(old))
+
+
+def test_an_answer_that_repeats_its_prompt_is_guessed(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    rows, (model,) = rows_of(monkeypatch, clock, bench_module.Tests((), (40,), (2,), (1,), 5, copied=True))
+    assert [row.test for row in rows] == ["tg40 @ d2", "tg40 copied @ d2"]
+    one, copied = rows
+    assert (one.tokens_per_step, model.ctx) == (None, 82)
+    assert copied.tokens_per_step is not None
+    assert copied.tokens_per_step > 3
+    assert copied.ts_relative == pytest.approx(copied.tokens_per_step, rel=0.1)  # the middle one, and the mean
+    assert "tokens a step" in to_markdown(rows)
+
+
+def test_bytes_of_guesses_are_predicted(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    monkeypatch.setattr("lapinfer.text.speculation.QUICK", 0.0)
+    monkeypatch.setattr("lapinfer.text.speculation.worth", lambda shares, seconds: (len(shares), 1.0))
+    (model, _), spec = model_of("llama-plain", "q8", "f16"), spec_of("llama-plain")
+    runs = Copied(model, np.random.default_rng(0).integers(0, spec.vocab, 48, np.int32), 20, 4)
+    runs.once(counted=True)
+    row = runs.row(ABOUT, None)
+    assert runs.tokens_per_step() > 2
+    assert row.predicted_mb == pytest.approx(row.touched_mb, rel=1e-12)
 
 
 def test_models_take_turns_with_all_their_sequences(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:

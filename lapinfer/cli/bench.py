@@ -43,6 +43,9 @@ def bench(
     batch: Annotated[
         str, typer.Option("--batch", callback=_comma_list, help="Sequences that are decoded together.")
     ] = "1",
+    speculation: Annotated[
+        bool, typer.Option("--speculation", help="Also decode an answer that repeats its prompt, with guesses.")
+    ] = False,
     depth: Annotated[str, typer.Option("-d", "--n-depth", callback=_comma_list, help="Tokens before the test.")] = "0",
     threads: Annotated[
         str | None,
@@ -72,7 +75,9 @@ def bench(
         check_usage(load_declaration("threads"), "--threads", count)
     for count in _numbers(batch):
         check_usage(load_declaration("slots"), "--batch", count)
-    tests = bench.Tests(_numbers(n_prompt), _numbers(n_gen), _numbers(depth), _numbers(batch), repetitions, text)
+    tests = bench.Tests(
+        _numbers(n_prompt), _numbers(n_gen), _numbers(depth), _numbers(batch), repetitions, text, copied=speculation
+    )
     older_rows = None if compare is None else bench_tables.read_rows(compare)
     write = bench_tables.WRITERS[output]
     placed, failed, stopped = [], 0, False

@@ -2,10 +2,10 @@
 
 pp512: the tokens of a prompt of 512, as large steps as the model takes. tg128: 128 tokens, one per step, from
 an empty context. "@ d1024" after either: at a depth of 1024 tokens, whose reading is not timed. Nothing is
-sampled. "tg128 x4": 128 tokens of four sequences each, a step for the next of all, with different texts. The first
-run of each test warms up and is not counted; compile and load times have their own columns. Models take turns, a run
-each (report/turns.py), and so do numbers of sequences within a model's turn. The machine's bandwidth is measured
-between them.
+sampled. "tg128 x4": 128 tokens of four sequences each, a step for the next of all, with different texts. "tg128
+copied": the 128 tokens before it again, with speculation: the most that it brings. The first run of each test warms up
+and is not counted; compile and load times have their own columns. Models take turns, a run each (report/turns.py), and
+so do numbers of sequences within a model's turn. The machine's bandwidth is measured between them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lapinfer.errors import DoesNotFitError, InputError, LapinferError
 from lapinfer.machine import available_memory
 from lapinfer.options import LoadOptions
 from lapinfer.report import roofline
+from lapinfer.report.bench_copied import Copied
 from lapinfer.report.bench_runs import About, Row, Runs
 from lapinfer.report.candidates import Candidate
 from lapinfer.report.perplexity import perplexity
@@ -47,7 +48,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Tests:
-    """What is measured of a model: each length of a prompt, and of so many answers together, at each depth."""
+    """What is measured of a model: each length of a prompt, and of so many answers together, at each depth.
+
+    copied: answers that repeat what is before them, too, with speculation.
+    """
 
     n_prompt: Sequence[int] = (512,)
     n_gen: Sequence[int] = (128,)
@@ -55,6 +59,7 @@ class Tests:
     sequences: Sequence[int] = (1,)
     repetitions: int = 5
     text: Path | None = None
+    copied: bool = False
 
     def __post_init__(self) -> None:
         if self.repetitions < 1:
@@ -75,7 +80,8 @@ class Tests:
 
     @property
     def ctx(self) -> int:
-        return max(map(sum, self.lengths)) + max(self.depth)
+        longest = max(map(sum, self.lengths))
+        return max(longest, 2 * max(self.n_gen, default=0) if self.copied else 0) + max(self.depth)
 
     @property
     def slots(self) -> int:
@@ -130,8 +136,10 @@ def _turns(
         about = About(machine, text, *_perplexity(loaded, tests.text))
         for (p, n), d in itertools.product(tests.lengths, tests.depth):
             runs = [Runs(model, texts[:size], p, n, d) for size in (dict.fromkeys(tests.sequences) if n else (1,))]
+            if n and tests.copied:
+                runs.append(Copied(model, texts[0], n, d))
             yield from _rounds(runs, tests.repetitions, say)
-            alone = next((run for run in runs if len(run.texts) == 1), None)
+            alone = next((run for run in runs if len(run.texts) == 1 and not isinstance(run, Copied)), None)
             for run in runs:
                 yield run.row(about, alone)
 

@@ -37,8 +37,9 @@ class Row:
     the time taken. perplexity: of the text perplexity_text, which was given, or which the model's card names.
     peak_rss_mb and major_faults are the process's so far. text: "real", or "random" for a model without a tokenizer.
 
-    ts_relative: of several sequences, tokens per second as a multiple of one sequence's, the median of turns in pairs,
-    and the range of its true median (report/against.py); None where that was not measured, or in too few turns.
+    tokens_per_step: with speculation, how many a step brings; None without it. ts_relative: of several sequences, or
+    with speculation, tokens per second as a multiple of one sequence's, the median of turns in pairs, and the range of
+    its true median (report/against.py); None where that was not measured, or in too few turns.
     mb_relative: the same of touched_mb. experts_read: of a model that routes, different experts that a step of decoding
     read in a routed layer, the mean (shared ones included); experts_expected: how many chance would. expert_hit_rate,
     read_mb: of a model whose experts are partly on disk (--memory), the share of chosen experts that were in memory,
@@ -79,6 +80,7 @@ class Row:
     peak_rss_mb: float | None
     major_faults: int | None
     text: str
+    tokens_per_step: float | None
     ts_relative: float | None
     ts_relative_low: float | None
     ts_relative_high: float | None
@@ -128,13 +130,21 @@ class Runs:
         else:
             pool.reset()
         watch = self.watch if counted else Watch(model)
-        took = watch.prefill(self.texts[0, d : d + self.p], d) if self.p else watch.decode(self.texts, d, self.n)
+        took = watch.prefill(self.texts[0, d : d + self.p], d) if self.p else self._generate(watch)
         if counted:
             self.seconds.append(took)
             if pool is not None and pool.pooled:
                 stats = pool.stats()
                 self.from_pool.update({name: stats[name] for name in ("hits", "misses", "bytes_read")})
         self.bandwidths.append(roofline.bandwidth_now(model.threads))
+
+    def _generate(self, watch: Watch) -> float:
+        """Seconds of the answers."""
+        return watch.decode(self.texts, self.d, self.n)
+
+    def tokens_per_step(self) -> float | None:
+        """Where several tokens of a sequence may come of a step."""
+        return None
 
     @property
     def speeds(self) -> list[float]:
@@ -187,6 +197,7 @@ class Runs:
             peak_rss_mb=None if peak is None else peak / 1e6,
             major_faults=major_faults(),
             text=about.text,
+            tokens_per_step=self.tokens_per_step(),
             **self._beside(alone),
             **self._experts(),
             **self._from_disk(),

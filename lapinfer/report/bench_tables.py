@@ -47,18 +47,24 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def batches(rows: Sequence[Row]) -> list[str]:
-    """What sequences bring that are decoded together, beside one alone: a table, if there are such tests."""
-    together = {(r.model_filename, r.n_threads, r.n_gen, r.n_depth) for r in rows if r.sequences > 1}
+    """What sequences bring that are decoded together, or guesses, beside one token a step: a table, if there are such
+    tests."""
+    several = [r for r in rows if r.sequences > 1 or r.tokens_per_step is not None]
+    together = {(r.model_filename, r.n_threads, r.n_gen, r.n_depth) for r in several}
     shown = [r for r in rows if (r.model_filename, r.n_threads, r.n_gen, r.n_depth) in together]
     if not shown:
         return []
-    head = ["model", "test", "t/s of all", "of one", "MB/token", "of one", "ms a step", "experts a step", "by chance"]
+    head = ["model", "test", "t/s of all", "of one", "MB/token", "of one", "ms a step"]
+    head += ["tokens a step", "experts a step", "by chance"]
     table = [
         [
             r.model_filename, r.test, _three_digits(r.avg_ts), _beside_one(r),
             _three_digits(r.touched_mb), "" if r.mb_relative is None else f"{r.mb_relative:.2f}x",
             *("" if value is None else f"{value:.{digits}f}"
-              for value, digits in ((r.tpot_p50_ms, 2), (r.experts_read, 1), (r.experts_expected, 1))),
+              for value, digits in (
+                  (r.tpot_p50_ms, 2), (r.tokens_per_step or r.sequences, 1), (r.experts_read, 1),
+                  (r.experts_expected, 1),
+              )),
         ]
         for r in shown
     ]  # fmt: skip
