@@ -3,8 +3,8 @@
     python bench/speculation.py [-m MODEL] [--draft MODEL] [-t 2] [-r 3] [-o bench/results/speculation.json]
 
 Each task of bench/speculation_tasks.json is answered without speculation and with it, in turns (A B, B A …), greedy and
-with seeded sampling. Both must give the same tokens and log-probabilities, or the script fails. A task's ratio is that
-of the medians of its tokens per second, prompts not counted; what is printed of all tasks is mean, median and range.
+with seeded sampling. Both must give the same tokens, or the script fails. A task's ratio is that of the medians
+of its tokens per second, prompts not counted; what is printed of all tasks is mean, median and range.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def compared(model: LanguageModel, task: dict[str, str], repetitions: int, **opt
         for speculate in ((False, True), (True, False))[turn % 2]:
             said[speculate] = answer(model, task, speculate=speculate, **options)
             speeds[speculate].append(said[speculate].timings.tokens_per_second)
-        if (said[True].tokens, said[True].logprobs) != (said[False].tokens, said[False].logprobs):
+        if said[True].tokens != said[False].tokens:
             raise SystemExit(f"{task['name']}: speculation changes the answer ({options})")
     timings = said[True].timings
     return {

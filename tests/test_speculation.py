@@ -63,6 +63,7 @@ def told(events: Any) -> list[Any]:
 
 def compared(model: LanguageModel, ids: list[int], seed: int = 0, **options: Any) -> Any:
     """The last event with guesses; all of them are those without."""
+    options["logprobs"] = seed % 2 == 0
     plain = list(model.stream(ids, speculate=False, **options))
     model.forget()
     with guessing([*ids, *(e.token for e in plain)], model.spec.vocab, seed):

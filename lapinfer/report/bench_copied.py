@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 
 class Saying(Sampler):
-    """Chooses the tokens of a text, whatever the logits."""
+    """Chooses the tokens of a text, whatever the logits; all of these are computed, as in the other tests."""
 
     def __init__(self, text: Sequence[int]) -> None:
         super().__init__(SamplingParams(temperature=0))
         self._text = text
+
+    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = ()) -> None:
+        return None
 
     def sample(
         self,
@@ -33,8 +36,8 @@ class Saying(Sampler):
         block_max: np.ndarray | None = None,
         history: Sequence[int] = (),
         banned: Sequence[int] = (),
-    ) -> tuple[int, float]:
-        return self._text[len(history)], 0.0
+    ) -> tuple[int, float | None]:
+        return self._text[len(history)], None
 
 
 class Copied(Runs):

@@ -98,9 +98,10 @@ class Decoding:
 
     def _needed(self, guesses: Sequence[int]) -> int | None:
         """How many of the largest logits after `ids`, and after each guess, decide what comes next; None: all."""
-        most = 0
-        for count in range(len(guesses) + 1):
-            ids = [*self.ids, *guesses[:count]] if count else self.ids
+        most, ids = 0, [*self.ids] if guesses else self.ids
+        for guess in (None, *guesses):
+            if guess is not None:
+                ids.append(guess)
             needed = self.sampler.needed(ids, self.banned(ids))
             if needed is None:
                 return None

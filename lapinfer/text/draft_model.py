@@ -65,7 +65,7 @@ class ModelGuesses:
 
     def __init__(self, draft: DraftModel, slot: int, params: SamplingParams, banned: Banned) -> None:
         self._draft, self._odds = draft, Odds(FIRST, 4.0)
-        self._own = Decoding(draft.model, slot, draft.conversations[slot], [], Sampler(params), banned)
+        self._own = Decoding(draft.model, slot, draft.conversations[slot], [], Sampler(params, True), banned)
         self._agreed = 0  # of the draft's ids, those that were the text's when it was last asked
         self._last: list[tuple[int, int]] = []  # guesses, and their kinds
         self._waited, self._patience = 0, AGAIN
