@@ -7,6 +7,8 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # No test cuts the power; what a killed process has written stays. Thousands of tiny files would wait for a disk.
+    os.fsync = lambda fd: None
     os.environ.setdefault("NUMBA_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "numba"))
     # A shell that starts the suite in the background has Ctrl-C ignored, and so would every process that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
