@@ -15,6 +15,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_weights import RandomWeights
 from safetensors.numpy import save_file
 
 from lapinfer import machine
@@ -23,7 +24,6 @@ from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.families import spec_from_config
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant.formats import FORMATS
 from lapinfer.report import bandwidth, doctor, roofline
 from lapinfer.report.against import Figures, against_dense, ratio
@@ -42,41 +42,9 @@ from lapinfer.tensors import active_parameters, parameters, tensors
 LIMITS = Limits(ctx=32, slots=3, step=16)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny")
-
-
 @cache
-def packings(name: str, folder: Path) -> tuple[ModelSpec, dict[str, PackedFile]]:
-    """A golden case packed in every format."""
-    config, stored, _, _ = tiny.read_golden(tiny.GOLDEN / f"{name}.npz")
-    source = folder / name
-    source.mkdir()
-    (source / "config.json").write_text(json.dumps(config))
-    save_file(stored, source / "model.safetensors")
-    checkpoint = FolderCheckpoint(source)
-    files = {f: read_packed(pack_calibrated(checkpoint, folder / f"{name}-{f}", f))[1] for f in FORMATS}
-    return spec_from_config(config, name), files
-
-
-class Mixed:
-    """Weights whose matrices have a format each."""
-
-    def __init__(self, files: dict[str, PackedFile], formats: dict[str, str]):
-        self.files, self.formats = files, formats
-
-    def tensor(self, name: str) -> np.ndarray:
-        return self.files[self.format(name)].tensor(name)
-
-    def format(self, name: str) -> str:
-        return self.formats.get(name, "f32")
-
-    def row_blocks(self, name: str) -> int:
-        return self.files[self.format(name)].row_blocks(name)
-
-    def offset(self, name: str) -> int:
-        return self.files[self.format(name)].offset(name)
+def spec_of(name: str) -> ModelSpec:
+    return spec_from_config(tiny.read_golden(tiny.GOLDEN / f"{name}.npz")[0], name)
 
 
 @st.composite
@@ -93,18 +61,17 @@ def runs(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), kv=st.sampled_from(sorted(DTYPES)), step=runs())
-def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject, kv: Any, step) -> None:
-    name = data.draw(st.sampled_from([str(case) for case in tiny.CASES]))
-    spec, files = packings(name, folder)
-    matrices = [n for n, t in tensors(spec).items() if t.is_matrix]
+def test_predicted_bytes_are_the_metered_ones(data: st.DataObject, kv: Any, step) -> None:
+    spec = spec_of(data.draw(st.sampled_from([str(case) for case in tiny.CASES])))
+    matrices = [n for n, t in tensors(spec).items() if t.is_matrix and t.role != "router"]
     if data.draw(st.booleans()):
         formats = dict.fromkeys(matrices, data.draw(st.sampled_from(sorted(FORMATS))))
     else:
         drawn = data.draw(st.lists(st.sampled_from(sorted(FORMATS)), min_size=len(matrices), max_size=len(matrices)))
         formats = dict(zip(matrices, drawn, strict=True))
-    # A stored format of "q4" may have been raised for some matrices: what the file says counts.
-    formats = {n: str(files[f].format(n)) for n, f in formats.items()}
-    built = build_model(spec, Mixed(files, formats), replace(LIMITS, kv=kv))
+    weights = RandomWeights(spec, "q4", formats=formats)
+    formats = {n: str(weights.format(n)) for n, t in tensors(spec).items() if t.is_matrix}
+    built = build_model(spec, weights, replace(LIMITS, kv=kv))
     meter = Meter(SimpleNamespace(ops=built.ops), lambda: 1.0)  # type: ignore[arg-type]
     slot, pos = step
     wanted = data.draw(st.integers(0, len(pos)))
@@ -115,11 +82,17 @@ def test_predicted_bytes_are_the_metered_ones(folder: Path, data: st.DataObject,
 
 
 @pytest.mark.parametrize("analyze", [False, True])
-def test_explain(folder: Path, analyze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain(tmp_path: Path, analyze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = roofline.Roofline(2, {2: 1e10}, {"int8": 1e11, "float32": 1e10})
     monkeypatch.setattr(roofline, "measure", lambda threads, **options: measured)
     monkeypatch.setattr(roofline, "weights_bandwidth", lambda format, threads: 9e9)
-    model = load_model(packings("gemma2-options", folder)[1]["q4"].path.parent, LoadOptions(ctx=40, threads=2))
+    config, stored, _, _ = tiny.read_golden(tiny.GOLDEN / "gemma2-options.npz")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    save_file(stored, source / "model.safetensors")
+    packed = pack_calibrated(FolderCheckpoint(source), tmp_path / "packed", "q4")
+    model = load_model(packed, LoadOptions(ctx=40, threads=2))
     try:
         before = model.usage.totals()
         text = explain(model, analyze)
