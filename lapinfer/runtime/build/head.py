@@ -22,8 +22,8 @@ from lapinfer.runtime.sizes import padded
 from lapinfer.tensors import COARSE, head_name
 
 MOST_TOKENS = 4
-"""Tokens of a step for which only the best logits are computed: more of them want a large part of the head together, and
-their arithmetic counts, not the bytes. Steps of 8 and 16 were slower with two passes (bench/head.py)."""
+"""Tokens of a step for which only the best logits are computed: more of them want a large part of the head together,
+and their arithmetic counts, not the bytes. Steps of 8 and 16 were slower with two passes (bench/head.py)."""
 
 MOST_BEST = 512
 """How many of the best: the heap of as many fits the scratch memory of any model."""
