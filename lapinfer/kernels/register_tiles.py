@@ -11,7 +11,6 @@ from lapinfer.kernels.codegen import (
     const,
     f32x16,
     intrinsic,
-    load,
     load_splat,
     multiply_add,
     named,
@@ -79,19 +78,6 @@ def tile_add_times(typingctx, tile, other, vectors):
         return cgutils.pack_array(b, out)
 
     return tile(tile, tile, vectors), generate
-
-
-@intrinsic
-def tile_times(typingctx, tile, address, stride):
-    """tile[i] · (the 16 float32 at address + i·stride)."""
-
-    def generate(context, b, sig, args):
-        tile, address, stride = args
-        factors = (load(b, b.add(address, b.mul(stride, I64(i))), f32x16.llvm) for i in range(sig.args[0].count))
-        rows = cgutils.unpack_tuple(b, tile)
-        return cgutils.pack_array(b, [b.fmul(row, factor) for row, factor in zip(rows, factors, strict=True)])
-
-    return tile(tile, types.int64, types.int64), generate
 
 
 @intrinsic
