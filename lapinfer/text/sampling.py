@@ -141,12 +141,16 @@ def _at_least(values: np.ndarray, block_max: np.ndarray, least: float) -> np.nda
 
 
 def _largest(values: np.ndarray, block_max: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the k largest values, largest first, equal ones by id.
+    """Ids of the k largest values, largest first, equal ones by id; fewer where others are −∞.
 
-    The k-th largest block maximum has k values at or above it, so smaller blocks hold none of the k largest.
+    The k-th largest block maximum has k values at or above it, so smaller blocks hold none of the k largest. Where only
+    the best logits were computed, nearly all blocks are −∞: a partition of so many equal numbers takes ten times as
+    long.
     """
-    n = len(block_max)
-    blocks = np.flatnonzero(block_max >= np.partition(block_max, n - k)[n - k]) if k < n else np.arange(n)
+    blocks = np.flatnonzero(block_max > -math.inf)
+    if k < len(blocks):
+        maxima = block_max[blocks]
+        blocks = blocks[maxima >= np.partition(maxima, len(blocks) - k)[len(blocks) - k]]
     ids = _members(blocks, len(values))
     candidates = values[ids]
     if k < len(ids):
