@@ -9,13 +9,12 @@ the row blocks that decoding reads.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import argument_parser
+from harness import argument_parser, print_result, write_result
 
 from lapinfer.kernels.operands import BEST_ROUNDS
 from lapinfer.model import Model
@@ -99,7 +98,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=MOST_TOKENS, help="tokens of a step")
     parser.add_argument("--seconds", type=float, default=1e9, help="after which comparing ends")
     asked = parser.parse_args()
-    result: dict[str, Any] = {"model": asked.model, "best": asked.best, "texts": {}}
+    result: dict[str, Any] = {"model": Path(asked.model).name, "best": asked.best, "texts": {}}
     with open_model(asked.model, LoadOptions(ctx=CONTEXT, threads=asked.threads)) as loaded:
         model = loaded.model
         result["formats"] = {name: model.weights.format(name) for name in ("embed", "head.coarse")}
@@ -108,10 +107,8 @@ def main() -> None:
             until = time.perf_counter() + asked.seconds / len(asked.texts)
             result["texts"][text.name] = compare(model, ids, asked.best, asked.step, until)
             result["decode"] = decode(model, ids, asked.best)
-    said = json.dumps(result, indent=1)
-    print(said)
-    if asked.output is not None:
-        asked.output.write_text(said + "\n")
+    print_result(result)
+    write_result(result, asked.output)
 
 
 if __name__ == "__main__":

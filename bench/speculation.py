@@ -98,7 +98,7 @@ def main() -> None:
                     )
                 rows += found
         machine.append(probe(args.threads))
-        result = {"model": model.model.name, "draft": args.draft, "threads": args.threads, "probes": machine}
+        result = {"model": Path(model.model.name).name, "draft": args.draft, "threads": args.threads, "probes": machine}
         write_result(result | {"summary": sums, "rows": rows}, args.output)
 
 
