@@ -48,8 +48,9 @@ def test_a_model_that_is_elsewhere_is_told_by_its_config_alone(remote):
     assert fitting
     assert told["parameters"] == 49152 * 2048 + 16 * (2048 * (2 * 2048 + 2 * 512 + 3 * 8192) + 2 * 2048) + 2048
     q4, q8, f16 = told["fit"]
+    copy = 49152 * 2048 * 4.5 + 49152 * 32  # bits of a coarse copy of a q8 head, and of its rows' norms
     assert 4.5 < 8 * q4["packed"] / told["parameters"] < 4.9
-    assert 8.4 < 8 * q8["packed"] / told["parameters"] < 8.6
+    assert 8.4 < (8 * q8["packed"] - copy) / told["parameters"] < 8.6
     assert 16 <= 8 * f16["packed"] / told["parameters"] < 16.1
     cache = cache_bytes(shape_spec("1b", "dense"), "f16", 1, 4096, 512)
     assert q4["memory"] == pytest.approx(q4["packed"] + cache + fit.PROCESS_BYTES, rel=0.02)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lapinfer import machine
 from lapinfer.options import KVOption
+from lapinfer.packing.coarse import with_coarse_head
 from lapinfer.packing.pack import choose_formats
 from lapinfer.quant.choice import MODELS, Stored
 from lapinfer.report.costs import Costs
@@ -64,7 +65,7 @@ def fits(
     """stored: formats that a matrix is made of in its checkpoint; bandwidth: bytes per second of a format's weights."""
     estimates = []
     for quant in quants:
-        formats, kind = choose_formats(spec, quant, stored), kv_format(kv, quant)
+        formats, kind = with_coarse_head(spec, choose_formats(spec, quant, stored)), kv_format(kv, quant)
         costs, limits = Costs(spec, formats, kind), Limits(ctx, kv=kind)
         packed = costs.weight_bytes
         cache = cache_bytes(spec, kind, 1, ctx, min(limits.step, ctx))
