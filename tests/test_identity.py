@@ -245,7 +245,7 @@ def test_texts_are_read_where_the_checkpoint_lies(tmp_path):
 class Nothing:
     """A model that is not built: only the texts beside it count."""
 
-    compile_s, slots, pool, ctx = 0.0, 1, None, 8
+    compile_s, slots, pool, ctx, max_step, max_wanted = 0.0, 1, None, 8, 8, 8
 
     def __init__(self, spec, weights, limits, *, name, texts, notice):
         self.spec, self.texts, self.name = spec, texts, name

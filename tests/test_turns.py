@@ -184,11 +184,11 @@ def opens(clock: list[float], takes: dict[str, float], runs: list[str]) -> Calla
         class Timed(FakeModel):
             name = candidate.name
 
-            def step(self, token: Any, slot: Any, pos: Any, want: Any) -> Any:
+            def step(self, token: Any, slot: Any, pos: Any, want: Any, **which: Any) -> Any:
                 clock[0] += takes[candidate.name] * (3 if not self.steps else 1)  # the first step is slow
                 if len(token) > 1:
                     runs.append(candidate.name)
-                return super().step(token, slot, pos, want)
+                return super().step(token, slot, pos, want, **which)
 
         return LanguageModel(Timed(ctx=options.ctx or 64))  # type: ignore[arg-type]
 
