@@ -110,7 +110,7 @@ activation tiles of act(y), or of act(gate) · up."""
 
 BEST_MARGINS = (6.0, 9.0)
 """Deviations by which a coarse logit may be wrong; the second where errors came near the first. Of normal errors one in
-10^9 is beyond 6; those of real heads have heavier tails, about 1.15 times as wide (bench/head.py)."""
+10^9 is beyond 6; those of real heads have heavier tails."""
 
 BEST_NEAR = 0.9
 """Share of a margin that no error may reach, of those that are seen."""

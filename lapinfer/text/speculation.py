@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lapinfer.model import Logits, Model
 
 MOST = 15
-"""Guesses of a step: with the token before them, as many tokens as kernels take at once."""
+"""Guesses of a step: with the token before them, two activation tiles."""
 COMPUTING = 0.12
 """What a token more is thought to cost besides bytes, in steps of one token, before that was measured."""
 QUICK = 1e-3
