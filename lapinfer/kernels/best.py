@@ -33,7 +33,7 @@ from lapinfer.kernels.simd import (
     where_less,
 )
 from lapinfer.kernels.stamp import stamped
-from lapinfer.kernels.system import atomic_add, atomic_store
+from lapinfer.kernels.system import is_last
 from lapinfer.kernels.vecmath import cap
 
 f32 = np.float32
@@ -189,15 +189,6 @@ def next_round(best, step, heap):
 
 
 # ---- kernels ----
-
-
-@jit
-def is_last(finished, chunks):
-    """Whether this chunk is the last of `chunks` to come to its end."""
-    if atomic_add(finished, 1) + 1 < chunks:
-        return False
-    atomic_store(finished, 0)
-    return True
 
 
 @kernel

@@ -9,7 +9,7 @@ import numpy as np
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.operands import ACT_F32, ACT_Q8, F32_TILE_GROUP, Q8_TILE_GROUP, Q16_TILE_GROUP, TILE
 from lapinfer.kernels.simd import lane, load_f32, load_i64, splat_f32, store_f32, store_i64
-from lapinfer.kernels.system import atomic_add, atomic_store
+from lapinfer.kernels.system import is_last
 from lapinfer.kernels.vecmath import exp
 
 f32 = np.float32
@@ -24,11 +24,7 @@ def exp_of(x):
 @jit
 def last_of_step(sort, step):
     """Whether this chunk, a tile of tokens, is the last of the step to come to its end."""
-    finished = sort.finished
-    if atomic_add(finished, 1) + 1 < step.tiles:
-        return False
-    atomic_store(finished, 0)
-    return True
+    return is_last(sort.finished, step.tiles)
 
 
 @jit

@@ -6,6 +6,7 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import types
 
+from lapinfer.kernels.cache import jit
 from lapinfer.kernels.codegen import I32, I64, VOID, call, features, intrinsic, pointer
 
 
@@ -117,3 +118,12 @@ def call_advise(typingctx, function, address, count, advice):
 
     i64 = types.int64
     return types.void(i64, i64, i64, i64), generate
+
+
+@jit
+def is_last(finished, chunks):
+    """Whether this chunk is the last of an op's `chunks` to come to its end; `finished`: a word that counts them."""
+    if atomic_add(finished, 1) + 1 < chunks:
+        return False
+    atomic_store(finished, 0)
+    return True
