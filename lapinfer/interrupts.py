@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -22,6 +23,8 @@ from lapinfer.parallel import started
 
 EXIT_CODE = 130
 """What shells give for a process that SIGINT has ended."""
+LATE = 0.3
+"""Seconds by which the thread that sees signals may be behind the main one, which the same signal has woken."""
 
 
 class _Noted:
@@ -78,6 +81,7 @@ class Keyboard:
     def __init__(self) -> None:
         self._mode: Literal["ends", "stops", "wakes"] = "ends"
         self._watched = False
+        self._woken = -LATE
         self.before_end: Callable[[], object] | None = None
         """Called when the process ends: what the terminal needs, say."""
 
@@ -116,13 +120,16 @@ class Keyboard:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._mode == "wakes":
+            self._woken = time.monotonic()
             raise KeyboardInterrupt
         if not self._watched:
             self._press()
 
     def _watch(self, reader: int) -> None:
         while signals := os.read(reader, 1):
-            if signals[0] == signal.SIGINT and self._mode != "wakes":
+            # The main thread may have been woken, and have left the block, before this one runs.
+            woken = self._mode == "wakes" or time.monotonic() - self._woken < LATE
+            if signals[0] == signal.SIGINT and not woken:
                 self._press()
 
     def _press(self) -> None:
