@@ -62,7 +62,7 @@ class FakeModel:
     ):  # fmt: skip
         routers = (None, RouterSpec(experts, top_k), RouterSpec(experts // 2, 1)) if experts else (None,)
         self.spec, self.texts, self.ctx, self.slots = spec(vocab, window, routers), folder, ctx, slots
-        self.routing = None
+        self.routing = self.best_blocks = None
         self.limits = SimpleNamespace(kv="f16")
         self.threads, self.lock = threads, threading.RLock()
         self.max_step = self.max_wanted = 16

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import FakeModel, byte_tokenizer_folder, install
+from test_best import WithCoarseHead
+from test_best import decoder as coarse_decoder
 from test_bytes import model_of, spec_of
 from typer.testing import CliRunner
 
 from lapinfer.cli import app
 from lapinfer.errors import DoesNotFitError, InputError
 from lapinfer.loading import load_model
-from lapinfer.options import LoadOptions
+from lapinfer.model import Model
+from lapinfer.options import LoadOptions, SamplingParams
+from lapinfer.quant.choice import TYPICAL_BEST
 from lapinfer.report import bench as bench_module
 from lapinfer.report import roofline
 from lapinfer.report.bench import bench
@@ -25,7 +29,10 @@ from lapinfer.report.bench_tables import WRITERS, compared, read_rows, to_markdo
 from lapinfer.report.candidates import Candidate
 from lapinfer.report.costs import Costs
 from lapinfer.report.roofline import Roofline
+from lapinfer.runtime.build.head import MOST_TOKENS
+from lapinfer.runtime.ops import Limits
 from lapinfer.text.language_model import LanguageModel
+from lapinfer.text.sampling import Sampler
 
 ABOUT = About(Roofline(1, {1: 2e10}, {"int8": 1e11, "float32": 1e10}), "random", None, None)
 
@@ -60,6 +67,30 @@ def test_predicted_bytes_are_the_metered_ones(name: str, sequences: int) -> None
     assert (row.experts_read is not None) is routed
     if not routed or sequences == 1:
         assert row.predicted_mb == pytest.approx(row.touched_mb, rel=1e-12)
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 5])
+@pytest.mark.usefixtures("quiet")
+def test_a_head_in_two_passes_is_read_as_generation_reads_it(sequences: int) -> None:
+    """Only the best logits, in steps of few tokens; bytes are of the row blocks that these steps have read."""
+    model = coarse_model()
+    assert Sampler(SamplingParams()).needed() == TYPICAL_BEST
+    ids = np.random.default_rng(0).integers(0, model.spec.vocab, (sequences, 24), np.int32)
+    whole = sum(Costs.of(model).touched([2]).values())
+    for p, n in ((0, 3), (20, 0)):
+        runs = Runs(model, ids[: sequences if n else 1], p, n, 2)
+        runs.once(counted=True)
+        runs.once(counted=True)
+        row = runs.row(ABOUT, None)
+        assert row.predicted_mb == pytest.approx(row.touched_mb, rel=1e-12)
+        assert (runs.watch.blocks[-1] is not None) == (sequences <= MOST_TOKENS or p > 0)
+        if n and sequences == 1:
+            assert row.touched_mb < whole / 1e6
+
+
+def coarse_model() -> Model:
+    spec = coarse_decoder(vocab=10_000)
+    return Model(spec, WithCoarseHead(spec), Limits(64, 8, 24, threads=1, activations="q16"))
 
 
 class Together(FakeModel):
@@ -142,14 +173,16 @@ def test_an_answer_that_repeats_its_prompt_is_guessed(monkeypatch: pytest.Monkey
     assert "tokens a step" in to_markdown(rows)
 
 
-def test_bytes_of_guesses_are_predicted(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+@pytest.mark.parametrize("coarse", [False, True])
+def test_bytes_of_guesses_are_predicted(monkeypatch: pytest.MonkeyPatch, quiet: None, coarse: bool) -> None:
     monkeypatch.setattr("lapinfer.text.speculation.QUICK", 0.0)
     monkeypatch.setattr("lapinfer.text.speculation.worth", lambda shares, seconds: (len(shares), 1.0))
-    (model, _), spec = model_of("llama-plain", "q8", "f16"), spec_of("llama-plain")
-    runs = Copied(model, np.random.default_rng(0).integers(0, spec.vocab, 48, np.int32), 20, 4)
+    model = coarse_model() if coarse else model_of("llama-plain", "q8", "f16")[0]
+    runs = Copied(model, np.random.default_rng(0).integers(0, model.spec.vocab, 48, np.int32), 20, 4)
     runs.once(counted=True)
     row = runs.row(ABOUT, None)
     assert runs.tokens_per_step() > 2
+    assert any(blocks is not None for blocks in runs.watch.blocks) is coarse
     assert row.predicted_mb == pytest.approx(row.touched_mb, rel=1e-12)
 
 

@@ -21,12 +21,15 @@ import test_fff_models as trees
 import tiny
 from fake_model import byte_tokenizer_folder
 from safetensors.numpy import load_file, save_file
+from test_best import WithCoarseHead
+from test_best import decoder as coarse_decoder
 from typer.testing import CliRunner
 
 from lapinfer.checkpoint import shipped
 from lapinfer.cli import app
 from lapinfer.errors import InputError
 from lapinfer.families import spec_from_config
+from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.report import collect, drawing, measure, roofline, texts, whatif
 from lapinfer.report.measured import Machine, Report, to_json
@@ -37,9 +40,11 @@ from lapinfer.report.roofline import Roofline
 from lapinfer.report.shapes import shape_spec
 from lapinfer.report.sizes import SIZES, Size
 from lapinfer.report.whatif import Settings, stored, terms, touched
+from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
+from lapinfer.text.language_model import LanguageModel
 
 ROOF = Roofline(1, {1: 2e10}, {"int8": 1e11, "float32": 3e10})
 SIZE = Size(64, 2, 4, 2, 256, 4, 2, 1, vocab=160, context=64)
@@ -128,6 +133,21 @@ def test_models_are_measured(report: Report) -> None:
     assert moe.routed is not None
     assert np.sum(moe.routed.load) == 2 * 2 * moe.routed.summary["tokens"]
     assert moe.batches[0].distinct == moe.routed.prompts[0][1] == 2
+
+
+def test_a_head_in_two_passes_is_measured_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "TURNS", 1)
+    spec = coarse_decoder(vocab=10_000)
+    model = Model(spec, WithCoarseHead(spec), Limits(64, 1, 24, threads=1, activations="q16"))
+    with LanguageModel(model) as loaded:
+        *_, m = measure.measure_model(loaded, "coarse", "a text", 24, lambda *args: None, random=True)
+    for step in (m.decode, m.prompt):
+        assert sum(step.predicted.values()) == step.bytes
+    whole = sum(touched(terms(spec, model.weights.formats, "f16"), Settings(24)).values())  # type: ignore[attr-defined]
+    of_sliders = sum(touched(m.terms, Settings(24)).values())
+    block = model.weights.tensor("head").shape[1]
+    assert m.decode.bytes < whole
+    assert abs(of_sliders - m.decode.bytes) <= block / 2  # as many row blocks as a step reads, rounded
 
 
 def test_json_holds_all_that_was_measured(report: Report) -> None:
@@ -239,6 +259,18 @@ def test_the_formula_is_the_prediction_at_a_models_own_settings() -> None:
             assert touched(of, Settings(context)) == predicted, name
         cache = sum(term.bytes for term in of if term.by == "position")
         assert stored(of, Settings(1)) - cache == sum(packed_bytes(spec, formats(spec)).values()), name
+
+
+def test_the_formula_knows_a_head_in_two_passes() -> None:
+    for spec in (coarse_decoder(), coarse_decoder(tied=True)):
+        of_matrices = WithCoarseHead(spec).formats
+        for read in (None, 7):
+            of = terms(spec, of_matrices, "f16", read)
+            assert touched(of, Settings(9)) == predict_bytes(
+                spec, of_matrices, "f16", [0], [8], 1, best_blocks=read
+            )  # fmt: skip
+            cache = sum(term.bytes for term in of if term.by == "position")
+            assert stored(of, Settings(1)) - cache == sum(packed_bytes(spec, of_matrices).values())
 
 
 def test_the_formula_is_the_prediction_of_another_model() -> None:

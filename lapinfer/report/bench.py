@@ -2,10 +2,11 @@
 
 pp512: the tokens of a prompt of 512, as large steps as the model takes. tg128: 128 tokens, one per step, from
 an empty context. "@ d1024" after either: at a depth of 1024 tokens, whose reading is not timed. Nothing is
-sampled. "tg128 x4": 128 tokens of four sequences each, a step for the next of all, with different texts. "tg128
-copied": the 128 tokens before it again, with speculation: the most that it brings. The first run of each test warms up
-and is not counted; compile and load times have their own columns. Models take turns, a run each (report/turns.py), and
-so do numbers of sequences within a model's turn. The machine's bandwidth is measured between them.
+sampled, but logits are those that generation asks for by default: of a head with a coarse copy, the best. "tg128
+x4": 128 tokens of four sequences each, a step for the next of all, with different texts. "tg128 copied": the 128
+tokens before it again, with speculation: the most that it brings. The first run of each test warms up and is not
+counted; compile and load times have their own columns. Models take turns, a run each (report/turns.py), and so do
+numbers of sequences within a model's turn. The machine's bandwidth is measured between them.
 """
 
 from __future__ import annotations

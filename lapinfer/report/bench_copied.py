@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lapinfer.options import SamplingParams
+from lapinfer.quant.choice import TYPICAL_BEST
 from lapinfer.report.bench_runs import Runs
 from lapinfer.report.costs import Costs
-from lapinfer.report.timing import Watch
+from lapinfer.report.timing import Watch, head_blocks
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.sampling import Sampler
 from lapinfer.text.speculation import Speculating, Speculation
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Saying(Sampler):
-    """Chooses the tokens of a text, whatever the logits; all of these are computed, as in the other tests."""
+    """Chooses the tokens of a text, whatever the logits; as many are computed as in the other tests."""
 
     def __init__(self, text: Sequence[int]) -> None:
         super().__init__(SamplingParams(temperature=0))
         self._text = text
 
-    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = ()) -> None:
-        return None
+    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = ()) -> int:
+        return TYPICAL_BEST
 
     def sample(
         self,
@@ -66,6 +67,7 @@ class Copied(Runs):
                 decoding.next()
                 if decoding.steps > steps:
                     watch.seconds.append(time.perf_counter() - now)
+                    watch.blocks.append(head_blocks(self.model))
                     if watch is self.watch:
                         self._steps.append(range(start, start + 1 + decoding.drafted - drafted))
         return time.perf_counter() - began
@@ -74,4 +76,6 @@ class Copied(Runs):
         return len(self.seconds) * self.n / len(self._steps)
 
     def _predicted(self, costs: Costs) -> int:
-        return sum(sum(costs.touched(pos, len(pos)).values()) for pos in self._steps) // len(self.seconds)
+        steps = zip(self._steps, self.watch.blocks, strict=True)
+        touched = (costs.touched(pos, len(pos), best_blocks=blocks) for pos, blocks in steps)
+        return sum(sum(parts.values()) for parts in touched) // len(self.seconds)

@@ -29,10 +29,11 @@ class Row:
 
     sequences: decoded together, a step for the next token of each; tokens are those of all. Times are of one repetition
     in ns, speeds in tokens per second. touched_mb: bytes per token had to read (weights on the path and KV), in MB
-    (10^6), predicted_mb the same from the spec alone (of several tokens that are routed, what chance would choose), and
-    gb_per_s touched bytes over time, best_read_gb_per_s and least_read_gb_per_s what the machine read before and after
-    the turns. paired: run i of each model lay beside run i of the others. mmacs: millions of multiply-adds with weights
-    per token. ttft_ms: of a prompt, until its last token's logits; tpot_p50_ms, tpot_p99_ms: of single steps of
+    (10^6), predicted_mb the same from the spec alone (of several tokens that are routed, what chance would choose; of a
+    head in two passes, as many of its row blocks as were read), and gb_per_s touched bytes over time,
+    best_read_gb_per_s and least_read_gb_per_s what the machine read before and after the turns. paired: run i of each
+    model lay beside run i of the others. mmacs: millions of multiply-adds with weights per token. ttft_ms: of a prompt,
+    until its last token's logits; tpot_p50_ms, tpot_p99_ms: of single steps of
     decoding. roofline: the least time that the machine needs for these bytes and multiply-adds (report/roofline.py), by
     the time taken. perplexity: of the text perplexity_text, which was given, or which the model's card names.
     peak_rss_mb and major_faults are the process's so far. text: "real", or "random" for a model without a tokenizer.
@@ -208,13 +209,17 @@ class Runs:
         )
 
     def _predicted(self, costs: Costs) -> int:
-        """Bytes of a run from the spec alone."""
+        """Bytes of a run from the spec alone, but for the row blocks of the head that the last run has read."""
         p, n, d, slots, longest = self.p, self.n, self.d, np.arange(len(self.texts)), self.model.max_step
         if n:
-            steps = [np.full(len(slots), pos) for pos in range(d, d + n)]
-            return sum(sum(costs.touched(pos, len(slots), slots).values()) for pos in steps)
-        pieces = [range(first, min(first + longest, d + p)) for first in range(d, d + p, longest)]
-        return sum(sum(costs.touched(pos, wanted=int(pos is pieces[-1])).values()) for pos in pieces)
+            steps = zip(range(d, d + n), self.watch.blocks[-n:], strict=True)
+            return sum(
+                sum(costs.touched(np.full(len(slots), pos), len(slots), slots, best_blocks=blocks).values())
+                for pos, blocks in steps
+            )
+        *others, last = (range(first, min(first + longest, d + p)) for first in range(d, d + p, longest))
+        without = sum(sum(costs.touched(pos, wanted=0).values()) for pos in others)
+        return without + sum(costs.touched(last, best_blocks=self.watch.blocks[-1]).values())
 
     def _beside(self, alone: Runs | None) -> dict[str, float | None]:
         """Speed and bytes of a token as multiples of those of one sequence."""

@@ -12,12 +12,11 @@ import numpy as np
 
 from lapinfer.kernels.operands import BEST_ROUNDS
 from lapinfer.machine import largest_cache
-from lapinfer.quant.choice import TYPICAL_BEST
 from lapinfer.report import roofline
 from lapinfer.report.costs import Costs
 from lapinfer.report.fit import decode_seconds
 from lapinfer.report.tables import aligned
-from lapinfer.report.timing import Watch
+from lapinfer.report.timing import Watch, head_blocks
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.predict import expected_best_blocks, expected_reads, parts_of
 from lapinfer.spec import TreeSpec
@@ -117,7 +116,7 @@ def _kinds(model: Model) -> str:
 
 def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: bool) -> str:
     """One step's table and its summary."""
-    watch, slot = Watch(model, TYPICAL_BEST), np.zeros(len(step.pos), np.int64)
+    watch, slot = Watch(model), np.zeros(len(step.pos), np.int64)
     meter, ops, costs = watch.meter, model.runner.plan.ops, Costs.of(model)
     if machine is None:
         best = expected_best_blocks(model.spec, costs.formats)
@@ -125,7 +124,7 @@ def _block(model: Model, step: Step, machine: roofline.Roofline | None, layers: 
         meter.record(slot, step.pos, 1, 0, *expected_reads(model.spec, len(step.pos)), blocks=rounds)
     else:
         watch.steps([(step.token, slot, step.pos)] * (step.repeats + 1))
-        best = None if model.best_blocks is None else int(model.best_blocks.sum())
+        best = head_blocks(model)
         costs = Costs.of(model)  # a step may have widened a layer's cache
     rows = meter.by_op()
     lines = [_line(op, row, step.pos, meter.steps, machine) for op, row in zip(ops, rows, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -82,11 +82,12 @@ def measure_model(
         progress(f"turn {turn}", turn + 2, TURNS + 3)
         with model.lock:
             prompts.append(_prompt(model, ran[: min(context, model.max_step)]))
-            read = Costs.of(model).touched(prompts[-1].positions[0], read_by=model)
+            read = Costs.of(model).touched(prompts[-1].positions[0], read_by=model, best_blocks=prompts[-1].blocks[0])
             decodes.append(_decode(model, ran, context, turn))
             loaded.forget()
         costs = Costs.of(model)
         contexts = [n for n in CONTEXTS if n < spec.context] + [spec.context]
+        blocks = _mean_blocks(decodes[-1])
         yield Measured(
             name=name,
             kind=kind_of(spec),
@@ -101,14 +102,27 @@ def measure_model(
             arithmetic=costs.arithmetic,
             context=context,
             text=kind_of_ids,
-            decode=_step(decodes[1:] or decodes, costs.touched([context - 1])),
+            decode=_step(decodes[1:] or decodes, _predicted(costs, decodes[-1])),
             prompt=_step(prompts[1:] or prompts, read),
             ppl=ppl,
             unscored=unscored,
-            terms=terms(spec, costs.formats, costs.kv),
-            contexts=[[n, sum(costs.touched([n - 1]).values())] for n in contexts],
+            terms=terms(spec, costs.formats, costs.kv, blocks),
+            contexts=[[n, sum(costs.touched([n - 1], best_blocks=blocks).values())] for n in contexts],
             routed=routed,
         )
+
+
+def _predicted(costs: Costs, watch: Watch) -> dict[str, int]:
+    """Bytes by part of single tokens, the mean of those that ran."""
+    ran = zip(watch.positions, watch.blocks, strict=True)
+    steps = [costs.touched(pos, best_blocks=blocks) for pos, blocks in ran]
+    return {part: sum(step[part] for step in steps) // len(steps) for part in steps[0]}
+
+
+def _mean_blocks(watch: Watch) -> int | None:
+    """Row blocks of the head that a step has read on average; None: all."""
+    blocks = [count for count in watch.blocks if count is not None]
+    return round(fmean(blocks)) if blocks else None
 
 
 def _step(turns: Sequence[Watch], predicted: dict[str, int]) -> Step:

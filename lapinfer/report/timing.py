@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lapinfer.quant.choice import TYPICAL_BEST
+
 if TYPE_CHECKING:
     from lapinfer.model import Model
 
@@ -29,16 +31,23 @@ def repeated(run: Callable[[], float], seconds: float) -> list[float]:
     return results
 
 
+def head_blocks(model: Model) -> int | None:
+    """Row blocks of the head that the last step has read for the best logits; None where it gave all, or none."""
+    return None if model.best_blocks is None else int(model.best_blocks.sum())
+
+
 class Watch:
     """Runs a model's steps under a meter of its own; the model's usage does not change.
 
-    best: how many of the best logits steps give; None for all. seconds, positions: of each call of `step`.
+    best: how many of the best logits steps give, by default as many as generation asks for; None for all. seconds,
+    positions: of each call of `step`. blocks: what `head_blocks` says after each call of `step` and of `prefill`.
     """
 
-    def __init__(self, model: Model, best: int | None = None):
+    def __init__(self, model: Model, best: int | None = TYPICAL_BEST):
         self.model, self.best = model, best
         self.seconds: list[float] = []
         self.positions: list[np.ndarray] = []
+        self.blocks: list[int | None] = []
         self.meter = model.runner.new_meter()
 
     def step(self, token: np.ndarray, slot: np.ndarray, pos: np.ndarray) -> None:
@@ -47,6 +56,7 @@ class Watch:
         want[-1 if slot[0] == slot[-1] else slice(None)] = True
         self.seconds.append(self._timed(lambda: self.model.step(token, slot, pos, want, best=self.best)))
         self.positions.append(pos)
+        self.blocks.append(head_blocks(self.model))
 
     def steps(self, steps: Iterable[Step], seconds: float = inf) -> Watch:
         """Runs (token, slot, pos) of each, until they took so many seconds together. The first one warms up: it is
@@ -76,7 +86,9 @@ class Watch:
 
     def prefill(self, ids: np.ndarray, start: int = 0) -> float:
         """Seconds of a prompt in slot 0 from position `start` on, in as large steps as the model takes."""
-        return self._timed(lambda: self.model.prefill(ids, 0, start))
+        seconds = self._timed(lambda: self.model.prefill(ids, 0, start, best=self.best))
+        self.blocks.append(head_blocks(self.model))
+        return seconds
 
     def _timed(self, run: Callable[[], object]) -> float:
         with self.model.runner.metered(self.meter):

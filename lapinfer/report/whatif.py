@@ -28,14 +28,25 @@ class Settings:
     scale: float = 1.0
 
 
-def terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds) -> list[Term]:
-    """The terms of a model; equal ones of several layers are one."""
+def terms(
+    spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds, best_blocks: int | None = None
+) -> list[Term]:  # fmt: skip
+    """The terms of a model; equal ones of several layers are one. best_blocks: as in `predict_bytes`."""
     sums: dict[Term, int] = {}
     for term in byte_terms(spec, formats, kv):
-        kind = replace(term, layer=-1, bytes=0)
-        sums[kind] = sums.get(kind, 0) + term.bytes
+        for part in [term] if best_blocks is None else _in_two_passes(term, best_blocks, -(-spec.vocab // ROWS)):
+            kind = replace(part, layer=-1, bytes=0)
+            sums[kind] = sums.get(kind, 0) + part.bytes
     order = parts_of(spec)
     return sorted((replace(kind, bytes=size) for kind, size in sums.items()), key=lambda term: order.index(term.part))
+
+
+def _in_two_passes(term: Term, read: int, blocks: int) -> list[Term]:
+    """A term where the coarse copy of the head is read, and of the head itself so many of its row blocks."""
+    if term.by == "head":
+        part = read * (term.bytes // blocks)
+        return [replace(term, by="logits", bytes=part), replace(term, by="kept", bytes=term.bytes - part)]
+    return [replace(term, by="logits")] if term.by == "best" else [term]
 
 
 def experts_of(term: Term, s: Settings) -> int:
