@@ -13,15 +13,19 @@ from fake_model import FakeModel, byte_tokenizer_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import RandomWeights
+from test_best import WithCoarseHead
+from test_best import decoder as coarse_decoder
 from test_determinism import decoder, hybrid_decoder, prompt, routed_decoder, tree_decoder
 
 from lapinfer.errors import CheckpointError, InputError, UnsupportedError
+from lapinfer.kernels.operands import BEST_ROUNDS
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions, SamplingParams
+from lapinfer.report.timing import head_blocks
+from lapinfer.runtime.build.head import MOST_TOKENS
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import predict_bytes
 from lapinfer.spec import ModelSpec
-from lapinfer.tensors import tensors
 from lapinfer.text.copies import NEAR, RUNS, Copies
 from lapinfer.text.generation import stream
 from lapinfer.text.generation_config import Bans
@@ -221,28 +225,64 @@ SPECS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
-def test_models_give_the_same_tokens_and_bytes_are_known(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(spec)
-    formats = {name: str(model.weights.format(name)) for name, t in tensors(spec).items() if t.is_matrix}
-    predicted, step = [0, 0], model.step
+@dataclasses.dataclass
+class Foreseen:
+    """Of a model's steps: their bytes, predicted of each when it has run; steps of several tokens; those of them that
+    computed the best logits alone, and of these the ones that did not end with the whole head."""
+
+    bytes: int = 0
+    several: int = 0
+    best: int = 0
+    few_rows: int = 0
+
+
+def foreseen(model: Model, patch: pytest.MonkeyPatch) -> Foreseen:
+    """What is predicted from now on."""
+    formats, step, found = dict(model.weights.formats), model.step, Foreseen()
 
     def counted(token: Any, slot: Any, pos: Any, want: Any, **options: Any) -> Any:
         logits = step(token, slot, pos, want, **options)
-        read = model.distinct_experts, model.distinct_nodes
-        predicted[0] += sum(predict_bytes(spec, formats, model.kv, slot, pos, int(sum(want)), *read).values())
-        predicted[1] += len(token) > 1
+        read = model.distinct_experts, model.distinct_nodes, head_blocks(model)
+        found.bytes += sum(predict_bytes(model.spec, formats, model.kv, slot, pos, int(sum(want)), *read).values())
+        if len(token) > 1 and all(want):
+            found.several += 1
+            if model.best_blocks is not None:
+                found.best += 1
+                found.few_rows += not model.best_blocks[BEST_ROUNDS]
         return logits
 
-    monkeypatch.setattr(model, "step", counted)
+    patch.setattr(model, "step", counted)
+    return found
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+def test_models_give_the_same_tokens_and_bytes_are_known(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(spec)
+    found = foreseen(model, monkeypatch)
     with LanguageModel(model) as loaded:
         for seed, params in enumerate((SamplingParams(0), SamplingParams(1.5, seed=3, repetition_penalty=1.1))):
             ids = prompt(30, seed)
             last = compared(loaded, ids, seed, params=params, max_tokens=70)
             assert last.timings.kept_tokens > 20
             loaded.forget()
-        assert predicted[1] > 10
-        assert model.usage.totals()["bytes"] == predicted[0]
+        assert found.several > 10
+        assert model.usage.totals()["bytes"] == found.bytes
+
+
+@pytest.mark.parametrize("most", [3, 15])
+def test_guesses_are_checked_by_the_best_logits(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A model with a coarse head: steps of few guesses read it in two passes, others the whole head."""
+    spec = coarse_decoder(vocab=20_000)
+    model = Model(spec, WithCoarseHead(spec), Limits(160, slots=2, step=64, threads=2, activations="q16"))
+    found = foreseen(model, monkeypatch)
+    with LanguageModel(model) as loaded:
+        loaded._speculation.most = most
+        for seed, params in ((1, SamplingParams(0)), (3, SamplingParams(1.5, seed=3, repetition_penalty=1.1))):
+            assert compared(loaded, prompt(30, seed), seed, params=params, max_tokens=70).timings.kept_tokens > 20
+            loaded.forget()
+        assert found.few_rows > 3
+        assert found.best == found.several if most < MOST_TOKENS else 0 < found.best < found.several
+        assert model.usage.totals()["bytes"] == found.bytes
 
 
 def test_windows_that_were_written_over_are_read_again() -> None:
