@@ -90,6 +90,7 @@ CASES = {
     "six bits": (decoder(), "q6", lambda values: None),
     "bias": (decoder(head_bias=True), "q8", lambda values: None),
     "cap and scale": (decoder(logit_softcap=5.0, logit_scale=0.5), "q8", lambda values: None),
+    "negative scale": (decoder(logit_scale=-0.5), "q8", lambda values: None),
     "tied": (decoder(tied=True), "q8", lambda values: None),
 }
 
@@ -115,6 +116,16 @@ def test_the_best_have_the_bits_of_the_whole_head(name: str, seed: int, best: in
 
 
 MODELS: dict[str, Model] = {}
+
+
+@pytest.mark.parametrize("scale", [0.5, -0.5])
+@pytest.mark.parametrize("bias", [False, True])
+def test_padded_rows_are_never_the_maximum(scale: float, bias: bool) -> None:
+    """Of the whole head, whatever the sign of its scale: the last block's maximum is that of a logit."""
+    spec = decoder(logit_scale=scale, head_bias=bias)
+    assert spec.vocab % 16
+    logits = Model(spec, RandomWeights(spec, "q8"), Limits(64, 1, STEP, threads=1)).step([3], [0], [0], [True])
+    assert logits.block_max[0, -1] == logits.values[0, spec.vocab // 16 * 16 :].max()
 
 
 @pytest.mark.parametrize("tokens", [1, 3, MOST_TOKENS + 1])

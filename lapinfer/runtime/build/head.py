@@ -59,8 +59,8 @@ def head(build: ModelOps) -> BestRows | None:
     spec, step, name = build.spec, build.step, head_name(build.spec)
     rows, logical = padded(spec.vocab, ROWS), (spec.vocab, spec.hidden)
     bias = None
-    if spec.head_bias or rows != spec.vocab:  # padded rows can never be the maximum
-        bias = np.full(rows, -np.inf, np.float32)
+    if spec.head_bias or rows != spec.vocab:  # padded rows can never be the maximum: −∞ once they are scaled
+        bias = np.full(rows, -np.copysign(np.inf, spec.logit_scale), np.float32)
         bias[: spec.vocab] = build.weights.tensor("head.bias") if spec.head_bias else 0.0
     weights, bias_bytes = build.weights.tensor(name), 0 if bias is None else 4 * spec.vocab
     macs = spec.vocab * spec.hidden
