@@ -118,6 +118,17 @@ class Keyboard:
         finally:
             self._mode = before
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Within the block an event loop may see signals: it asks Python to wake itself instead, and leaves that so."""
+        handler, wakened = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(wakened, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            signal.set_wakeup_fd(wakened, warn_on_full_buffer=False)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._mode == "wakes":
             self._woken = time.monotonic()

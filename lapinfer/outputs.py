@@ -30,13 +30,18 @@ def nothing(path: Path) -> bool:
 
 
 def check_place(
-    path: Path, is_ours: Callable[[Path], bool] = nothing, *, force: bool = False, otherwise: str = FOREIGN
+    path: Path,
+    is_ours: Callable[[Path], bool] = nothing,
+    *,
+    force: bool = False,
+    otherwise: str = FOREIGN,
+    instead: str = OR_FORCE,
 ) -> str | None:
     """What somebody else would lose if a file were written at `path`, in words; None: nothing.
 
     is_ours: whether a file may be replaced, as one that carries the mark of this program; `otherwise` says what others
-    are. InputError where there is such a one, or a link, unless `force`; and always for a folder, a device or a pipe. A
-    link is never followed: it would be replaced, and what it leads to stays.
+    are, `instead` what to do then. InputError where there is such a one, or a link, unless `force`; and always for a
+    folder, a device or a pipe. A link is never followed: it would be replaced, and what it leads to stays.
     """
     try:
         found = os.lstat(path)
@@ -53,7 +58,7 @@ def check_place(
     else:
         what = f"a file of {found.st_size:,} bytes"
     if not force:
-        raise InputError(f"{path} is there already: {what}, {otherwise}; {OR_FORCE}")
+        raise InputError(f"{path} is there already: {what}, {otherwise}; {instead}")
     return f"{path}, {what}"
 
 
