@@ -24,6 +24,14 @@ class Chosen(NamedTuple):
     logprob: float | None
 
 
+class Piece(NamedTuple):
+    """Neighbouring ids of a sequence that one step reads. complete: they end the sequence, so a token follows."""
+
+    tokens: list[int]
+    start: int
+    complete: bool
+
+
 @dataclass(slots=True)
 class Conversation:
     """What a slot's KV cache holds: the ids of positions 0, 1, …, and which generation wrote last."""
@@ -33,9 +41,10 @@ class Conversation:
 
 
 class Decoding:
-    """A sequence that grows by a token at each `next`; a step of the model runs one token.
+    """A sequence that grows by a token at each `next`, which runs a step of the model; or at each `choose`, after steps
+    that somebody else runs with what is `due`, and with other sequences.
 
-    ids: the prompt's, and those that were chosen. reused: how many ids the slot's KV cache held when the last step
+    ids: the prompt's, and those that were chosen. reused: how many ids the slot's KV cache held when the first step
     began. steps: how many were run, all of the prompt's as one. drafted, kept: tokens that were guessed, and those of
     them that were right.
     """
@@ -46,13 +55,26 @@ class Decoding:
         self.model, self.slot, self.conversation = model, slot, conversation
         self.ids, self.sampler, self.banned = list(ids), sampler, banned
         self.reused = self.steps = self.drafted = self.kept = 0
-        self._writer = object()
+        self._began, self._writer = False, object()
+        self._held = conversation.ids
         self._windows = [layer.window for layer in model.spec.layers if layer.window is not None]
 
     def next(self) -> Chosen:
         """Choose the next token, and append it to `ids`."""
         with self.model.lock:  # logits are views that the next step overwrites
-            return self._choose(self._run(self._kept()), 0)
+            return self.choose(self._run(self._kept()), 0)
+
+    def due(self, most: int) -> Piece:
+        """What a step reads next of `ids`, at most so many tokens; the model's lock is held from here to `ran`."""
+        kept = self._kept()
+        tokens = self.ids[kept : kept + most]
+        self._begin_reading()
+        return Piece(tokens, kept, kept + len(tokens) == len(self.ids))
+
+    def ran(self, piece: Piece) -> None:
+        """Note that a step read what was due."""
+        self._end_reading(piece.tokens)
+        self.steps += piece.complete
 
     def go_on(self, ids: Sequence[int], agreed: int) -> None:
         """Go on after other ids; both are known to begin with the same `agreed` ones."""
@@ -70,33 +92,41 @@ class Decoding:
             window = min(self._windows, default=None)
             del conversation.ids[_reusable(conversation.ids, self.ids, window) :]
             conversation.writer = self._writer
-        self.reused = len(conversation.ids)
-        return self.reused
+        if not self._began:
+            self._began, self.reused = True, len(conversation.ids)
+        return len(conversation.ids)
 
     def _run(self, kept: int, guesses: Sequence[int] = ()) -> Logits:
         """Logits after `ids`, of which the cache holds all but the last one or, of a prompt, more.
 
         guesses: tokens that may follow; logits after each of them, too, where the cache lacks but one of `ids`.
         """
-        conversation, missing = self.conversation, self.ids[kept:]
-        held = conversation.ids
-        if self._windows:
-            conversation.ids = []  # interrupted half-way, a ring would hold neither the old positions nor the new ones
+        missing = self.ids[kept:]
+        self._begin_reading()
         if len(missing) == 1:
             tokens = np.array([*missing, *guesses], np.int32)
             slots, positions = np.full(len(tokens), self.slot), np.arange(kept, kept + len(tokens))
             logits = self.model.step(
-                tokens, slots, positions, np.ones(len(tokens), bool), best=self._needed(guesses),
+                tokens, slots, positions, np.ones(len(tokens), bool), best=self.needed(guesses),
                 guessed=len(guesses) > 0,
             )  # fmt: skip
         else:
-            logits = self.model.prefill(missing, self.slot, kept, best=self._needed(()))
+            logits = self.model.prefill(missing, self.slot, kept, best=self.needed())
         self.steps += 1
-        held.extend(missing)
-        conversation.ids = held
+        self._end_reading(missing)
         return logits
 
-    def _needed(self, guesses: Sequence[int]) -> int | None:
+    def _begin_reading(self) -> None:
+        """Until the step has ended, a ring holds neither the old positions nor the new ones."""
+        self._held = self.conversation.ids
+        if self._windows:
+            self.conversation.ids = []
+
+    def _end_reading(self, tokens: Sequence[int]) -> None:
+        self._held.extend(tokens)
+        self.conversation.ids = self._held
+
+    def needed(self, guesses: Sequence[int] = ()) -> int | None:
         """How many of the largest logits after `ids`, and after each guess, decide what comes next; None: all."""
         most, ids = 0, [*self.ids] if guesses else self.ids
         for guess in (None, *guesses):
@@ -108,7 +138,7 @@ class Decoding:
             most = max(most, needed)
         return most
 
-    def _choose(self, logits: Logits, row: int) -> Chosen:
+    def choose(self, logits: Logits, row: int) -> Chosen:
         """A token by one row of logits, appended to `ids`."""
         ids = self.ids
         chosen = Chosen(*self.sampler.sample(logits.values[row], logits.block_max[row], ids, self.banned(ids)))
@@ -116,10 +146,15 @@ class Decoding:
         return chosen
 
 
-def _reusable(cached: list[int], ids: list[int], window: int | None) -> int:
-    """How many of `ids` can stay in the KV cache; the last one is always read again, for its logits."""
+def shared(cached: Sequence[int], ids: Sequence[int]) -> int:
+    """How many of `ids` begin `cached`, too, but for the last one, which is always read again, for its logits."""
     most = min(len(cached), len(ids) - 1)
-    common = next((i for i in range(most) if cached[i] != ids[i]), most)
+    return next((i for i in range(most) if cached[i] != ids[i]), most)
+
+
+def _reusable(cached: list[int], ids: list[int], window: int | None) -> int:
+    """How many of `ids` can stay in the KV cache."""
+    common = shared(cached, ids)
     if window is not None and len(cached) > window and common < len(cached) - 1:
         return 0  # a ring (a window's keys, a convolution's inputs) has overwritten what stepping back would need
     return common

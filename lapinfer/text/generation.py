@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
 from lapinfer.text.channels import MARKERS, Part, Splitter, of_kind
-from lapinfer.text.decoding import Conversation, Decoding
+from lapinfer.text.decoding import Chosen, Conversation, Decoding
 from lapinfer.text.generation_config import Bans
 from lapinfer.text.sampling import Sampler, SamplingParams
 from lapinfer.text.speculation import Speculating, Speculation
@@ -63,29 +63,59 @@ class Token:
     thinking: str = ""
 
 
-def stream(
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be generated, checked: see `request`."""
+
+    model: Model
+    tokenizer: Tokenizer | None
+    prompt: list[int]
+    params: SamplingParams
+    limit: int
+    stop: list[str]
+    bans: Bans | None
+    thinks: Splitter | None
+    logprobs: bool
+
+    def begin(self, slot: int, conversation: Conversation, speculation: Speculation | None = None) -> Generation:
+        """A generation in a slot, with a sampler of its own.
+
+        `conversation` lets a prompt that begins like the last one in this slot reuse its KV cache; it must be the same
+        object for every generation in this slot. `speculation` lets steps run tokens that are guessed, too; no token
+        depends on it.
+        """
+        ends = frozenset() if self.tokenizer is None else self.tokenizer.eos_ids
+
+        def banned(so_far: Sequence[int]) -> Sequence[int]:
+            return () if self.bans is None else self.bans.after(so_far, len(self.prompt), ends)
+
+        sampler = Sampler(self.params, self.logprobs)
+        asked = self.model, slot, conversation, self.prompt, sampler, banned
+        if speculation is None:
+            decoding = Decoding(*asked)
+        else:
+            decoding = Speculating(speculation, *asked, ends=ends, limit=self.limit)
+        told = _Told(self.tokenizer, self.prompt, self.thinks)
+        return Generation(decoding, ends, self.limit, told, _HeldText(self.stop))
+
+
+def request(
     model: Model,
     tokenizer: Tokenizer | None,
     ids: Sequence[int],
     params: SamplingParams | None = None,
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
-    slot: int = 0,
-    conversation: Conversation | None = None,
     bans: Bans | None = None,
     thinks: Splitter | None = None,
-    speculation: Speculation | None = None,
     logprobs: bool = False,
-) -> Iterator[Token]:
+) -> Request:
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
-    Ends at an end-of-answer token, a stop string, after max_tokens, or when the context is full.
-    `conversation` lets a prompt that begins like the last one in this slot reuse its KV cache; it must be
-    the same object for every generation in this slot. Two generations that take turns in one slot stay
-    right, but read their tokens again at every turn. `bans` are tokens that are not chosen.
-    `thinks` tells thinking from the answer, in which alone stop strings are looked for. `speculation` lets steps run
-    tokens that are guessed, too; no token depends on it. `logprobs`: tell log-probabilities, which takes all logits.
-    Without a tokenizer the texts are empty and only max_tokens or the context ends the generation.
+    Ends at an end-of-answer token, a stop string, after max_tokens, or when the context is full. `bans` are tokens that
+    are not chosen. `thinks` tells thinking from the answer, in which alone stop strings are looked for. `logprobs`:
+    tell log-probabilities, which takes all logits. Without a tokenizer the texts are empty and only max_tokens or the
+    context ends the generation. InputError for what cannot be generated.
     """
     ids = whole_numbers("ids", ids)
     if not ids and tokenizer is not None and tokenizer.bos_id is not None:
@@ -101,18 +131,32 @@ def stream(
     stop = texts("stop", stop)
     if stop and tokenizer is None:
         raise InputError("stop strings need a tokenizer, and this checkpoint has none")
-    slot = whole("slot", slot, 0, model.slots - 1)
     limit = model.ctx - len(prompt) + 1
     limit = limit if max_tokens is None else min(limit, max_tokens)
-    ends = frozenset() if tokenizer is None else tokenizer.eos_ids
+    return Request(model, tokenizer, prompt, params or SamplingParams(), limit, stop, bans, thinks, logprobs)
 
-    def banned(so_far: Sequence[int]) -> Sequence[int]:
-        return () if bans is None else bans.after(so_far, len(prompt), ends)
 
-    sampler = Sampler(params or SamplingParams(), logprobs)
-    asked = model, slot, conversation or Conversation(), prompt, sampler, banned
-    decoding = Decoding(*asked) if speculation is None else Speculating(speculation, *asked, ends=ends, limit=limit)
-    return _generate(decoding, ends, limit, _Told(tokenizer, prompt, thinks), _HeldText(stop))
+def stream(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    ids: Sequence[int],
+    params: SamplingParams | None = None,
+    max_tokens: int | None = None,
+    stop: Sequence[str] = (),
+    slot: int = 0,
+    conversation: Conversation | None = None,
+    bans: Bans | None = None,
+    thinks: Splitter | None = None,
+    speculation: Speculation | None = None,
+    logprobs: bool = False,
+) -> Iterator[Token]:
+    """The events of one request (`request`, `Request.begin`), run by itself.
+
+    Two generations that take turns in one slot stay right, but read their tokens again at every turn.
+    """
+    asked = request(model, tokenizer, ids, params, max_tokens, stop, bans, thinks, logprobs)
+    slot = whole("slot", slot, 0, model.slots - 1)
+    return asked.begin(slot, conversation or Conversation(), speculation).events()
 
 
 def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
@@ -126,43 +170,56 @@ def checked_ids(ids: Sequence[int], vocab: int) -> list[int]:
     return checked
 
 
-def _generate(
-    decoding: Decoding, ends: frozenset[int], limit: int, told: _Told, held_back: _HeldText
-) -> Iterator[Token]:
-    """Events of at most `limit` tokens."""
-    started = time.perf_counter()
-    prompt, reused, first, ttft = len(decoding.ids), 0, 0.0, 0.0
-    for count in range(1, limit + 1):
-        token, logprob = decoding.next()
-        now = time.perf_counter()
+class Generation:
+    """Tokens that `decoding` chooses become events, until one says that it is the last. started: when it was asked for,
+    from which the first one's time is told.
+    """
+
+    def __init__(self, decoding: Decoding, ends: frozenset[int], limit: int, told: _Told, held_back: _HeldText) -> None:
+        self.decoding, self.finished = decoding, False
+        self._ends, self._limit, self._told, self._held_back = ends, limit, told, held_back
+        self._prompt, self._count = len(decoding.ids), 0
+        self.started, self._first, self._ttft = time.perf_counter(), 0.0, 0.0
+
+    def events(self) -> Iterator[Token]:
+        """All events, each after the step of the model that it needs."""
+        self.started = time.perf_counter()
+        while not self.finished:
+            yield self.push(self.decoding.next())
+
+    def push(self, chosen: Chosen) -> Token:
+        """The event of the token that was chosen."""
+        token, logprob = chosen
+        decoding, now, count = self.decoding, time.perf_counter(), self._count + 1
+        self._count = count
         if count == 1:
-            reused, first, ttft = decoding.reused, now, now - started
+            self._first, self._ttft = now, now - self.started
         text, thinking, finish = "", "", None
-        if token in ends:
+        if token in self._ends:
             finish = "stop"
         else:
-            answer, thinking = told.push(token)
-            text, hit = held_back.push(answer)
-            finish = "stop_string" if hit else "length" if count == limit else None
+            answer, thinking = self._told.push(token)
+            text, hit = self._held_back.push(answer)
+            finish = "stop_string" if hit else "length" if count == self._limit else None
         if finish in ("stop", "length"):
-            answer, last = told.flush()
-            rest, hit = held_back.push(answer)
-            text += rest if hit else rest + held_back.text
+            answer, last = self._told.flush()
+            rest, hit = self._held_back.push(answer)
+            text += rest if hit else rest + self._held_back.text
             thinking += last
             finish = "stop_string" if hit else finish
+        self.finished = finish is not None
+        since = now - self._first
         timings = Timings(
-            prompt_tokens=prompt,
-            reused_tokens=reused,
-            ttft_ms=ttft * 1e3,
-            prompt_per_second=(prompt - reused) / max(ttft, 1e-9),
-            tokens_per_second=(count - 1) / (now - first) if count > 1 and now > first else 0.0,
+            prompt_tokens=self._prompt,
+            reused_tokens=decoding.reused,
+            ttft_ms=self._ttft * 1e3,
+            prompt_per_second=(self._prompt - decoding.reused) / max(self._ttft, 1e-9),
+            tokens_per_second=(count - 1) / since if count > 1 and since > 0 else 0.0,
             steps=decoding.steps,
             drafted_tokens=decoding.drafted,
             kept_tokens=decoding.kept,
         )
-        yield Token(text, token, logprob, finish, timings, thinking)
-        if finish is not None:
-            return
+        return Token(text, token, logprob, finish, timings, thinking)
 
 
 class _Told:

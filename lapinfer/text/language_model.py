@@ -14,10 +14,11 @@ import numpy as np
 from lapinfer.arguments import check_options, described, flag, texts, whole, whole_numbers
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
+from lapinfer.text.batch import stream_batch
 from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter, splitter
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.draft_model import DraftModel, check_draft
-from lapinfer.text.generation import FinishReason, Timings, Token, checked_ids, stream
+from lapinfer.text.generation import FinishReason, Request, Timings, Token, checked_ids, request
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.messages import Messages
 from lapinfer.text.speculation import Speculation
@@ -31,17 +32,14 @@ if TYPE_CHECKING:
     from lapinfer.spec import ModelSpec
 
 
-class GenerationKeywords(TypedDict, total=False):
+class BatchKeywords(TypedDict, total=False):
     """What every kind of generation accepts; sampling parameters as in `SamplingParams`, instead of `params`.
 
-    speculate: guess tokens, and check several in a step, where that is faster; they are the same without it.
     logprobs: tell the log-probability of each token: all logits are computed for that, not only the best.
     """
 
     max_tokens: int | None
     stop: Sequence[str]
-    slot: int
-    speculate: bool
     logprobs: bool
     params: SamplingParams
     temperature: float
@@ -50,6 +48,16 @@ class GenerationKeywords(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int | None
+
+
+class GenerationKeywords(BatchKeywords, total=False):
+    """What one generation accepts besides.
+
+    speculate: guess tokens, and check several in a step, where that is faster; they are the same without it.
+    """
+
+    slot: int
+    speculate: bool
 
 
 class ChatKeywords(GenerationKeywords, total=False):
@@ -179,6 +187,29 @@ class LanguageModel:
         """The whole continuation of a prompt."""
         return completed(self.stream(prompt, **options))
 
+    def stream_batch(
+        self, prompts: Sequence[str | Sequence[int]], **options: Unpack[BatchKeywords]
+    ) -> Iterator[tuple[int, Token]]:
+        """(index of the prompt, `Token`) for each token of several continuations, which share the model's steps.
+
+        As many run at once as the model has slots (`load(…, slots=8)`), the others wait. Each gets the tokens that it
+        would get alone, whatever the others are; a `seed` is that of each.
+        """
+        check_options(options, BatchKeywords.__annotations__, "batch")
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise InputError(f"prompts: expected a list of prompts, got {described(prompts)}")
+        requests = [self._request(self._asked(prompt), **options) for prompt in prompts]
+        return stream_batch(self.model, requests, self._conversations)
+
+    def generate_batch(
+        self, prompts: Sequence[str | Sequence[int]], **options: Unpack[BatchKeywords]
+    ) -> list[Completion]:
+        """The whole continuations of several prompts, in their order; see `stream_batch`."""
+        tokens: list[list[Token]] = [[] for _ in prompts]
+        for index, token in self.stream_batch(prompts, **options):
+            tokens[index].append(token)
+        return [completed(iter(each)) for each in tokens]
+
     def stream_chat(self, messages: Messages, **options: Unpack[ChatKeywords]) -> Iterator[Token]:
         """A `Token` for each token of the assistant's answer to a conversation; see `chat`."""
         if self.template is None:
@@ -199,18 +230,22 @@ class LanguageModel:
         """
         return completed(self.stream_chat(messages, **options))
 
-    def _stream(
+    def _stream(self, ids: list[int], slot: int = 0, speculate: bool = True, **asked: Any) -> Iterator[Token]:
+        request = self._request(ids, **asked)
+        speculation = self._speculation if flag("speculate", speculate) else None
+        slot = whole("slot", slot, 0, len(self._conversations) - 1)
+        return request.begin(slot, self._conversations[slot], speculation).events()
+
+    def _request(
         self,
         ids: list[int],
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        slot: int = 0,
-        speculate: bool = True,
         logprobs: bool = False,
         params: SamplingParams | None = None,
         thinks: Splitter | None = None,
         **sampling: Any,
-    ) -> Iterator[Token]:
+    ) -> Request:
         if not isinstance(params, SamplingParams | None):
             raise InputError(f"params: expected SamplingParams, got {described(params)}")
         makers = self.recommended
@@ -220,12 +255,9 @@ class LanguageModel:
             if max_tokens is None and makers.max_length is not None:
                 max_tokens = max(makers.max_length - len(ids), 1)
         stop = [*texts("stop", stop), *(makers.stop if self.tokenizer is not None else ())]
-        speculation = self._speculation if flag("speculate", speculate) else None
-        conversation = self._conversations[whole("slot", slot, 0, len(self._conversations) - 1)]
-        return stream(
-            self.model, self.tokenizer, ids, params, max_tokens, stop, slot, conversation, makers.bans, thinks,
-            speculation, flag("logprobs", logprobs),
-        )  # fmt: skip
+        return request(
+            self.model, self.tokenizer, ids, params, max_tokens, stop, makers.bans, thinks, flag("logprobs", logprobs)
+        )
 
     def close(self) -> None:
         """Stop the threads and unmap the weights; nothing can be generated any more."""

@@ -99,7 +99,7 @@ class Speculating(Decoding):
         kept = self._kept()
         watched = self.model.routing is not None  # experts of the text's tokens are counted, and of no others
         if kept < len(self.ids) - 1 or not self._guesses or watched:
-            return [self._choose(self._run(kept), 0)]
+            return [self.choose(self._run(kept), 0)]
         guesses = self._guess(min(self._speculation.most, self._stop - len(self.ids) - 1))
         began, held = perf_counter(), self.conversation.ids
         try:
@@ -119,13 +119,13 @@ class Speculating(Decoding):
 
     def _checked(self, logits: Logits, guesses: Sequence[int]) -> list[Chosen]:
         """Choose tokens as long as what was guessed before them is what was chosen."""
-        tokens = [self._choose(logits, 0)]
+        tokens = [self.choose(logits, 0)]
         for row, guess in enumerate(guesses, 1):
             if tokens[-1].token != guess or guess in self._ends:
                 break
             self.kept += 1
             try:
-                tokens.append(self._choose(logits, row))
+                tokens.append(self.choose(logits, row))
             except LapinferError:
                 break  # told by the step that comes next, if it ever does
             self.conversation.ids.append(guess)
