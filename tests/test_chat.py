@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import signal
 import stat
 from types import SimpleNamespace
 
 import pytest
 from fake_model import FakeModel, byte_tokenizer_folder
+from test_cli import command
 
 from lapinfer.cli.chat import commands, editor, loop, readers, saved
 from lapinfer.cli.chat.markdown import MarkdownPen
@@ -59,6 +61,8 @@ def test_settings(chat, capsys):
     commands.run(chat, "/set temperature 0.25")
     commands.run(chat, "/set seed 7")
     assert chat.options == {"max_tokens": None, "temperature": 0.25, "seed": 7}
+    commands.run(chat, "/set temp 0.5")
+    assert chat.options["temperature"] == 0.5
     commands.run(chat, "/set seed default")
     assert "seed" not in chat.options
     capsys.readouterr()
@@ -295,3 +299,43 @@ def test_which_reader(monkeypatch, term):
     for stream in ("stdin", "stdout"):
         monkeypatch.setattr(readers.sys, stream, SimpleNamespace(isatty=lambda: True))
     assert readers.is_screen() == (term == "xterm")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals")
+@pytest.mark.parametrize("with_editor", [True, False])
+def test_a_chat_on_a_screen(tmp_path, with_editor):
+    folder = byte_tokenizer_folder(tmp_path / "model")
+    main, terminal = os.openpty()
+    environment = {"TERM": "xterm" if with_editor else "dumb", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    environment |= {"LAPINFER_HOME": str(tmp_path / "home"), "COLUMNS": "60", "NO_COLOR": "1"}
+    process = command(
+        folder, "run", "-m", "x", "--temp", "0", delay=0.005, stdin=terminal, stdout=terminal, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(terminal)
+    seen = b""
+
+    def wait_for(text):
+        nonlocal seen
+        while text not in seen:
+            seen += os.read(main, 1 << 16)
+        seen = seen[seen.index(text) + len(text) :]
+
+    for _ in range(2):  # the second time shows that signals are still seen after an event loop had them
+        wait_for(b">")
+        os.write(main, b"hello\n")
+        wait_for(b"a" * 50)  # the fake never ends by itself
+        process.send_signal(signal.SIGINT)  # stops the answer, not the chat
+    wait_for(b">")
+    process.send_signal(signal.SIGINT)  # gives the line up
+    if not with_editor:
+        wait_for(b">")
+    os.write(main, f"/save {tmp_path / 'saved.json'}\n".encode())
+    os.write(main, b"/bye\n")
+    _, errors = process.communicate(timeout=20)
+    os.close(main)
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
+    roles = [message["role"] for message in json.loads((tmp_path / "saved.json").read_text())["messages"]]
+    assert roles == ["user", "assistant"] * 2
+    assert (tmp_path / "home" / editor.HISTORY).exists() == with_editor

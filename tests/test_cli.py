@@ -482,7 +482,7 @@ def command(folder, *arguments, **options):
         "from lapinfer.cli import main; main()"
     )
     delay = str(options.pop("delay", 0))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""} | options.pop("env", {})
     line = [sys.executable, "-c", script, str(ROOT / "tests"), str(folder), delay, *map(str, arguments)]
     return subprocess.Popen(
         line, env=environment, **({"stdout": -1, "stderr": -1, "stdin": subprocess.DEVNULL} | options)

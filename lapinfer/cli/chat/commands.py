@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lapinfer.cli.chat.talk import Talk
 from lapinfer.cli.console import note
+from lapinfer.cli.options import FLAGS
 from lapinfer.errors import InputError
 from lapinfer.options import SamplingParams, declared
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 SETTINGS = tuple(declared(SamplingParams))
 """What /set knows."""
+FLAGGED = {flag.lstrip("-").replace("-", "_"): name for name in SETTINGS for flag in FLAGS.get(name, ())}
+"""Settings by the names of their options, where these differ."""
 DEFAULT = "default"
 """The value by which /set goes back to what the model's makers recommend."""
 BLOCK = '"""'
@@ -77,6 +80,8 @@ def _system(chat: Chat, rest: str) -> None:
 
 def _set(chat: Chat, rest: str) -> None:
     name, value = [*rest.split(None, 1), "", ""][:2]
+    name = name.removeprefix("--").replace("-", "_")
+    name = FLAGGED.get(name, name)
     if name and name not in SETTINGS:
         close = difflib.get_close_matches(name, SETTINGS, 1)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(SETTINGS)}"
@@ -139,7 +144,7 @@ def _bye(chat: Chat, rest: str) -> None:
 COMMANDS = {
     "/help": Command("", "This list.", _help),
     "/system": Command("[TEXT]", "Show the system message, or set it.", _system),
-    "/set": Command("[NAME [VALUE]]", f"Show how tokens are chosen, or set it; {DEFAULT}: as the model has it.", _set),
+    "/set": Command("[NAME VALUE]", f"Show or set sampling; {DEFAULT}: as the model has it.", _set),
     "/clear": Command("", "Forget what was said.", _clear),
     "/save": Command("FILE", "Write the conversation to a file, as JSON.", _save),
     "/load": Command("FILE", "Go on from a saved conversation.", _load),
