@@ -32,6 +32,7 @@ from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes, kv_format
 from lapinfer.runtime.ops import CHUNK, Limits
+from lapinfer.runtime.predict import packed_bytes
 from lapinfer.spec import FeedForwardSpec, ModelSpec, with_top_k
 from lapinfer.tensors import parameters, tensors
 from lapinfer.text.tokenizer import Tokenizer
@@ -55,27 +56,28 @@ OR_ON_DISK = ", or leave experts on disk with --memory GB"
 
 
 def load_model(
-    path_or_name: str | Path, options: LoadOptions | None = None, *, progress: Progress | None = None
-) -> Model:
+    path_or_name: str | Path, options: LoadOptions | None = None, *, progress: Progress | None = None,
+    beside: Model | None = None,
+) -> Model:  # fmt: skip
     """Load a checkpoint folder, packed folder, .gguf file or hub name; packs the weights the first time.
 
-    InputError for options that the model cannot have, CheckpointError for bad files, DoesNotFitError when memory or
-    disk is too small.
+    beside: a loaded model that memory must hold, too. InputError for options that the model cannot have,
+    CheckpointError for bad files, DoesNotFitError when memory or disk is too small.
     """
     options, say = options or LoadOptions(), progress or (lambda *args: None)
     began = time.perf_counter()
-    found = _packed(path_or_name, options, say)
+    found = _packed(path_or_name, options, say, beside)
     pack_s = time.perf_counter() - began
     try:
-        model = _checked_model(found, options, str(path_or_name), say)
+        model = _checked_model(found, options, str(path_or_name), say, beside)
     except DamagedError as error:
         if not found.is_copy:
             raise DamagedError(f"{error}; convert the checkpoint again") from error
         say(f"note: {error}; packing it again")
         (found.folder / FILE_NAME).unlink(missing_ok=True)
-        found = _packed(path_or_name, options, say)
+        found = _packed(path_or_name, options, say, beside)
         try:
-            model = _checked_model(found, options, str(path_or_name), say)
+            model = _checked_model(found, options, str(path_or_name), say, beside)
         except DamagedError as again:
             raise DamagedError(f"{again} (a packed copy: delete {found.folder}, and it is packed again)") from again
     model.pack_s = pack_s
@@ -83,11 +85,11 @@ def load_model(
     return model
 
 
-def _checked_model(found: Packed, options: LoadOptions, name: str, say: Progress) -> Model:
+def _checked_model(found: Packed, options: LoadOptions, name: str, say: Progress, beside: Model | None) -> Model:
     """The model of a packed folder; DamagedError when its file isn't what was written, as far as it is read."""
     spec, weights = _read_packed(found, say)
     with LoadingCheck(weights.stored) as check:
-        model = _model(spec, weights, options, {"name": name, "texts": found.texts, "notice": say})
+        model = _model(spec, weights, options, {"name": name, "texts": found.texts, "notice": say}, beside)
         try:
             check.finish()
         except DamagedError:
@@ -96,7 +98,9 @@ def _checked_model(found: Packed, options: LoadOptions, name: str, say: Progress
     return model
 
 
-def _model(spec: ModelSpec, weights: PackedFile, options: LoadOptions, about: dict[str, Any]) -> Model:
+def _model(
+    spec: ModelSpec, weights: PackedFile, options: LoadOptions, about: dict[str, Any], beside: Model | None
+) -> Model:  # fmt: skip
     """A model of these weights, as large and in memory in the way that the options say."""
     if options.experts is not None:
         spec = with_top_k(spec, options.experts)
@@ -107,7 +111,7 @@ def _model(spec: ModelSpec, weights: PackedFile, options: LoadOptions, about: di
         return mapped_model(spec, weights, limits, **about)
     if options.memory is not None:
         return bounded_model(spec, weights, limits, options.memory, options.policy, **about)
-    check_memory(weights, spec, limits)
+    check_memory(weights, spec, limits, beside)
     return Model(spec, weights, limits, **about)
 
 
@@ -137,7 +141,7 @@ def check_prompt(path_or_name: str | Path, options: LoadOptions, text: str) -> N
         tokenizer.check_length(text, limits.ctx)
 
 
-def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress) -> Packed:
+def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress, beside: Model | None) -> Packed:
     """Where the packed weights are; a copy of a checkpoint is made now if need be, and if it can be of use."""
     source, quant = resolve(path_or_name), options.quant
     if not isinstance(source, Path):
@@ -146,7 +150,7 @@ def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress) -> Pa
         folder = cached_folder(source, quant, packed_models(), progress=say)
         if not is_packed(folder):
             spec = spec_from_config(source.config, str(source.path))
-            _check_memory(source.path.name, 0, spec, _limits(spec, options, quant))
+            _check_memory(source.path.name, 0, spec, _limits(spec, options, quant), beside)
             with suppress(OSError):  # told when the copy is written
                 make_folders(folder.parent)
             pack_calibrated(source, folder, quant, progress=_packing(say), force=True, notice=say)
@@ -187,24 +191,47 @@ def default_ctx(spec: ModelSpec) -> int:
     return min(spec.context, DEFAULT_CTX)
 
 
-def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits) -> None:
-    """DoesNotFitError when weights, KV cache and what grows with the context are together more than there is."""
-    _check_memory(weights.path.parent.name, weights.nbytes, spec, limits)
+def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits, beside: Model | None = None) -> None:
+    """DoesNotFitError when weights, KV cache and what grows with the context are together more than there is.
+
+    beside: a loaded model whose own are added: the system hardly counts them yet, as its weights are mapped, and its
+    cache was not written to.
+    """
+    _check_memory(weights.path.parent.name, weights.nbytes, spec, limits, beside)
 
 
-def _check_memory(name: str, packed: int, spec: ModelSpec, limits: Limits) -> None:
+def _check_memory(name: str, packed: int, spec: ModelSpec, limits: Limits, beside: Model | None) -> None:
     """The same for a number of bytes of weights: 0 where these are not packed yet."""
     available = available_memory()
-    kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
-    needed = packed + kv + context_bytes(spec, limits)
-    has_experts = any(layer.feed_forward.router is not None for layer in spec.layers)
-    if available is not None and needed > available:
+    if available is None:
+        return
+    needed, other = _needed(packed, spec, limits), 0 if beside is None else _needed_by(beside)
+    if beside is not None and needed + other > available:
+        raise DoesNotFitError(
+            f"{name}: needs {needed / 1e6:,.0f} MB beside {beside.name}, which needs {other / 1e6:,.0f}; "
+            f"{available / 1e6:,.0f} MB are available: leave out --draft, or try a smaller --ctx-size or --kv q8"
+        )
+    if needed > available:
+        kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
+        has_experts = any(layer.feed_forward.router is not None for layer in spec.layers)
         each, fewer = (f" of each of {limits.slots} sequences", "fewer sequences, ") if limits.slots > 1 else ("", "")
         raise DoesNotFitError(
             f"{name}: needs {needed / 1e6:,.0f} MB (weights {packed / 1e6:,.0f}, KV cache "
             f"{kv / 1e6:,.0f} for {limits.ctx} positions{each}), {available / 1e6:,.0f} MB are available; "
             f"try {fewer}a smaller --ctx-size, --kv q8 or --quant q4{OR_ON_DISK if has_experts else ''}"
         )
+
+
+def _needed(packed: int, spec: ModelSpec, limits: Limits) -> int:
+    """Memory that a model takes with so many bytes of weights."""
+    kv = cache_bytes(spec, limits.kv, limits.slots, limits.ctx, limits.step)
+    return packed + kv + context_bytes(spec, limits)
+
+
+def _needed_by(model: Model) -> int:
+    """Memory that a loaded model takes; no weights where the system keeps what it likes of those in the mapped file."""
+    weights = 0 if model.limits.experts == "mapped" else sum(packed_bytes(model.spec, model.weights.formats).values())
+    return _needed(weights, model.spec, model.limits)
 
 
 def bounded_model(

@@ -193,7 +193,7 @@ def install(monkeypatch, make, slow_load=0.0):
     """Put a fake engine, hub and doctor in the place of the real ones; returns the list of what they were asked."""
     asked = []
 
-    def load_model(name, options, *, progress):
+    def load_model(name, options, *, progress, beside=None):
         asked.append((name, asdict(options)))
         if slow_load:
             print("loading", file=sys.stderr, flush=True)

@@ -17,8 +17,10 @@ from test_best import WithCoarseHead
 from test_best import decoder as coarse_decoder
 from test_determinism import decoder, hybrid_decoder, prompt, routed_decoder, tree_decoder
 
-from lapinfer.errors import CheckpointError, InputError, UnsupportedError
+from lapinfer import load
+from lapinfer.errors import CheckpointError, DoesNotFitError, InputError, UnsupportedError
 from lapinfer.kernels.operands import BEST_ROUNDS
+from lapinfer.loading import _needed_by
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions, SamplingParams
 from lapinfer.report.timing import head_blocks
@@ -423,6 +425,20 @@ def test_drafts_with_other_tokens_are_refused(byte_tokenizer: Tokenizer, tmp_pat
         LoadOptions(draft="a", memory=1.0)
     with pytest.raises(InputError, match="draft: expected a name or a path"):
         LoadOptions(draft="")
+
+
+def test_a_draft_must_fit_beside_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two equal models would fit alone; the second is refused before it is built."""
+    with load("austen-dense", threads=1, ctx=64) as model:
+        needed = _needed_by(model.model)
+    built: list[Any] = []
+    monkeypatch.setattr("lapinfer.loading.available_memory", lambda: 3 * needed // 2)
+    monkeypatch.setattr("lapinfer.loading.Model", lambda *given, **more: built.append(given) or Model(*given, **more))
+    with pytest.raises(DoesNotFitError, match=r"needs . MB beside austen-dense, .* available: leave out --draft"):
+        load("austen-dense", threads=1, ctx=64, draft="austen-dense")
+    assert len(built) == 1
+    monkeypatch.setattr("lapinfer.loading.available_memory", lambda: 3 * needed)
+    load("austen-dense", threads=1, ctx=64, draft="austen-dense").close()
 
 
 def test_a_draft_is_asked_while_it_is_worth_its_time() -> None:

@@ -328,9 +328,9 @@ def open_model(path_or_name: str | Path, options: LoadOptions, progress: Progres
         loaded = from_model(model)
         if options.draft is not None:
             alike = LoadOptions(threads=options.threads, ctx=model.ctx, slots=model.slots, kv=options.kv)
-            draft = open_model(options.draft, alike, progress)
+            draft = load_model(options.draft, alike, progress=progress, beside=model)
             try:
-                loaded.use_draft(draft)
+                loaded.use_draft(from_model(draft))
             except BaseException:
                 draft.close()
                 raise
