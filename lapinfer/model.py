@@ -48,6 +48,7 @@ from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.routing import Routing
 from lapinfer.runtime.runner import Notice, Runner
+from lapinfer.runtime.slots import Slots, SlotState
 from lapinfer.runtime.widening import cache_kind, widen
 from lapinfer.spec import AttentionSpec, ModelSpec
 
@@ -95,6 +96,7 @@ class Model:
         if self.pool is not None:
             self.max_step = self.pool.most_tokens(limits.step)
         self.runner = Runner(built.ops, limits.threads, notice=notice, apart=built.pool is not None)
+        self._slots = Slots(spec, self.runner, limits.slots, lambda: self.kv)
         self.threads = self.runner.team.threads
         if notice is not None and self.threads < limits.threads:
             notice(
@@ -156,6 +158,8 @@ class Model:
             if wanted > self.max_wanted:
                 raise InputError(f"a step gives the logits of at most {self.max_wanted} tokens, {wanted} were wanted")
             runner = self.runner
+            places = buffers.slot[:n].tolist(), buffers.pos[:n].tolist()
+            self._slots.begin(*places)
             runner.begin(n)
             header = runner.words
             header[WANT], header[WANT_TILES] = wanted, -(-wanted // TILE)
@@ -170,6 +174,7 @@ class Model:
                 elapsed = runner.run()
             if wanted and not np.isfinite(buffers.block_max[:wanted].max()):
                 self._raise_not_finite("the logits")
+            self._slots.done(*places)
             routed, self.best_blocks = self._routed, None if few is None else few.blocks
             runner.meter.record(
                 buffers.slot[:n], buffers.pos[:n], wanted, elapsed, routed.distinct, routed.nodes, self.best_blocks
@@ -303,6 +308,30 @@ class Model:
             logits = self.step(piece, np.full(len(piece), slot), positions, want, best=best)
         assert logits is not None
         return logits
+
+    def save_slot(self, slot: int, count: int) -> SlotState:
+        """A copy of what a slot held after its first `count` positions: steps after it have the same bits anywhere.
+
+        InputError where the slot has fewer, or a layer with a window, or a convolution, has moved on.
+        """
+        slot, count = whole("slot", slot, 0, self.slots - 1), whole("count", count, 1, self.ctx)
+        with self.lock:
+            return self._slots.save(slot, count)
+
+    def restore_slot(self, slot: int, state: SlotState) -> None:
+        """Put what was saved into a slot, in place of what that holds; its next position is `state.count`.
+
+        Of this model, or of another with the same weights, activations and formats of caches: else InputError, as far
+        as shapes and formats tell.
+        """
+        slot = whole("slot", slot, 0, self.slots - 1)
+        with self.lock:
+            self._slots.restore(slot, state, self.ctx)
+
+    def copy_slot(self, origin: int, target: int, count: int) -> None:
+        """Let a slot hold the first `count` positions of another one, as `save_slot` and `restore_slot` do."""
+        with self.lock:
+            self.restore_slot(target, self.save_slot(origin, count))
 
     def forward(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits [T, V] float32 of every position of a fresh sequence (it takes slot 0)."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 CHECKED = hasattr(os, "geteuid")
@@ -47,19 +48,29 @@ def make_folders(folder: Path) -> None:
 
 
 def read_private(path: Path, at_most: int) -> bytes | None:
-    """What a file holds; None if there is none, it is a link or no file, too large, or others could have written it."""
+    """What a file holds; None where `open_private` has none."""
+    with open_private(path, at_most) as file:
+        return None if file is None else file.read()
+
+
+@contextmanager
+def open_private(path: Path, at_most: int) -> Iterator[BinaryIO | None]:
+    """A file to read; None if there is none, it is a link or no file, too large, or others could have written it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | _SAFELY)
     except OSError:
-        return None
+        yield None
+        return
     try:
         status = os.fstat(descriptor)  # of what is open: nobody can put another file in its place now
-        if not stat.S_ISREG(status.st_mode) or status.st_size > at_most:
-            return None
+        refused = not stat.S_ISREG(status.st_mode) or status.st_size > at_most
         if CHECKED and (status.st_mode & OTHERS_WRITE or status.st_uid not in (os.geteuid(), 0)):
-            return None
+            refused = True
+        if refused:
+            yield None
+            return
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
+            yield file
     finally:
         os.close(descriptor)
 

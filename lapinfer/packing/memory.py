@@ -85,6 +85,11 @@ class CopiedWeights:
     def path(self) -> Path:
         return self._weights.path
 
+    @property
+    def content(self) -> str | None:
+        """As the file's."""
+        return self._weights.content
+
     def tensor(self, name: str) -> np.ndarray:
         if name in self._weights.banks:
             return self._weights.tensor(name)

@@ -18,6 +18,7 @@ the config.json beside the file says.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -156,6 +157,13 @@ class PackedFile:
     def nbytes(self) -> int:
         """Of the whole file, header and padding included."""
         return self._file.nbytes
+
+    @property
+    def content(self) -> str | None:
+        """32 hexadecimal digits: the same for the same bytes, as the file's own digests tell; None if it has none."""
+        if DIGESTS not in self._file.tensors:
+            return None
+        return hashlib.sha256(self._file.view(DIGESTS).tobytes()).hexdigest()[:32]
 
     def format(self, name: str) -> str | None:
         """The weight format of a matrix; None: float32 as it is."""

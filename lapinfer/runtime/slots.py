@@ -1,0 +1,180 @@
+"""What a slot holds of a sequence, taken out and put back: the same numbers in the order of their positions.
+
+What is saved does not depend on where a cache keeps it: rings of other sizes, other slots and other processes take it
+back, if their layers keep keys and values in the same format. Of layers with a window, and of convolutions, only the
+last `window` positions are there: what the next token reads, and the one before, so that the last token can be read
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lapinfer.errors import InputError
+from lapinfer.kernels.operands import BF16, KEY_LANES
+from lapinfer.options import KVName
+from lapinfer.runtime.kv import DTYPES, KVKinds, groups, lanes, of_layer
+from lapinfer.runtime.runner import Runner
+from lapinfer.spec import AttentionSpec, LayerSpec, ModelSpec
+
+Shape = tuple[tuple[int, ...], np.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """What a slot held after `count` positions.
+
+    kinds: the format of each layer's keys and values. layers: the arrays of each layer, positions first, of its last
+    positions (`layout` has their shapes): keys [n, K, k_dim], values [n, K, v_lanes] and, of q8, their scales
+    [n, K, groups]; or a convolution's inputs [n, D].
+    """
+
+    count: int
+    kinds: tuple[KVName, ...]
+    layers: tuple[tuple[np.ndarray, ...], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that were copied."""
+        return sum(array.nbytes for layer in self.layers for array in layer)
+
+
+def first_position(layer: LayerSpec, count: int) -> int:
+    """The first of `count` positions that a layer still has."""
+    return 0 if layer.window is None else max(0, count - layer.window)
+
+
+def layout(spec: ModelSpec, kinds: KVKinds, count: int) -> list[list[Shape]]:
+    """Shapes and types of the arrays of each layer in a SlotState of `count` positions."""
+    return [_layer_layout(spec, i, of_layer(kinds, i), count) for i in range(len(spec.layers))]
+
+
+def _layer_layout(spec: ModelSpec, layer: int, kind: KVName, count: int) -> list[Shape]:
+    n, mixer = count - first_position(spec.layers[layer], count), spec.layers[layer].mixer
+    if not isinstance(mixer, AttentionSpec):
+        return [((n, spec.hidden), np.dtype(np.float32))]
+    heads, numbers, scales = mixer.n_kv_heads, np.dtype(DTYPES[kind]), np.dtype(BF16)
+    shapes = [((n, heads, mixer.k_dim), numbers), ((n, heads, lanes(mixer.v_dim)), numbers)]
+    if kind == "q8":
+        shapes += [((n, heads, groups(mixer.k_dim)), scales), ((n, heads, groups(mixer.v_dim)), scales)]
+    return shapes
+
+
+def shortened(spec: ModelSpec, state: SlotState, count: int) -> SlotState | None:
+    """What the slot held after fewer positions; None where a window or a convolution has lost what that needs.
+
+    The arrays are views of those of `state`.
+    """
+    layers: list[tuple[np.ndarray, ...]] = []
+    for layer, arrays in zip(spec.layers, state.layers, strict=True):
+        had, first = first_position(layer, state.count), first_position(layer, count)
+        if first < had:
+            return None
+        layers.append(tuple(array[first - had : count - had] for array in arrays))
+    return SlotState(count, state.kinds, tuple(layers))
+
+
+class Slots:
+    """The slots of a model: which positions each has, and where their numbers lie.
+
+    A step says what it is about to write, and then that it has: one that fails leaves only the positions before it.
+    """
+
+    def __init__(self, spec: ModelSpec, runner: Runner, slots: int, kinds: Callable[[], Sequence[KVName]]) -> None:
+        self._spec, self._runner, self._kinds = spec, runner, kinds
+        self._end = [0] * slots
+        """Positions that the slot has: 0 to this, but for what rings have overwritten."""
+        self._written = [0] * slots
+        """As many positions as the longest end since position 0 was written: rings have lost what lies far behind."""
+        self._least = [0] * slots
+        """The fewest positions to which the slot can be taken back: what was restored had no earlier ones."""
+
+    def begin(self, slot: Sequence[int], pos: Sequence[int]) -> None:
+        """These positions are about to be written."""
+        end, written = self._end, self._written
+        for s, p in zip(slot, pos, strict=True):
+            if p == 0:
+                written[s] = self._least[s] = 0
+            end[s], written[s] = min(end[s], p), max(written[s], p + 1)
+
+    def done(self, slot: Sequence[int], pos: Sequence[int]) -> None:
+        """They were: those that continue what a slot has are there."""
+        end = self._end
+        for s, p in zip(slot, pos, strict=True):
+            if p == end[s]:
+                end[s] = p + 1
+
+    def save(self, slot: int, count: int) -> SlotState:
+        """A copy of what the slot held after `count` positions; InputError where it has not, or no longer has them."""
+        self._check_held(slot, count)
+        layers = tuple(
+            tuple(np.ascontiguousarray(rows[index]) for rows, index in self._rows(i, slot, count))
+            for i in range(len(self._spec.layers))
+        )
+        return SlotState(count, tuple(self._kinds()), layers)
+
+    def restore(self, slot: int, state: SlotState, ctx: int) -> None:
+        """Put a state into the slot, in place of what that has; InputError where it is none of this model's."""
+        spec, kinds = self._spec, self._kinds()
+        if not 1 <= state.count <= ctx:
+            raise InputError(f"a slot of {ctx} positions cannot take {state.count}: load the model with a larger ctx")
+        if len(state.kinds) != len(kinds):
+            raise InputError(f"the state has {len(state.kinds)} layers, the model {len(kinds)}: restore another one")
+        for i, (has, keeps) in enumerate(zip(state.kinds, kinds, strict=True)):
+            if has != keeps and spec.layers[i].convolution is None:
+                raise InputError(
+                    f"layer {i} keeps keys and values as {keeps}, the state has them as {has}: compute it again"
+                )
+        shapes = [[(array.shape, array.dtype) for array in layer] for layer in state.layers]
+        if shapes != layout(spec, kinds, state.count):
+            raise InputError("the state is of a model with other shapes: restore one that this model has saved")
+        self._end[slot] = 0
+        for i, arrays in enumerate(state.layers):
+            for (rows, index), array in zip(self._rows(i, slot, state.count), arrays, strict=True):
+                rows[index] = array
+        self._end[slot] = self._written[slot] = state.count
+        lost = any(first_position(layer, state.count) for layer in spec.layers)
+        self._least[slot] = state.count if lost else 0
+
+    def _check_held(self, slot: int, count: int) -> None:
+        if not 1 <= count <= self._end[slot]:
+            raise InputError(f"slot {slot} has {self._end[slot]} positions, {count} were asked for")
+        for i, layer in enumerate(self._spec.layers):
+            if layer.window is None:
+                continue
+            ring = self._ring(i)
+            written = self._written[slot]
+            if count < self._least[slot] or (written > ring and written - count > ring - layer.window):
+                raise InputError(
+                    f"slot {slot}: layer {i} keeps its last {layer.window} positions, and no longer has those before "
+                    f"position {count}: save the slot when it has just as many positions as are wanted"
+                )
+
+    def _ring(self, layer: int) -> int:
+        """Positions that a layer keeps of a slot before the first one is overwritten."""
+        operands = self._operands(layer)
+        return operands["taps"] if "taps" in operands else operands["capacity"]
+
+    def _operands(self, layer: int) -> dict[str, Any]:
+        """The operands of an op that reads what the layer keeps: they are others once it is widened."""
+        ops = (op for op in self._runner.plan.ops if op.layer == layer)
+        return next(op.operands for op in ops if op.kernel.kind in ("attention", "convolve"))
+
+    def _rows(self, layer: int, slot: int, count: int) -> list[tuple[np.ndarray, Any]]:
+        """Views of what a layer keeps of a slot, as (view, index): view[index] is an array of the SlotState."""
+        operands = self._operands(layer)
+        at = np.arange(first_position(self._spec.layers[layer], count), count) % self._ring(layer)
+        if "state" in operands:
+            return [(operands["state"][slot, :, : self._spec.hidden], at)]
+        keys = operands["k_cache"][slot].transpose(1, 3, 0, 2)  # [capacity / KEY_LANES, KEY_LANES, K, k_dim]
+        rows: list[tuple[np.ndarray, Any]] = [
+            (keys, (at // KEY_LANES, at % KEY_LANES)),
+            (operands["v_cache"][slot].swapaxes(0, 1), at),
+        ]
+        if operands["k_cache"].dtype == np.int8:
+            rows += [(operands[name][slot].transpose(2, 0, 1), at) for name in ("k_scale", "v_scale")]
+        return rows

@@ -1,0 +1,232 @@
+"""Files of prefixes: what a slot holds after some ids, one file each, written whole or not at all, and never trusted.
+
+    magic      16 bytes
+    digests    SHA-256 of what the head is of (key, digest of the body) and of itself; SHA-256 of the body
+    head       uint32 count of ids, int32 [count] ids
+    body       the arrays of a SlotState, layer by layer, as runtime/slots.layout has them
+
+Integers are little-endian. A file lies in folder/KEY/, KEY being that of the model, under a name made of its ids. Its
+size follows from the count, so nothing is read, nor allocated, that a file merely claims. The time of its last use is
+its modification time. Who writes or removes files holds the lock of the folder; readers hold none: a file that was
+opened stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from lapinfer.errors import InputError
+from lapinfer.locks import LOOK, locked
+from lapinfer.options import KVName
+from lapinfer.outputs import PART, whole_file
+from lapinfer.private import open_private, private_folder
+from lapinfer.runtime.runner import Notice
+from lapinfer.runtime.slots import SlotState, first_position, layout
+from lapinfer.spec import ModelSpec
+
+MAGIC = b"lapinfer prefix1"
+DIGEST = hashlib.sha256().digest_size
+FIXED = len(MAGIC) + 2 * DIGEST + 4
+"""Bytes before the ids."""
+SUFFIX = ".prefix"
+PATIENCE = 2.0
+"""Seconds to wait for another process that writes; after that a prefix is not kept."""
+MOST_IDS = 1 << 24
+
+
+class PrefixFiles:
+    """The files of one model, in a folder of those of several; `limit` is of all of them together, in bytes."""
+
+    def __init__(self, folder: Path, key: str, spec: ModelSpec, kind: KVName, limit: int, notice: Notice) -> None:
+        self._folder, self._key, self._spec = folder, key, spec
+        self._kind: KVName = kind
+        self._limit, self._notice = limit, notice
+        self._ids: dict[str, np.ndarray] = {}
+        """What is known of the files by their names."""
+
+    def add(self, ids: np.ndarray, state: SlotState) -> bool:
+        """Whether there is a file of these ids now."""
+        size = FIXED + ids.nbytes + state.nbytes
+        if size > self._limit or not 1 <= len(ids) <= MOST_IDS:
+            return False
+        try:
+            place = private_folder(self._folder, self._key)
+            with self._lock() as has:
+                if not has:
+                    return False
+                self._make_room(size)
+                path = place / _name(ids)
+                with whole_file(path) as part:
+                    part.chmod(0o600)
+                    with part.open("wb") as file:
+                        self._write(file, ids, state)
+        except (OSError, InputError) as error:  # the disk is full, say
+            self._notice(f"note: no prefix is kept in {self._folder}: {error}")
+            return False
+        self._ids[path.name] = ids
+        return True
+
+    def find(self, ids: np.ndarray) -> tuple[int, SlotState] | None:
+        """How many of the ids (not the last one) the best file begins with, and its state, which may be longer."""
+        self._look()
+        found: list[tuple[int, int, str]] = []
+        for name, stored in self._ids.items():
+            count = agreeing(stored, ids)
+            if count and all(
+                first_position(layer, count) >= first_position(layer, len(stored)) for layer in self._spec.layers
+            ):
+                found.append((-count, len(stored), name))
+        for count, _, name in sorted(found):
+            path = self._folder / self._key / name
+            if (state := self._read(path)) is not None:
+                with suppress(OSError):
+                    os.utime(path)
+                return -count, state
+        return None
+
+    def _look(self) -> None:
+        """Learn of files that other processes have written, or removed."""
+        try:
+            names = {entry.name for entry in os.scandir(self._folder / self._key) if entry.name.endswith(SUFFIX)}
+        except OSError:
+            names = set()
+        self._ids = {name: ids for name, ids in self._ids.items() if name in names}
+        for name in sorted(names - self._ids.keys()):
+            path = self._folder / self._key / name
+            with self._opened(path) as file:
+                if file is not None and (head := self._head(file, path)) is not None:
+                    self._ids[name] = head[0]
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO | None]:
+        """The file, if it is as private as it must be; foreign ones are removed."""
+        with open_private(path, self._limit) as file:
+            if file is None and os.path.lexists(path):
+                self._remove(path)
+            yield file
+
+    def _head(self, file: BinaryIO, path: Path) -> tuple[np.ndarray, bytes] | None:
+        """The ids, and the digest that the body must have; None, and the file removed, where it is damaged."""
+        size = os.fstat(file.fileno()).st_size
+        fixed = file.read(FIXED)
+        count = int.from_bytes(fixed[-4:], "little")
+        if len(fixed) == FIXED and fixed.startswith(MAGIC) and 1 <= count <= MOST_IDS:
+            whole = FIXED + 4 * count + self._body_bytes(count)
+            if size == whole:
+                raw = file.read(4 * count)
+                ids, body = np.frombuffer(raw, "<i4").astype(np.int32), fixed[len(MAGIC) + DIGEST : -4]
+                is_whole = fixed[len(MAGIC) : len(MAGIC) + DIGEST] == self._digest(ids, body)
+                if is_whole and path.name == _name(ids):
+                    return ids, body
+        self._remove(path)
+        return None
+
+    def _read(self, path: Path) -> SlotState | None:
+        """The state in a file; None, and the file removed, where it is damaged."""
+        with self._opened(path) as file:
+            head = None if file is None else self._head(file, path)
+            if file is None or head is None:
+                self._ids.pop(path.name, None)
+                return None
+            (ids, expected), digest = head, hashlib.sha256()
+            layers: list[tuple[np.ndarray, ...]] = []
+            for shapes in layout(self._spec, self._kind, len(ids)):
+                arrays = tuple(np.empty(shape, kind) for shape, kind in shapes)
+                for array in arrays:
+                    file.readinto(array.data.cast("B"))  # type: ignore[attr-defined]
+                    digest.update(array.data)
+                layers.append(arrays)
+            if digest.digest() != expected:
+                self._remove(path)
+                return None
+        return SlotState(len(ids), (self._kind,) * len(self._spec.layers), tuple(layers))
+
+    def _write(self, file: BinaryIO, ids: np.ndarray, state: SlotState) -> None:
+        arrays = [array for layer in state.layers for array in layer]
+        body = hashlib.sha256()
+        for array in arrays:
+            body.update(array.data)
+        head = MAGIC + self._digest(ids, body.digest()) + body.digest()
+        file.write(head + len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())
+        for array in arrays:
+            file.write(array.data)
+
+    def _digest(self, ids: np.ndarray, body: bytes) -> bytes:
+        return hashlib.sha256(f"{self._key} {sys.byteorder} ".encode() + body + ids.astype("<i4").tobytes()).digest()
+
+    def _body_bytes(self, count: int) -> int:
+        """Bytes of the arrays of `count` positions, in numbers that do not overflow."""
+        return sum(
+            int(np.prod(shape, dtype=object)) * kind.itemsize
+            for shapes in layout(self._spec, self._kind, count)
+            for shape, kind in shapes
+        )
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was used longest ago, of any model, and what killed processes have left."""
+        files: list[tuple[float, int, Path]] = []
+        for path in self._folder.glob("*/*"):
+            with suppress(OSError):
+                if path.name.startswith(PART):  # nobody else is writing
+                    path.unlink()
+                elif path.name.endswith(SUFFIX):
+                    status = path.lstat()
+                    files.append((status.st_mtime, status.st_size, path))
+        used = sum(size for _, size, _ in files)
+        for _, freed, path in sorted(files):
+            if used + size <= self._limit:
+                return
+            with suppress(OSError):
+                path.unlink()
+                used -= freed
+
+    def _remove(self, path: Path) -> None:
+        """A file that is not what was written goes, with a word."""
+        with suppress(OSError):
+            path.unlink()
+            self._notice(
+                f"note: {path} was damaged, too large or another's: it is removed, and the prompt is read again"
+            )
+        self._ids.pop(path.name, None)
+
+    @contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """Whether this process alone writes here, for the block."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(self._folder / "lock", flags, 0o600)
+        try:
+            yield _soon(lambda: locked(descriptor))
+        finally:
+            os.close(descriptor)
+
+
+def _soon(has: Callable[[], bool]) -> bool:
+    """Whether something is so within PATIENCE seconds."""
+    until = time.monotonic() + PATIENCE
+    while not has():
+        if time.monotonic() > until:
+            return False
+        time.sleep(LOOK)
+    return True
+
+
+def _name(ids: np.ndarray) -> str:
+    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:32] + SUFFIX
+
+
+def agreeing(stored: np.ndarray, ids: np.ndarray) -> int:
+    """How many ids both begin with, but for the last one of `ids`."""
+    most = min(len(stored), len(ids) - 1)
+    if most <= 0:
+        return 0
+    differ = np.flatnonzero(stored[:most] != ids[:most])
+    return int(differ[0]) if len(differ) else most
