@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from lapinfer.text.channels import MARKERS, of_kind, splitter
+from lapinfer.text.channels import BLOCKS, HARMONY, of_kind
 from lapinfer.text.language_model import from_model
+from lapinfer.text.tool_splitter import splitter
 
-HARMONY = (
+TALK = (
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json"
     "<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>Hi <there>"
 )
@@ -30,7 +31,7 @@ CASES = [
     ("", False, "<thin", "", "<thin"),
     ("", False, "What <think> does: </think>", "", "What <think> does: </think>"),
     ("", False, "\n\n<think>a</think>\n<think>b</think>\n c", "ab", " c"),
-    ("<|start|>assistant", True, HARMONY, "Hm.{}", "Hi <there>"),
+    ("<|start|>assistant", True, TALK, "Hm.{}", "Hi <there>"),
     ("<|start|>assistant<|channel|>final<|message|>", True, "Hi", "", "Hi"),
     ("<|start|>assistant<|channel|>analysis<|message|>", True, "Hm.<|end|>", "Hm.", ""),
     ("<|start|>assistant", True, "<|message|>Hi", "", "Hi"),
@@ -44,12 +45,12 @@ def test_thinking_and_answer_are_told_apart(prompt, harmony, text, thinking, ans
     for size in (1, 2, 3, 5, 7, len(text)):
         split = splitter(prompt, harmony)
         parts = [part for i in range(0, len(text), size) for part in split.push(text[i : i + size])] + split.flush()
-        assert "".join(part for _, part in parts) == text
+        assert "".join(part.text for part in parts) == text
         assert (of_kind(parts, "thinking"), of_kind(parts, "answer")) == (thinking, answer)
 
 
 OTHERS = ["a", "final", "analysis", " to=", "\n", " ", "<", "<|", "[", "</th", "ink>"]
-PIECES = st.lists(st.sampled_from([*MARKERS, *OTHERS]))
+PIECES = st.lists(st.sampled_from([*BLOCKS, *BLOCKS.values(), *HARMONY, *OTHERS]))
 
 
 @settings(max_examples=300, deadline=None)
@@ -63,19 +64,19 @@ def test_all_parts_together_are_the_text_wherever_it_is_cut(pieces, cuts, prompt
         at += cut
     parts += split.push(text[at:]) + split.flush()
     at_once = whole.push(text) + whole.flush()
-    assert "".join(part for _, part in parts) == text
+    assert "".join(part.text for part in parts) == text
     for kind in ("thinking", "answer", "markup"):
         assert of_kind(parts, kind) == of_kind(at_once, kind)
 
 
-def chat_model(folder, text, template="{{ messages[0].content }}", tokens=(), **generation_config):
+def chat_model(folder, text, template="{{ messages[0].content }}", tokens=(), ctx=64, **generation_config):
     """A model that says a text, of bytes and of special tokens."""
     byte_tokenizer_folder(folder, chat=template)
     backend = Backend.from_file(str(folder / "tokenizer.json"))
     backend.add_special_tokens([AddedToken(token, special=True) for token in tokens])
     backend.save(str(folder / "tokenizer.json"))
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False} | generation_config))
-    model = FakeModel(folder, script=[*backend.encode(text).ids, 257])
+    model = FakeModel(folder, script=[*backend.encode(text).ids, 257], ctx=ctx)
     model.spec = dataclasses.replace(model.spec, vocab=backend.get_vocab_size())
     return from_model(model)  # pyright: ignore
 

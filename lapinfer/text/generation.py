@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
-from lapinfer.text.channels import MARKERS, Part, Splitter, of_kind
+from lapinfer.text.channels import Part, Splitter, calls_of, of_kind
 from lapinfer.text.decoding import Chosen, Conversation, Decoding
 from lapinfer.text.generation_config import Bans
 from lapinfer.text.sampling import Sampler, SamplingParams
 from lapinfer.text.speculation import Speculating, Speculation
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
+from lapinfer.text.tool_calls import ToolCall
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -53,6 +54,7 @@ class Token:
     finish_reason: None, but at the last token "stop" (it ends the answer; it has no text of its own),
     "length" (max_tokens, or the context is full) or "stop_string" (which is not part of the text).
     thinking: what became certain with it of what the model says before its answer, in a chat; it is not part of `text`.
+    tool_calls: those that became certain with it, in a chat with tools; nor are they part of `text`.
     """
 
     text: str
@@ -61,6 +63,7 @@ class Token:
     finish_reason: FinishReason | None
     timings: Timings
     thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,9 @@ def request(
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
     Ends at an end-of-answer token, a stop string, after max_tokens, or when the context is full. `bans` are tokens that
-    are not chosen. `thinks` tells thinking from the answer, in which alone stop strings are looked for. `logprobs`:
-    tell log-probabilities, which takes all logits. Without a tokenizer the texts are empty and only max_tokens or the
-    context ends the generation. InputError for what cannot be generated.
+    are not chosen. `thinks` tells thinking and calls from the answer, in which alone stop strings are looked for.
+    `logprobs`: tell log-probabilities, which takes all logits. Without a tokenizer the texts are empty and only
+    max_tokens or the context ends the generation. InputError for what cannot be generated.
     """
     ids = whole_numbers("ids", ids)
     if not ids and tokenizer is not None and tokenizer.bos_id is not None:
@@ -194,18 +197,18 @@ class Generation:
         self._count = count
         if count == 1:
             self._first, self._ttft = now, now - self.started
-        text, thinking, finish = "", "", None
+        text, finish, parts = "", None, []
         if token in self._ends:
             finish = "stop"
         else:
-            answer, thinking = self._told.push(token)
-            text, hit = self._held_back.push(answer)
+            parts = self._told.push(token)
+            text, hit = self._held_back.push(of_kind(parts, "answer"))
             finish = "stop_string" if hit else "length" if count == self._limit else None
         if finish in ("stop", "length"):
-            answer, last = self._told.flush()
-            rest, hit = self._held_back.push(answer)
+            last = self._told.flush()
+            rest, hit = self._held_back.push(of_kind(last, "answer"))
             text += rest if hit else rest + self._held_back.text
-            thinking += last
+            parts = [*parts, *last]
             finish = "stop_string" if hit else finish
         self.finished = finish is not None
         since = now - self._first
@@ -219,28 +222,24 @@ class Generation:
             drafted_tokens=decoding.drafted,
             kept_tokens=decoding.kept,
         )
-        return Token(text, token, logprob, finish, timings, thinking)
+        return Token(text, token, logprob, finish, timings, of_kind(parts, "thinking"), calls_of(parts))
 
 
 class _Told:
-    """Tokens to (answer, thinking), each what has become certain."""
+    """Tokens to parts of the answer, each what has become certain."""
 
     def __init__(self, tokenizer: Tokenizer | None, prompt: Sequence[int], thinks: Splitter | None) -> None:
-        shown = {} if tokenizer is None or thinks is None else tokenizer.special_among(MARKERS)
+        shown = {} if tokenizer is None or thinks is None else tokenizer.special_among(thinks.markers)
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, prompt, shown)
         self._thinks = thinks
 
-    def push(self, token: int) -> tuple[str, str]:
+    def push(self, token: int) -> list[Part]:
         text = "" if self._decoder is None else self._decoder.push(token)
-        return (text, "") if self._thinks is None else _told(self._thinks.push(text))
+        return [Part("answer", text)] if self._thinks is None else self._thinks.push(text)
 
-    def flush(self) -> tuple[str, str]:
+    def flush(self) -> list[Part]:
         text = "" if self._decoder is None else self._decoder.flush()
-        return (text, "") if self._thinks is None else _told(self._thinks.push(text) + self._thinks.flush())
-
-
-def _told(parts: Sequence[Part]) -> tuple[str, str]:
-    return of_kind(parts, "answer"), of_kind(parts, "thinking")
+        return [Part("answer", text)] if self._thinks is None else self._thinks.push(text) + self._thinks.flush()
 
 
 class _HeldText:

@@ -15,15 +15,18 @@ from lapinfer.arguments import check_options, described, flag, texts, whole, who
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.text.batch import stream_batch
-from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter, splitter
+from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.draft_model import DraftModel, check_draft
 from lapinfer.text.generation import FinishReason, Request, Timings, Token, checked_ids, request
 from lapinfer.text.generation_config import Generation, read_generation
-from lapinfer.text.messages import Messages
+from lapinfer.text.messages import Messages, tool_schemas
 from lapinfer.text.speculation import Speculation
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer, why_none
+from lapinfer.text.tool_calls import ToolCall
+from lapinfer.text.tool_formats import call_format
+from lapinfer.text.tool_splitter import splitter
 
 if TYPE_CHECKING:
     from lapinfer.loading import Progress
@@ -78,6 +81,7 @@ class Completion:
 
     `thinking` is what a chat's model said before its answer: in `<think>` … `</think>`, or to other channels than the
     final one. It is not part of `text`; templates take it back as a message's `reasoning_content`.
+    `tool_calls` are what it wants to be called, in a chat that was given tools; they are not part of `text` either.
     """
 
     text: str
@@ -86,6 +90,7 @@ class Completion:
     finish_reason: FinishReason
     timings: Timings
     thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class LanguageModel:
@@ -220,13 +225,16 @@ class LanguageModel:
         variables |= {name: given.pop(name) for name in FOR_TEMPLATES if name in given}
         prompt = self.template.render(messages, **variables)
         harmony = self.tokenizer is not None and len(self.tokenizer.special_among((CHANNEL, MESSAGE))) == 2
-        return self._stream(self._asked(prompt, special=False), thinks=splitter(prompt, harmony), **given)
+        tools = tool_schemas(variables.get("tools"))
+        format = call_format(self.template.source(tools, variables.get("template"))) if tools else None
+        thinks = splitter(prompt, harmony, format, tools)
+        return self._stream(self._asked(prompt, special=False), thinks=thinks, **given)
 
     def chat(self, messages: Messages, **options: Unpack[ChatKeywords]) -> Completion:
         """The assistant's whole answer to {'role': 'user', 'content': '…'} and so on, or to the text of a user.
 
-        tools, documents, continue_final_message: as in `ChatTemplate.render`; template_kwargs: what else the template
-        knows, {"enable_thinking": False}, say.
+        tools, documents, continue_final_message: as in `ChatTemplate.render`; what of the answer calls tools, becomes
+        `tool_calls`. template_kwargs: what else the template knows, {"enable_thinking": False}, say.
         """
         return completed(self.stream_chat(messages, **options))
 
@@ -298,6 +306,7 @@ def completed(events: Iterator[Token]) -> Completion:
         finish_reason=last.finish_reason or "length",
         timings=last.timings,
         thinking="".join(t.thinking for t in tokens),
+        tool_calls=tuple(call for t in tokens for call in t.tool_calls),
     )
 
 

@@ -115,6 +115,10 @@ class ChatTemplate:
         ending = _leave_open(chat[-1], field)
         return _cut(chosen.render({**values, "messages": chat}), ending)
 
+    def source(self, tools: Sequence[Any] | None = None, template: str | None = None) -> str:
+        """The text of the template that `render` takes for these."""
+        return self._chosen(template, tools).source.text
+
     def _chosen(self, name: str | None, tools: Any) -> _Template:
         if name is None:
             name = TOOL_USE if tools is not None and TOOL_USE in self._templates else DEFAULT
@@ -131,16 +135,16 @@ class _Template:
     """One template, compiled when it is first needed."""
 
     def __init__(self, source: Source) -> None:
-        self.where, self._source = source.where, source
+        self.where, self.source = source.where, source
         self._lock = threading.Lock()
         self._compiled: jinja2.Template | None = None
 
     def compiled(self) -> jinja2.Template:
         """CheckpointError when it is no template."""
-        if (problem := self._source.problem) is not None:
+        if (problem := self.source.problem) is not None:
             raise CheckpointError(f"{self.where}: {problem}; {INSTEAD}")
-        if len(self._source.text) > LONGEST_SOURCE:
-            length = f"{len(self._source.text):,} characters"
+        if len(self.source.text) > LONGEST_SOURCE:
+            length = f"{len(self.source.text):,} characters"
             raise CheckpointError(f"{self.where}: {length} are no chat template; {INSTEAD}")
         with self._lock:
             if self._compiled is None:
@@ -155,7 +159,7 @@ class _Template:
         try:
             with warnings.catch_warnings():  # Python's compiler warns of 1[0], which fails when it is reached
                 warnings.simplefilter("ignore", SyntaxWarning)
-                return BoundedEnvironment().from_string(self._source.text)
+                return BoundedEnvironment().from_string(self.source.text)
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(
                 f"{self.where}:{error.lineno}: the chat template is broken: {shortened(error.message)}; {INSTEAD}"
