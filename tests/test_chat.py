@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from fake_model import FakeModel, byte_tokenizer_folder
+from hypothesis import given
+from hypothesis import strategies as st
 from test_cli import command
 
 from lapinfer.cli.chat import commands, editor, loop, readers, saved
@@ -198,6 +200,12 @@ x = "**not bold**"  # which is a long line that is not wrapped at all
 @pytest.mark.parametrize("styled", [True, False])
 def test_markdown_is_the_same_however_it_comes(pieces, styled):
     assert drawn(TEXT, styled=styled, pieces=pieces) == drawn(TEXT, styled=styled, pieces=7)
+
+
+@given(st.text(st.sampled_from("ab *`#->|\n\\1.~語\t_é")), st.integers(1, 30), st.integers(1, 9))
+def test_markdown_of_anything(text, width, pieces):
+    assert drawn(text, width, pieces=pieces) == drawn(text, width, pieces=1000)
+    assert "".join(drawn(text, width, styled=False).split()) == "".join(text.split())
 
 
 def test_markdown_looks_as_it_should():

@@ -49,7 +49,7 @@ def _exchange(state: commands.Chat, text: str, raw: bool, thinking: bool, verbos
     try:
         if not raw and (count := talk.shorten(model, options)):
             full = f"the context of {model.model.ctx:,} is full"
-            note(f"note: {full}: the {count} oldest messages are left out from here on")
+            note(f"note: {full}: the {count} oldest messages are left out; -c gives it more")
         with KEYBOARD.stops():
             events = answer_to(model, talk.told(), options, raw)
             print_answer(model, events, answer, limit=options["max_tokens"], verbose=verbose)
