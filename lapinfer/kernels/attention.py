@@ -17,10 +17,13 @@ from lapinfer.kernels.register_tiles import (
     tile_fma,
     tile_fma_by_halves,
     tile_of_4,
+    tile_of_6,
     tile_of_8,
+    tile_of_12,
     tile_of_16,
     tile_store,
     tile_store_by_2,
+    tile_store_by_3,
     tile_store_by_4,
 )
 from lapinfer.kernels.simd import (
@@ -101,26 +104,29 @@ def dots(kv, zero, o, q, k, scales, ahead, to_values):
 
 
 @jit
-def scores_of_block(kv, o, q, keys, values, scales, first, last, scores, ahead, few):
-    """q · k of a register tile of rows against keys first … last (multiples of KEY_LANES) of a block, into scores.
+def scores_of_block(kv, o, q, keys, values, scales, first, last, scores, ahead, rows):
+    """q · k of 1 … ROWS rows against keys first … last (multiples of KEY_LANES) of a block, into scores.
 
     ahead: ask memory for the next keys and the block's values meanwhile (the first rows that need them do).
-    few: at most two of the rows are used, as when a token's heads share little.
+    Fewer rows than a register tile has are common in decode: as many as heads share a key; 1 is computed as 2.
     """
     size = KEY_LANES * o.k_dim * kv.bytes
     for key in range(first, last, KEY_LANES):
         k = keys + key // KEY_LANES * size
         next_keys = size if ahead else 0
-        if few:
-            half = dots(kv, tile_of_4, o, q, k, scales + 2 * key, next_keys, values - keys)
-            tile_store_by_2(half, scores + 4 * key, 4 * KEY_BLOCK)
+        if rows <= 2:
+            two = dots(kv, tile_of_4, o, q, k, scales + 2 * key, next_keys, values - keys)
+            tile_store_by_2(two, scores + 4 * key, 4 * KEY_BLOCK)
+        elif rows == 3:
+            three = dots(kv, tile_of_6, o, q, k, scales + 2 * key, next_keys, values - keys)
+            tile_store_by_3(three, scores + 4 * key, 4 * KEY_BLOCK)
         else:
-            pair = dots(kv, tile_of_8, o, q, k, scales + 2 * key, next_keys, values - keys)
-            tile_store_by_4(pair, scores + 4 * key, 4 * KEY_BLOCK)
+            four = dots(kv, tile_of_8, o, q, k, scales + 2 * key, next_keys, values - keys)
+            tile_store_by_4(four, scores + 4 * key, 4 * KEY_BLOCK)
     softcap = o.softcap
     if softcap != f32(0.0):
         for key in range(first, last, 16):
-            for r in range(2 if few else ROWS):
+            for r in range(rows):
                 score = scores + 4 * (r * KEY_BLOCK + key)
                 store_f32x16(score, cap(load_f32x16(score), softcap))
 
@@ -147,13 +153,13 @@ def softmax_of_row(scores, first_key, first, last, lowest, highest):
 
 
 @jit
-def weighed(kv, scores, scales, first, last, few, out):
+def weighed(kv, scores, scales, first, last, rows, out):
     """Where the factors of a group's values are: the scores, which a q8 cache has multiplied with its scales first."""
     if kv.bytes != 1:
         return scores
     for key in range(first, last, 16):
         scale = load_bf16x16(scales + 2 * key)
-        for r in range(2 if few else ROWS):
+        for r in range(rows):
             store_f32x16(out + 4 * (r * KEY_BLOCK + key), load_f32x16(scores + 4 * (r * KEY_BLOCK + key)) * scale)
     return out
 
@@ -166,8 +172,8 @@ def four_vectors(kv, address):
 
 
 @jit
-def values_of_block(kv, scores, values, scales, step, v_lanes, first, stop, last, out, few):
-    """Σ p · v of a register tile of rows over keys first … stop of a block -> out [ROWS, v_lanes].
+def values_of_block(kv, scores, values, scales, step, v_lanes, first, stop, last, out, rows):
+    """Σ p · v of 1 … ROWS rows over keys first … stop of a block -> out [ROWS, v_lanes].
 
     scales: of the first group of q8 values, `step` bytes before those of the next one; last: stop, rounded up to
     whole KEY_LANES. After the scores is room for two more such tables.
@@ -177,24 +183,30 @@ def values_of_block(kv, scores, values, scales, step, v_lanes, first, stop, last
     for i in range(0, by_four, 64):  # four vectors of values share the broadcast weights
         v = values + (first * v_lanes + i) * kv.bytes
         group = scales + i // KV_GROUP * step
-        near = weighed(kv, scores, group, first, last, few, room)
-        far = weighed(kv, scores, group + step, first, last, few, room + 4 * ROWS * KEY_BLOCK)
-        if few:
-            half = tile_of_8()
+        near = weighed(kv, scores, group, first, last, rows, room)
+        far = weighed(kv, scores, group + step, first, last, rows, room + 4 * ROWS * KEY_BLOCK)
+        if rows <= 2:
+            two = tile_of_8()
             for key in range(first, stop):
-                half = tile_fma_by_halves(half, four_vectors(kv, v), near + 4 * key, far + 4 * key, 4 * KEY_BLOCK)
+                two = tile_fma_by_halves(two, four_vectors(kv, v), near + 4 * key, far + 4 * key, 4 * KEY_BLOCK)
                 v += v_lanes * kv.bytes
-            tile_store_by_2(half, out + 4 * i, 4 * v_lanes)
-            continue
-        acc = tile_of_16()
-        for key in range(first, stop):
-            acc = tile_fma_by_halves(acc, four_vectors(kv, v), near + 4 * key, far + 4 * key, 4 * KEY_BLOCK)
-            v += v_lanes * kv.bytes
-        tile_store_by_4(acc, out + 4 * i, 4 * v_lanes)
+            tile_store_by_2(two, out + 4 * i, 4 * v_lanes)
+        elif rows == 3:
+            three = tile_of_12()
+            for key in range(first, stop):
+                three = tile_fma_by_halves(three, four_vectors(kv, v), near + 4 * key, far + 4 * key, 4 * KEY_BLOCK)
+                v += v_lanes * kv.bytes
+            tile_store_by_3(three, out + 4 * i, 4 * v_lanes)
+        else:
+            four = tile_of_16()
+            for key in range(first, stop):
+                four = tile_fma_by_halves(four, four_vectors(kv, v), near + 4 * key, far + 4 * key, 4 * KEY_BLOCK)
+                v += v_lanes * kv.bytes
+            tile_store_by_4(four, out + 4 * i, 4 * v_lanes)
     for i in range(by_four, v_lanes, 16):
         one = tile_of_4()
         v = values + (first * v_lanes + i) * kv.bytes
-        near = weighed(kv, scores, scales + i // KV_GROUP * step, first, last, False, room)
+        near = weighed(kv, scores, scales + i // KV_GROUP * step, first, last, rows, room)
         for key in range(first, stop):
             one = tile_fma(one, (kv.load(v),), near + 4 * key, 4 * KEY_BLOCK)
             v += v_lanes * kv.bytes
@@ -245,26 +257,23 @@ def attention(kv, o, step, chunk, thread):
         k_scales = o.k_scale + 2 * (before * k_groups + first_key % capacity)
         v_scales = o.v_scale + 2 * (before * v_groups + first_key % capacity)
         for row in range(0, rows, ROWS):
-            top = first_token + min(row + ROWS - 1, rows - 1) // group
+            used = min(ROWS, rows - row)
+            top = first_token + (row + used - 1) // group
             oldest = load_i64(pos + 8 * (first_token + row // group)) - window + 1
             first = max(oldest - first_key, 0) // KEY_LANES * KEY_LANES
             stop = min(load_i64(pos + 8 * top) - first_key + 1, KEY_BLOCK)  # 0 · what is stored there might be NaN
             last = (stop + KEY_LANES - 1) // KEY_LANES * KEY_LANES
             if first < last:
-                scores_of_block(
-                    kv, o, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores, row == 0, rows - row <= 2
-                )
-            for r in range(row, min(row + ROWS, rows)):
+                scores_of_block(kv, o, q + 4 * row * k_dim, keys, values, k_scales, first, last, scores, row == 0, used)
+            for r in range(row, row + used):
                 highest = load_i64(pos + 8 * (first_token + r // group))
                 m, total = softmax_of_row(
                     scores + 4 * (r - row) * KEY_BLOCK, first_key, first, last, highest - window + 1, highest
                 )
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)), m)
                 store_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1), total)
-            values_of_block(
-                kv, scores, values, v_scales, 2 * capacity, v_lanes, first, stop, last, weighted, rows - row <= 2
-            )
-            for r in range(row, min(row + ROWS, rows)):
+            values_of_block(kv, scores, values, v_scales, 2 * capacity, v_lanes, first, stop, last, weighted, used)
+            for r in range(row, row + used):
                 m = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row)))
                 total = load_f32(weighted + 4 * (ROWS * v_lanes + 2 * (r - row) + 1))
                 value = weighted + 4 * (r - row) * v_lanes

@@ -27,8 +27,8 @@ def _zero_tile(count: int):
     return typer
 
 
-tile_of_1, tile_of_2, tile_of_4, tile_of_8, tile_of_16 = (
-    named(f"tile_of_{n}", _zero_tile(n)) for n in (1, 2, 4, 8, 16)
+tile_of_1, tile_of_2, tile_of_4, tile_of_6, tile_of_8, tile_of_12, tile_of_16 = (
+    named(f"tile_of_{n}", _zero_tile(n)) for n in (1, 2, 4, 6, 8, 12, 16)
 )
 
 
@@ -108,4 +108,4 @@ def _tile_store_by(rows: int):
 
 
 # Store tile[n·v + i] at address + i·stride + 64·v: n rows of neighbouring vectors.
-tile_store_by_2, tile_store_by_4 = (named(f"tile_store_by_{n}", _tile_store_by(n)) for n in (2, 4))
+tile_store_by_2, tile_store_by_3, tile_store_by_4 = (named(f"tile_store_by_{n}", _tile_store_by(n)) for n in (2, 3, 4))
