@@ -27,6 +27,7 @@ from lapinfer.kernels.register_tiles import (
     tile_store_by_4,
 )
 from lapinfer.kernels.simd import (
+    ask,
     fma,
     iota,
     lane,
@@ -34,7 +35,6 @@ from lapinfer.kernels.simd import (
     load_f32x16,
     load_i8x16,
     load_i64,
-    prefetch,
     reduce_larger,
     reduce_sum,
     splat_f32,
@@ -82,8 +82,8 @@ def keys_times_rows(kv, tile, q, k, first, last, ahead, to_values):
     """
     for d in range(first, last):
         if ahead != 0:
-            prefetch(k + ahead)
-            prefetch(k + to_values)
+            ask(k + ahead)
+            ask(k + to_values)
         tile = tile_fma(tile, (kv.load(k), kv.load(k + 16 * kv.bytes)), q + 4 * ROWS * d, 4)
         k += KEY_LANES * kv.bytes
     return tile
