@@ -36,6 +36,7 @@ LAYERS = [
         "text.tokenizer_files",
         "text.tokenizer_rules",
         "text.tokenizer_bounds",
+        "text.tokenizer_bytes",
         "text.generation_config",
     ),
     ("calibration",),

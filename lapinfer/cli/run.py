@@ -54,6 +54,9 @@ def run(
             "--speculation/--no-speculation", help="Guess tokens, and check several at once: the same answer."
         ),
     ] = True,
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="Answer in JSON that keeps to the JSON schema in this file.")
+    ] = None,
     loading: Loading,
     experts_report: Annotated[
         Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
@@ -72,6 +75,7 @@ def run(
     needing = next((option for option, value in for_template.items() if value is not None), None)
     if raw and needing is not None:
         raise typer.BadParameter(f"{needing} needs the chat template that --raw turns off")
+    wanted = None if schema is None else _schema(schema)
     variables = None if template_kwargs is None else _variables(template_kwargs)
     prompt = prompt_of(prompt)
     chatting = prompt is None
@@ -95,7 +99,7 @@ def run(
             raw = True
         if raw and needing is not None:
             raise InputError(f"this model has no chat template, which {needing} needs")
-        options = {"max_tokens": max_tokens, "stop": stop or [], "speculate": speculation, **sampling}
+        options = {"max_tokens": max_tokens, "stop": stop or [], "speculate": speculation, "schema": wanted, **sampling}
         if not raw and loaded.template is not None:
             loaded.template.check()
             options["template_kwargs"] = variables
@@ -126,6 +130,20 @@ def _variables(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise typer.BadParameter('--template-kwargs: expected a JSON object, {"name": value}')
     return value
+
+
+def _schema(path: Path) -> str:
+    """The JSON of --schema; what can be wrong without a model is told before one is loaded."""
+    from lapinfer.text.grammar import check_installed, grammar_of
+    from lapinfer.texts import read_text
+
+    check_installed()
+    text = read_text(path)
+    try:
+        grammar_of(schema=text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return text
 
 
 def _check_prompt(name: str, options: LoadOptions, prompt: str) -> None:

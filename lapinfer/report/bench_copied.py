@@ -28,7 +28,7 @@ class Saying(Sampler):
         super().__init__(SamplingParams(temperature=0))
         self._text = text
 
-    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = ()) -> int:
+    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = (), constrained: bool = False) -> int:
         return TYPICAL_BEST
 
     def sample(
@@ -37,6 +37,7 @@ class Saying(Sampler):
         block_max: np.ndarray | None = None,
         history: Sequence[int] = (),
         banned: Sequence[int] = (),
+        allowed: np.ndarray | None = None,
     ) -> tuple[int, float | None]:
         return self._text[len(history)], None
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Banned = Callable[[Sequence[int]], Sequence[int]]
 """The ids that may not follow some ids."""
+Allowed = Callable[[Sequence[int]], np.ndarray]
+"""Whether each id, [V] bool, may follow some ids."""
 
 
 class Chosen(NamedTuple):
@@ -50,10 +52,11 @@ class Decoding:
     """
 
     def __init__(
-        self, model: Model, slot: int, conversation: Conversation, ids: Sequence[int], sampler: Sampler, banned: Banned
-    ) -> None:
+        self, model: Model, slot: int, conversation: Conversation, ids: Sequence[int], sampler: Sampler, banned: Banned,
+        allowed: Allowed | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.slot, self.conversation = model, slot, conversation
-        self.ids, self.sampler, self.banned = list(ids), sampler, banned
+        self.ids, self.sampler, self.banned, self.allowed = list(ids), sampler, banned, allowed
         self.reused = self.steps = self.drafted = self.kept = 0
         self._began, self._writer = False, object()
         self._held = conversation.ids
@@ -132,7 +135,7 @@ class Decoding:
         for guess in (None, *guesses):
             if guess is not None:
                 ids.append(guess)
-            needed = self.sampler.needed(ids, self.banned(ids))
+            needed = self.sampler.needed(ids, self.banned(ids), self.allowed is not None)
             if needed is None:
                 return None
             most = max(most, needed)
@@ -141,7 +144,8 @@ class Decoding:
     def choose(self, logits: Logits, row: int) -> Chosen:
         """A token by one row of logits, appended to `ids`."""
         ids = self.ids
-        chosen = Chosen(*self.sampler.sample(logits.values[row], logits.block_max[row], ids, self.banned(ids)))
+        allowed = None if self.allowed is None else self.allowed(ids)
+        chosen = Chosen(*self.sampler.sample(logits.values[row], logits.block_max[row], ids, self.banned(ids), allowed))
         ids.append(chosen.token)
         return chosen
 

@@ -12,6 +12,7 @@ from lapinfer.errors import InputError
 from lapinfer.text.channels import Part, Splitter, calls_of, of_kind
 from lapinfer.text.decoding import Chosen, Conversation, Decoding
 from lapinfer.text.generation_config import Bans
+from lapinfer.text.grammar import BytesDecoder, Constraint, Grammar, Grammars
 from lapinfer.text.sampling import Sampler, SamplingParams
 from lapinfer.text.speculation import Speculating, Speculation
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
@@ -79,6 +80,7 @@ class Request:
     bans: Bans | None
     thinks: Splitter | None
     logprobs: bool
+    constraint: Constraint | None = None
 
     def begin(self, slot: int, conversation: Conversation, speculation: Speculation | None = None) -> Generation:
         """A generation in a slot, with a sampler of its own.
@@ -94,11 +96,16 @@ class Request:
 
         sampler = Sampler(self.params, self.logprobs)
         asked = self.model, slot, conversation, self.prompt, sampler, banned
-        if speculation is None:
-            decoding = Decoding(*asked)
+        if self.tokenizer is not None and self.constraint is not None:
+            # Nothing is guessed: guesses know nothing of the grammar, and most of them would be forbidden.
+            decoding = Decoding(*asked, self.constraint.allowed)
+            told = _Told(BytesDecoder(self.tokenizer.token_bytes))
         else:
-            decoding = Speculating(speculation, *asked, ends=ends, limit=self.limit)
-        told = _Told(self.tokenizer, self.prompt, self.thinks)
+            if speculation is None:
+                decoding = Decoding(*asked)
+            else:
+                decoding = Speculating(speculation, *asked, ends=ends, limit=self.limit)
+            told = _Told.by_tokenizer(self.tokenizer, self.prompt, self.thinks)
         return Generation(decoding, ends, self.limit, told, _HeldText(self.stop))
 
 
@@ -112,12 +119,14 @@ def request(
     bans: Bans | None = None,
     thinks: Splitter | None = None,
     logprobs: bool = False,
+    grammar: tuple[Grammars, Grammar] | None = None,
 ) -> Request:
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
     Ends at an end-of-answer token, a stop string, after max_tokens, or when the context is full. `bans` are tokens that
     are not chosen. `thinks` tells thinking and calls from the answer, in which alone stop strings are looked for.
-    `logprobs`: tell log-probabilities, which takes all logits. Without a tokenizer the texts are empty and only
+    `logprobs`: tell log-probabilities, which takes all logits. `grammar`: what the answer keeps to, over this
+    model's tokens: all of it is answer, no thinking and no calls. Without a tokenizer the texts are empty and only
     max_tokens or the context ends the generation. InputError for what cannot be generated.
     """
     ids = whole_numbers("ids", ids)
@@ -136,7 +145,9 @@ def request(
         raise InputError("stop strings need a tokenizer, and this checkpoint has none")
     limit = model.ctx - len(prompt) + 1
     limit = limit if max_tokens is None else min(limit, max_tokens)
-    return Request(model, tokenizer, prompt, params or SamplingParams(), limit, stop, bans, thinks, logprobs)
+    constraint = None if grammar is None else grammar[0].constraint(grammar[1], len(prompt))
+    params = params or SamplingParams()
+    return Request(model, tokenizer, prompt, params, limit, stop, bans, thinks, logprobs, constraint)
 
 
 def stream(
@@ -228,10 +239,13 @@ class Generation:
 class _Told:
     """Tokens to parts of the answer, each what has become certain."""
 
-    def __init__(self, tokenizer: Tokenizer | None, prompt: Sequence[int], thinks: Splitter | None) -> None:
+    def __init__(self, decoder: StreamDecoder | BytesDecoder | None, thinks: Splitter | None = None) -> None:
+        self._decoder, self._thinks = decoder, thinks
+
+    @classmethod
+    def by_tokenizer(cls, tokenizer: Tokenizer | None, prompt: Sequence[int], thinks: Splitter | None) -> _Told:
         shown = {} if tokenizer is None or thinks is None else tokenizer.special_among(thinks.markers)
-        self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, prompt, shown)
-        self._thinks = thinks
+        return cls(None if tokenizer is None else StreamDecoder(tokenizer, prompt, shown), thinks)
 
     def push(self, token: int) -> list[Part]:
         text = "" if self._decoder is None else self._decoder.push(token)

@@ -20,6 +20,7 @@ from lapinfer.text.decoding import Conversation
 from lapinfer.text.draft_model import DraftModel, check_draft
 from lapinfer.text.generation import FinishReason, Request, Timings, Token, checked_ids, request
 from lapinfer.text.generation_config import Generation, read_generation
+from lapinfer.text.grammar import Grammars, grammar_of
 from lapinfer.text.messages import Messages, tool_schemas
 from lapinfer.text.speculation import Speculation
 from lapinfer.text.template import ChatTemplate
@@ -39,6 +40,9 @@ class BatchKeywords(TypedDict, total=False):
     """What every kind of generation accepts; sampling parameters as in `SamplingParams`, instead of `params`.
 
     logprobs: tell the log-probability of each token: all logits are computed for that, not only the best.
+    schema, regex, lark: what the answer keeps to, one of them (text/grammar.py): a JSON schema (a dict, its JSON, or a
+    bool), a regular expression, or a Lark grammar. Only an answer that `max_tokens`, the context or a stop string cuts
+    is not whole. It begins without thinking.
     """
 
     max_tokens: int | None
@@ -51,6 +55,9 @@ class BatchKeywords(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int | None
+    schema: Mapping[str, Any] | str | bool | None
+    regex: str | None
+    lark: str | None
 
 
 class GenerationKeywords(BatchKeywords, total=False):
@@ -112,6 +119,7 @@ class LanguageModel:
         self.recommended = recommended or Generation()
         self._conversations = [Conversation() for _ in range(model.slots)]
         self._speculation, self._draft = Speculation(model), None
+        self._grammars: Grammars | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -252,6 +260,9 @@ class LanguageModel:
         logprobs: bool = False,
         params: SamplingParams | None = None,
         thinks: Splitter | None = None,
+        schema: Mapping[str, Any] | str | bool | None = None,
+        regex: str | None = None,
+        lark: str | None = None,
         **sampling: Any,
     ) -> Request:
         if not isinstance(params, SamplingParams | None):
@@ -263,9 +274,20 @@ class LanguageModel:
             if max_tokens is None and makers.max_length is not None:
                 max_tokens = max(makers.max_length - len(ids), 1)
         stop = [*texts("stop", stop), *(makers.stop if self.tokenizer is not None else ())]
+        grammar = grammar_of(schema=schema, regex=regex, lark=lark)
         return request(
-            self.model, self.tokenizer, ids, params, max_tokens, stop, makers.bans, thinks, flag("logprobs", logprobs)
-        )
+            self.model, self.tokenizer, ids, params, max_tokens, stop, makers.bans, thinks, flag("logprobs", logprobs),
+            None if grammar is None else (self._known_grammars(), grammar),
+        )  # fmt: skip
+
+    def _known_grammars(self) -> Grammars:
+        """Grammars over this model's tokens: its trie is made once."""
+        if self.tokenizer is None:
+            raise InputError(f"schema, regex and lark need a tokenizer: this checkpoint {why_none(self.model.texts)}")
+        with self.model.lock:
+            if self._grammars is None:
+                self._grammars = Grammars(self.tokenizer, self.spec.vocab)
+            return self._grammars
 
     def close(self) -> None:
         """Stop the threads and unmap the weights; nothing can be generated any more."""

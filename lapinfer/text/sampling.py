@@ -33,15 +33,15 @@ class Sampler:
         """Let the next random numbers be those that `other` will draw."""
         self._random.bit_generator.state = other._random.bit_generator.state
 
-    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = ()) -> int | None:
+    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = (), constrained: bool = False) -> int | None:
         """How many of the largest logits decide what `sample` returns; None: all of them.
 
         A ban takes one away. So may a penalty, which lowers the logits of ids that were there; a reward (below 1) could
-        raise any.
+        raise any. constrained: whether `sample` will be told what is allowed: none of the largest may be.
         """
         p = self.params
         kept = 1 if p.temperature == 0 else p.top_k
-        if self.logprobs or kept == 0 or (p.repetition_penalty < 1 and len(history)):
+        if constrained or self.logprobs or kept == 0 or (p.repetition_penalty < 1 and len(history)):
             return None
         lowered = len(set(history)) if p.repetition_penalty > 1 else 0
         return kept + lowered + len(set(banned))
@@ -53,12 +53,14 @@ class Sampler:
         block_max: np.ndarray | None = None,
         history: Sequence[int] = (),
         banned: Sequence[int] = (),
+        allowed: np.ndarray | None = None,
     ) -> tuple[int, float | None]:
         """The next token and its log-probability under the model's own logits (no filter, temperature 1), or None.
 
         logits: [V] float32, not changed; all but the largest `needed` ones may be −∞. block_max: [ceil(V/16)] float32,
         the maximum of each 16 consecutive logits (computed when None); history: earlier ids, which are penalized;
-        banned: ids that are not chosen.
+        banned: ids that are not chosen; allowed: [V] bool, the ids that may be, or None for all. Where a ban leaves
+        none of these, it does not count.
         """
         if block_max is None:
             block_max = _block_max(logits)
@@ -71,10 +73,18 @@ class Sampler:
             ids = np.unique(np.asarray(history))
             changed = np.where(values[ids] > 0, values[ids] / p.repetition_penalty, values[ids] * p.repetition_penalty)
             values, block_max = _with(values, block_max, ids, changed)
+        if allowed is not None:
+            values = np.where(allowed, values, np.float32(-np.inf))
+            block_max = _block_max(values)
+            if not np.isfinite(block_max.max()):
+                raise CheckpointError("the model gives no probability to any token that the grammar allows")
         if banned:
+            before = values, block_max
             ids = np.unique(np.asarray(banned))
             ids = ids[(ids >= 0) & (ids < len(values))]  # a tokenizer may know more than the model
             values, block_max = _with(values, block_max, ids, -np.inf)
+            if not np.isfinite(block_max.max()) and allowed is not None:
+                values, block_max = before
             if not np.isfinite(block_max.max()):
                 raise CheckpointError("generation_config.json bans every token that could come next")
         top = block_max.max()

@@ -15,6 +15,7 @@ from lapinfer.checkpoint.magic import of_start
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.tokenizer_bounds import MOST_BYTES, SHORT, check_size, check_steps, unknown_patterns, within_time
+from lapinfer.text.tokenizer_bytes import reader_of_bytes
 from lapinfer.text.tokenizer_files import FILE, check_charsmaps, read_files
 from lapinfer.text.tokenizer_rules import TIDIED, SetUp, from_vocabulary, set_up
 
@@ -111,6 +112,18 @@ class Tokenizer:
     def longest(self) -> int:
         """Characters of the longest token."""
         return max(map(len, self.vocabulary), default=1)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id adds to a text, without what `decode` tidies or strips; b"" for special and unknown ones.
+
+        UnsupportedError for tokenizers whose tokens have no bytes of their own.
+        """
+        read, found = reader_of_bytes(self._backend, self._where), [b""] * self.vocab_size
+        for token, id in self.vocabulary.items():
+            if self.is_text(id):
+                found[id] = read(token)
+        return found
 
     def check_length(self, text: str, positions: int) -> None:
         """InputError for a text that would not fit so many positions if it were made of the longest tokens alone."""

@@ -1,0 +1,86 @@
+"""Random JSON schemas: is every finished answer valid, and what does decoding by a schema cost?
+
+    python bench/schemas.py MODEL [--schemas 1000] [--seconds 1200] [--turns 5] [-o OUT.json]
+
+Each schema gets one answer at temperature 1, without top-k, which validates by the package jsonschema, or was cut by
+its length. Schemas that llguidance does not know how to meet are counted. Then the same prompt is answered with and
+without a schema in turns, and without a schema but with all logits; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from random import Random
+from statistics import median
+from typing import Any
+
+import jsonschema
+from harness import argument_parser, print_result, write_result
+from random_schemas import random_schema
+
+from lapinfer.errors import InputError
+from lapinfer.text.language_model import LanguageModel, load
+
+PROMPT = "Write a long list of animals as JSON."
+ANIMALS = {"type": "array", "items": {"type": "string"}, "minItems": 60}
+ANSWER = 160
+
+
+def answered(model: LanguageModel, count: int, seconds: float) -> dict[str, Any]:
+    """Counts of valid, cut and refused answers; wrong ones are told whole."""
+    counts: Counter[str] = Counter()
+    wrong, refused, until = [], Counter[str](), time.monotonic() + seconds
+    for seed in range(count):
+        if time.monotonic() > until:
+            break
+        schema = random_schema(Random(seed))
+        try:
+            answer = model.generate("JSON: ", schema=schema, temperature=1.0, top_k=0, seed=seed, max_tokens=200)
+        except InputError as error:
+            counts["refused"] += 1
+            refused[str(error)[:80]] += 1
+            continue
+        if answer.finish_reason != "stop":
+            counts["cut"] += 1
+            continue
+        try:
+            jsonschema.validate(json.loads(answer.text), schema)
+            counts["valid"] += 1
+        except (ValueError, jsonschema.ValidationError) as error:
+            counts["wrong"] += 1
+            wrong.append({"seed": seed, "text": answer.text, "reason": str(error).splitlines()[0]})
+    return {**counts, "refusals": dict(refused), "wrongs": wrong}
+
+
+def speeds(model: LanguageModel, turns: int) -> dict[str, Any]:
+    """Tokens per second of each kind, medians of turns, and the ratio to plain decoding."""
+    kinds = {"plain": {}, "all logits": {"logprobs": True}, "schema": {"schema": ANIMALS}}
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(turns + 1):
+        for kind, options in kinds.items():
+            answer = model.generate(PROMPT, seed=turn, max_tokens=ANSWER, speculate=False, **options)
+            if turn and answer.finish_reason == "length":  # the first one warms up; short ones measure nothing
+                found[kind].append(answer.timings.tokens_per_second)
+    result = {kind: round(median(values), 1) for kind, values in found.items() if values}
+    pairs = zip(found["schema"], found["plain"], strict=False)
+    return result | {"schema / plain": round(median([a / b for a, b in pairs] or [0.0]), 3)}
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--schemas", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=1200)
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    with load(options.model, threads=options.threads) as model:
+        result = {"model": options.model, "decode": speeds(model, options.turns)}
+        result["schemas"] = answered(model, options.schemas, options.seconds)
+    print_result(result)
+    write_result(result, options.output)
+
+
+if __name__ == "__main__":
+    main()
