@@ -8,12 +8,13 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.operands import GATED
-from lapinfer.kernels.simd import load_f32x16, prefetch, splat_f32, store_f32x16
+from lapinfer.kernels.simd import ask, load_f32x16, prefetch, splat_f32, store_f32x16
 from lapinfer.kernels.tiles import store_group
 from lapinfer.kernels.vecmath import activate, gated
 from lapinfer.quant import BAND
 
 AHEAD = 4096  # bytes: far enough for memory's latency, near enough to stay in the first-level cache
+SEVERAL = 4  # tokens from which on asking pays on every processor: arithmetic hides what it costs (bench/LOG.md)
 
 
 @jit
@@ -38,7 +39,10 @@ def multiply(W, weights, row_blocks, groups, first, blocks, x, n, y, stride):
         for _ in range(groups):
             for i in range(count):
                 for line in range(0, W.block_bytes, 64):
-                    prefetch(w + AHEAD + line)
+                    if n < SEVERAL:
+                        prefetch(w + AHEAD + line)
+                    else:
+                        ask(w + AHEAD + line)
                 W.add(w, tile, n, out + 64 * i, stride)
                 w += W.block_bytes
             w += (width - count) * W.block_bytes
