@@ -49,7 +49,7 @@ from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.routing import Routing
 from lapinfer.runtime.runner import Notice, Runner
 from lapinfer.runtime.slots import Slots, SlotState
-from lapinfer.runtime.widening import cache_kind, widen
+from lapinfer.runtime.widening import cache_kind, cache_kinds, widen
 from lapinfer.spec import AttentionSpec, ModelSpec
 
 SPLIT_BELOW = 8
@@ -96,7 +96,7 @@ class Model:
         if self.pool is not None:
             self.max_step = self.pool.most_tokens(limits.step)
         self.runner = Runner(built.ops, limits.threads, notice=notice, apart=built.pool is not None)
-        self._slots = Slots(spec, self.runner, limits.slots, lambda: self.kv)
+        self._slots = Slots(spec, self.runner, limits.slots, limits.kv)
         self.threads = self.runner.team.threads
         if notice is not None and self.threads < limits.threads:
             notice(
@@ -118,10 +118,7 @@ class Model:
     @property
     def kv(self) -> list[KVName]:
         """The format in which each layer keeps keys and values now."""
-        return [
-            self.limits.kv if layer.convolution is not None else cache_kind(self.runner, i)
-            for i, layer in enumerate(self.spec.layers)
-        ]
+        return cache_kinds(self.spec, self.runner, self.limits.kv)
 
     @property
     def usage(self) -> Meter:

@@ -8,7 +8,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from lapinfer.kernels.operands import BF16, KEY_LANES
 from lapinfer.options import KVName
 from lapinfer.runtime.kv import DTYPES, KVKinds, groups, lanes, of_layer
 from lapinfer.runtime.runner import Runner
+from lapinfer.runtime.widening import cache_kinds
 from lapinfer.spec import AttentionSpec, LayerSpec, ModelSpec
 
 Shape = tuple[tuple[int, ...], np.dtype]
@@ -82,10 +83,12 @@ class Slots:
     """The slots of a model: which positions each has, and where their numbers lie.
 
     A step says what it is about to write, and then that it has: one that fails leaves only the positions before it.
+    kv: the format that layers were asked to keep keys and values in.
     """
 
-    def __init__(self, spec: ModelSpec, runner: Runner, slots: int, kinds: Callable[[], Sequence[KVName]]) -> None:
-        self._spec, self._runner, self._kinds = spec, runner, kinds
+    def __init__(self, spec: ModelSpec, runner: Runner, slots: int, kv: KVName) -> None:
+        self._spec, self._runner = spec, runner
+        self._kv: KVName = kv
         self._end = [0] * slots
         """Positions that the slot has: 0 to this, but for what rings have overwritten."""
         self._written = [0] * slots
@@ -115,11 +118,11 @@ class Slots:
             tuple(np.ascontiguousarray(rows[index]) for rows, index in self._rows(i, slot, count))
             for i in range(len(self._spec.layers))
         )
-        return SlotState(count, tuple(self._kinds()), layers)
+        return SlotState(count, tuple(cache_kinds(self._spec, self._runner, self._kv)), layers)
 
     def restore(self, slot: int, state: SlotState, ctx: int) -> None:
         """Put a state into the slot, in place of what that has; InputError where it is none of this model's."""
-        spec, kinds = self._spec, self._kinds()
+        spec, kinds = self._spec, cache_kinds(self._spec, self._runner, self._kv)
         if not 1 <= state.count <= ctx:
             raise InputError(f"a slot of {ctx} positions cannot take {state.count}: load the model with a larger ctx")
         if len(state.kinds) != len(kinds):

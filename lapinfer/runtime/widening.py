@@ -14,7 +14,7 @@ from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.kv import DTYPES, bytes_per_key
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.runner import Runner
-from lapinfer.spec import AttentionSpec
+from lapinfer.spec import AttentionSpec, ModelSpec
 
 
 def widen(runner: Runner, layer: int, attention: AttentionSpec, kind: KVName) -> KVName:
@@ -42,6 +42,11 @@ def widen(runner: Runner, layer: int, attention: AttentionSpec, kind: KVName) ->
     for i, op in ops:
         runner.replace(i, _widened(op, wide, attention, kind))
     return kind
+
+
+def cache_kinds(spec: ModelSpec, runner: Runner, asked: KVName) -> list[KVName]:
+    """The format in which each layer keeps keys and values now; `asked` for those that keep none."""
+    return [asked if layer.convolution is not None else cache_kind(runner, i) for i, layer in enumerate(spec.layers)]
 
 
 def cache_kind(runner: Runner, layer: int) -> KVName:
