@@ -1,6 +1,6 @@
 """The best logits in two passes against the whole head: exceptions, what is read, how often margins widen, and speed.
 
-    python bench/head.py MODEL TEXT [TEXT …] [--tokens 100000] [--best 40] [--step 4] [--seconds 600] [-o OUT.json]
+    python bench/head.py MODEL TEXT [TEXT …] [--tokens 100000] [--best 40] [--step 1] [--seconds 600] [-o OUT.json]
 
 Each text is run in steps of --step tokens, each step twice: with all logits, and with the best alone. An exception is a
 token whose best logits are not the same ones, or not the same bits. Steps of one token, in turns, give the times and
@@ -19,7 +19,6 @@ from harness import argument_parser, print_result, write_result
 from lapinfer.kernels.operands import BEST_ROUNDS
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
-from lapinfer.runtime.build.head import MOST_TOKENS
 from lapinfer.text.language_model import open_model
 
 CONTEXT = 1024
@@ -50,7 +49,7 @@ def compare(model: Model, ids: np.ndarray, best: int, size: int, until: float) -
         counts["steps"] += 1
         blocks = model.best_blocks
         if blocks is None:
-            raise SystemExit(f"{model.name}: has no coarse copy of its head")
+            raise SystemExit(f"{model.name}: reads the whole head in steps of {size}; try --step 1")
         counts["widened_steps"] += int(blocks[BEST_ROUNDS - 1] > 0)
         counts["whole_head_steps"] += int(blocks[BEST_ROUNDS] > 0)
         read += int(blocks.sum())
@@ -95,7 +94,7 @@ def main() -> None:
     parser.add_argument("texts", nargs="+", type=Path)
     parser.add_argument("--tokens", type=int, default=100_000, help="of all texts together")
     parser.add_argument("--best", type=int, default=40)
-    parser.add_argument("--step", type=int, default=MOST_TOKENS, help="tokens of a step")
+    parser.add_argument("--step", type=int, default=1, help="tokens of a step")
     parser.add_argument("--seconds", type=float, default=1e9, help="after which comparing ends")
     asked = parser.parse_args()
     result: dict[str, Any] = {"model": Path(asked.model).name, "best": asked.best, "texts": {}}

@@ -40,7 +40,7 @@ from lapinfer.kernels.operands import (
 from lapinfer.machine import default_threads as default_threads  # what Limits of a model are made with
 from lapinfer.options import KVName
 from lapinfer.quant.search import HALF_MAX
-from lapinfer.runtime.build.head import MOST_TOKENS, BestRows
+from lapinfer.runtime.build.head import BestRows
 from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.diagnosis import first_not_finite
 from lapinfer.runtime.items import attention_items
@@ -185,7 +185,7 @@ class Model:
     def _enter_head(self, wanted: int, best: int | None) -> BestRows | None:
         """Say in the header how the head is read: for the best logits alone, or all of it (None)."""
         rows, header = self._best, self.runner.words
-        if rows is not None and not (best is not None and 1 <= best <= rows.most and 1 <= wanted <= MOST_TOKENS):
+        if rows is not None and not (best is not None and 1 <= best <= rows.most and 1 <= wanted <= rows.tokens):
             rows = None
         header[WHOLE_HEAD], header[COARSE_HEAD] = int(wanted > 0 and rows is None), int(rows is not None)
         header[BEST], header[BEST_BLOCKS] = best or 0, 0

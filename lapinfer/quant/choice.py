@@ -37,6 +37,13 @@ WORTH: Final = 0.75
 LEAST_SAVED: Final = 4_000_000
 """Bytes that a token must be spared: in memory's time they are some ten times what the ops of two passes take."""
 
+SCATTERED: Final = 4
+"""Times as long as in their order it takes to read row blocks from a list."""
+ARITHMETIC: Final = {"q8": 1 / 8, "q16": 1 / 4}
+"""Bytes a weight whose reading takes as long as multiplying it with a token, by activations (Zen 4; bench/LOG.md)."""
+MOST_TWICE: Final = 8
+"""Tokens of a step for which a head may be read in two passes, whatever it costs."""
+
 FED_BACK: Final = tuple(name for name, form in FORMATS.items() if isinstance(form, FeedbackFormat))
 """Formats that a calibration text is for."""
 
@@ -92,6 +99,22 @@ def expected_share(coarse: str, rows: int, best: int = TYPICAL_BEST) -> float:
         return 1.0
     bound = normal.inv_cdf(1 - best / rows)
     return min((1 - normal.cdf(bound - MARGIN * error)) * ROWS, 1.0)
+
+
+def two_pass_tokens(coarse: str, head: str, rows: int, columns: int, activations: str) -> int:
+    """Up to how many tokens of a step it is quicker to read a head in two passes; at least 1.
+
+    A pass takes as long as its bytes (the first one's with a norm a row) or its arithmetic, whichever is more; what the
+    second one reads grows with the tokens, as each has best rows of its own.
+    """
+    whole, copy, share = FORMATS[head].bits / 8, FORMATS[coarse].bits / 8 + 4 / columns, expected_share(coarse, rows)
+
+    def pays(tokens: int) -> bool:
+        multiplied = tokens * ARITHMETIC[activations]
+        second = SCATTERED * (1 - (1 - share) ** tokens) * whole
+        return max(copy, multiplied) + second < max(whole, multiplied)
+
+    return next((tokens - 1 for tokens in range(2, MOST_TWICE + 1) if not pays(tokens)), MOST_TWICE)
 
 
 def narrow_format(name: str) -> str:

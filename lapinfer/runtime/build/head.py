@@ -16,14 +16,11 @@ from lapinfer.kernels.operands import (
     WHOLE_HEAD,
 )
 from lapinfer.quant import BAND, GROUP, ROWS
+from lapinfer.quant.choice import two_pass_tokens
 from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.cost import Cost
 from lapinfer.runtime.sizes import padded
 from lapinfer.tensors import COARSE, head_name
-
-MOST_TOKENS = 4
-"""Tokens of a step for which only the best logits are computed: more of them want a large part of the head together,
-and their arithmetic counts, not the bytes. Steps of 8 and 16 were slower with two passes (bench/head.py)."""
 
 MOST_BEST = 512
 """How many of the best: the heap of as many fits the scratch memory of any model."""
@@ -36,10 +33,12 @@ MOST_SHARE = 3
 class BestRows:
     """What a step in which only the best logits are computed has read.
 
-    most: how many may be asked for. counts int64 [BEST_ROUNDS]: row blocks of each round. state: a BEST_STATE.
+    most: how many may be asked for. tokens: wanted of a step at most, so that it is quicker than the whole head. counts
+    int64 [BEST_ROUNDS]: row blocks of each round. state: a BEST_STATE.
     """
 
     most: int
+    tokens: int
     counts: np.ndarray
     state: np.ndarray
 
@@ -85,12 +84,15 @@ def _best_rows(build: ModelOps, name: str, exact: np.ndarray, bias: np.ndarray |
     """The first pass, over the coarse copy, and the rounds of the second one, over listed row blocks."""
     spec, step = build.spec, build.step
     weights = build.weights.tensor(name)
-    blocks, T = len(weights), min(MOST_TOKENS, len(step.logits))
+    formats = str(build.weights.format(COARSE)), str(build.weights.format(name))
+    blocks = len(weights)
+    T = min(two_pass_tokens(*formats, spec.vocab, spec.hidden, build.limits.activations), len(step.logits))
     norms = np.zeros(ROWS * blocks, np.float32)
     norms[: spec.vocab] = build.weights.tensor(f"{COARSE}.norms")
     logits = np.zeros((T, ROWS * blocks), np.float32)
     largest = np.zeros((T, blocks), np.float32)
-    rows = BestRows(min(MOST_BEST, blocks // 8), np.zeros(BEST_ROUNDS, np.int64), np.zeros(len(BEST_STATE), np.int64))
+    counts, state = np.zeros(BEST_ROUNDS, np.int64), np.zeros(len(BEST_STATE), np.int64)
+    rows = BestRows(min(MOST_BEST, blocks // 8), T, counts, state)
     table = {
         "blocks": blocks, "coarse": logits, "coarse_stride": logits.strides[0], "coarse_max": largest, "norms": norms,
         "block_norms": norms.reshape(blocks, ROWS).max(axis=1), "exact": exact, "exact_stride": exact.strides[0],
