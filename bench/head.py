@@ -40,7 +40,7 @@ def compare(model: Model, ids: np.ndarray, best: int, size: int, until: float) -
     for start in range(0, len(ids) - size + 1, size):
         if time.perf_counter() > until:
             break
-        piece, pos = ids[start : start + size], start % CONTEXT + np.arange(size)
+        piece, pos = ids[start : start + size], start // size % (CONTEXT // size) * size + np.arange(size)
         step = piece, np.zeros(size, np.int64), pos, np.ones(size, bool)
         whole = model.step(*step).values.copy()
         few = model.step(*step, best=best).values
