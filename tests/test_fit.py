@@ -57,6 +57,14 @@ def test_a_model_that_is_elsewhere_is_told_by_its_config_alone(remote):
     assert q4["tokens_per_second"] == pytest.approx(3e10 / q4["touched"], rel=0.1)
 
 
+def test_a_head_with_a_coarse_copy_counts_as_a_sampler_reads_it(remote):
+    told, _ = info("org/name", bandwidth=lambda format: 3e10)
+    head, cache = 49152 * 2048 * 8.5 / 8, 16 * 2 * 2 * 512 * (4096 // 2 + 1)
+    for each, read in zip(told["fit"], (1.0, 0.05, 1.0), strict=True):  # of q4 and f16 there is none
+        without = each["packed"] - head
+        assert each["touched"] - cache - without == pytest.approx(read * head, abs=0.04 * head)
+
+
 def test_speed_is_not_foreseen_of_weights_that_stay_in_caches(remote, monkeypatch):
     monkeypatch.setattr(machine, "largest_cache", lambda: 1 << 31)
     told, _ = info("org/name", bandwidth=lambda format: 3e10)

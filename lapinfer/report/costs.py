@@ -12,7 +12,7 @@ import numpy as np
 
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.kv import KVKinds
-from lapinfer.runtime.predict import packed_bytes, predict_bytes
+from lapinfer.runtime.predict import expected_best_blocks, packed_bytes, predict_bytes
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import active_parameters, feed_forward_tensors, parameters, tensors
 
@@ -87,6 +87,10 @@ class Costs:
         return predict_bytes(
             self.spec, dict(self.formats), self.kv, slot, pos, wanted, *distinct, best_blocks=best_blocks
         )
+
+    def decoded(self, pos: int) -> int:
+        """Bytes that a decoded token at `pos` is expected to touch: of a head, the rows that samplers look at."""
+        return sum(self.touched([pos], best_blocks=expected_best_blocks(self.spec, self.formats)).values())
 
 
 def arithmetic(format: str) -> Arithmetic:

@@ -70,7 +70,7 @@ def fits(
         packed = costs.weight_bytes
         cache = cache_bytes(spec, kind, 1, ctx, min(limits.step, ctx))
         memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
-        touched = sum(costs.touched([ctx // 2]).values())
+        touched = costs.decoded(ctx // 2)
         rate = None if bandwidth is None else bandwidth(costs.main_format)
         speed = None if rate is None or packed <= machine.largest_cache() else 1 / decode_seconds(spec, touched, rate)
         estimates.append(Fit(quant, packed, memory, touched, ctx, speed))

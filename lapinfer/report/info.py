@@ -153,7 +153,7 @@ def _placement(spec: ModelSpec, formats: dict[str, str]) -> dict[str, Any]:
     if formats:
         costs = Costs(spec, formats)
         placed["packed_bytes"] = costs.weight_bytes
-        placed["touched_bytes_a_token"] = sum(costs.touched([0]).values())
+        placed["touched_bytes_a_token"] = costs.decoded(0)
         if routed:
             placed["expert_bytes"] = costs.expert(routed[0])[0]
     if routed:
