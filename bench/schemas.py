@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from pathlib import Path
 from random import Random
 from statistics import median
 from typing import Any
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     with load(options.model, threads=options.threads) as model:
-        result = {"model": options.model, "decode": speeds(model, options.turns)}
+        result = {"model": Path(options.model).name, "decode": speeds(model, options.turns)}
         result["schemas"] = answered(model, options.schemas, options.seconds)
     print_result(result)
     write_result(result, options.output)
