@@ -45,6 +45,7 @@ LAYERS = [
     ("text",),
     ("report",),
     ("train",),
+    ("serve",),
     ("cli",),
     ("__main__",),
 ]

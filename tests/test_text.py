@@ -198,20 +198,21 @@ def test_the_length_limit_gives_out_what_was_held_back(byte_tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("text", "stop", "expected", "reason"),
+    ("text", "stop", "expected", "met"),
     [
-        ("hello END world", ["END"], "hello ", "stop_string"),
-        ("hello EN", ["END"], "hello EN", "stop"),
-        ("xxabab!", ["ababc", "b!"], "xxaba", "stop_string"),
-        ("aab", ["aab", "ab"], "", "stop_string"),
-        ("abc", ["c", "bc"], "a", "stop_string"),
-        ("über é stop", ["é"], "über ", "stop_string"),
+        ("hello END world", ["END"], "hello ", "END"),
+        ("hello EN", ["END"], "hello EN", None),
+        ("xxabab!", ["ababc", "b!"], "xxaba", "b!"),
+        ("aab", ["aab", "ab"], "", "aab"),
+        ("abc", ["c", "bc"], "a", "bc"),
+        ("über é stop", ["é"], "über ", "é"),
     ],
 )
-def test_stop_strings_never_leak(byte_tokenizer, text, stop, expected, reason):
+def test_stop_strings_never_leak(byte_tokenizer, text, stop, expected, met):
     events = spoken(FakeModel(), byte_tokenizer, text, stop=stop)
     assert "".join(e.text for e in events) == expected
-    assert events[-1].finish_reason == reason
+    assert events[-1].finish_reason == ("stop" if met is None else "stop_string")
+    assert [e.stop_string for e in events] == [None] * (len(events) - 1) + [met]
 
 
 def test_the_context_fills_up_to_the_last_position(byte_tokenizer):

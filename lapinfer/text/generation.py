@@ -56,6 +56,7 @@ class Token:
     "length" (max_tokens, or the context is full) or "stop_string" (which is not part of the text).
     thinking: what became certain with it of what the model says before its answer, in a chat; it is not part of `text`.
     tool_calls: those that became certain with it, in a chat with tools; nor are they part of `text`.
+    stop_string: the one that was met, where finish_reason is "stop_string".
     """
 
     text: str
@@ -65,6 +66,7 @@ class Token:
     timings: Timings
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,7 @@ class Generation:
         self._count = count
         if count == 1:
             self._first, self._ttft = now, now - self.started
-        text, finish, parts = "", None, []
+        text, finish, hit, parts = "", None, None, []
         if token in self._ends:
             finish = "stop"
         else:
@@ -233,7 +235,7 @@ class Generation:
             drafted_tokens=decoding.drafted,
             kept_tokens=decoding.kept,
         )
-        return Token(text, token, logprob, finish, timings, of_kind(parts, "thinking"), calls_of(parts))
+        return Token(text, token, logprob, finish, timings, of_kind(parts, "thinking"), calls_of(parts), hit)
 
 
 class _Told:
@@ -263,13 +265,14 @@ class _HeldText:
         self._stop = stop
         self.text = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """(text that is certain, whether a stop string was met, before which it ends)."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """(text that is certain, the stop string that was met, before which it ends, or None)."""
         text = self.text + text
-        matches = [start for start in (text.find(s) for s in self._stop) if start >= 0]
+        matches = [(start, s) for s in self._stop if (start := text.find(s)) >= 0]
         if matches:
             self.text = ""
-            return text[: min(matches)], True
+            start, hit = min(matches, key=lambda match: match[0])
+            return text[:start], hit
         undecided = max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
         self.text = text[len(text) - undecided :]
-        return text[: len(text) - undecided], False
+        return text[: len(text) - undecided], None
