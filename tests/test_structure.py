@@ -46,7 +46,7 @@ LAYERS = [
     ("report",),
     ("train",),
     ("serve",),
-    ("cli",),
+    ("cli", "companions"),
     ("__main__",),
 ]
 """Parts, lowest first: a part imports its own and lower ones. docs/architecture.md says why."""

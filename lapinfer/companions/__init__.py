@@ -1,0 +1,1 @@
+"""Other programs' plugins, which run models in these programs' processes."""
