@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -18,6 +20,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 llm = pytest.importorskip("llm")
+import yaml  # noqa: E402
 from llm.cli import cli  # noqa: E402
 from llm.plugins import load_plugins, pm  # noqa: E402
 
@@ -26,7 +29,8 @@ from lapinfer.errors import DoesNotFitError  # noqa: E402
 from lapinfer.options import SamplingParams, declared  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-ANSWER = "Paris."
+DOC = (ROOT / "docs" / "companions.md").read_text(encoding="utf-8")
+ANSWER, BASE = "Paris.", "http://127.0.0.1:8080/v1"
 TOOLS = (
     "{% for t in tools or [] %}{{ t.function.name }}?{% endfor %}{% for m in messages %}[{{ m.role }} {{ m.content }}"
     "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments.city }}{{ c.id }}{% endfor %}"
@@ -55,6 +59,11 @@ def fake(tmp_path, monkeypatch):
     model = FakeModel(byte_tokenizer_folder(tmp_path / "model"), ctx=4096, script=[*ANSWER.encode(), 257])
     model.asked = install(monkeypatch, lambda: model)
     return model
+
+
+def blocks(kind: str) -> list[str]:
+    """Code blocks of docs/companions.md."""
+    return re.findall(rf"```{kind}\n(.*?)```", DOC, re.DOTALL)
 
 
 def ask(*arguments):
@@ -227,3 +236,25 @@ def test_the_command_line_of_llm(fake):
     wrong = ask("-m", "lapinfer/smollm2", "capital?", "-o", "top_p", "7")
     assert wrong.exit_code == 1
     assert "expected a number from 0 to 1, got 7.0" in wrong.stderr
+
+
+def test_python_and_settings_of_the_documentation(fake, tmp_path, capsys):
+    for example in blocks("python"):
+        code = compile(example, "docs/companions.md", "exec")
+        if "import llm\n" in example:
+            exec(code)
+    assert capsys.readouterr().out == ANSWER
+    mine, continues = map(yaml.safe_load, blocks("yaml"))
+    (tmp_path / "llm" / "extra-openai-models.yaml").write_text(yaml.safe_dump(mine))
+    model = llm.get_model("fox")
+    assert (model.api_base, model.model_name, model.key) == (BASE, "smollm2", None)
+    assert continues["models"][0]["apiBase"] == BASE
+
+
+@pytest.mark.parametrize("line", re.findall("^llm .*", "\n".join(blocks("sh")), re.MULTILINE))
+def test_commands_of_the_documentation(fake, line):
+    pytest.importorskip("llguidance")
+    line = line.replace("lapinfer/austen-fff", "lapinfer/smollm2")
+    done = CliRunner().invoke(cli, shlex.split(line)[1:], input="capital?\nexit\n")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert ("lapinfer/smollm2" if "models" in line else ANSWER if "schema" not in line else "{") in done.stdout
