@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.text.likelihood import log_probs
 from lapinfer.text.sampling import Sampler, SamplingParams
 
 
@@ -59,7 +60,7 @@ values_of = st.one_of(
 def test_draws_what_sorting_everything_draws(values, top_k, top_p, min_p, temperature, seed):
     p = SamplingParams(temperature, top_k, top_p, min_p, seed=seed)
     u = np.random.Generator(np.random.PCG64(seed)).random()
-    token, logprob = Sampler(p, logprobs=True).sample(values, block_max(values))
+    token, logprob, _ = Sampler(p, logprobs=0).sample(values, block_max(values))
     ids = kept_by_sorting(values, p)
     assert token in ids
     assert token == drawn(ids, values, p, u)
@@ -81,7 +82,7 @@ def test_large_vocabulary_keeps_what_sorting_keeps(options):
 @settings(max_examples=100, deadline=None)
 @given(values=values_of)
 def test_greedy_takes_the_first_largest(values):
-    token, _ = Sampler(SamplingParams(temperature=0)).sample(values, block_max(values))
+    token = Sampler(SamplingParams(temperature=0)).sample(values, block_max(values)).token
     assert token == int(values.argmax())
 
 
@@ -109,12 +110,12 @@ def test_repetition_penalty_looks_at_all_tokens_before():
     values = np.full(40, -1.0, np.float32)
     values[[3, 7, 20]] = 5.0, 4.0, 3.0
     original = values.copy()
-    greedy = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0), logprobs=True)
+    greedy = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0), logprobs=0)
     assert greedy.sample(values, block_max(values), [3])[0] == 7
     assert greedy.sample(values, block_max(values), [3, 7, 3])[0] == 20
     assert greedy.sample(values, block_max(values), [3] + [1] * 500)[0] == 7
     np.testing.assert_array_equal(values, original)
-    _, logprob = greedy.sample(values, block_max(values), [3])
+    logprob = greedy.sample(values, block_max(values), [3]).logprob
     assert Sampler(SamplingParams(temperature=0)).sample(values, None, [], [3, 7])[0] == 20
     with pytest.raises(CheckpointError, match="bans every token"):
         greedy.sample(values, None, [], range(40))
@@ -167,7 +168,7 @@ def test_logits_at_both_ends_of_float32_are_told_apart_without_a_warning():
     values = np.full(20, -3e38, np.float32)
     values[7] = 3e38
     with warnings.catch_warnings(action="error"):
-        assert Sampler(SamplingParams(temperature=0), logprobs=True).sample(values) == (7, 0.0)
+        assert Sampler(SamplingParams(temperature=0), logprobs=0).sample(values) == (7, 0.0, ())
         assert Sampler(SamplingParams(seed=1)).sample(values)[0] == 7
 
 
@@ -192,4 +193,18 @@ def test_the_needed_logits_decide(seed, top_k, penalty, temperature, history, ba
 @pytest.mark.parametrize("params", [{"top_k": 0}, {"repetition_penalty": 0.9}])
 def test_all_logits_are_needed(params):
     assert Sampler(SamplingParams(**params)).needed([3]) is None
-    assert Sampler(SamplingParams(), logprobs=True).needed() is None
+    assert Sampler(SamplingParams(), logprobs=0).needed() is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=values_of, top=st.sampled_from([0, 1, 5, 20]), banned=st.lists(st.integers(0, 399), max_size=3))
+def test_the_most_likely_tokens_are_those_of_the_models_own_logits(values, top, banned):
+    """Whatever is sampled, banned or penalized; in the order of a full sort, and ties by id."""
+    sampler = Sampler(SamplingParams(seed=1, repetition_penalty=1.5), logprobs=top)
+    banned = banned if len(set(banned)) < len(values) and len(values) > 3 else []
+    token, logprob, found = sampler.sample(values, block_max(values), [0], banned)
+    exact = values.astype(np.float64) - np.log(np.exp(values.astype(np.float64)).sum())
+    order = np.argsort(-values, kind="stable")[:top].tolist()
+    assert [id for id, _ in found] == order
+    np.testing.assert_allclose([value for _, value in found], exact[order], atol=1e-4)
+    assert dict(found).get(token, logprob) == logprob == log_probs(values)[token]

@@ -385,3 +385,11 @@ def test_greedy_logprobs_are_those_of_the_logits():
     event = next(model.stream([1, 2, 3], temperature=0, logprobs=True))
     assert event.token == logits.argmax()
     assert event.logprob == pytest.approx(logits.max() - np.log(np.exp(logits).sum()), abs=1e-5)
+    assert event.top == ()
+    (event,) = model.stream([1, 2, 3], temperature=0, logprobs=3, max_tokens=1)
+    assert [id for id, _ in event.top] == np.argsort(-logits)[:3].tolist()
+    assert event.top[0] == (event.token, event.logprob)
+    answer = model.generate([1, 2, 3], logprobs=2, max_tokens=4)
+    assert [len(each) for each in answer.top] == [2] * 4
+    assert len(answer.logprobs) == 4
+    assert model.generate([1, 2, 3], logprobs=0, max_tokens=2).top == ()

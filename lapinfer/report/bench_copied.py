@@ -14,6 +14,7 @@ from lapinfer.report.bench_runs import Runs
 from lapinfer.report.costs import Costs
 from lapinfer.report.timing import Watch, head_blocks
 from lapinfer.text.decoding import Conversation
+from lapinfer.text.likelihood import Chosen
 from lapinfer.text.sampling import Sampler
 from lapinfer.text.speculation import Speculating, Speculation
 
@@ -38,8 +39,8 @@ class Saying(Sampler):
         history: Sequence[int] = (),
         banned: Sequence[int] = (),
         allowed: np.ndarray | None = None,
-    ) -> tuple[int, float | None]:
-        return self._text[len(history)], None
+    ) -> Chosen:
+        return Chosen(self._text[len(history)])
 
 
 class Copied(Runs):

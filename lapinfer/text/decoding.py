@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lapinfer.text.likelihood import Chosen
 from lapinfer.text.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -17,13 +18,6 @@ Banned = Callable[[Sequence[int]], Sequence[int]]
 """The ids that may not follow some ids."""
 Allowed = Callable[[Sequence[int]], np.ndarray]
 """Whether each id, [V] bool, may follow some ids."""
-
-
-class Chosen(NamedTuple):
-    """A token and its log-probability, as in `Token`."""
-
-    token: int
-    logprob: float | None
 
 
 class Piece(NamedTuple):
@@ -145,7 +139,7 @@ class Decoding:
         """A token by one row of logits, appended to `ids`."""
         ids = self.ids
         allowed = None if self.allowed is None else self.allowed(ids)
-        chosen = Chosen(*self.sampler.sample(logits.values[row], logits.block_max[row], ids, self.banned(ids), allowed))
+        chosen = self.sampler.sample(logits.values[row], logits.block_max[row], ids, self.banned(ids), allowed)
         ids.append(chosen.token)
         return chosen
 

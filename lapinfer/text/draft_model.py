@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import SamplingParams
 from lapinfer.text.copies import Odds
-from lapinfer.text.decoding import Banned, Chosen, Conversation, Decoding
+from lapinfer.text.decoding import Banned, Conversation, Decoding
+from lapinfer.text.likelihood import Chosen
 from lapinfer.text.sampling import Sampler
 from lapinfer.text.step_times import StepTimes, worth
 
@@ -65,7 +66,7 @@ class ModelGuesses:
 
     def __init__(self, draft: DraftModel, slot: int, params: SamplingParams, banned: Banned) -> None:
         self._draft, self._odds = draft, Odds(FIRST, 4.0)
-        self._own = Decoding(draft.model, slot, draft.conversations[slot], [], Sampler(params, True), banned)
+        self._own = Decoding(draft.model, slot, draft.conversations[slot], [], Sampler(params, 0), banned)
         self._agreed = 0  # of the draft's ids, those that were the text's when it was last asked
         self._last: list[tuple[int, int]] = []  # guesses, and their kinds
         self._waited, self._patience = 0, AGAIN
@@ -117,10 +118,10 @@ class ModelGuesses:
 
     def learn(self, chosen: Sequence[Chosen]) -> None:
         """Compare the last guesses with what was chosen; one more than were checked, which costs nothing."""
-        for (guess, kind), (token, _) in zip(self._last, chosen, strict=False):
+        for (guess, kind), found in zip(self._last, chosen, strict=False):
             for each in (kind, ANY):
-                self._odds.record(each, guess == token)
-            if guess != token:
+                self._odds.record(each, guess == found.token)
+            if guess != found.token:
                 break
         self._last = []
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
 from lapinfer.text.channels import Part, Splitter, calls_of, of_kind
-from lapinfer.text.decoding import Chosen, Conversation, Decoding
+from lapinfer.text.decoding import Conversation, Decoding
 from lapinfer.text.generation_config import Bans
 from lapinfer.text.grammar import BytesDecoder, Constraint, Grammar, Grammars
+from lapinfer.text.likelihood import Chosen, Top, alternatives
 from lapinfer.text.sampling import Sampler, SamplingParams
 from lapinfer.text.speculation import Speculating, Speculation
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
@@ -52,6 +53,8 @@ class Token:
     text: what became certain with it: maybe nothing (half a character, or what may begin a stop string),
     maybe more than its own text; the texts of all events make the whole answer.
     logprob: its log-probability under the model's own logits (temperature 1, nothing filtered), where it was asked for.
+    top: the most likely tokens by the same logits, as many as were asked for: (id, log-probability), most likely first,
+    equal ones by id. The token itself may be none of them.
     finish_reason: None, but at the last token "stop" (it ends the answer; it has no text of its own),
     "length" (max_tokens, or the context is full) or "stop_string" (which is not part of the text).
     thinking: what became certain with it of what the model says before its answer, in a chat; it is not part of `text`.
@@ -67,6 +70,7 @@ class Token:
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     stop_string: str | None = None
+    top: Top = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class Request:
     stop: list[str]
     bans: Bans | None
     thinks: Splitter | None
-    logprobs: bool
+    logprobs: int | None
     constraint: Constraint | None = None
 
     def begin(self, slot: int, conversation: Conversation, speculation: Speculation | None = None) -> Generation:
@@ -120,14 +124,15 @@ def request(
     stop: Sequence[str] = (),
     bans: Bans | None = None,
     thinks: Splitter | None = None,
-    logprobs: bool = False,
+    logprobs: bool | int = False,
     grammar: tuple[Grammars, Grammar] | None = None,
 ) -> Request:
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
     Ends at an end-of-answer token, a stop string, after max_tokens, or when the context is full. `bans` are tokens that
     are not chosen. `thinks` tells thinking and calls from the answer, in which alone stop strings are looked for.
-    `logprobs`: tell log-probabilities, which takes all logits. `grammar`: what the answer keeps to, over this
+    `logprobs`: tell log-probabilities, which takes all logits; a number: those of so many of the most likely tokens,
+    too, at most 20. `grammar`: what the answer keeps to, over this
     model's tokens: all of it is answer, no thinking and no calls. Without a tokenizer the texts are empty and only
     max_tokens or the context ends the generation. InputError for what cannot be generated.
     """
@@ -149,7 +154,8 @@ def request(
     limit = limit if max_tokens is None else min(limit, max_tokens)
     constraint = None if grammar is None else grammar[0].constraint(grammar[1], len(prompt))
     params = params or SamplingParams()
-    return Request(model, tokenizer, prompt, params, limit, stop, bans, thinks, logprobs, constraint)
+    told = alternatives("logprobs", logprobs)
+    return Request(model, tokenizer, prompt, params, limit, stop, bans, thinks, told, constraint)
 
 
 def stream(
@@ -164,7 +170,7 @@ def stream(
     bans: Bans | None = None,
     thinks: Splitter | None = None,
     speculation: Speculation | None = None,
-    logprobs: bool = False,
+    logprobs: bool | int = False,
 ) -> Iterator[Token]:
     """The events of one request (`request`, `Request.begin`), run by itself.
 
@@ -205,7 +211,7 @@ class Generation:
 
     def push(self, chosen: Chosen) -> Token:
         """The event of the token that was chosen."""
-        token, logprob = chosen
+        token = chosen.token
         decoding, now, count = self.decoding, time.perf_counter(), self._count + 1
         self._count = count
         if count == 1:
@@ -235,7 +241,8 @@ class Generation:
             drafted_tokens=decoding.drafted,
             kept_tokens=decoding.kept,
         )
-        return Token(text, token, logprob, finish, timings, of_kind(parts, "thinking"), calls_of(parts), hit)
+        thinking, calls = of_kind(parts, "thinking"), calls_of(parts)
+        return Token(text, token, chosen.logprob, finish, timings, thinking, calls, hit, chosen.top)
 
 
 class _Told:

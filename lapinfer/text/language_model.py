@@ -21,6 +21,7 @@ from lapinfer.text.draft_model import DraftModel, check_draft
 from lapinfer.text.generation import FinishReason, Request, Timings, Token, checked_ids, request
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.grammar import Grammars, grammar_of
+from lapinfer.text.likelihood import Top
 from lapinfer.text.messages import Messages, tool_schemas
 from lapinfer.text.speculation import Speculation
 from lapinfer.text.template import ChatTemplate
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 class BatchKeywords(TypedDict, total=False):
     """What every kind of generation accepts; sampling parameters as in `SamplingParams`, instead of `params`.
 
-    logprobs: tell the log-probability of each token: all logits are computed for that, not only the best.
+    logprobs: tell the log-probability of each token (True), and those of so many of the most likely tokens in its place
+    (0 to 20): all logits are computed for that, not only the best.
     schema, regex, lark: what the answer keeps to, one of them (text/grammar.py): a JSON schema (a dict, its JSON, or a
     bool), a regular expression, or a Lark grammar. Only an answer that `max_tokens`, the context or a stop string cuts
     is not whole. It begins without thinking.
@@ -47,7 +49,7 @@ class BatchKeywords(TypedDict, total=False):
 
     max_tokens: int | None
     stop: Sequence[str]
-    logprobs: bool
+    logprobs: bool | int
     params: SamplingParams
     temperature: float
     top_k: int
@@ -84,7 +86,8 @@ FOR_TEMPLATES = ("tools", "documents", "continue_final_message")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `tokens` include the token that ended it, `text` does not; so do `logprobs`, where asked for.
+    """A whole answer. `tokens` include the token that ended it, `text` does not; so do `logprobs` and `top`, where they
+    were asked for.
 
     `thinking` is what a chat's model said before its answer: in `<think>` … `</think>`, or to other channels than the
     final one. It is not part of `text`; templates take it back as a message's `reasoning_content`.
@@ -98,6 +101,7 @@ class Completion:
     timings: Timings
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    top: tuple[Top, ...] = ()
 
 
 class LanguageModel:
@@ -257,7 +261,7 @@ class LanguageModel:
         ids: list[int],
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        logprobs: bool = False,
+        logprobs: bool | int = False,
         params: SamplingParams | None = None,
         thinks: Splitter | None = None,
         schema: Mapping[str, Any] | str | bool | None = None,
@@ -276,7 +280,7 @@ class LanguageModel:
         stop = [*texts("stop", stop), *(makers.stop if self.tokenizer is not None else ())]
         grammar = grammar_of(schema=schema, regex=regex, lark=lark)
         return request(
-            self.model, self.tokenizer, ids, params, max_tokens, stop, makers.bans, thinks, flag("logprobs", logprobs),
+            self.model, self.tokenizer, ids, params, max_tokens, stop, makers.bans, thinks, logprobs,
             None if grammar is None else (self._known_grammars(), grammar),
         )  # fmt: skip
 
@@ -329,6 +333,7 @@ def completed(events: Iterator[Token]) -> Completion:
         timings=last.timings,
         thinking="".join(t.thinking for t in tokens),
         tool_calls=tuple(call for t in tokens for call in t.tool_calls),
+        top=tuple(t.top for t in tokens if t.top),
     )
 
 

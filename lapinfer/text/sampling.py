@@ -14,18 +14,18 @@ import numpy as np
 
 from lapinfer.errors import CheckpointError
 from lapinfer.options import SamplingParams
-
-BLOCK = 16
-"""Logits a maximum in `block_max` stands for."""
+from lapinfer.text.largest import BLOCK, block_maxima, largest, members
+from lapinfer.text.likelihood import Chosen, judged
 
 
 class Sampler:
     """Draws tokens with the given parameters; its random numbers go on from token to token.
 
-    logprobs: whether log-probabilities are told, which takes all logits.
+    logprobs: how many of the most likely tokens are told beside each one's own log-probability, which takes all logits;
+    None: neither.
     """
 
-    def __init__(self, params: SamplingParams, logprobs: bool = False) -> None:
+    def __init__(self, params: SamplingParams, logprobs: int | None = None) -> None:
         self.params, self.logprobs = params, logprobs
         self._random = np.random.Generator(np.random.PCG64(params.seed))
 
@@ -41,7 +41,7 @@ class Sampler:
         """
         p = self.params
         kept = 1 if p.temperature == 0 else p.top_k
-        if constrained or self.logprobs or kept == 0 or (p.repetition_penalty < 1 and len(history)):
+        if constrained or self.logprobs is not None or kept == 0 or (p.repetition_penalty < 1 and len(history)):
             return None
         lowered = len(set(history)) if p.repetition_penalty > 1 else 0
         return kept + lowered + len(set(banned))
@@ -54,8 +54,8 @@ class Sampler:
         history: Sequence[int] = (),
         banned: Sequence[int] = (),
         allowed: np.ndarray | None = None,
-    ) -> tuple[int, float | None]:
-        """The next token and its log-probability under the model's own logits (no filter, temperature 1), or None.
+    ) -> Chosen:
+        """The next token, with what is asked for of log-probabilities under the model's own logits.
 
         logits: [V] float32, not changed; all but the largest `needed` ones may be −∞. block_max: [ceil(V/16)] float32,
         the maximum of each 16 consecutive logits (computed when None); history: earlier ids, which are penalized;
@@ -63,19 +63,18 @@ class Sampler:
         none of these, it does not count.
         """
         if block_max is None:
-            block_max = _block_max(logits)
+            block_max = block_maxima(logits)
         top = block_max.max()  # a NaN anywhere shows in it
         if not np.isfinite(top):
             raise CheckpointError("the model's output is not numbers (NaN or infinity): its weights are damaged")
-        log_total = float(top) + math.log(float(np.exp(logits - top).sum())) if self.logprobs else None
-        values, p = logits, self.params
+        values, maxima, p = logits, block_max, self.params
         if p.repetition_penalty != 1 and len(history):
             ids = np.unique(np.asarray(history))
             changed = np.where(values[ids] > 0, values[ids] / p.repetition_penalty, values[ids] * p.repetition_penalty)
             values, block_max = _with(values, block_max, ids, changed)
         if allowed is not None:
             values = np.where(allowed, values, np.float32(-np.inf))
-            block_max = _block_max(values)
+            block_max = block_maxima(values)
             if not np.isfinite(block_max.max()):
                 raise CheckpointError("the model gives no probability to any token that the grammar allows")
         if banned:
@@ -98,12 +97,7 @@ class Sampler:
                 weight = np.exp((values[ids].astype(np.float64) - float(top)) / p.temperature).cumsum()
             index = int(weight.searchsorted(self._random.random() * weight[-1], side="right"))
             token = int(ids[min(index, len(ids) - 1)])
-        return token, None if log_total is None else float(logits[token]) - log_total
-
-
-def _block_max(values: np.ndarray) -> np.ndarray:
-    padded = np.pad(values, (0, -len(values) % BLOCK), constant_values=-np.inf)
-    return padded.reshape(-1, BLOCK).max(axis=1)
+        return Chosen(token) if self.logprobs is None else judged(token, logits, maxima, self.logprobs)
 
 
 def _with(
@@ -122,7 +116,7 @@ def _kept(values: np.ndarray, block_max: np.ndarray, top: np.floating, p: Sampli
     V = len(values)
     least = float(np.float32(float(top) + math.log(p.min_p))) if p.min_p > 0 else -math.inf
     if 0 < p.top_k < V:
-        ids = _largest(values, block_max, p.top_k)
+        ids = largest(values, block_max, p.top_k)
         total = None
     else:
         if p.top_p >= 1:
@@ -139,43 +133,18 @@ def _kept(values: np.ndarray, block_max: np.ndarray, top: np.floating, p: Sampli
     return np.sort(ids[: max(keep, 1)])
 
 
-def _members(blocks: np.ndarray, V: int) -> np.ndarray:
-    """Ids of the logits of some blocks, ascending."""
-    ids = (blocks[:, None] * BLOCK + np.arange(BLOCK)).ravel()
-    return ids[ids < V] if len(ids) and ids[-1] >= V else ids
-
-
 def _at_least(values: np.ndarray, block_max: np.ndarray, least: float) -> np.ndarray:
-    ids = _members(np.flatnonzero(block_max >= least), len(values))
+    ids = members(np.flatnonzero(block_max >= least), len(values))
     return ids[values[ids] >= least]
-
-
-def _largest(values: np.ndarray, block_max: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the k largest values, largest first, equal ones by id; fewer where others are −∞.
-
-    The k-th largest block maximum has k values at or above it, so smaller blocks hold none of the k largest. Where only
-    the best logits were computed, nearly all blocks are −∞: a partition of so many equal numbers takes ten times as
-    long.
-    """
-    blocks = np.flatnonzero(block_max > -math.inf)
-    if k < len(blocks):
-        maxima = block_max[blocks]
-        blocks = blocks[maxima >= np.partition(maxima, len(blocks) - k)[len(blocks) - k]]
-    ids = _members(blocks, len(values))
-    candidates = values[ids]
-    if k < len(ids):
-        keep = candidates >= np.partition(candidates, len(ids) - k)[len(ids) - k]
-        ids, candidates = ids[keep], candidates[keep]
-    return ids[np.argsort(-candidates, kind="stable")][:k]
 
 
 def _most_of(values: np.ndarray, block_max: np.ndarray, top: float, mass: float, least: float) -> np.ndarray:
     """Ids of the largest values that together have `mass` (of exp(value − top)) or reach down to `least`."""
     k = 128
     while k < len(values):
-        ids = _largest(values, block_max, k)
-        largest = values[ids].astype(np.float64)
-        if largest[-1] < least or float(np.exp(largest - top).sum()) >= mass:
+        ids = largest(values, block_max, k)
+        found = values[ids].astype(np.float64)
+        if found[-1] < least or float(np.exp(found - top).sum()) >= mass:
             return ids
         k *= 8
     return np.argsort(-values, kind="stable")

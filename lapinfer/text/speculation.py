@@ -19,8 +19,9 @@ from lapinfer.kernels.operands import KEY_LANES
 from lapinfer.runtime.predict import predict_bytes
 from lapinfer.tensors import tensors
 from lapinfer.text.copies import Copies
-from lapinfer.text.decoding import Chosen, Decoding
+from lapinfer.text.decoding import Decoding
 from lapinfer.text.draft_model import DraftModel, ModelGuesses
+from lapinfer.text.likelihood import Chosen
 from lapinfer.text.step_times import StepTimes, worth
 
 if TYPE_CHECKING:
