@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from harness import argument_parser, probe, write_result
 
 if TYPE_CHECKING:
-    from lapinfer.text.language_model import Completion, LanguageModel
+    from lapinfer.text.completion import Completion
+    from lapinfer.text.language_model import LanguageModel
 
 TASKS = Path(__file__).parent / "speculation_tasks.json"
 MODEL = "smollm2"

@@ -14,21 +14,27 @@ if TYPE_CHECKING:
     from lapinfer.errors import DoesNotFitError as DoesNotFitError
     from lapinfer.errors import InputError as InputError
     from lapinfer.errors import LapinferError as LapinferError
+    from lapinfer.errors import QueueFullError as QueueFullError
     from lapinfer.errors import UnsupportedError as UnsupportedError
     from lapinfer.options import LoadOptions as LoadOptions
     from lapinfer.options import SamplingParams as SamplingParams
+    from lapinfer.text.completion import Completion as Completion
     from lapinfer.text.generation import Token as Token
-    from lapinfer.text.language_model import Completion as Completion
     from lapinfer.text.language_model import LanguageModel as LanguageModel
     from lapinfer.text.language_model import load as load
+    from lapinfer.text.scheduler import Scheduler as Scheduler
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "lapinfer.errors": ("CheckpointError", "DoesNotFitError", "InputError", "LapinferError", "UnsupportedError"),
+    "lapinfer.errors": (
+        "CheckpointError", "DoesNotFitError", "InputError", "LapinferError", "QueueFullError", "UnsupportedError",
+    ),
     "lapinfer.options": ("LoadOptions", "SamplingParams"),
+    "lapinfer.text.completion": ("Completion",),
     "lapinfer.text.generation": ("Token",),
-    "lapinfer.text.language_model": ("Completion", "LanguageModel", "load"),
+    "lapinfer.text.language_model": ("LanguageModel", "load"),
+    "lapinfer.text.scheduler": ("Scheduler",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -45,3 +45,11 @@ class DoesNotFitError(LapinferError):
     """The model needs more memory, disk or context than there is."""
 
     exit_code = 3
+
+
+class QueueFullError(LapinferError):
+    """As many requests wait as may; retry_after: seconds after which one may be taken."""
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(f"{waiting} requests wait already; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after

@@ -9,7 +9,7 @@ from fake_model import FakeModel
 from test_determinism import build, decoder, hybrid_decoder, prompt, routed_decoder, tree_decoder
 
 from lapinfer.errors import InputError
-from lapinfer.text import batch
+from lapinfer.text import shared_steps
 from lapinfer.text.language_model import LanguageModel
 
 SPECS = {
@@ -69,7 +69,9 @@ def test_nobody_waits_for_a_long_prompt() -> None:
     model = LanguageModel(build(spec=decoder(None), slots=2))
     prompts = [prompt(model.model.ctx - 1), prompt(2), prompt(160, 1)]  # the first one ends with its context
     order = [index for index, _ in model.stream_batch(prompts, max_tokens=20)]
-    assert order[: order.index(2)].count(1) >= 160 // batch.PIECE  # tokens of others while the last prompt was read
+    assert (
+        order[: order.index(2)].count(1) >= 160 // shared_steps.PIECE
+    )  # tokens of others while the last prompt was read
 
 
 def test_more_sequences_than_a_step_takes() -> None:

@@ -13,7 +13,7 @@ from lapinfer.kernels.operands import KV_KINDS, POLICIES
 from lapinfer.options import QUANTS, LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.kv import DTYPES
-from lapinfer.text.language_model import GenerationKeywords
+from lapinfer.text.keywords import GenerationKeywords
 
 
 def test_keywords_of_load_are_the_fields():

@@ -77,7 +77,7 @@ def compared(model: LanguageModel, ids: list[int], seed: int = 0, **options: Any
     steps = [(e.timings.steps, e.timings.drafted_tokens, e.timings.kept_tokens) for e in events]
     assert all(0 <= kept <= drafted for _, drafted, kept in steps)
     assert len(events) <= steps[-1][0] + steps[-1][2]  # a stop string may come before the end of what was kept
-    assert all(n == m for n, m in zip(model._conversations[0].ids, [*ids, *(e.token for e in plain)], strict=False))
+    assert all(n == m for n, m in zip(model.conversations[0].ids, [*ids, *(e.token for e in plain)], strict=False))
     return events[-1]
 
 
@@ -120,7 +120,7 @@ def test_guesses_spare_steps_and_are_counted(byte_tokenizer: Tokenizer) -> None:
     fake = FakeModel(ctx=400)
     fake.script = [*b"a fox jumps over a dog; " * 6, EOS]
     model = LanguageModel(fake, byte_tokenizer)  # pyright: ignore
-    model._speculation.times = StepTimes(lambda tokens: 1 + tokens / 10, 16)
+    model.speculation.times = StepTimes(lambda tokens: 1 + tokens / 10, 16)
     fake.delay = 0.002  # a step of any length: the longer, the better
     last = list(model.stream([1, 2, 3], temperature=0))[-1].timings
     assert last.kept_tokens > 80
@@ -278,7 +278,7 @@ def test_guesses_are_checked_by_the_best_logits(monkeypatch: pytest.MonkeyPatch,
     model = two_passes(lambda: Model(spec, WithCoarseHead(spec), limits))
     found = foreseen(model, monkeypatch)
     with LanguageModel(model) as loaded:
-        loaded._speculation.most = most
+        loaded.speculation.most = most
         for seed, params in ((1, SamplingParams(0)), (3, SamplingParams(1.5, seed=3, repetition_penalty=1.1))):
             assert compared(loaded, prompt(30, seed), seed, params=params, max_tokens=70).timings.kept_tokens > 20
             loaded.forget()
@@ -447,7 +447,7 @@ def test_a_draft_is_asked_while_it_is_worth_its_time() -> None:
     model = LanguageModel(fake)  # pyright: ignore
     model.use_draft(LanguageModel(small))  # pyright: ignore
     fake.max_step = 64
-    model._speculation.times = StepTimes(lambda tokens: 1 + tokens / 20, 16)
+    model.speculation.times = StepTimes(lambda tokens: 1 + tokens / 20, 16)
     last = list(model.stream([1, 2, 3], temperature=0, max_tokens=80))[-1].timings
     assert last.kept_tokens > 40
     small._logits = lambda ids, pos: np.eye(258, dtype=np.float32)[pos % 2] * 9

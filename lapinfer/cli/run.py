@@ -174,6 +174,6 @@ def _experts_written(model: "LanguageModel", path: Path, force: bool) -> Iterato
 def _completion(events: Iterator["Token"]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from lapinfer.text.language_model import completed
+    from lapinfer.text.completion import completed
 
     return asdict(completed(events))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -111,7 +112,7 @@ class Request:
                 decoding = Decoding(*asked)
             else:
                 decoding = Speculating(speculation, *asked, ends=ends, limit=self.limit)
-            told = _Told.by_tokenizer(self.tokenizer, self.prompt, self.thinks)
+            told = _Told.by_tokenizer(self.tokenizer, self.prompt, deepcopy(self.thinks))
         return Generation(decoding, ends, self.limit, told, _HeldText(self.stop))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -16,17 +16,24 @@ from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.options import LoadKeywords, LoadOptions, SamplingParams, declared
 from lapinfer.text.batch import stream_batch
 from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter
+from lapinfer.text.completion import Completion, completed, gathered
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.draft_model import DraftModel, check_draft
-from lapinfer.text.generation import FinishReason, Request, Timings, Token, checked_ids, request
+from lapinfer.text.generation import Request, Token, checked_ids
+from lapinfer.text.generation import request as made_request
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.grammar import Grammars, grammar_of
-from lapinfer.text.likelihood import Top
+from lapinfer.text.keywords import (
+    BatchKeywords,
+    ChatBatchKeywords,
+    ChatKeywords,
+    GenerationKeywords,
+    TemplateKeywords,
+)
 from lapinfer.text.messages import Messages, tool_schemas
 from lapinfer.text.speculation import Speculation
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer, why_none
-from lapinfer.text.tool_calls import ToolCall
 from lapinfer.text.tool_formats import call_format
 from lapinfer.text.tool_splitter import splitter
 
@@ -37,71 +44,7 @@ if TYPE_CHECKING:
     from lapinfer.spec import ModelSpec
 
 
-class BatchKeywords(TypedDict, total=False):
-    """What every kind of generation accepts; sampling parameters as in `SamplingParams`, instead of `params`.
-
-    logprobs: tell the log-probability of each token (True), and those of so many of the most likely tokens in its place
-    (0 to 20): all logits are computed for that, not only the best.
-    schema, regex, lark: what the answer keeps to, one of them (text/grammar.py): a JSON schema (a dict, its JSON, or a
-    bool), a regular expression, or a Lark grammar. Only an answer that `max_tokens`, the context or a stop string cuts
-    is not whole. It begins without thinking.
-    """
-
-    max_tokens: int | None
-    stop: Sequence[str]
-    logprobs: bool | int
-    params: SamplingParams
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int | None
-    schema: Mapping[str, Any] | str | bool | None
-    regex: str | None
-    lark: str | None
-
-
-class GenerationKeywords(BatchKeywords, total=False):
-    """What one generation accepts besides.
-
-    speculate: guess tokens, and check several in a step, where that is faster; they are the same without it.
-    """
-
-    slot: int
-    speculate: bool
-
-
-class ChatKeywords(GenerationKeywords, total=False):
-    """What a chat accepts besides: what its template is given."""
-
-    tools: Sequence[Any] | None
-    documents: Sequence[Mapping[str, Any]] | None
-    continue_final_message: bool | str
-    template_kwargs: Mapping[str, Any] | None
-
-
-FOR_TEMPLATES = ("tools", "documents", "continue_final_message")
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A whole answer. `tokens` include the token that ended it, `text` does not; so do `logprobs` and `top`, where they
-    were asked for.
-
-    `thinking` is what a chat's model said before its answer: in `<think>` … `</think>`, or to other channels than the
-    final one. It is not part of `text`; templates take it back as a message's `reasoning_content`.
-    `tool_calls` are what it wants to be called, in a chat that was given tools; they are not part of `text` either.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    timings: Timings
-    thinking: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
-    top: tuple[Top, ...] = ()
+FOR_TEMPLATES = tuple(name for name in TemplateKeywords.__annotations__ if name != "template_kwargs")
 
 
 class LanguageModel:
@@ -121,8 +64,8 @@ class LanguageModel:
     ) -> None:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.recommended = recommended or Generation()
-        self._conversations = [Conversation() for _ in range(model.slots)]
-        self._speculation, self._draft = Speculation(model), None
+        self.conversations = [Conversation() for _ in range(model.slots)]
+        self.speculation, self._draft = Speculation(model), None
         self._grammars: Grammars | None = None
 
     @property
@@ -145,7 +88,7 @@ class LanguageModel:
         InputError for one with other tokens or fewer slots, UnsupportedError for one with convolutions.
         """
         check_draft(self.model, self.tokenizer, draft.model, draft.tokenizer)
-        self._draft, self._speculation = draft, Speculation(self.model, DraftModel(draft.model))
+        self._draft, self.speculation = draft, Speculation(self.model, DraftModel(draft.model))
 
     @contextmanager
     def watch_experts(self) -> Iterator[Routing]:
@@ -178,7 +121,7 @@ class LanguageModel:
     def forget(self) -> None:
         """Reuse nothing of the KV cache: needed after `model` was stepped directly."""
         with self.model.lock:
-            for conversation in self._conversations:
+            for conversation in self.conversations:
                 conversation.ids, conversation.writer = [], None
 
     def encode(self, prompt: str | Sequence[int], special: bool = True) -> list[int]:
@@ -216,31 +159,30 @@ class LanguageModel:
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise InputError(f"prompts: expected a list of prompts, got {described(prompts)}")
         requests = [self._request(self._asked(prompt), **options) for prompt in prompts]
-        return stream_batch(self.model, requests, self._conversations)
+        return stream_batch(self.model, requests, self.conversations)
 
     def generate_batch(
         self, prompts: Sequence[str | Sequence[int]], **options: Unpack[BatchKeywords]
     ) -> list[Completion]:
         """The whole continuations of several prompts, in their order; see `stream_batch`."""
-        tokens: list[list[Token]] = [[] for _ in prompts]
-        for index, token in self.stream_batch(prompts, **options):
-            tokens[index].append(token)
-        return [completed(iter(each)) for each in tokens]
+        return gathered(self.stream_batch(prompts, **options), len(prompts))
+
+    def request(self, prompt: str | Sequence[int], **options: Unpack[BatchKeywords]) -> Request:
+        """What `generate` would do, checked, for a `Scheduler`; each runs once."""
+        check_options(options, BatchKeywords.__annotations__, "request")
+        return self._request(self._asked(prompt), **options)
+
+    def chat_request(self, messages: Messages, **options: Unpack[ChatBatchKeywords]) -> Request:
+        """What `chat` would do, checked, for a `Scheduler`."""
+        check_options(options, ChatBatchKeywords.__annotations__, "request")
+        ids, given = self._chat(messages, options)
+        return self._request(ids, **given)
 
     def stream_chat(self, messages: Messages, **options: Unpack[ChatKeywords]) -> Iterator[Token]:
         """A `Token` for each token of the assistant's answer to a conversation; see `chat`."""
-        if self.template is None:
-            raise UnsupportedError("this checkpoint has no chat template: use generate() or stream() with plain text")
         check_options(options, ChatKeywords.__annotations__, "chat")
-        given: dict[str, Any] = dict(options)
-        variables = _variables(given.pop("template_kwargs", None))
-        variables |= {name: given.pop(name) for name in FOR_TEMPLATES if name in given}
-        prompt = self.template.render(messages, **variables)
-        harmony = self.tokenizer is not None and len(self.tokenizer.special_among((CHANNEL, MESSAGE))) == 2
-        tools = tool_schemas(variables.get("tools"))
-        format = call_format(self.template.source(tools, variables.get("template"))) if tools else None
-        thinks = splitter(prompt, harmony, format, tools)
-        return self._stream(self._asked(prompt, special=False), thinks=thinks, **given)
+        ids, given = self._chat(messages, options)
+        return self._stream(ids, **given)
 
     def chat(self, messages: Messages, **options: Unpack[ChatKeywords]) -> Completion:
         """The assistant's whole answer to {'role': 'user', 'content': '…'} and so on, or to the text of a user.
@@ -250,11 +192,32 @@ class LanguageModel:
         """
         return completed(self.stream_chat(messages, **options))
 
+    def chat_batch(self, chats: Sequence[Messages], **options: Unpack[ChatBatchKeywords]) -> list[Completion]:
+        """The whole answers to several conversations, in their order; see `chat` and `stream_batch`."""
+        check_options(options, ChatBatchKeywords.__annotations__, "batch")
+        if isinstance(chats, str) or not isinstance(chats, Sequence):
+            raise InputError(f"chats: expected a list of conversations, got {described(chats)}")
+        requests = [self.chat_request(messages, **options) for messages in chats]
+        return gathered(stream_batch(self.model, requests, self.conversations), len(requests))
+
+    def _chat(self, messages: Messages, options: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        """The token ids of a conversation, and what else is asked for it."""
+        if self.template is None:
+            raise UnsupportedError("this checkpoint has no chat template: use generate() or stream() with plain text")
+        given = dict(options)
+        variables = _variables(given.pop("template_kwargs", None))
+        variables |= {name: given.pop(name) for name in FOR_TEMPLATES if name in given}
+        prompt = self.template.render(messages, **variables)
+        harmony = self.tokenizer is not None and len(self.tokenizer.special_among((CHANNEL, MESSAGE))) == 2
+        tools = tool_schemas(variables.get("tools"))
+        format = call_format(self.template.source(tools, variables.get("template"))) if tools else None
+        return self._asked(prompt, special=False), given | {"thinks": splitter(prompt, harmony, format, tools)}
+
     def _stream(self, ids: list[int], slot: int = 0, speculate: bool = True, **asked: Any) -> Iterator[Token]:
         request = self._request(ids, **asked)
-        speculation = self._speculation if flag("speculate", speculate) else None
-        slot = whole("slot", slot, 0, len(self._conversations) - 1)
-        return request.begin(slot, self._conversations[slot], speculation).events()
+        speculation = self.speculation if flag("speculate", speculate) else None
+        slot = whole("slot", slot, 0, len(self.conversations) - 1)
+        return request.begin(slot, self.conversations[slot], speculation).events()
 
     def _request(
         self,
@@ -279,7 +242,7 @@ class LanguageModel:
                 max_tokens = max(makers.max_length - len(ids), 1)
         stop = [*texts("stop", stop), *(makers.stop if self.tokenizer is not None else ())]
         grammar = grammar_of(schema=schema, regex=regex, lark=lark)
-        return request(
+        return made_request(
             self.model, self.tokenizer, ids, params, max_tokens, stop, makers.bans, thinks, logprobs,
             None if grammar is None else (self._known_grammars(), grammar),
         )  # fmt: skip
@@ -319,22 +282,6 @@ def _variables(given: Any) -> dict[str, Any]:
     if "messages" in given:
         raise InputError("template_kwargs: the messages are given already")
     return dict(given)
-
-
-def completed(events: Iterator[Token]) -> Completion:
-    """The whole answer of a stream."""
-    tokens = list(events)
-    last = tokens[-1]
-    return Completion(
-        text="".join(t.text for t in tokens),
-        tokens=tuple(t.token for t in tokens),
-        logprobs=tuple(t.logprob for t in tokens if t.logprob is not None),
-        finish_reason=last.finish_reason or "length",
-        timings=last.timings,
-        thinking="".join(t.thinking for t in tokens),
-        tool_calls=tuple(call for t in tokens for call in t.tool_calls),
-        top=tuple(t.top for t in tokens if t.top),
-    )
 
 
 def load(

@@ -1,0 +1,193 @@
+"""The scheduler: requests of many callers, who come and go, in shared steps of one model, run by one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from lapinfer.arguments import described, whole
+from lapinfer.errors import InputError, LapinferError, QueueFullError
+from lapinfer.parallel import started
+from lapinfer.text.decoding import Conversation
+from lapinfer.text.generation import Request, Token
+from lapinfer.text.prefixes import PrefixStore
+from lapinfer.text.shared_steps import Running, SharedSteps
+from lapinfer.text.ticket import Ticket
+from lapinfer.text.waiting import Waiting
+
+if TYPE_CHECKING:
+    from lapinfer.model import Model
+
+NEWEST = 0.2
+"""Share of the newest request in the mean of how long they have a slot."""
+
+
+class Served(Protocol):
+    """What a scheduler needs of a `LanguageModel`."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def conversations(self) -> Sequence[Conversation]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Requests that have a slot (running) or wait for one, and sums since the beginning.
+
+    tokens: that were chosen. prompt_tokens: that steps have read; besides, reused_tokens were in their slot's cache.
+    """
+
+    running: int
+    waiting: int
+    requests: int
+    finished: int
+    cancelled: int
+    failed: int
+    steps: int
+    tokens: int
+    prompt_tokens: int
+    reused_tokens: int
+
+
+class Scheduler:
+    """Runs requests of one model, as many at once as it has slots; the others wait, and clients take turns.
+
+    Each gets the tokens that it would get alone. most_waiting: beyond that, `submit` raises QueueFullError. Close it
+    before the model; as a context manager it is closed at the end of the block.
+    """
+
+    def __init__(self, model: Served, *, most_waiting: int = 256, prefixes: PrefixStore | None = None) -> None:
+        self._model, self._most = model.model, whole("most_waiting", most_waiting, 0)
+        self._changed = threading.Condition()
+        self._waiting: Waiting[Ticket] = Waiting()
+        self._cancelled: set[Ticket] = set()
+        self._closing = self._drains = False
+        self._steps = SharedSteps(self._model, model.conversations)
+        self._tickets: dict[Running, Ticket] = {}
+        self._sums = dict.fromkeys(("requests", "finished", "cancelled", "failed", "steps", "tokens", "reused"), 0)
+        self._held = 0.0  # seconds for which a request has a slot
+        self._thread = started(self._loop, name="lapinfer-scheduler")
+        if self._thread is None:
+            raise LapinferError("the system refuses one more thread (ulimit -u, or the container's limit of processes)")
+
+    def submit(self, request: Request, *, client: str = "") -> Ticket:
+        """Let a request wait for its turn among the clients.
+
+        QueueFullError where too many wait; InputError for a request of another model, or after `close`.
+        """
+        if not isinstance(request, Request):
+            raise InputError(f"request: expected what LanguageModel.request gives, got {described(request)}")
+        if request.model is not self._model:
+            raise InputError(f"the request is one of {request.model.name}, the scheduler is of {self._model.name}")
+        ticket = Ticket(request, client, perf_counter(), self._cancel)
+        with self._changed:
+            if self._closing:
+                raise InputError("the scheduler is closed: no more requests are taken")
+            if len(self._waiting) >= self._most + self._steps.free:
+                raise QueueFullError(len(self._waiting), self._patience())
+            self._waiting.add(client, ticket)
+            self._sums["requests"] += 1
+            self._changed.notify_all()
+        return ticket
+
+    def stats(self) -> Stats:
+        """How many run and wait, and what has been done so far."""
+        with self._changed:
+            sums = dict(self._sums)
+            running, waiting = len(self._steps.running), len(self._waiting)
+        reused = sums.pop("reused")
+        return Stats(
+            running=running, waiting=waiting, prompt_tokens=self._steps.prompt_tokens, reused_tokens=reused, **sums
+        )
+
+    def close(self, drain: bool = True) -> None:
+        """Take no more requests, and wait for the end of those that there are; or end them, with an error."""
+        with self._changed:
+            self._closing, self._drains = True, drain and (self._drains or not self._closing)
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _patience(self) -> float:
+        """Seconds until one more can be taken, at the pace of those before."""
+        return max(1.0, self._held / max(1, len(self._steps.running)))
+
+    def _cancel(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._sums["cancelled"] += 1
+            if not self._waiting.remove(ticket.client, ticket):
+                self._cancelled.add(ticket)
+            self._changed.notify_all()
+
+    def _loop(self) -> None:
+        while self._admit():
+            events: Sequence[tuple[Running, Token | Exception]]
+            try:
+                events = self._steps.step()
+            except Exception as error:  # a mistake of this program: whoever is served hears of it, and it goes on
+                events = [(each, error) for each in self._steps.running]
+                self._steps.running.clear()
+            with self._changed:
+                self._sums["steps"] += 1
+                for each, event in events:
+                    self._told(each, event)
+
+    def _told(self, each: Running, event: Token | Exception) -> None:
+        ticket = self._tickets[each]
+        if isinstance(event, Exception):
+            self._sums["failed"] += 1
+            ticket.end(event)
+        else:
+            self._sums["tokens"] += 1
+            ticket.push(event)
+            if event.finish_reason is None:
+                return
+            self._sums["finished"] += 1
+        self._ended(each)
+
+    def _ended(self, each: Running) -> None:
+        ticket = self._tickets.pop(each)
+        self._cancelled.discard(ticket)
+        self._sums["reused"] += each.generation.decoding.reused
+        seconds = perf_counter() - ticket.since
+        self._held += NEWEST * (seconds - self._held)
+
+    def _admit(self) -> bool:
+        """Wait until there is something to run, and give free slots to who waits; whether there is anything."""
+        with self._changed:
+            while True:
+                for each in [each for each in self._steps.running if self._tickets[each] in self._cancelled]:
+                    self._steps.drop(each)
+                    self._ended(each)
+                self._cancelled.clear()
+                if self._closing and not self._drains:
+                    self._give_up()
+                while self._waiting and self._steps.free:
+                    ticket = self._waiting.take()
+                    self._tickets[self._steps.begin(ticket.request, ticket.since, ticket.client)] = ticket
+                if self._steps.running:
+                    return True
+                if self._closing:
+                    return False
+                self._changed.wait()
+
+    def _give_up(self) -> None:
+        for ticket in [*self._tickets.values(), *self._waiting]:
+            ticket.end(LapinferError("the scheduler was closed before the answer was complete"))
+        self._steps.running.clear()
+        self._tickets.clear()
+        self._waiting = Waiting()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(drain=kind is None)

@@ -1,0 +1,122 @@
+"""Steps that several generations share, each in a slot of its own: what is due of each, run in one step of the model.
+
+A step reads the weights once for all of them. Logits are the same bits whatever else runs in a step, so the tokens of
+each are those that it would have alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lapinfer.errors import LapinferError
+from lapinfer.text.decoding import Conversation, Piece, shared
+from lapinfer.text.generation import Generation, Request, Token
+
+if TYPE_CHECKING:
+    from lapinfer.model import Model
+
+PIECE = 32
+"""Prompt tokens of a step in which others decode: they wait a few of their own steps for it, whatever its length."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Running:
+    """A generation that has a slot. client: whose it is, for fair shares."""
+
+    slot: int
+    client: str
+    generation: Generation
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its prompt was read."""
+        return self.generation.decoding.steps > 0
+
+
+class SharedSteps:
+    """Generations that have begun and not ended, as many as there are conversations, which are what slots hold."""
+
+    def __init__(self, model: Model, conversations: Sequence[Conversation]) -> None:
+        self._model, self._conversations = model, conversations
+        self.running: list[Running] = []
+        self.prompt_tokens = 0
+        """Tokens of prompts that steps have read."""
+
+    @property
+    def free(self) -> int:
+        """Slots that are free."""
+        return len(self._conversations) - len(self.running)
+
+    def begin(self, request: Request, since: float, client: str = "") -> Running:
+        """Give a request that was asked for at some time (perf_counter) the free slot that holds most of its prompt."""
+        free = set(range(len(self._conversations))) - {each.slot for each in self.running}
+        slot = max(sorted(free), key=lambda slot: shared(self._conversations[slot].ids, request.prompt))
+        generation = request.begin(slot, self._conversations[slot])
+        generation.started = since
+        begun = Running(slot, client, generation)
+        self.running.append(begun)
+        return begun
+
+    def drop(self, dropped: Running) -> None:
+        """End one before its end; its slot is free."""
+        self.running.remove(dropped)
+
+    def step(self) -> Sequence[tuple[Running, Token | LapinferError]]:
+        """Run what is due: the event of each that has a token now, or what has ended it.
+
+        An error of the whole step ends all that took part.
+        """
+        with self._model.lock:  # logits are views that the next step overwrites
+            due = self._pieces()
+            try:
+                events = self._run(due)
+            except LapinferError as error:
+                events = [(each, error) for each, _ in due]
+        ran = {each for each, _ in due}
+        ended = {each for each, event in events if isinstance(event, LapinferError) or event.finish_reason is not None}
+        # Those that decode and had no room come first now; prompts keep their order.
+        self.running.sort(key=lambda each: each in ran and each.decodes)
+        self.running = [each for each in self.running if each not in ended]
+        return events
+
+    def _run(self, due: Sequence[tuple[Running, Piece]]) -> list[tuple[Running, Token | LapinferError]]:
+        tokens = np.array([id for _, piece in due for id in piece.tokens], np.int32)
+        slots = np.repeat([each.slot for each, _ in due], [len(piece.tokens) for _, piece in due])
+        positions = np.concatenate([piece.start + np.arange(len(piece.tokens)) for _, piece in due])
+        want = np.zeros(len(tokens), bool)
+        ends = np.cumsum([len(piece.tokens) for _, piece in due]) - 1
+        want[ends] = [piece.complete for _, piece in due]
+        complete = [each for each, piece in due if piece.complete]
+        needed = [each.generation.decoding.needed() for each in complete]
+        best = None if None in needed else max((n for n in needed if n is not None), default=None)
+        self.prompt_tokens += sum(len(piece.tokens) for each, piece in due if not each.decodes)
+        logits = self._model.step(tokens, slots, positions, want, best=best)
+        for each, piece in due:
+            each.generation.decoding.ran(piece)
+        events: list[tuple[Running, Token | LapinferError]] = []
+        for row, each in enumerate(complete):
+            try:
+                events.append((each, each.generation.push(each.generation.decoding.choose(logits, row))))
+            except LapinferError as error:  # of its sampler, or its grammar
+                events.append((each, error))
+        return events
+
+    def _pieces(self) -> list[tuple[Running, Piece]]:
+        """What a step runs: the next token of those that decode, and of prompts what there is room for besides."""
+        model = self._model
+        decoding = [each for each in self.running if each.decodes]
+        prompts = [each for each in self.running if not each.decodes]
+        due: list[tuple[Running, Piece]] = []
+        room = model.max_step
+        for some, most in ((decoding, room), (prompts, PIECE if decoding else room)):
+            room = min(room, most)
+            for each in some:
+                if room and len(due) < model.max_wanted:
+                    piece = each.generation.decoding.due(room)
+                    due.append((each, piece))
+                    room -= len(piece.tokens)
+        return due

@@ -1,0 +1,166 @@
+"""The scheduler: everyone gets the tokens that they would get alone, whoever comes and goes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fake_model import FakeModel
+from test_batches import SPECS, told
+from test_determinism import build, prompt
+
+from lapinfer.errors import InputError, LapinferError, QueueFullError
+from lapinfer.text.language_model import LanguageModel
+from lapinfer.text.scheduler import Scheduler
+
+
+@pytest.fixture
+def fake() -> LanguageModel:
+    return LanguageModel(FakeModel(slots=2))  # pyright: ignore
+
+
+@pytest.fixture
+def gate(fake: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Steps of the fake model wait until they are let through."""
+    gate, step = threading.Semaphore(0), fake.model.step
+
+    def waits(*arguments: Any, **options: Any) -> Any:
+        gate.acquire()
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(fake.model, "step", waits)
+    return gate
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
+    model = LanguageModel(build(spec=SPECS[request.param](), slots=3, step=64))
+    yield model
+    model.close()
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 7, "logprobs": True}])
+def test_everyone_has_the_tokens_of_alone(model: LanguageModel, sampling: dict[str, Any]) -> None:
+    prompts = [prompt(length, seed) for seed, length in enumerate((5, 90, 40, 1, 33, 17))]
+    alone = []
+    for ids in prompts:
+        model.forget()
+        alone.append(told(model.stream(ids, max_tokens=8, speculate=False, **sampling)))
+    model.forget()
+    with Scheduler(model) as scheduler:
+        tickets = [
+            scheduler.submit(model.request(ids, max_tokens=8, **sampling), client=str(i % 2))
+            for i, ids in enumerate(prompts)
+        ]
+        assert [told(ticket) for ticket in tickets] == alone
+    stats = scheduler.stats()
+    assert (stats.requests, stats.finished, stats.tokens) == (6, 6, 48)
+    assert stats.prompt_tokens + stats.reused_tokens == sum(map(len, prompts))
+
+
+def test_tokens_in_an_event_loop(fake: LanguageModel) -> None:
+    async def tokens(scheduler: Scheduler, ids: list[int]) -> list[Any]:
+        return told([token async for token in scheduler.submit(fake.request(ids, max_tokens=9, temperature=0))])
+
+    async def all_tokens() -> list[list[Any]]:
+        with Scheduler(fake) as scheduler:
+            return await asyncio.gather(*(tokens(scheduler, [i] * i) for i in range(1, 6)))
+
+    alone = [told(fake.stream([i] * i, max_tokens=9, temperature=0)) for i in range(1, 6)]
+    assert asyncio.run(all_tokens()) == alone
+
+
+def test_one_that_leaves_frees_its_slot(fake: LanguageModel, gate: threading.Semaphore) -> None:
+    with Scheduler(fake) as scheduler:
+        first, second, third = (scheduler.submit(fake.request([i], max_tokens=20)) for i in range(3))
+        gate.release()
+        assert next(first)
+        first.cancel()
+        second.cancel()
+        assert list(first) == list(second) == []
+        gate.release(100)
+        assert third.result().finish_reason in ("stop", "length")
+    stats = scheduler.stats()
+    assert (stats.cancelled, stats.finished, stats.running, stats.waiting) == (2, 1, 0, 0)
+    assert stats.steps <= 2 + 20
+
+
+def test_too_many_are_refused(fake: LanguageModel, gate: threading.Semaphore) -> None:
+    with Scheduler(fake, most_waiting=1) as scheduler:
+        tickets = [scheduler.submit(fake.request([i], max_tokens=2)) for i in range(3)]
+        with pytest.raises(QueueFullError, match="wait already") as caught:
+            scheduler.submit(fake.request([1], max_tokens=2))
+        assert caught.value.retry_after >= 1
+        gate.release(100)
+        assert all(ticket.result().tokens for ticket in tickets)
+
+
+def test_clients_take_turns(fake: LanguageModel, gate: threading.Semaphore) -> None:
+    """One who asks for much does not keep others waiting."""
+    order: list[str] = []
+    with Scheduler(fake) as scheduler:
+        tickets = [(client, scheduler.submit(fake.request([1], max_tokens=1), client=client)) for client in "aaaaaabbc"]
+        threads = [
+            threading.Thread(target=lambda c=client, t=ticket: (list(t), order.append(c))) for client, ticket in tickets
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            gate.release()
+            threads[0].join(0.01)
+    assert "".join(order).rindex("c") < 6
+    assert "".join(order).rindex("b") < 8
+
+
+def test_an_error_ends_one_and_an_error_of_a_step_all_in_it(
+    fake: LanguageModel, gate: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Scheduler(fake) as scheduler:
+        good, bad = (scheduler.submit(fake.request([i], max_tokens=5, temperature=0)) for i in (1, 2))
+        gate.release()
+        next(good), next(bad)
+
+        def fails(*arguments: Any) -> Any:
+            raise LapinferError("nothing is allowed")
+
+        bad_one = next(each for each, ticket in scheduler._tickets.items() if ticket is bad)
+        monkeypatch.setattr(bad_one.generation.decoding.sampler, "sample", fails)
+        gate.release(1)
+        with pytest.raises(LapinferError, match="nothing is allowed"):
+            list(bad)
+        with monkeypatch.context() as patch:
+            patch.setattr(fake.model, "step", fails)
+            gate.release(1)
+            with pytest.raises(LapinferError, match="nothing is allowed"):
+                list(good)
+        gate.release(100)
+        assert scheduler.submit(fake.request([1], max_tokens=3)).result().tokens
+        assert scheduler.stats().failed == 2
+
+
+def test_closing(fake: LanguageModel, gate: threading.Semaphore) -> None:
+    scheduler = Scheduler(fake)
+    tickets = [scheduler.submit(fake.request([i], max_tokens=5)) for i in range(4)]
+    gate.release(1)
+    next(tickets[0])
+    threading.Timer(0.01, gate.release, [100]).start()
+    scheduler.close(drain=False)
+    for ticket in tickets:
+        with pytest.raises(LapinferError, match="closed before"):
+            ticket.result()
+    with pytest.raises(InputError, match="is closed"):
+        scheduler.submit(fake.request([1]))
+    scheduler.close()
+
+
+def test_requests_of_others_are_refused(fake: LanguageModel) -> None:
+    with Scheduler(fake) as scheduler:
+        with pytest.raises(InputError, match="the request is one of"):
+            scheduler.submit(LanguageModel(FakeModel()).request([1]))  # pyright: ignore
+        with pytest.raises(InputError, match="request: expected what"):
+            scheduler.submit([1])  # pyright: ignore
+    with pytest.raises(InputError, match="slot"):
+        fake.request([1], slot=1)  # pyright: ignore
