@@ -28,7 +28,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "lapinfer.errors": (
-        "CheckpointError", "DoesNotFitError", "InputError", "LapinferError", "QueueFullError", "UnsupportedError",
+        "CheckpointError",
+        "DoesNotFitError",
+        "InputError",
+        "LapinferError",
+        "QueueFullError",
+        "UnsupportedError",
     ),
     "lapinfer.options": ("LoadOptions", "SamplingParams"),
     "lapinfer.text.completion": ("Completion",),

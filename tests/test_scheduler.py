@@ -123,7 +123,7 @@ def test_an_error_ends_one_and_an_error_of_a_step_all_in_it(
         gate.release()
         next(good), next(bad)
 
-        def fails(*arguments: Any) -> Any:
+        def fails(*arguments: Any, **options: Any) -> Any:
             raise LapinferError("nothing is allowed")
 
         bad_one = next(each for each, ticket in scheduler._tickets.items() if ticket is bad)
