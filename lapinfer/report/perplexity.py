@@ -16,12 +16,10 @@ import numpy as np
 
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.report.texts import chunk, text_ids
+from lapinfer.text.likelihood import SCORED_PIECE, log_probs
 
 if TYPE_CHECKING:
     from lapinfer.text.language_model import LanguageModel
-
-PIECE = 64
-"""Positions whose logits are asked for in one step: 64 · 49,152 logits are 13 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +128,21 @@ def _ids(model: LanguageModel, text: str, ctx: int) -> np.ndarray:
 
 
 def _log_probs(model: LanguageModel, ids: np.ndarray, first: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(position, log-probabilities [≤ PIECE, V] float32 after it and those that follow) for first … len − 2."""
+    """(position, log-probabilities [≤ SCORED_PIECE, V] float32 after it and those that follow) for first … len − 2."""
     engine = model.model
     with engine.lock:
         model.forget()
         engine.prefill(ids[:first], 0, 0)
-        size = min(PIECE, engine.max_step, engine.max_wanted)
+        size = min(SCORED_PIECE, engine.max_step, engine.max_wanted)
         for start in range(first, len(ids) - 1, size):
             stop = min(start + size, len(ids) - 1)
             n = stop - start
             pos = np.arange(start, stop, dtype=np.int32)
             logits = engine.step(ids[start:stop], np.zeros(n, np.int32), pos, np.ones(n, bool)).values
-            shifted = logits - logits.max(axis=1, keepdims=True)
-            shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
-            if not np.isfinite(shifted).all():
+            found = np.stack([log_probs(row) for row in logits])
+            if not np.isfinite(found).all():
                 raise CheckpointError(f"{engine.name}: the model's output is not numbers: its weights are damaged")
-            yield start, shifted
+            yield start, found
 
 
 def estimate(nll: np.ndarray) -> tuple[float, float]:

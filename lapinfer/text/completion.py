@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lapinfer.text.generation import FinishReason, Timings, Token
-from lapinfer.text.likelihood import Top
+from lapinfer.text.likelihood import Chosen, Top
 from lapinfer.text.tool_calls import ToolCall
 
 
@@ -18,6 +18,7 @@ class Completion:
     `thinking` is what a chat's model said before its answer: in `<think>` … `</think>`, or to other channels than the
     final one. It is not part of `text`; templates take it back as a message's `reasoning_content`.
     `tool_calls` are what it wants to be called, in a chat that was given tools; they are not part of `text` either.
+    `prompt` are the prompt's tokens with their log-probabilities, where `prompt_logprobs` asked for them.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Completion:
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     top: tuple[Top, ...] = ()
+    prompt: tuple[Chosen, ...] = ()
 
 
 def completed(events: Iterable[Token]) -> Completion:
@@ -43,6 +45,7 @@ def completed(events: Iterable[Token]) -> Completion:
         thinking="".join(t.thinking for t in tokens),
         tool_calls=tuple(call for t in tokens for call in t.tool_calls),
         top=tuple(t.top for t in tokens if t.top),
+        prompt=tokens[0].prompt,
     )
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lapinfer.text.likelihood import Chosen
+from lapinfer.text.likelihood import SCORED_PIECE, Chosen
 from lapinfer.text.sampling import Sampler
+from lapinfer.text.scoring import PromptScores
 
 if TYPE_CHECKING:
     from lapinfer.model import Logits, Model
@@ -21,11 +22,15 @@ Allowed = Callable[[Sequence[int]], np.ndarray]
 
 
 class Piece(NamedTuple):
-    """Neighbouring ids of a sequence that one step reads. complete: they end the sequence, so a token follows."""
+    """Neighbouring ids of a sequence that one step reads. complete: they end the sequence, so a token follows.
+
+    wanted: after how many of them, the last ones, logits are looked at.
+    """
 
     tokens: list[int]
     start: int
     complete: bool
+    wanted: int
 
 
 @dataclass(slots=True)
@@ -47,10 +52,11 @@ class Decoding:
 
     def __init__(
         self, model: Model, slot: int, conversation: Conversation, ids: Sequence[int], sampler: Sampler, banned: Banned,
-        allowed: Allowed | None = None,
+        allowed: Allowed | None = None, scores: PromptScores | None = None,
     ) -> None:  # fmt: skip
         self.model, self.slot, self.conversation = model, slot, conversation
         self.ids, self.sampler, self.banned, self.allowed = list(ids), sampler, banned, allowed
+        self.scores = scores
         self.reused = self.steps = self.drafted = self.kept = 0
         self._began, self._writer = False, object()
         self._held = conversation.ids
@@ -59,19 +65,42 @@ class Decoding:
     def next(self) -> Chosen:
         """Choose the next token, and append it to `ids`."""
         with self.model.lock:  # logits are views that the next step overwrites
+            if self._scoring:
+                return self._next_scored()
             return self.choose(self._run(self._kept()), 0)
 
-    def due(self, most: int) -> Piece:
+    def due(self, most: int, most_wanted: int) -> Piece:
         """What a step reads next of `ids`, at most so many tokens; the model's lock is held from here to `ran`."""
-        kept = self._kept()
+        kept, scoring = self._kept(), self._scoring
+        if scoring:
+            most = min(most, most_wanted, SCORED_PIECE)
         tokens = self.ids[kept : kept + most]
         self._begin_reading()
-        return Piece(tokens, kept, kept + len(tokens) == len(self.ids))
+        complete = kept + len(tokens) == len(self.ids)
+        return Piece(tokens, kept, complete, len(tokens) if scoring else int(complete))
 
-    def ran(self, piece: Piece) -> None:
-        """Note that a step read what was due."""
+    def ran(self, piece: Piece, logits: Logits, row: int) -> None:
+        """Note that a step read what was due; the logits that it wanted are those from `row` on."""
         self._end_reading(piece.tokens)
         self.steps += piece.complete
+        if self._scoring and self.scores is not None:
+            self.scores.note(piece.start, piece.wanted, logits, row)
+
+    @property
+    def _scoring(self) -> bool:
+        return self.scores is not None and self.scores.missing
+
+    def _next_scored(self) -> Chosen:
+        """Read and score the prompt, then choose."""
+        model = self.model
+        while True:
+            piece = self.due(model.max_step, model.max_wanted)
+            n = len(piece.tokens)
+            slots, positions = np.full(n, self.slot), piece.start + np.arange(n)
+            logits = model.step(np.array(piece.tokens, np.int32), slots, positions, np.ones(n, bool))
+            self.ran(piece, logits, 0)
+            if piece.complete:
+                return self.choose(logits, n - 1)
 
     def go_on(self, ids: Sequence[int], agreed: int) -> None:
         """Go on after other ids; both are known to begin with the same `agreed` ones."""
@@ -87,7 +116,8 @@ class Decoding:
         # Its own earlier tokens are a prefix of `ids`: no need to compare.
         if conversation.writer is not self._writer:
             window = min(self._windows, default=None)
-            del conversation.ids[_reusable(conversation.ids, self.ids, window) :]
+            most = self.scores.read if self._scoring and self.scores is not None else len(self.ids) - 1
+            del conversation.ids[_reusable(conversation.ids, self.ids[: most + 1], window) :]
             conversation.writer = self._writer
         if not self._began:
             self._began, self.reused = True, len(conversation.ids)
@@ -125,6 +155,8 @@ class Decoding:
 
     def needed(self, guesses: Sequence[int] = ()) -> int | None:
         """How many of the largest logits after `ids`, and after each guess, decide what comes next; None: all."""
+        if self._scoring:
+            return None
         most, ids = 0, [*self.ids] if guesses else self.ids
         for guess in (None, *guesses):
             if guess is not None:

@@ -16,6 +16,7 @@ from lapinfer.text.generation_config import Bans
 from lapinfer.text.grammar import BytesDecoder, Constraint, Grammar, Grammars
 from lapinfer.text.likelihood import Chosen, Top, alternatives
 from lapinfer.text.sampling import Sampler, SamplingParams
+from lapinfer.text.scoring import PromptScores
 from lapinfer.text.speculation import Speculating, Speculation
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
 from lapinfer.text.tool_calls import ToolCall
@@ -61,6 +62,7 @@ class Token:
     thinking: what became certain with it of what the model says before its answer, in a chat; it is not part of `text`.
     tool_calls: those that became certain with it, in a chat with tools; nor are they part of `text`.
     stop_string: the one that was met, where finish_reason is "stop_string".
+    prompt: with the first token, the prompt's own, where they were asked for (`prompt_logprobs`); else nothing.
     """
 
     text: str
@@ -72,6 +74,7 @@ class Token:
     tool_calls: tuple[ToolCall, ...] = ()
     stop_string: str | None = None
     top: Top = ()
+    prompt: tuple[Chosen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Request:
     thinks: Splitter | None
     logprobs: int | None
     constraint: Constraint | None = None
+    prompt_logprobs: int | None = None
 
     def begin(self, slot: int, conversation: Conversation, speculation: Speculation | None = None) -> Generation:
         """A generation in a slot, with a sampler of its own.
@@ -102,14 +106,15 @@ class Request:
             return () if self.bans is None else self.bans.after(so_far, len(self.prompt), ends)
 
         sampler = Sampler(self.params, self.logprobs)
+        scores = None if self.prompt_logprobs is None else PromptScores(self.prompt, self.prompt_logprobs)
         asked = self.model, slot, conversation, self.prompt, sampler, banned
         if self.tokenizer is not None and self.constraint is not None:
             # Nothing is guessed: guesses know nothing of the grammar, and most of them would be forbidden.
-            decoding = Decoding(*asked, self.constraint.allowed)
+            decoding = Decoding(*asked, self.constraint.allowed, scores)
             told = _Told(BytesDecoder(self.tokenizer.token_bytes))
         else:
-            if speculation is None:
-                decoding = Decoding(*asked)
+            if speculation is None or scores is not None:
+                decoding = Decoding(*asked, scores=scores)
             else:
                 decoding = Speculating(speculation, *asked, ends=ends, limit=self.limit)
             told = _Told.by_tokenizer(self.tokenizer, self.prompt, deepcopy(self.thinks))
@@ -127,13 +132,14 @@ def request(
     thinks: Splitter | None = None,
     logprobs: bool | int = False,
     grammar: tuple[Grammars, Grammar] | None = None,
+    prompt_logprobs: bool | int = False,
 ) -> Request:
     """Generate after the prompt `ids`; an empty one becomes BOS where the tokenizer has it.
 
     Ends at an end-of-answer token, a stop string, after max_tokens, or when the context is full. `bans` are tokens that
     are not chosen. `thinks` tells thinking and calls from the answer, in which alone stop strings are looked for.
     `logprobs`: tell log-probabilities, which takes all logits; a number: those of so many of the most likely tokens,
-    too, at most 20. `grammar`: what the answer keeps to, over this
+    too, at most 20. `prompt_logprobs`: the same of the prompt's tokens. `grammar`: what the answer keeps to, over this
     model's tokens: all of it is answer, no thinking and no calls. Without a tokenizer the texts are empty and only
     max_tokens or the context ends the generation. InputError for what cannot be generated.
     """
@@ -155,8 +161,8 @@ def request(
     limit = limit if max_tokens is None else min(limit, max_tokens)
     constraint = None if grammar is None else grammar[0].constraint(grammar[1], len(prompt))
     params = params or SamplingParams()
-    told = alternatives("logprobs", logprobs)
-    return Request(model, tokenizer, prompt, params, limit, stop, bans, thinks, told, constraint)
+    told, of_prompt = alternatives("logprobs", logprobs), alternatives("prompt_logprobs", prompt_logprobs)
+    return Request(model, tokenizer, prompt, params, limit, stop, bans, thinks, told, constraint, of_prompt)
 
 
 def stream(
@@ -243,7 +249,9 @@ class Generation:
             kept_tokens=decoding.kept,
         )
         thinking, calls = of_kind(parts, "thinking"), calls_of(parts)
-        return Token(text, token, chosen.logprob, finish, timings, thinking, calls, hit, chosen.top)
+        scores = decoding.scores
+        prompt = tuple(scores.found) if scores is not None and count == 1 else ()
+        return Token(text, token, chosen.logprob, finish, timings, thinking, calls, hit, chosen.top, prompt)
 
 
 class _Told:

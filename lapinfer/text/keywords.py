@@ -13,6 +13,9 @@ class BatchKeywords(TypedDict, total=False):
 
     logprobs: tell the log-probability of each token (True), and those of so many of the most likely tokens in its place
     (0 to 20): all logits are computed for that, not only the best.
+    prompt_logprobs: the same of the prompt's tokens, which come with the first token (`Token.prompt`, an entry for each
+    token of the prompt; the first one's log-probability is None). All of the prompt is read for that, whatever is
+    remembered of it.
     schema, regex, lark: what the answer keeps to, one of them (text/grammar.py): a JSON schema (a dict, its JSON, or a
     bool), a regular expression, or a Lark grammar. Only an answer that `max_tokens`, the context or a stop string cuts
     is not whole. It begins without thinking.
@@ -21,6 +24,7 @@ class BatchKeywords(TypedDict, total=False):
     max_tokens: int | None
     stop: Sequence[str]
     logprobs: bool | int
+    prompt_logprobs: bool | int
     params: SamplingParams
     temperature: float
     top_k: int

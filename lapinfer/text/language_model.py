@@ -31,6 +31,7 @@ from lapinfer.text.keywords import (
     TemplateKeywords,
 )
 from lapinfer.text.messages import Messages, tool_schemas
+from lapinfer.text.scoring import Scored, scored
 from lapinfer.text.speculation import Speculation
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer, why_none
@@ -167,6 +168,18 @@ class LanguageModel:
         """The whole continuations of several prompts, in their order; see `stream_batch`."""
         return gathered(self.stream_batch(prompts, **options), len(prompts))
 
+    def score(self, texts: Sequence[str | Sequence[int]], *, top: int = 0) -> list[Scored]:
+        """How likely the tokens of texts, or lists of token ids, are: each after those before it, in its text.
+
+        top: how many of the most likely tokens are told in each place, 0 to 20. Texts share steps, as many at once as
+        the model has slots; the numbers are those of `forward`, whatever the company. One text beside others that are
+        being served: `request(text, prompt_logprobs=top, max_tokens=1)`, whose first event has them as `prompt`.
+        """
+        if isinstance(top, bool):
+            raise InputError(f"top: expected a whole number, got {described(top)}")
+        answers = self.generate_batch(texts, prompt_logprobs=top, max_tokens=1, temperature=0)
+        return [scored(answer.prompt) for answer in answers]
+
     def request(self, prompt: str | Sequence[int], **options: Unpack[BatchKeywords]) -> Request:
         """What `generate` would do, checked, for a `Scheduler`; each runs once."""
         check_options(options, BatchKeywords.__annotations__, "request")
@@ -230,6 +243,7 @@ class LanguageModel:
         schema: Mapping[str, Any] | str | bool | None = None,
         regex: str | None = None,
         lark: str | None = None,
+        prompt_logprobs: bool | int = False,
         **sampling: Any,
     ) -> Request:
         if not isinstance(params, SamplingParams | None):
@@ -244,7 +258,7 @@ class LanguageModel:
         grammar = grammar_of(schema=schema, regex=regex, lark=lark)
         return made_request(
             self.model, self.tokenizer, ids, params, max_tokens, stop, makers.bans, thinks, logprobs,
-            None if grammar is None else (self._known_grammars(), grammar),
+            None if grammar is None else (self._known_grammars(), grammar), prompt_logprobs,
         )  # fmt: skip
 
     def _known_grammars(self) -> Grammars:

@@ -19,6 +19,8 @@ Top = tuple[tuple[int, float], ...]
 """The most likely tokens with their log-probabilities, most likely first, equal ones by id."""
 MOST_TOP = 20
 """As many as OpenAI's API gives."""
+SCORED_PIECE = 64
+"""Positions of a text that is scored whose logits are asked for in one step: 64 · 49,152 logits are 13 MB."""
 
 
 class Chosen(NamedTuple):

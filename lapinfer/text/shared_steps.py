@@ -88,19 +88,23 @@ class SharedSteps:
         slots = np.repeat([each.slot for each, _ in due], [len(piece.tokens) for _, piece in due])
         positions = np.concatenate([piece.start + np.arange(len(piece.tokens)) for _, piece in due])
         want = np.zeros(len(tokens), bool)
-        ends = np.cumsum([len(piece.tokens) for _, piece in due]) - 1
-        want[ends] = [piece.complete for _, piece in due]
-        complete = [each for each, piece in due if piece.complete]
-        needed = [each.generation.decoding.needed() for each in complete]
+        ends = np.cumsum([len(piece.tokens) for _, piece in due]).tolist()
+        for (_, piece), end in zip(due, ends, strict=True):
+            want[end - piece.wanted : end] = True
+        needed = [each.generation.decoding.needed() for each, piece in due if piece.wanted]
         best = None if None in needed else max((n for n in needed if n is not None), default=None)
         self.prompt_tokens += sum(len(piece.tokens) for each, piece in due if not each.decodes)
         logits = self._model.step(tokens, slots, positions, want, best=best)
-        for each, piece in due:
-            each.generation.decoding.ran(piece)
         events: list[tuple[Running, Token | LapinferError]] = []
-        for row, each in enumerate(complete):
+        row = 0
+        for each, piece in due:
+            generation = each.generation
+            generation.decoding.ran(piece, logits, row)
+            row += piece.wanted
+            if not piece.complete:
+                continue
             try:
-                events.append((each, each.generation.push(each.generation.decoding.choose(logits, row))))
+                events.append((each, generation.push(generation.decoding.choose(logits, row - 1))))
             except LapinferError as error:  # of its sampler, or its grammar
                 events.append((each, error))
         return events
@@ -111,12 +115,12 @@ class SharedSteps:
         decoding = [each for each in self.running if each.decodes]
         prompts = [each for each in self.running if not each.decodes]
         due: list[tuple[Running, Piece]] = []
-        room = model.max_step
+        room, wanted = model.max_step, model.max_wanted
         for some, most in ((decoding, room), (prompts, PIECE if decoding else room)):
             room = min(room, most)
             for each in some:
-                if room and len(due) < model.max_wanted:
-                    piece = each.generation.decoding.due(room)
+                if room and wanted:
+                    piece = each.generation.decoding.due(room, wanted)
                     due.append((each, piece))
-                    room -= len(piece.tokens)
+                    room, wanted = room - len(piece.tokens), wanted - piece.wanted
         return due
