@@ -175,7 +175,7 @@ def test_an_answer_that_repeats_its_prompt_is_guessed(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("coarse", [False, True])
 def test_bytes_of_guesses_are_predicted(monkeypatch: pytest.MonkeyPatch, quiet: None, coarse: bool) -> None:
     monkeypatch.setattr("lapinfer.text.speculation.QUICK", 0.0)
-    monkeypatch.setattr("lapinfer.text.speculation.worth", lambda shares, seconds: (len(shares), 1.0))
+    monkeypatch.setattr("lapinfer.text.speculation.worth", lambda shares, seconds, gain: (len(shares), 1.0))
     model = coarse_model() if coarse else model_of("llama-plain", "q8", "f16")[0]
     runs = Copied(model, np.random.default_rng(0).integers(0, model.spec.vocab, 48, np.int32), 20, 4)
     runs.once(counted=True)

@@ -32,7 +32,7 @@ from lapinfer.text.generation import stream
 from lapinfer.text.generation_config import Bans
 from lapinfer.text.language_model import LanguageModel
 from lapinfer.text.speculation import Speculating, expected_time, most_guesses
-from lapinfer.text.step_times import StepTimes, worth
+from lapinfer.text.step_times import Balance, StepTimes, worth
 from lapinfer.text.tokenizer import Tokenizer
 
 EOS = 257
@@ -520,6 +520,21 @@ def test_what_a_step_takes_is_learned() -> None:
         times.record(1, 2.0)
     assert times.seconds(1) == pytest.approx(2.0)
     assert times.seconds(8) == pytest.approx(3.4, rel=0.05)  # as expected: it is time to try again
+
+
+def test_a_text_whose_guesses_were_wrong_makes_few() -> None:
+    """Whatever chances are thought to be: what is lost is bounded, and what was won may be spent."""
+    balance, lost = Balance(), 0.0
+    for _ in range(1000):
+        count = worth([0.5, 0.5], lambda count: 1 + 0.2 * count, balance.gain)[0]
+        lost += 0.2 * count
+        balance.record(1 + 0.2 * count, 1)
+    assert 5 < lost < 15
+    sure = worth([0.9] * 8, lambda count: 1 + 0.2 * count, balance.gain)[0]
+    assert sure > 1
+    balance.record(1 + 0.2 * sure, 1 + sure)
+    balance.record(2, 4)
+    assert worth([0.5, 0.5], lambda count: 1 + 0.2 * count, balance.gain)[0]
 
 
 def test_guesses_must_be_worth_their_time() -> None:

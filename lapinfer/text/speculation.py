@@ -22,7 +22,7 @@ from lapinfer.text.copies import Copies
 from lapinfer.text.decoding import Decoding
 from lapinfer.text.draft_model import DraftModel, ModelGuesses
 from lapinfer.text.likelihood import Chosen
-from lapinfer.text.step_times import StepTimes, worth
+from lapinfer.text.step_times import Balance, StepTimes, worth
 
 if TYPE_CHECKING:
     from lapinfer.model import Logits, Model
@@ -86,6 +86,7 @@ class Speculating(Decoding):
         self._ready: deque[Chosen] = deque()
         self._guesses = speculation.most > 0
         self._copies: Copies | None = None
+        self._balance = Balance()
         draft = speculation.draft
         self._drafting = None if draft is None else ModelGuesses(draft, self.slot, self.sampler.params, self.banned)
 
@@ -114,6 +115,7 @@ class Speculating(Decoding):
         self._speculation.times.record(1 + len(guesses), perf_counter() - began)
         self.drafted += len(guesses)
         tokens = self._checked(logits, guesses)
+        self._balance.record(self._speculation.times.steps(1 + len(guesses)), len(tokens))
         if self._drafting is not None:
             self._drafting.learn(tokens)
         return tokens
@@ -145,7 +147,7 @@ class Speculating(Decoding):
         def seconds(count: int) -> float:
             return times.seconds(1 + count)
 
-        count, rate = worth(self._copies.shares(most), seconds)
+        count, rate = worth(self._copies.shares(most), seconds, self._balance.gain)
         if drafting is not None:
             drafted, promised = drafting.promise(most, seconds)
             if drafted and promised > rate:

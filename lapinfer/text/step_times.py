@@ -17,6 +17,12 @@ GAIN = 1.05
 """Guesses must promise so many times the tokens per second of a step without them."""
 UNLIKELY = 0.02
 """Chance below which a guess, and those after it, are not thought about."""
+CAREFUL = 1.5
+"""As GAIN, once guesses of a text have cost what they may."""
+FREE = 1.0
+"""What guesses of a text may cost at first, in steps of one token …"""
+SHARE = 0.01
+"""… and what they may cost more for each token that was said since."""
 
 
 class StepTimes:
@@ -57,6 +63,10 @@ class StepTimes:
             self._ratios, self._renewed = self._renew(), self._steps
         return self._seconds[1] * self._ratios[tokens]
 
+    def steps(self, tokens: int) -> float:
+        """The same in steps of one token, 1 while nothing is known."""
+        return self.seconds(tokens) / self.seconds(1) if tokens > 1 and self.known else 1.0
+
     def _renew(self) -> list[float]:
         expected = self._expectations
         if not expected:
@@ -74,13 +84,32 @@ class StepTimes:
         return [a * b for a, b in zip(expected, slower, strict=True)]
 
 
-def worth(shares: Sequence[float], seconds: Callable[[int], float]) -> tuple[int, float]:
+class Balance:
+    """What the guesses of a text have cost and brought: chances are estimates, and no text may pay for their errors."""
+
+    def __init__(self) -> None:
+        self._lost = 0.0  # in steps of one token
+        self._tokens = 0
+
+    def record(self, steps: float, tokens: int) -> None:
+        """Count a step that took as long as so many of one token, and brought so many tokens."""
+        self._lost += steps - tokens
+        self._tokens += tokens
+
+    @property
+    def gain(self) -> float:
+        """What more guesses must promise, as GAIN."""
+        return GAIN if self._lost <= FREE + SHARE * self._tokens else CAREFUL
+
+
+def worth(shares: Sequence[float], seconds: Callable[[int], float], gain: float = GAIN) -> tuple[int, float]:
     """How many guesses give the most tokens per second, and how many these are; 0 where a step without them does.
 
-    shares: the chance of each guess if those before it were right; seconds: of a step with so many guesses.
+    shares: the chance of each guess if those before it were right; seconds: of a step with so many guesses; gain: how
+    many times the tokens per second of a step without them they must promise.
     """
     best, rate, alive, tokens = 0, 1 / seconds(0), 1.0, 1.0
-    wanted = GAIN * rate
+    wanted = gain * rate
     for count, share in enumerate(shares, 1):
         alive *= share
         if alive < UNLIKELY:
