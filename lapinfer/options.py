@@ -61,10 +61,10 @@ def choice(help: str, choices: tuple[str, ...]) -> Option:
     return Option(help, f"one of {', '.join(choices)}", lambda value: value in choices, choices=choices)
 
 
-def whole(help: str, least: int, unset: str | None = None) -> Option:
-    """A whole number from `least`."""
-    expected = f"a whole number from {least}"
-    return Option(help, expected, lambda value: is_whole(value) and int(value) >= least, unset)
+def whole(help: str, least: int, unset: str | None = None, most: float = inf) -> Option:
+    """A whole number from `least` to `most`."""
+    expected = f"a whole number from {least}" + (f" to {most}" if most < inf else "")
+    return Option(help, expected, lambda value: is_whole(value) and least <= int(value) <= most, unset)
 
 
 def number(help: str, least: float, most: float = inf) -> Option:
@@ -77,8 +77,16 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_is_name, value))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_above_0(value: Any) -> bool:
+    return _is_number(value) and 0 < value < inf
 
 
 @cache
@@ -174,6 +182,38 @@ class LoadKeywords(TypedDict, total=False):
     memory: float | None
     policy: PolicyName
     draft: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """How models are served; InputError names the option that is out of range.
+
+    api_key: what clients must send, as a bearer token or x-api-key. cors: origins whose pages may ask from a browser;
+    "*" is all of them. memory: GB (10^9 bytes) that models may take together; what was used longest ago leaves first.
+    queue: requests that wait, of each model. body: MB of a request. timeout: seconds that an answer may take, and
+    those of reading a request.
+    """
+
+    host: Annotated[str, Option("Address to listen at; 0.0.0.0: all of this computer's.", "an address", _is_name)] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, whole("Port; 0: any free one.", 0, most=65535)] = 8080
+    api_key: Annotated[
+        str | None, Option("Key that clients must send.", "a text that is not empty", _is_name, unset="none")
+    ] = None
+    cors: Annotated[
+        tuple[str, ...],
+        Option("Origin whose pages may ask (repeatable); *: all.", "origins, https://example.org", _are_names),
+    ] = ()
+    memory: Annotated[
+        float | None, Option("GB that models may take together.", GIGABYTES, _is_above_0, unset="what is free")
+    ] = None
+    queue: Annotated[int, whole("Requests that may wait, of each model.", 0)] = 256
+    body: Annotated[float, number("MB that a request may have.", 0.001, 1000)] = 8.0
+    timeout: Annotated[float, number("Seconds that an answer may take.", 1)] = 600.0
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,165 @@
+"""Requests on a model's scheduler: what they bring, in the order in which it comes, until the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from time import perf_counter
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+
+from lapinfer.errors import InputError, LapinferError, QueueFullError
+from lapinfer.serve.errors import ApiError
+from lapinfer.serve.models import Lease
+from lapinfer.serve.state import State
+from lapinfer.text.generation import Request, Token
+from lapinfer.text.ticket import Ticket
+
+T = TypeVar("T")
+CHOICES = 16
+"""Answers that one request may ask for."""
+
+
+class Answer:
+    """What one HTTP request has asked of a model: `events` gives tokens, and `cancel` frees what they need."""
+
+    def __init__(self, state: State, lease: Lease, tickets: Sequence[Ticket]) -> None:
+        self.lease, self.tickets = lease, tickets
+        self._state = state
+        self._late = False
+        seconds = state.options.timeout
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._late = True
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    def cancel(self) -> None:
+        """Nobody listens any more, or all has been said: what still runs ends within a step, the model may leave."""
+        self._timer.cancel()
+        for ticket in self.tickets:
+            ticket.cancel()
+        self.lease.release()
+
+    async def events(self) -> AsyncIterator[tuple[int, Token]]:
+        """(index of its request, token) as they come. ApiError where the time is over, or the server ends."""
+        if len(self.tickets) == 1:
+            async for token in self._tokens(self.tickets[0]):
+                yield 0, token
+            return
+        queue: asyncio.Queue[tuple[int, Token] | BaseException | None] = asyncio.Queue()
+
+        async def pump(index: int, ticket: Ticket) -> None:
+            try:
+                async for token in self._tokens(ticket):
+                    queue.put_nowait((index, token))
+            except Exception as error:
+                queue.put_nowait(error)
+            else:
+                queue.put_nowait(None)
+
+        pumps = [asyncio.create_task(pump(index, ticket)) for index, ticket in enumerate(self.tickets)]
+        try:
+            left = len(pumps)
+            while left:
+                match await queue.get():
+                    case None:
+                        left -= 1
+                    case BaseException() as error:
+                        raise error
+                    case event:
+                        yield event
+        finally:
+            for each in pumps:
+                each.cancel()
+
+    async def _tokens(self, ticket: Ticket) -> AsyncIterator[Token]:
+        metrics, name, finished, last = self._state.metrics, self.lease.served.name, False, None
+        try:
+            async for token in ticket:
+                now = perf_counter()
+                metrics.token(name, token, None if last is None else now - last)
+                finished, last = token.finish_reason is not None, now
+                yield token
+        except InputError:
+            raise
+        except LapinferError as error:
+            if not self._state.draining:
+                raise
+            raise _ends() from error
+        if self._late:
+            raise ApiError(504, f"the answer was not ready within {self._state.options.timeout:g} s", code="timeout")
+        if not finished:
+            raise _ends()
+
+
+def _ends() -> ApiError:
+    return ApiError(503, "the server ends", headers={"Retry-After": "5"})
+
+
+async def prepared(make: Callable[[], T]) -> T:
+    """What takes long, beside the loop: templates, tokens, grammars."""
+    return await asyncio.to_thread(make)
+
+
+async def submitted(state: State, lease: Lease, requests: Sequence[Request], http: HttpRequest) -> Answer:
+    """Requests, waiting for their turns; QueueFullError where there is no place for all of them."""
+    if state.draining:
+        raise _ends()
+    client = client_of(http)
+    tickets: list[Ticket] = []
+    try:
+        for request in requests:
+            tickets.append(lease.served.scheduler.submit(request, client=client))
+    except BaseException as error:
+        for ticket in tickets:
+            ticket.cancel()
+        if isinstance(error, QueueFullError):
+            state.metrics.refused(lease.served.name)
+        raise
+    return Answer(state, lease, tickets)
+
+
+def client_of(http: HttpRequest) -> str:
+    """Who asks, for fair turns: programs on one computer are told apart by what they call themselves."""
+    host = http.client.host if http.client is not None else ""
+    return f"{host} {http.headers.get('user-agent', '')[:200]}"
+
+
+async def whole(answer: Answer, http: HttpRequest) -> list[list[Token]]:
+    """All tokens of each request; ClientDisconnect where the client leaves before."""
+    tokens: list[list[Token]] = [[] for _ in answer.tickets]
+
+    async def collect() -> None:
+        async for index, token in answer.events():
+            tokens[index].append(token)
+
+    try:
+        await unless_left(http, collect())
+    finally:
+        answer.cancel()
+    return tokens
+
+
+async def unless_left(http: HttpRequest, work: Awaitable[T]) -> T:
+    """What `work` gives; ClientDisconnect, and an end to it, when the client leaves."""
+
+    async def gone() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task

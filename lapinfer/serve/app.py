@@ -1,0 +1,45 @@
+"""The application: routes, and what stands before them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from lapinfer.serve import status
+from lapinfer.serve.errors import handle
+from lapinfer.serve.limits import Guard, is_local
+from lapinfer.serve.state import Endpoint, State, route
+
+ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+    ("GET", "/health", status.health),
+    ("GET", "/metrics", status.metrics),
+    ("GET", "/v1/models", status.models),
+    ("GET", "/v1/models/{name:path}", status.model),
+)
+
+
+def application(state: State) -> Starlette:
+    """What uvicorn runs; at its end, models are closed after the requests that they have."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await state.models.close()
+
+    options = state.options
+    middleware = [Middleware(Guard, key=options.api_key, cors=options.cors, local=is_local(options.host))]
+    if options.cors:
+        allowed = {"allow_origins": options.cors, "allow_methods": ["*"], "allow_headers": ["*"]}
+        middleware.insert(0, Middleware(CORSMiddleware, **allowed))
+    state.metrics.watch(state.models.counted)
+    return Starlette(
+        routes=[route(state, *each) for each in ROUTES],
+        middleware=middleware,
+        exception_handlers={HTTPException: handle, Exception: handle},
+        lifespan=lifespan,
+    )

@@ -1,0 +1,98 @@
+"""Counters of a server, as Prometheus reads them (https://prometheus.io/docs/instrumenting/exposition_formats)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lapinfer.text.generation import Token
+from lapinfer.text.scheduler import Stats
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+BYTES = "bytes_"
+"""What the meter's sums of bytes by part begin with."""
+Look = Callable[[], Mapping[str, tuple[Stats, Mapping[str, float]]]]
+"""Of each loaded model: what its scheduler has counted, and its meter."""
+
+
+class Metrics:
+    """What is counted as it happens, by model; `look` asks loaded models for what they count themselves."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("model",)
+        by_model = {"labelnames": labels, "registry": self.registry}
+        self._requests = Counter("lapinfer_requests", "Requests that have begun to answer.", **by_model)
+        self._refused = Counter("lapinfer_requests_refused", "Requests that found the queue full.", **by_model)
+        self._prompt = Counter("lapinfer_prompt_tokens", "Tokens of prompts, those of the cache included.", **by_model)
+        self._reused = Counter("lapinfer_prefix_hit_tokens", "Prompts' tokens that the cache still held.", **by_model)
+        self._hits = Counter("lapinfer_prefix_hits", "Prompts of which the cache held a beginning.", **by_model)
+        self._generated = Counter("lapinfer_generated_tokens", "Tokens of answers.", **by_model)
+        self._first = Histogram(
+            "lapinfer_time_to_first_token_seconds", "From a request to its first token.", labels,
+            registry=self.registry, buckets=SECONDS,
+        )  # fmt: skip
+        self._gap = Histogram(
+            "lapinfer_time_between_tokens_seconds", "From a token of an answer to the next one.", labels,
+            registry=self.registry, buckets=GAPS,
+        )  # fmt: skip
+
+    def watch(self, look: Look) -> None:
+        """Ask `look` whenever somebody asks."""
+        self.registry.register(_Loaded(look))
+
+    def token(self, model: str, token: Token, gap: float | None) -> None:
+        """A token of an answer; gap: seconds since the one before, None for the first."""
+        self._generated.labels(model).inc()
+        if gap is not None:
+            self._gap.labels(model).observe(gap)
+            return
+        timings = token.timings
+        self._requests.labels(model).inc()
+        self._prompt.labels(model).inc(timings.prompt_tokens)
+        self._reused.labels(model).inc(timings.reused_tokens)
+        self._hits.labels(model).inc(timings.reused_tokens > 0)
+        self._first.labels(model).observe(timings.ttft_ms / 1e3)
+
+    def refused(self, model: str) -> None:
+        self._refused.labels(model).inc()
+
+    def exposition(self) -> bytes:
+        """All of it, as text."""
+        return generate_latest(self.registry)
+
+
+class _Loaded(Collector):
+    """What models count themselves: from zero whenever one is loaded anew, which Prometheus knows how to read."""
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily("lapinfer_requests_running", "Requests that have a slot.", labels=["model"])
+        waiting = GaugeMetricFamily("lapinfer_requests_waiting", "Requests that wait for a slot.", labels=["model"])
+        cancelled = CounterMetricFamily("lapinfer_requests_cancelled", "Requests that nobody waited for any more.",
+                                        labels=["model"])  # fmt: skip
+        steps = CounterMetricFamily("lapinfer_steps", "Steps of the model.", labels=["model"])
+        touched = CounterMetricFamily("lapinfer_touched_bytes", "Bytes that steps had to read, by part of the model.",
+                                      labels=["model", "part"])  # fmt: skip
+        for model, (stats, totals) in self._look().items():
+            running.add_metric([model], stats.running)
+            waiting.add_metric([model], stats.waiting)
+            cancelled.add_metric([model], stats.cancelled)
+            steps.add_metric([model], totals["steps"])
+            for part, count in parts_of(totals).items():
+                touched.add_metric([model, part], count)
+        yield from (running, waiting, cancelled, steps, touched)
+
+
+def parts_of(totals: Mapping[str, float]) -> dict[str, int]:
+    """Touched bytes by part of the model, of what a meter has summed up."""
+    return {name.removeprefix(BYTES): int(count) for name, count in totals.items() if name.startswith(BYTES)}

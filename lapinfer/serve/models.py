@@ -1,0 +1,152 @@
+"""The models that a server has: named, loaded when they are asked for, and let go when others need their memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lapinfer.errors import DoesNotFitError
+from lapinfer.options import LoadOptions
+from lapinfer.serve.errors import ApiError
+from lapinfer.text.language_model import LanguageModel
+from lapinfer.text.scheduler import Scheduler, Stats
+
+Open = Callable[[str, LoadOptions], LanguageModel]
+Size = Callable[[str, LoadOptions], int]
+
+
+@dataclass(eq=False, slots=True)
+class Served:
+    """A loaded model. name: what clients call it. users: requests that have it now; used: when one last had it."""
+
+    name: str
+    model: LanguageModel
+    scheduler: Scheduler
+    bytes: int = 0
+    users: int = 0
+    used: float = field(default_factory=time.monotonic)
+
+
+class Lease:
+    """A model that stays loaded until `release`, or the end of the block: `with await models.lease(name) as m`."""
+
+    def __init__(self, served: Served, changed: asyncio.Event) -> None:
+        self.served, self._changed, self._held = served, changed, True
+        served.users += 1
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self.served.users -= 1
+            self.served.used = time.monotonic()
+            self._changed.set()
+
+    def __enter__(self) -> Served:
+        return self.served
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+class Models:
+    """Models by their names; `lease` loads one where it is not loaded yet.
+
+    paths: what `lapinfer.load` takes, by names; the first one is asked where a request names none. memory: bytes that
+    models may take together, as `size` foresees them; None for as many as can be loaded. Where there is no room, those
+    leave that nobody has, the least used first; where somebody has all of them, a request waits for that.
+    """
+
+    def __init__(
+        self, paths: Mapping[str, str], options: LoadOptions, *, open: Open, size: Size, memory: int | None, queue: int
+    ) -> None:
+        self.paths = dict(paths)
+        self.options, self.memory, self.queue = options, memory, queue
+        self._open, self._size = open, size
+        self._loaded: dict[str, Served] = {}
+        self._loading, self._changed = asyncio.Lock(), asyncio.Event()
+        self.created = int(time.time())
+
+    def counted(self) -> dict[str, tuple[Stats, dict[str, float]]]:
+        """What schedulers and meters of loaded models have counted; waits for the end of a step of each."""
+        counted: dict[str, tuple[Stats, dict[str, float]]] = {}
+        for each in self.loaded:
+            with each.model.model.lock:
+                counted[each.name] = each.scheduler.stats(), each.model.usage.totals()
+        return counted
+
+    @property
+    def loaded(self) -> Sequence[Served]:
+        return tuple(self._loaded.values())
+
+    def put(self, name: str, model: LanguageModel) -> None:
+        """A model that is loaded already."""
+        size = self._size(self.paths[name], self.options) if self.memory is not None else 0
+        self._loaded[name] = Served(name, model, Scheduler(model, most_waiting=self.queue), size)
+
+    def known(self, name: str | None) -> str:
+        """The name of a model; ApiError (404) for one that is not served. None is the first one."""
+        if name is None:
+            return next(iter(self.paths))
+        if name not in self.paths:
+            raise ApiError(404, f"the model {name[:100]!r} does not exist here", param="model", code="model_not_found")
+        return name
+
+    async def lease(self, name: str | None) -> Lease:
+        """The model, loaded, until the lease is released. ApiError (404) for an unknown one, DoesNotFitError for one
+        that is too large, and what `open` raises.
+        """
+        name = self.known(name)
+        if (served := self._loaded.get(name)) is not None:
+            return Lease(served, self._changed)
+        async with self._loading:
+            if name not in self._loaded:
+                await self._load(name)
+            return Lease(self._loaded[name], self._changed)
+
+    async def _load(self, name: str) -> None:
+        path, needed = self.paths[name], 0
+        if self.memory is not None:
+            needed = await asyncio.to_thread(self._size, path, self.options)
+            if needed > self.memory:
+                raise DoesNotFitError(f"{name}: needs {needed / 1e6:,.0f} MB, --memory is {self.memory / 1e9:g} GB")
+            while sum(each.bytes for each in self._loaded.values()) + needed > self.memory:
+                await self._let_go()
+        while True:
+            try:
+                model = await asyncio.to_thread(self._open, path, self.options)
+                break
+            except DoesNotFitError:
+                if not self._loaded:
+                    raise
+            await self._let_go()
+        self._loaded[name] = Served(name, model, Scheduler(model, most_waiting=self.queue), needed)
+
+    async def _let_go(self) -> None:
+        """Close the least used model that nobody has, after waiting for one."""
+        while not (idle := [each for each in self._loaded.values() if not each.users]):
+            self._changed.clear()
+            await self._changed.wait()
+        await self._close(min(idle, key=lambda each: each.used))
+
+    async def _close(self, served: Served) -> None:
+        del self._loaded[served.name]
+        await asyncio.to_thread(served.scheduler.close)
+        await asyncio.to_thread(served.model.close)
+
+    async def close(self) -> None:
+        """Let everything go, after the requests that run."""
+        for served in self.loaded:
+            await self._close(served)
+
+
+def named(paths: Sequence[str]) -> dict[str, str]:
+    """Paths by what clients call them: names as they are, and of paths the last part; a number where two are alike."""
+    names: dict[str, str] = {}
+    for path in paths:
+        name = Path(path).resolve().name.removesuffix(".gguf") or "model" if Path(path).exists() else path
+        alike = sum(each == name or each.startswith(f"{name}#") for each in names)
+        names[f"{name}#{alike + 1}" if alike else name] = path
+    return names

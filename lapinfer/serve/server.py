@@ -1,0 +1,96 @@
+"""A server that runs: its socket, its signals and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from lapinfer.errors import InputError
+from lapinfer.serve.app import application
+from lapinfer.serve.state import State
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+SECONDS_UNREAD = 60
+"""After which a connection ends whose other side takes nothing any more, or has left without a word."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which leaves signals to who runs it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def drain(self) -> None:
+        """Take nothing new, and end after the answers that run."""
+        self.should_exit = True
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; InputError where that cannot be."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InputError(f"--host {host}: {error.strerror or error}; try 127.0.0.1") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have what their listener has
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SECONDS_UNREAD * 1000)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"{host}:{port}: {error.strerror or error}; choose another --port, or 0 for a free one"
+        ) from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """http://HOST:PORT"""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server_of(state: State) -> Server:
+    """A server that is not running yet."""
+    config = uvicorn.Config(
+        application(state), log_config=None, access_log=False, server_header=False, date_header=False, ws="none",
+        timeout_graceful_shutdown=int(state.options.timeout) + 1,
+    )  # fmt: skip
+    return Server(config)
+
+
+def run(state: State, listener: socket.socket, *, told: Callable[[int], object]) -> int | None:
+    """Serve until a signal comes, and then until all is answered; the first signal, None where there was none.
+
+    told: called with each signal, in the main thread.
+    """
+    return asyncio.run(_run(state, listener, told))
+
+
+async def _run(state: State, listener: socket.socket, told: Callable[[int], object]) -> int | None:
+    server, signals = server_of(state), []
+
+    def stop(number: int) -> None:
+        signals.append(number)
+        state.draining = True
+        server.drain()
+        told(number)
+
+    loop = asyncio.get_running_loop()
+    for number in STOPPING:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await server.serve([listener])
+    finally:
+        for number in STOPPING:
+            loop.remove_signal_handler(number)
+    return signals[0] if signals else None

@@ -1,0 +1,43 @@
+"""What watches the server: whether it runs, which models it has, and what it has counted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from lapinfer.serve.errors import ApiError
+from lapinfer.serve.state import State
+
+
+async def health(state: State, http: Request) -> Response:
+    """GET /health: as llama-server has it; 503 while the server ends."""
+    if state.draining:
+        raise ApiError(503, "the server ends")
+    return JSONResponse({"status": "ok"})
+
+
+async def metrics(state: State, http: Request) -> Response:
+    """GET /metrics, for Prometheus."""
+    text = await asyncio.to_thread(state.metrics.exposition)  # meters wait for the end of a step
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def models(state: State, http: Request) -> Response:
+    """GET /v1/models: all that can be asked for, loaded or not."""
+    return JSONResponse({"object": "list", "data": [_entry(state, name) for name in state.models.paths]})
+
+
+async def model(state: State, http: Request) -> Response:
+    """GET /v1/models/NAME."""
+    return JSONResponse(_entry(state, state.models.known(http.path_params["name"])))
+
+
+def _entry(state: State, name: str) -> dict[str, Any]:
+    loaded = {each.name: each.model for each in state.models.loaded}.get(name)
+    more = {} if loaded is None else {"max_model_len": loaded.model.ctx}  # vLLM's name for it
+    created = {"id": name, "object": "model", "created": state.models.created, "owned_by": "lapinfer"}
+    return created | {"loaded": loaded is not None} | more
