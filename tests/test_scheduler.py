@@ -13,8 +13,11 @@ from test_batches import SPECS, told
 from test_determinism import build, prompt
 
 from lapinfer.errors import InputError, LapinferError, QueueFullError
+from lapinfer.text.decoding import Conversation
+from lapinfer.text.generation import Token
 from lapinfer.text.language_model import LanguageModel
 from lapinfer.text.scheduler import Scheduler
+from lapinfer.text.shared_steps import SharedSteps
 
 
 @pytest.fixture
@@ -40,6 +43,27 @@ def model(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
     model = LanguageModel(build(spec=SPECS[request.param](), slots=3, step=64))
     yield model
     model.close()
+
+
+def test_an_answer_tells_what_its_steps_touched(model: LanguageModel) -> None:
+    model.forget()
+    with Scheduler(model) as scheduler:
+        before = model.usage.parts()
+        *_, last = scheduler.submit(model.request(prompt(90, 1), max_tokens=70))
+        after = model.usage.parts()
+        assert last.touched is not None
+        assert last.touched.parts() == {part: after[part] - before.get(part, 0) for part in after}
+        assert (last.touched.steps, last.touched.sharing) == (2 + 69, 1)
+
+
+def test_steps_that_are_shared_count_whole(fake: LanguageModel) -> None:
+    steps = SharedSteps(fake.model, [Conversation(), Conversation()])
+    for most in (2, 4):
+        steps.begin(fake.request([1, 2, 3], max_tokens=most), 0.0)
+    tokens = [token for _ in range(4) for _, token in steps.step() if isinstance(token, Token)]
+    assert [(each.steps, each.sharing, each.parts()) for token in tokens if (each := token.touched)] == [
+        (2, 2.0, {"head": 8000}), (4, 1.5, {"head": 10_000}),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 7, "logprobs": True}])

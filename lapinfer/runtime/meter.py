@@ -20,6 +20,8 @@ from lapinfer.runtime.plan import Plan
 NOTED_STEPS = 64
 """Steps that are added up together."""
 STEPS: tuple[Steps, ...] = get_args(Steps)
+Noted = tuple[np.ndarray, np.ndarray, int, int, np.ndarray, np.ndarray, np.ndarray | None]
+"""A step: slots and positions of its tokens, logits wanted, nanoseconds, experts and nodes read, blocks of the head."""
 
 
 def positions_seen(window: int | None, slot: np.ndarray, pos: np.ndarray) -> int:
@@ -44,13 +46,14 @@ class Meter:
         self._plan, self._ns_per_tick = plan, ns_per_tick
         self.counters = np.zeros((len(plan.ops), COUNTER), np.int64)
         self._windows = {op.cost.remembered.window for op in plan.ops if op.cost.remembered is not None}
+        self._newest: Noted | None = None
         self.reset()
 
     def reset(self) -> None:
         self.steps = self.tokens = self.ns = 0
         self.counters[:] = 0
         self._tallies: dict[Steps, Tally] = {kind: Tally() for kind in STEPS}
-        self._noted: list[tuple[np.ndarray, np.ndarray, int, np.ndarray, np.ndarray, np.ndarray | None]] = []
+        self._noted: list[Noted] = []
 
     def record(
         self, slot: np.ndarray, pos: np.ndarray, wanted: int, ns: int, distinct: np.ndarray, nodes: np.ndarray,
@@ -60,11 +63,20 @@ class Meter:
 
         blocks [BEST_ROUNDS + 1]: row blocks of the head that it read for the best logits, None for all logits.
         """
-        self.steps += 1
-        self.tokens += len(pos)
-        self.ns += ns
         blocks = None if blocks is None else blocks.copy()
-        self._noted.append((slot.copy(), pos.copy(), wanted, distinct.copy(), nodes.copy(), blocks))
+        self._note((slot.copy(), pos.copy(), wanted, ns, distinct.copy(), nodes.copy(), blocks))
+
+    def follow(self, other: Meter) -> None:
+        """Note the step, too, that another meter of these ops has noted last."""
+        if other._newest is not None:
+            self._note(other._newest)
+
+    def _note(self, step: Noted) -> None:
+        self.steps += 1
+        self.tokens += len(step[0])
+        self.ns += step[3]
+        self._newest = step
+        self._noted.append(step)
         if len(self._noted) >= NOTED_STEPS:
             self._add_up()
 
@@ -73,7 +85,7 @@ class Meter:
         tallies = self._tallies
         if not self._noted:
             return tallies
-        slots, positions, wanted, experts, nodes, blocks = zip(*self._noted, strict=True)
+        slots, positions, wanted, _, experts, nodes, blocks = zip(*self._noted, strict=True)
         self._noted = []
         tokens, wanted = np.array([len(pos) for pos in positions]), np.array(wanted)
         experts, nodes = np.stack(experts), np.stack(nodes)
@@ -117,13 +129,17 @@ class Meter:
         tallies = self._add_up()
         return [op.cost.touched_nodes(tallies[op.cost.steps]) for op in self._plan.ops]
 
-    def totals(self) -> dict[str, float]:
-        """Sums over all steps: steps, tokens, seconds, bytes, bytes by part, multiply-adds, experts read."""
+    def parts(self) -> dict[str, int]:
+        """Touched by part of the model."""
         parts: dict[str, int] = {}
         for op, touched, nodes in zip(self._plan.ops, self.bytes, self._node_bytes(), strict=True):
             parts[op.part] = parts.get(op.part, 0) + int(touched) - nodes
             if nodes:
                 parts["router"] = parts.get("router", 0) + nodes
+        return parts
+
+    def totals(self) -> dict[str, float]:
+        """Sums over all steps: steps, tokens, seconds, bytes, bytes by part, multiply-adds, experts read."""
         return {
             "steps": self.steps,
             "tokens": self.tokens,
@@ -131,7 +147,7 @@ class Meter:
             "bytes": int(self.bytes.sum()),
             "macs": int(self.macs.sum()),
             "experts": self.experts,
-            **{f"bytes_{part}": count for part, count in parts.items()},
+            **{f"bytes_{part}": count for part, count in self.parts().items()},
         }
 
     def by_op(self) -> list[dict[str, Any]]:

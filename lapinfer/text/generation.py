@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from lapinfer.arguments import texts, whole, whole_numbers
@@ -20,6 +20,7 @@ from lapinfer.text.scoring import PromptScores
 from lapinfer.text.speculation import Speculating, Speculation
 from lapinfer.text.tokenizer import StreamDecoder, Tokenizer
 from lapinfer.text.tool_calls import ToolCall
+from lapinfer.text.touched import Touched
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -63,6 +64,7 @@ class Token:
     tool_calls: those that became certain with it, in a chat with tools; nor are they part of `text`.
     stop_string: the one that was met, where finish_reason is "stop_string".
     prompt: with the first token, the prompt's own, where they were asked for (`prompt_logprobs`); else nothing.
+    touched: what its steps read, at the last token of an answer whose steps may be shared with others.
     """
 
     text: str
@@ -75,6 +77,7 @@ class Token:
     stop_string: str | None = None
     top: Top = ()
     prompt: tuple[Chosen, ...] = ()
+    touched: Touched | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

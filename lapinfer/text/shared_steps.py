@@ -7,7 +7,7 @@ each are those that it would have alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from lapinfer.errors import LapinferError
 from lapinfer.text.decoding import Conversation, Piece, shared
 from lapinfer.text.generation import Generation, Request, Token
+from lapinfer.text.touched import Touched
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -25,11 +26,12 @@ PIECE = 32
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Running:
-    """A generation that has a slot. client: whose it is, for fair shares."""
+    """A generation that has a slot. client: whose it is, for fair shares. touched: by the steps it took part in."""
 
     slot: int
     client: str
     generation: Generation
+    touched: Touched
 
     @property
     def decodes(self) -> bool:
@@ -57,7 +59,7 @@ class SharedSteps:
         slot = max(sorted(free), key=lambda slot: shared(self._conversations[slot].ids, request.prompt))
         generation = request.begin(slot, self._conversations[slot])
         generation.started = since
-        begun = Running(slot, client, generation)
+        begun = Running(slot, client, generation, Touched(self._model.runner.new_meter()))
         self.running.append(begun)
         return begun
 
@@ -100,11 +102,14 @@ class SharedSteps:
         for each, piece in due:
             generation = each.generation
             generation.decoding.ran(piece, logits, row)
+            each.touched.note(self._model.usage, len(due))
             row += piece.wanted
             if not piece.complete:
                 continue
             try:
-                events.append((each, generation.push(generation.decoding.choose(logits, row - 1))))
+                token = generation.push(generation.decoding.choose(logits, row - 1))
+                last = token.finish_reason is not None
+                events.append((each, replace(token, touched=each.touched) if last else token))
             except LapinferError as error:  # of its sampler, or its grammar
                 events.append((each, error))
         return events
