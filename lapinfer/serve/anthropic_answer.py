@@ -10,17 +10,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from lapinfer.serve.anthropic_request import Asked
+from lapinfer.serve.figures import figures
 from lapinfer.text.generation import Token
 from lapinfer.text.tool_calls import ToolCall, call_of_object, identified, parsed
 
 Event = dict[str, Any]
+PING: Event = {"type": "ping"}
+"""Says that the answer still comes."""
 
 
 class Reply:
     """One message, told by its tokens: `start()`, then `push(token)` for each; the last one ends it.
 
     Blocks of thinking, text and calls come in the order in which the model says them. `message()` is what all events
-    make together. prompt: how many tokens the request has.
+    make together; the last events have figures of ours besides. prompt: how many tokens the request has.
     """
 
     def __init__(self, id: str, asked: Asked, prompt: int) -> None:
@@ -29,11 +32,12 @@ class Reply:
         self._open: str | None = None
         self._tokens = self._reused = 0
         self._end: tuple[str | None, str | None] = None, None
+        self._figures: dict[str, Any] = {}
         self._forced = ""  # the text of a call that is forced, which is only told when it is whole
 
     def start(self) -> Iterator[Event]:
         yield {"type": "message_start", "message": self.message()}
-        yield {"type": "ping"}
+        yield PING
 
     def push(self, token: Token) -> Iterator[Event]:
         self._tokens += 1
@@ -60,6 +64,7 @@ class Reply:
             "stop_reason": reason,
             "stop_sequence": sequence,
             "usage": self.usage(),
+            **self._figures,
         }
 
     def usage(self) -> dict[str, int]:
@@ -114,7 +119,8 @@ class Reply:
         yield from self._close()
         self._end = self._reason(last)
         delta = {"stop_reason": self._end[0], "stop_sequence": self._end[1]}
-        yield {"type": "message_delta", "delta": delta, "usage": self.usage()}
+        self._figures = {"lapinfer": figures(last)}
+        yield {"type": "message_delta", "delta": delta, "usage": self.usage(), **self._figures}
         yield {"type": "message_stop"}
 
     def _reason(self, last: Token) -> tuple[str, str | None]:

@@ -1,0 +1,176 @@
+"""The official anthropic client against a server that runs."""
+
+import json
+import threading
+
+import pytest
+
+anthropic = pytest.importorskip("anthropic")
+pytest.importorskip("uvicorn")
+from serving import KEY, served  # noqa: E402
+
+WEATHER = {
+    "name": "weather",
+    "description": "Tells.",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+SCRIPT = {
+    "fox": "The quick fox, über all.",
+    "think": "<think>\nHm.\n</think>\n\nSo.",
+    "weather in": "I look.\n" + CALL,
+    "<tool_response>\nsunny": "It is sunny.",
+    "long": "word " * 500,
+    "count": "one two three four",
+}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("model"), SCRIPT) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url):
+    with anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0, timeout=20) as client:
+        yield client
+
+
+def ask(text, **options):
+    return {"model": "fake", "max_tokens": 100, "messages": [{"role": "user", "content": text}]} | options
+
+
+def test_a_message(client):
+    message = client.messages.create(
+        **ask("a fox", system="Be brief."), extra_body={"temperature": 0, "top_k": 3, "top_p": 0.9}
+    )
+    assert [block.model_dump(exclude_none=True) for block in message.content] == [
+        {"type": "text", "text": SCRIPT["fox"]}
+    ]
+    assert (message.type, message.role, message.model, message.stop_reason) == (
+        "message", "assistant", "fake", "end_turn",
+    )  # fmt: skip
+    counted = client.messages.count_tokens(
+        model="fake", system="Be brief.", messages=[{"role": "user", "content": "a fox"}]
+    )
+    usage = message.usage
+    assert usage.input_tokens + usage.cache_read_input_tokens == counted.input_tokens
+    assert usage.output_tokens == len(SCRIPT["fox"].encode()) + 1
+
+
+def test_events_of_a_stream_in_their_order(client):
+    kinds, text = [], ""
+    for event in client.messages.create(**ask("a fox", stream=True)):
+        kinds += [event.type] if event.type not in kinds else []
+        text += event.delta.text if event.type == "content_block_delta" else ""
+    assert text == SCRIPT["fox"]
+    assert [kind for kind in kinds if kind != "ping"] == [
+        "message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta",
+        "message_stop",
+    ]  # fmt: skip
+
+
+def test_a_stream_has_names_and_a_ping(client):
+    with client.messages.with_streaming_response.create(**ask("a fox", stream=True)) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    assert [line.partition(": ")[0] for line in lines] == ["event", "data"] * (len(lines) // 2)
+    for name, data in zip(lines[::2], lines[1::2], strict=True):
+        assert name == f"event: {json.loads(data.removeprefix('data: '))['type']}"
+    assert lines[0] == "event: message_start"
+    assert "event: ping" in lines
+
+
+def test_thinking_comes_in_blocks_of_its_own(client):
+    with client.messages.stream(**ask("think", thinking={"type": "adaptive"})) as stream:
+        message = stream.get_final_message()
+    assert [(block.type, getattr(block, block.type)) for block in message.content] == [
+        ("thinking", "Hm.\n"), ("text", "So."),
+    ]  # fmt: skip
+    off = client.messages.create(**ask("think", thinking={"type": "disabled"}))
+    assert [block.type for block in off.content] == ["text"]
+
+
+def test_a_tool_is_called_and_its_result_taken_back(client):
+    question = ask("weather in Zürich?", tools=[WEATHER])
+    with client.messages.stream(**question) as stream:
+        partial = "".join(event.partial_json for event in stream if event.type == "input_json")
+        message = stream.get_final_message()
+    assert json.loads(partial) == {"city": "Zürich"}
+    said, call = message.content
+    assert (said.text, call.type, call.name, call.input) == ("I look.", "tool_use", "weather", {"city": "Zürich"})
+    assert message.stop_reason == "tool_use"
+    whole = client.messages.create(**question)
+    assert [block.model_dump() for block in whole.content] == [block.model_dump() for block in message.content]
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
+    talk = [*question["messages"], {"role": "assistant", "content": [block.model_dump(include={"type", "text", "id",
+            "name", "input"}) for block in message.content]}, {"role": "user", "content": [result]}]  # fmt: skip
+    answer = client.messages.create(model="fake", max_tokens=50, tools=[WEATHER], messages=talk)
+    assert answer.content[0].text == SCRIPT["<tool_response>\nsunny"]
+
+
+def test_a_tool_that_must_be_called_is_called(client):
+    pytest.importorskip("llguidance")
+    choice = {"type": "tool", "name": "weather"}
+    message = client.messages.create(**ask("a fox", max_tokens=400, tools=[WEATHER], tool_choice=choice))
+    assert message.stop_reason in ("tool_use", "max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "reason", "sequence"),
+    [
+        ({"stop_sequences": ["nine", "three"]}, "one two ", "stop_sequence", "three"),
+        ({"max_tokens": 3}, "one", "max_tokens", None),
+    ],
+)
+def test_why_it_ends(client, options, text, reason, sequence):
+    message = client.messages.create(**ask("count", **options))
+    assert (message.content[0].text, message.stop_reason, message.stop_sequence) == (text, reason, sequence)
+
+
+def test_an_answer_that_was_begun_goes_on(client):
+    talk = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one two"}]
+    assert client.messages.create(model="fake", max_tokens=50, messages=talk).content[0].text == " three four"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "kind"),
+    [
+        ({"model": "other"}, "NotFoundError", "not_found_error"),
+        ({"max_tokens": 0}, "BadRequestError", "invalid_request_error"),
+        ({"messages": []}, "BadRequestError", "invalid_request_error"),
+        ({"extra_body": {"temperature": -1.0}}, "BadRequestError", "invalid_request_error"),
+        ({"extra_body": {"temprature": 1.0}}, "BadRequestError", "invalid_request_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors_have_anthropics_body(client, options, error, kind, stream):
+    with pytest.raises(getattr(anthropic, error)) as caught:
+        client.messages.create(**ask("a fox", stream=stream) | options)
+    assert caught.value.body["type"] == "error"
+    assert caught.value.body["error"]["type"] == kind
+
+
+def test_the_key_is_asked_for(url):
+    with (
+        anthropic.Anthropic(base_url=url, api_key="wrong", max_retries=0) as client,
+        pytest.raises(anthropic.AuthenticationError) as caught,
+    ):
+        client.messages.create(**ask("a fox"))
+    assert caught.value.body["error"]["type"] == "authentication_error"
+
+
+def test_several_streams_at_once(client):
+    texts = {}
+
+    def stream(word):
+        with client.messages.stream(**ask(word)) as events:
+            texts[word] = events.get_final_text()
+
+    threads = [threading.Thread(target=stream, args=(word,)) for word in ("fox", "count", "think")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == {"fox": SCRIPT["fox"], "count": SCRIPT["count"], "think": "So."}
