@@ -12,6 +12,7 @@ import uvicorn
 
 from lapinfer.errors import InputError
 from lapinfer.serve.app import application
+from lapinfer.serve.connections import Connection
 from lapinfer.serve.state import State
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -45,6 +46,7 @@ def listening(host: str, port: int) -> socket.socket:
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have what their listener has
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SECONDS_UNREAD * 1000)
         listener.bind(address)
+        listener.listen()  # who comes before the server waits
     except OSError as error:
         listener.close()
         raise InputError(
@@ -62,8 +64,8 @@ def address_of(listener: socket.socket) -> str:
 def server_of(state: State) -> Server:
     """A server that is not running yet."""
     config = uvicorn.Config(
-        application(state), log_config=None, access_log=False, server_header=False, date_header=False, ws="none",
-        timeout_graceful_shutdown=int(state.options.timeout) + 1,
+        application(state), http=Connection, log_config=None, access_log=False, server_header=False, date_header=False,
+        ws="none", timeout_graceful_shutdown=int(state.options.timeout) + 1,
     )  # fmt: skip
     return Server(config)
 
