@@ -11,8 +11,9 @@ from typing import Any
 
 from lapinfer.serve.anthropic_request import Asked
 from lapinfer.serve.figures import figures
+from lapinfer.serve.forced_calls import forced_call
 from lapinfer.text.generation import Token
-from lapinfer.text.tool_calls import ToolCall, call_of_object, identified, parsed
+from lapinfer.text.tool_calls import ToolCall
 
 Event = dict[str, Any]
 PING: Event = {"type": "ping"}
@@ -111,11 +112,11 @@ class Reply:
 
     def _finish(self, last: Token) -> Iterator[Event]:
         if self._forced:
-            call = call_of_object(parsed(self._forced))
+            call = forced_call(self._forced, self._id)
             if call is None:  # cut before it was whole
                 yield from self._grow("text", self._forced)
             else:
-                yield from self._call(*identified([call], self._id, 1))
+                yield from self._call(call)
         yield from self._close()
         self._end = self._reason(last)
         delta = {"stop_reason": self._end[0], "stop_sequence": self._end[1]}

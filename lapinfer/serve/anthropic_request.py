@@ -11,6 +11,7 @@ from typing import Any
 
 from lapinfer.arguments import described, flag, texts, whole
 from lapinfer.errors import InputError, UnsupportedError
+from lapinfer.serve.forced_calls import call_schema
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Sampling parameters that go through as they are; the last two are ours."""
@@ -79,20 +80,6 @@ def asked(body: Any, *, counting: bool = False) -> Asked:
             raise InputError("messages: the last one has a tool_use block, and no tool_result follows")
         options["continue_final_message"] = True
     return Asked(model, messages, options, stop, max_tokens, flag("stream", given.get("stream", False)), bool(choice))
-
-
-def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON schema of an answer that is one call of one of these tools: {"name": …, "arguments": {…}}."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool["function"]["name"]}, "arguments": tool["function"]["parameters"]},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
 def _system(where: str, given: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from lapinfer.serve import anthropic, status
+from lapinfer.serve import anthropic, chat, status
 from lapinfer.serve.errors import handle
 from lapinfer.serve.limits import Guard, is_local
 from lapinfer.serve.state import Endpoint, State, route
@@ -22,6 +22,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models/{name:path}", status.model),
     ("POST", "/v1/messages", anthropic.messages),
     ("POST", "/v1/messages/count_tokens", anthropic.count_tokens),
+    ("POST", "/v1/chat/completions", chat.completions),
 )
 
 

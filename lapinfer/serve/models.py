@@ -11,6 +11,7 @@ from pathlib import Path
 from lapinfer.errors import DoesNotFitError
 from lapinfer.options import LoadOptions
 from lapinfer.serve.errors import ApiError
+from lapinfer.serve.token_texts import TokenTexts
 from lapinfer.text.language_model import LanguageModel
 from lapinfer.text.scheduler import Scheduler, Stats
 
@@ -28,6 +29,10 @@ class Served:
     bytes: int = 0
     users: int = 0
     used: float = field(default_factory=time.monotonic)
+    texts: TokenTexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.model.tokenizer)
 
 
 class Lease:

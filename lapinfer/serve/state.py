@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from lapinfer.options import ServeOptions
-from lapinfer.serve.errors import response_to
+from lapinfer.serve.errors import ApiError, response_to
 from lapinfer.serve.limits import read_body
 from lapinfer.serve.metrics import Metrics
 from lapinfer.serve.models import Models
@@ -45,11 +46,29 @@ class State:
 
 
 class Body(BaseModel):
-    """A request's JSON. Fields that are not declared are ignored; those that are must have their type, no other that
-    could be made into it.
+    """A request's JSON. Fields must have their type, no other that could be made into it.
+
+    `ignored` are the protocol's other fields that change no answer here. Those that would are `refused`, but with the
+    values that ask for nothing; so are fields that nobody knows, as a misspelt one would be obeyed by nobody.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[Mapping[str, Sequence[Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if value is None or name in cls.model_fields or name in cls.ignored:
+                continue
+            if name not in cls.refused:
+                close = get_close_matches(name, (*cls.model_fields, *cls.ignored, *cls.refused), 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ApiError(400, f"{name[:100]}: this server knows no such field{hint}", param=name[:100])
+            if value not in cls.refused[name]:
+                raise ApiError(400, f"{name}: this server cannot do that", param=name, code="unsupported_parameter")
+        return given
 
 
 B = TypeVar("B", bound=BaseModel)

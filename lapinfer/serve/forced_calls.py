@@ -1,0 +1,55 @@
+"""Calls that must be made: the answer is a JSON object that keeps to a schema of tools, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lapinfer.text.tool_calls import ToolCall, call_of_object, identified, parsed
+
+DEFINITIONS = ("$defs", "definitions")
+"""Where a schema has those that it refers to."""
+
+
+def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The JSON schema of an answer that is one call of one of these tools: {"name": …, "arguments": {…}}."""
+    definitions: dict[str, Any] = {}
+    calls = []
+    for i, tool in enumerate(tools):
+        function = tool["function"]
+        call = {
+            "type": "object",
+            "properties": {
+                "name": {"const": function["name"]},
+                "arguments": _moved(function["parameters"], f"tool{i}.", definitions),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        calls.append(call)
+    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return schema | ({"$defs": definitions} if definitions else {})
+
+
+def _moved(schema: Any, prefix: str, definitions: dict[str, Any]) -> Any:
+    """A schema that becomes a part of another one: its definitions go to that one's, under names of their own."""
+    if isinstance(schema, list):
+        return [_moved(each, prefix, definitions) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in DEFINITIONS and isinstance(value, Mapping):
+            for name, each in value.items():
+                definitions[prefix + name] = _moved(each, prefix, definitions)
+        elif key == "$ref" and isinstance(value, str) and value.startswith(tuple(f"#/{name}/" for name in DEFINITIONS)):
+            moved[key] = f"#/$defs/{prefix}{value.split('/', 2)[2]}"
+        else:
+            moved[key] = _moved(value, prefix, definitions)
+    return moved
+
+
+def forced_call(text: str, about: str) -> ToolCall | None:
+    """The call that an answer is; None where it was cut before it was whole. about: what its id is made of."""
+    call = call_of_object(parsed(text))
+    return None if call is None else identified([call], about, 1)[0]

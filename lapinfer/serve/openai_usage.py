@@ -1,0 +1,39 @@
+"""Numbers of tokens, in OpenAI's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lapinfer.text.generation import Token
+
+
+class Usage:
+    """Counts the tokens of an answer, or of several answers to one prompt."""
+
+    def __init__(self, prompts: Sequence[int]) -> None:
+        """prompts: how many tokens each of them has."""
+        self._prompt, self._reused, self._made, self._thought = sum(prompts), 0, 0, 0
+        self._seen: set[int] = set()
+        self._unthought: dict[int, int] = {}
+
+    def push(self, index: int, token: Token) -> None:
+        self._made += 1
+        if index not in self._seen:
+            self._seen.add(index)
+            self._reused += token.timings.reused_tokens
+        # Those of markers have no text: they count as thinking where more of it follows.
+        self._unthought[index] = self._unthought.get(index, 0) + 1
+        if token.thinking:
+            self._thought += self._unthought[index]
+            self._unthought[index] = 0
+
+    def counts(self) -> dict[str, Any]:
+        """As chats and completions have them."""
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self._made,
+            "total_tokens": self._prompt + self._made,
+            "prompt_tokens_details": {"cached_tokens": min(self._reused, self._prompt)},
+            "completion_tokens_details": {"reasoning_tokens": self._thought},
+        }
