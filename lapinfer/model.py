@@ -306,6 +306,14 @@ class Model:
         assert logits is not None
         return logits
 
+    def continues(self, slot: int, count: int) -> bool:
+        """Whether a step may go on at position `count` of a slot, in place of what that has from there on."""
+        return self._slots.continues(slot, count)
+
+    def holds(self, slot: int, count: int) -> bool:
+        """Whether `save_slot` can give what a slot held after so many positions."""
+        return self._slots.holds(slot, count)
+
     def save_slot(self, slot: int, count: int) -> SlotState:
         """A copy of what a slot held after its first `count` positions: steps after it have the same bits anywhere.
 

@@ -116,7 +116,9 @@ class LoadOptions:
     most. experts: how many a token gets. memory: GB (10^9 bytes) that this process may take, all included, for a
     mixture of experts that is larger: some experts are kept, the others are read when they are chosen. policy: which
     are kept; `system` leaves that to the system's page cache, which bounds nothing, so it contradicts `memory`. draft:
-    a smaller model with the same tokens, which guesses what comes next; the text is the same without it.
+    a smaller model with the same tokens, which guesses what comes next; the text is the same without it. prefix_cache:
+    GB of beginnings of texts that are kept on disk, for all models together, and at most as many in memory: a prompt
+    that begins like one before is read from there on.
     """
 
     quant: Annotated[str, QUANT] = "auto"
@@ -153,15 +155,25 @@ class LoadOptions:
         str | None,
         Option("A smaller model with the same tokens, to guess what comes next.", "a name or a path", _is_name, "none"),
     ] = None
+    prefix_cache: Annotated[
+        float | None,
+        Option("GB of beginnings of prompts to keep, so that none is read twice.", GIGABYTES, _is_number, "none"),
+    ] = None
 
     def __post_init__(self) -> None:
         _check(self)
         if self.threads is not None and self.threads > MOST_THREADS:
             raise InputError(f"threads: expected at most {MOST_THREADS}, got {self.threads}")
-        if self.memory is not None and not 0 < self.memory < 1e6:
-            raise InputError(f"memory: expected {GIGABYTES}, got {self.memory:g}")
+        for name, value in (("memory", self.memory), ("prefix_cache", self.prefix_cache)):
+            if value is not None and not 0 < value < 1e6:
+                raise InputError(f"{name}: expected {GIGABYTES}, got {value:g}")
         if self.draft is not None and self.memory is not None:
             raise InputError("draft: a second model goes with no bound of memory: leave out --draft or --memory")
+        if self.prefix_cache is not None and self.memory is not None:
+            raise InputError(
+                "prefix_cache: what is kept takes memory, which the bound does not count: leave out --prefix-cache or "
+                "--memory"
+            )
         if self.policy == SYSTEM and self.memory is not None:
             raise InputError(
                 f"policy {SYSTEM} bounds nothing, which contradicts --memory: leave out --memory, or choose the policy "
@@ -182,6 +194,7 @@ class LoadKeywords(TypedDict, total=False):
     memory: float | None
     policy: PolicyName
     draft: str | None
+    prefix_cache: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,6 +121,17 @@ class FakeModel:
             values[self.script[min(max(pos + 1 - self.prompt_end, 0), len(self.script) - 1)]] += 100
         return values
 
+    def continues(self, slot, count):
+        """As if a window were a ring of its own length."""
+        end, window = int((self.cache[slot] >= 0).sum()), self.spec.layers[0].window
+        return count <= end and (window is None or end <= window or count >= end - 1)
+
+    def holds(self, slot, count):
+        return count > 0 and self.continues(slot, count)
+
+    def copy_slot(self, origin, target, count):
+        self.cache[target], self.cache[target, :count] = -1, self.cache[origin, :count]
+
     def prefill(self, ids, slot=0, start=0, *, best=None):
         self.prompt_end = start + len(ids)
         logits = None

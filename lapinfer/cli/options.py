@@ -21,6 +21,7 @@ SHIPPED_MODELS = "those that come with lapinfer"
 FLAGS = {
     "threads": ("-t", "--threads"),
     "ctx": ("-c", "--ctx-size"),
+    "prefix_cache": ("--prefix-cache",),
     "temperature": ("--temp",),
     "repetition_penalty": ("--repeat-penalty",),
 }
@@ -108,7 +109,8 @@ def _given_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 Loading = Annotated[
-    LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy", "draft")
+    LoadOptions,
+    load_group("quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy", "draft", "prefix_cache"),
 ]
 LoadingInMemory = Annotated[LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts")]
 LoadingChunks = Annotated[LoadOptions, load_group("quant", "threads", "kv", "activations", "experts")]

@@ -70,13 +70,18 @@ def shortened(spec: ModelSpec, state: SlotState, count: int) -> SlotState | None
 
     The arrays are views of those of `state`.
     """
+    if not can_shorten(spec, state.count, count):
+        return None
     layers: list[tuple[np.ndarray, ...]] = []
     for layer, arrays in zip(spec.layers, state.layers, strict=True):
         had, first = first_position(layer, state.count), first_position(layer, count)
-        if first < had:
-            return None
         layers.append(tuple(array[first - had : count - had] for array in arrays))
     return SlotState(count, state.kinds, tuple(layers))
+
+
+def can_shorten(spec: ModelSpec, had: int, count: int) -> bool:
+    """Whether a state of `had` positions has what the slot held after `count` of them."""
+    return 0 < count <= had and all(first_position(layer, had) <= first_position(layer, count) for layer in spec.layers)
 
 
 class Slots:
@@ -110,6 +115,28 @@ class Slots:
         for s, p in zip(slot, pos, strict=True):
             if p == end[s]:
                 end[s] = p + 1
+
+    def continues(self, slot: int, count: int) -> bool:
+        """Whether a step may go on at position `count`: the slot has what it reads of those before."""
+        return self._has(slot, count, behind=1)
+
+    def holds(self, slot: int, count: int) -> bool:
+        """Whether `save` has something to copy."""
+        return count > 0 and self._has(slot, count, behind=0)
+
+    def _has(self, slot: int, count: int, *, behind: int) -> bool:
+        """Whether all layers have their last positions of `count`; without the first `behind` of a window."""
+        if not 0 <= count <= self._end[slot]:
+            return False
+        return count == 0 or all(
+            layer.window is None
+            or max(0, count - layer.window + behind) >= max(self._first(i, slot), self._written[slot] - self._ring(i))
+            for i, layer in enumerate(self._spec.layers)
+        )
+
+    def _first(self, layer: int, slot: int) -> int:
+        """The first position that what was restored had."""
+        return first_position(self._spec.layers[layer], self._least[slot])
 
     def save(self, slot: int, count: int) -> SlotState:
         """A copy of what the slot held after `count` positions; InputError where it has not, or no longer has them."""
@@ -146,16 +173,11 @@ class Slots:
     def _check_held(self, slot: int, count: int) -> None:
         if not 1 <= count <= self._end[slot]:
             raise InputError(f"slot {slot} has {self._end[slot]} positions, {count} were asked for")
-        for i, layer in enumerate(self._spec.layers):
-            if layer.window is None:
-                continue
-            ring = self._ring(i)
-            written = self._written[slot]
-            if count < self._least[slot] or (written > ring and written - count > ring - layer.window):
-                raise InputError(
-                    f"slot {slot}: layer {i} keeps its last {layer.window} positions, and no longer has those before "
-                    f"position {count}: save the slot when it has just as many positions as are wanted"
-                )
+        if not self.holds(slot, count):
+            raise InputError(
+                f"slot {slot}: a layer that has its last positions alone no longer has those before position {count}; "
+                "save the slot when it has just as many positions as are wanted"
+            )
 
     def _ring(self, layer: int) -> int:
         """Positions that a layer keeps of a slot before the first one is overwritten."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,8 @@ Banned = Callable[[Sequence[int]], Sequence[int]]
 """The ids that may not follow some ids."""
 Allowed = Callable[[Sequence[int]], np.ndarray]
 """Whether each id, [V] bool, may follow some ids."""
+STRETCH = 256
+"""Ids that are compared at once."""
 
 
 class Piece(NamedTuple):
@@ -33,12 +35,31 @@ class Piece(NamedTuple):
     wanted: int
 
 
+class Beginnings(Protocol):
+    """Where a slot finds the beginning of a text that was read before, and leaves what it has read."""
+
+    def bring(self, slot: int, ids: Sequence[int], most: int) -> Sequence[int]:
+        """Let a slot hold what there is of the beginning of `ids`, at most so many, and its conversation say so.
+
+        Returns the counts of ids after which `keep` is to be called.
+        """
+        ...
+
+    def keep(self, slot: int) -> None:
+        """Keep what a slot holds, if it is worth it."""
+        ...
+
+
 @dataclass(slots=True)
 class Conversation:
-    """What a slot's KV cache holds: the ids of positions 0, 1, …, and which generation wrote last."""
+    """What a slot's KV cache holds: the ids of positions 0, 1, …, and which generation wrote last.
+
+    beginnings: where else to look for those of a text; None: what this slot holds is all there is.
+    """
 
     ids: list[int] = field(default_factory=list)
     writer: object = None
+    beginnings: Beginnings | None = None
 
 
 class Decoding:
@@ -59,8 +80,8 @@ class Decoding:
         self.scores = scores
         self.reused = self.steps = self.drafted = self.kept = 0
         self._began, self._writer = False, object()
-        self._held = conversation.ids
-        self._windows = [layer.window for layer in model.spec.layers if layer.window is not None]
+        self._stops: list[int] = []
+        """Counts of ids after which a step ends, and what the slot then holds is kept; in their order."""
 
     def next(self) -> Chosen:
         """Choose the next token, and append it to `ids`."""
@@ -69,19 +90,22 @@ class Decoding:
                 return self._next_scored()
             return self.choose(self._run(self._kept()), 0)
 
+    def begin(self) -> int:
+        """Let the slot hold what need not be read of `ids`; how many, but for the last one. The lock is held."""
+        return self._kept()
+
     def due(self, most: int, most_wanted: int) -> Piece:
         """What a step reads next of `ids`, at most so many tokens; the model's lock is held from here to `ran`."""
         kept, scoring = self._kept(), self._scoring
         if scoring:
             most = min(most, most_wanted, SCORED_PIECE)
-        tokens = self.ids[kept : kept + most]
-        self._begin_reading()
+        tokens = self.ids[kept : min(kept + most, self._stop(kept))]
         complete = kept + len(tokens) == len(self.ids)
         return Piece(tokens, kept, complete, len(tokens) if scoring else int(complete))
 
     def ran(self, piece: Piece, logits: Logits, row: int) -> None:
         """Note that a step read what was due; the logits that it wanted are those from `row` on."""
-        self._end_reading(piece.tokens)
+        self._read(piece.tokens)
         self.steps += piece.complete
         if self._scoring and self.scores is not None:
             self.scores.note(piece.start, piece.wanted, logits, row)
@@ -102,6 +126,11 @@ class Decoding:
             if piece.complete:
                 return self.choose(logits, n - 1)
 
+    def stop_at(self, count: int) -> None:
+        """Let a step end after so many ids, if it has not read them: what the slot then holds can be copied."""
+        if count < len(self.ids):
+            self._stops = sorted({*self._stops, count})
+
     def go_on(self, ids: Sequence[int], agreed: int) -> None:
         """Go on after other ids; both are known to begin with the same `agreed` ones."""
         most = min(len(ids), len(self.ids))
@@ -115,21 +144,30 @@ class Decoding:
         conversation = self.conversation
         # Its own earlier tokens are a prefix of `ids`: no need to compare.
         if conversation.writer is not self._writer:
-            window = min(self._windows, default=None)
             most = self.scores.read if self._scoring and self.scores is not None else len(self.ids) - 1
-            del conversation.ids[_reusable(conversation.ids, self.ids[: most + 1], window) :]
+            if conversation.beginnings is None:
+                del conversation.ids[reusable(self.model, self.slot, conversation.ids, self.ids[: most + 1]) :]
+            else:
+                self._stops = sorted({*self._stops, *conversation.beginnings.bring(self.slot, self.ids, most)})
             conversation.writer = self._writer
         if not self._began:
             self._began, self.reused = True, len(conversation.ids)
         return len(conversation.ids)
+
+    def _stop(self, kept: int) -> int:
+        """Where a step that begins after so many ids ends at last."""
+        return next((stop for stop in self._stops if stop > kept), len(self.ids))
 
     def _run(self, kept: int, guesses: Sequence[int] = ()) -> Logits:
         """Logits after `ids`, of which the cache holds all but the last one or, of a prompt, more.
 
         guesses: tokens that may follow; logits after each of them, too, where the cache lacks but one of `ids`.
         """
+        while (stop := self._stop(kept)) < len(self.ids):
+            self.model.prefill(self.ids[kept:stop], self.slot, kept, best=1)
+            self._read(self.ids[kept:stop])
+            kept = stop
         missing = self.ids[kept:]
-        self._begin_reading()
         if len(missing) == 1:
             tokens = np.array([*missing, *guesses], np.int32)
             slots, positions = np.full(len(tokens), self.slot), np.arange(kept, kept + len(tokens))
@@ -140,18 +178,16 @@ class Decoding:
         else:
             logits = self.model.prefill(missing, self.slot, kept, best=self.needed())
         self.steps += 1
-        self._end_reading(missing)
+        self._read(missing)
         return logits
 
-    def _begin_reading(self) -> None:
-        """Until the step has ended, a ring holds neither the old positions nor the new ones."""
-        self._held = self.conversation.ids
-        if self._windows:
-            self.conversation.ids = []
-
-    def _end_reading(self, tokens: Sequence[int]) -> None:
-        self._held.extend(tokens)
-        self.conversation.ids = self._held
+    def _read(self, tokens: Sequence[int]) -> None:
+        """Note that the slot holds these, too, and have it kept where that was asked for."""
+        conversation = self.conversation
+        conversation.ids.extend(tokens)
+        while self._stops and self._stops[0] <= len(conversation.ids):
+            if self._stops.pop(0) == len(conversation.ids) and conversation.beginnings is not None:
+                conversation.beginnings.keep(self.slot)
 
     def needed(self, guesses: Sequence[int] = ()) -> int | None:
         """How many of the largest logits after `ids`, and after each guess, decide what comes next; None: all."""
@@ -176,15 +212,22 @@ class Decoding:
         return chosen
 
 
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    most = min(len(one), len(other))
+    for start in range(0, most, STRETCH):
+        a, b = one[start : min(start + STRETCH, most)], other[start : min(start + STRETCH, most)]
+        if a != b:  # in one go, which is much quicker than one by one
+            return start + next(i for i in range(len(a)) if a[i] != b[i])
+    return most
+
+
 def shared(cached: Sequence[int], ids: Sequence[int]) -> int:
     """How many of `ids` begin `cached`, too, but for the last one, which is always read again, for its logits."""
-    most = min(len(cached), len(ids) - 1)
-    return next((i for i in range(most) if cached[i] != ids[i]), most)
+    return min(common(cached, ids), max(len(ids) - 1, 0))
 
 
-def _reusable(cached: list[int], ids: list[int], window: int | None) -> int:
-    """How many of `ids` can stay in the KV cache."""
-    common = shared(cached, ids)
-    if window is not None and len(cached) > window and common < len(cached) - 1:
-        return 0  # a ring (a window's keys, a convolution's inputs) has overwritten what stepping back would need
-    return common
+def reusable(model: Model, slot: int, cached: Sequence[int], ids: Sequence[int]) -> int:
+    """How many of `ids` can stay in a slot that holds `cached`: 0 where a ring has lost what stepping back takes."""
+    count = shared(cached, ids)
+    return count if model.continues(slot, count) else 0

@@ -31,6 +31,8 @@ from lapinfer.text.keywords import (
     TemplateKeywords,
 )
 from lapinfer.text.messages import Messages, tool_schemas
+from lapinfer.text.prefixes import open_prefixes
+from lapinfer.text.reuse import Reuse
 from lapinfer.text.scoring import Scored, scored
 from lapinfer.text.speculation import Speculation
 from lapinfer.text.template import ChatTemplate
@@ -65,7 +67,8 @@ class LanguageModel:
     ) -> None:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.recommended = recommended or Generation()
-        self.conversations = [Conversation() for _ in range(model.slots)]
+        self.prefixes = Reuse(model)
+        self.conversations: Sequence[Conversation] = self.prefixes.conversations
         self.speculation, self._draft = Speculation(model), None
         self._grammars: Grammars | None = None
 
@@ -272,6 +275,7 @@ class LanguageModel:
 
     def close(self) -> None:
         """Stop the threads and unmap the weights; nothing can be generated any more."""
+        self.prefixes.close()
         self.model.close()
         if self._draft is not None:
             self._draft.close()
@@ -307,7 +311,8 @@ def load(
     positions that a slot holds; slots, the sequences that are kept at once; kv, the format of the KV cache;
     activations, what quantized weights are multiplied with; experts, how many a token gets; memory, the GB that the
     process may take, for a mixture of experts that is larger (`model.pool.stats()` counts); policy, which experts it
-    keeps; draft, a smaller model with the same tokens, which guesses them. progress(what, done, total) is told of long
+    keeps; draft, a smaller model with the same tokens, which guesses them; prefix_cache, the GB of beginnings of texts
+    that are kept, in memory and on disk (`model.prefixes.stats()` counts). progress(what, done, total) is told of long
     work, progress(line) of what should be noticed. Errors are `LapinferError`s.
     """
     check_options(options, declared(LoadOptions), "load")
@@ -331,6 +336,9 @@ def open_model(path_or_name: str | Path, options: LoadOptions, progress: Progres
             except BaseException:
                 draft.close()
                 raise
+        if options.prefix_cache is not None:
+            notice = progress or (lambda line: None)
+            loaded.prefixes.store = open_prefixes(model, options.prefix_cache, notice)
         if progress is not None:
             for note in loaded.recommended.notes:
                 progress(note)

@@ -6,7 +6,8 @@
     body       the arrays of a SlotState, layer by layer, as runtime/slots.layout has them
 
 Integers are little-endian. A file lies in folder/KEY/, KEY being that of the model, under a name made of its ids. Its
-size follows from the count, so nothing is read, nor allocated, that a file merely claims. The time of its last use is
+size follows from the count, so nothing is read, nor allocated, that a file merely claims. Its name begins with a digest
+of the first SHORTEST ids: heads are read of files that can be of use, and of no others. The time of its last use is
 its modification time. Who writes or removes files holds the lock of the folder; readers hold none: a file that was
 opened stays as it is.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +32,7 @@ from lapinfer.options import KVName
 from lapinfer.outputs import PART, whole_file
 from lapinfer.private import open_private, private_folder
 from lapinfer.runtime.runner import Notice
-from lapinfer.runtime.slots import SlotState, first_position, layout
+from lapinfer.runtime.slots import SlotState, can_shorten, layout, shortened
 from lapinfer.spec import ModelSpec
 
 MAGIC = b"lapinfer prefix1"
@@ -38,9 +40,15 @@ DIGEST = hashlib.sha256().digest_size
 FIXED = len(MAGIC) + 2 * DIGEST + 4
 """Bytes before the ids."""
 SUFFIX = ".prefix"
+SHORTEST = 32
+"""Ids: fewer are read again as quickly."""
 PATIENCE = 2.0
 """Seconds to wait for another process that writes; after that a prefix is not kept."""
+PAUSE = 60.0
+"""Seconds for which nothing is written after that was refused."""
 MOST_IDS = 1 << 24
+FIRST = 16
+"""Characters of a name that tell the first ids."""
 
 
 class PrefixFiles:
@@ -52,11 +60,13 @@ class PrefixFiles:
         self._limit, self._notice = limit, notice
         self._ids: dict[str, np.ndarray] = {}
         """What is known of the files by their names."""
+        self._known = threading.Lock()
+        self._told, self._pause = False, 0.0
 
     def add(self, ids: np.ndarray, state: SlotState) -> bool:
-        """Whether there is a file of these ids now."""
+        """Whether there is a file of these ids now; those of what it contains, as its beginning, go."""
         size = FIXED + ids.nbytes + state.nbytes
-        if size > self._limit or not 1 <= len(ids) <= MOST_IDS:
+        if size > self._limit or not SHORTEST <= len(ids) <= MOST_IDS or time.monotonic() < self._pause:
             return False
         try:
             place = private_folder(self._folder, self._key)
@@ -69,42 +79,78 @@ class PrefixFiles:
                     part.chmod(0o600)
                     with part.open("wb") as file:
                         self._write(file, ids, state)
+                self._forget_beginnings(ids)
         except (OSError, InputError) as error:  # the disk is full, say
-            self._notice(f"note: no prefix is kept in {self._folder}: {error}")
+            self._pause = time.monotonic() + PAUSE
+            if not self._told:
+                self._notice(f"note: no prefix is kept in {self._folder} for now: {error}")
+                self._told = True
             return False
-        self._ids[path.name] = ids
+        with self._known:
+            self._ids[path.name] = ids
         return True
 
-    def find(self, ids: np.ndarray) -> tuple[int, SlotState] | None:
-        """How many of the ids (not the last one) the best file begins with, and its state, which may be longer."""
-        self._look()
-        found: list[tuple[int, int, str]] = []
-        for name, stored in self._ids.items():
-            count = agreeing(stored, ids)
-            if count and all(
-                first_position(layer, count) >= first_position(layer, len(stored)) for layer in self._spec.layers
-            ):
-                found.append((-count, len(stored), name))
-        for count, _, name in sorted(found):
+    def known(self, ids: np.ndarray) -> tuple[int, int]:
+        """How many ids the best file can give a slot, and how many any file begins with."""
+        found = self._agreeing(ids)
+        return max((count for count, _, gives in found if gives), default=0), max((n for n, *_ in found), default=0)
+
+    def find(self, ids: np.ndarray) -> SlotState | None:
+        """What a slot held after the longest beginning of `ids` that a file has."""
+        for count, name, gives in self._agreeing(ids):
             path = self._folder / self._key / name
-            if (state := self._read(path)) is not None:
+            if gives and (state := self._read(path)) is not None:
                 with suppress(OSError):
                     os.utime(path)
-                return -count, state
+                return shortened(self._spec, state, count)
         return None
 
-    def _look(self) -> None:
-        """Learn of files that other processes have written, or removed."""
+    def nbytes(self) -> int:
+        """Of this model's files."""
+        with suppress(OSError):
+            return sum(entry.stat().st_size for entry in os.scandir(self._folder / self._key))
+        return 0
+
+    def _agreeing(self, ids: np.ndarray) -> list[tuple[int, str, bool]]:
+        """(how many ids it begins with, its name, whether it can give a slot these), best first."""
+        found: list[tuple[int, int, str]] = []
+        for name, stored in self._look(ids).items():
+            if count := agreeing(stored, ids):
+                found.append((-count, len(stored), name))
+        return [(-count, name, can_shorten(self._spec, size, -count)) for count, size, name in sorted(found)]
+
+    def _look(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The files that begin like these ids; those that other processes have written, or removed, become known."""
+        if len(ids) < SHORTEST:
+            return {}
+        first = _name(ids)[:FIRST]
         try:
             names = {entry.name for entry in os.scandir(self._folder / self._key) if entry.name.endswith(SUFFIX)}
         except OSError:
             names = set()
-        self._ids = {name: ids for name, ids in self._ids.items() if name in names}
-        for name in sorted(names - self._ids.keys()):
+        with self._known:
+            self._ids = {name: ids for name, ids in self._ids.items() if name in names}
+            alike = {name: self._ids.get(name) for name in sorted(names) if name.startswith(first)}
+        for name in [name for name, stored in alike.items() if stored is None]:
             path = self._folder / self._key / name
             with self._opened(path) as file:
                 if file is not None and (head := self._head(file, path)) is not None:
-                    self._ids[name] = head[0]
+                    alike[name] = head[0]
+                    with self._known:
+                        self._ids[name] = head[0]
+        return {name: stored for name, stored in alike.items() if stored is not None}
+
+    def _forget_beginnings(self, ids: np.ndarray) -> None:
+        """Remove files that a new one has made superfluous."""
+        with self._known:
+            known = dict(self._ids)
+        for name, stored in known.items():
+            shorter = len(stored) < len(ids) and agreeing(stored, ids) == len(stored)
+            if shorter and can_shorten(self._spec, len(ids), len(stored)):
+                with suppress(OSError):
+                    (self._folder / self._key / name).unlink()
+                with self._known:
+                    self._ids.pop(name, None)
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BinaryIO | None]:
@@ -135,7 +181,8 @@ class PrefixFiles:
         with self._opened(path) as file:
             head = None if file is None else self._head(file, path)
             if file is None or head is None:
-                self._ids.pop(path.name, None)
+                with self._known:
+                    self._ids.pop(path.name, None)
                 return None
             (ids, expected), digest = head, hashlib.sha256()
             layers: list[tuple[np.ndarray, ...]] = []
@@ -196,7 +243,8 @@ class PrefixFiles:
             self._notice(
                 f"note: {path} was damaged, too large or another's: it is removed, and the prompt is read again"
             )
-        self._ids.pop(path.name, None)
+        with self._known:
+            self._ids.pop(path.name, None)
 
     @contextmanager
     def _lock(self) -> Iterator[bool]:
@@ -220,13 +268,12 @@ def _soon(has: Callable[[], bool]) -> bool:
 
 
 def _name(ids: np.ndarray) -> str:
-    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:32] + SUFFIX
+    first, whole = (hashlib.sha256(part.astype("<i4").tobytes()).hexdigest() for part in (ids[:SHORTEST], ids))
+    return f"{first[:FIRST]}-{whole[:32]}{SUFFIX}"
 
 
 def agreeing(stored: np.ndarray, ids: np.ndarray) -> int:
-    """How many ids both begin with, but for the last one of `ids`."""
-    most = min(len(stored), len(ids) - 1)
-    if most <= 0:
-        return 0
+    """How many ids both begin with."""
+    most = min(len(stored), len(ids))
     differ = np.flatnonzero(stored[:most] != ids[:most])
     return int(differ[0]) if len(differ) else most

@@ -82,7 +82,7 @@ class Speculating(Decoding):
     def __init__(self, speculation: Speculation, *decoding: Any, ends: frozenset[int], limit: int) -> None:
         """decoding: what `Decoding` takes. ends: tokens after which nothing comes. limit: tokens to choose at most."""
         super().__init__(*decoding)
-        self._speculation, self._ends, self._stop = speculation, ends, len(self.ids) + limit
+        self._speculation, self._ends, self._end = speculation, ends, len(self.ids) + limit
         self._ready: deque[Chosen] = deque()
         self._guesses = speculation.most > 0
         self._copies: Copies | None = None
@@ -102,15 +102,14 @@ class Speculating(Decoding):
         watched = self.model.routing is not None  # experts of the text's tokens are counted, and of no others
         if kept < len(self.ids) - 1 or not self._guesses or watched:
             return [self.choose(self._run(kept), 0)]
-        guesses = self._guess(min(self._speculation.most, self._stop - len(self.ids) - 1))
-        began, held = perf_counter(), self.conversation.ids
+        guesses = self._guess(min(self._speculation.most, self._end - len(self.ids) - 1))
+        began = perf_counter()
         try:
             logits = self._run(kept, guesses)
         except LapinferError:
             if not guesses:
                 raise
             self._guesses, guesses = False, []  # a wrong guess may be what went wrong
-            self.conversation.ids = held
             logits = self._run(kept)
         self._speculation.times.record(1 + len(guesses), perf_counter() - began)
         self.drafted += len(guesses)

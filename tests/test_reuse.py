@@ -1,0 +1,201 @@
+"""Beginnings of texts that are not read again, from a slot, memory or disk: tokens and logits stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_model import FakeModel
+from test_batches import SPECS
+from test_determinism import build, prompt
+
+from lapinfer.errors import InputError
+from lapinfer.model import Model
+from lapinfer.options import LoadOptions
+from lapinfer.text import prefixes
+from lapinfer.text.language_model import LanguageModel
+from lapinfer.text.prefixes import PrefixStore, open_prefixes
+
+PLENTY = 1 << 30
+SYSTEM = prompt(150, 11)
+USERS = [prompt(20, seed) for seed in range(20, 25)]
+
+
+def made(kind: str, slots: int = 3, **options: Any) -> Model:
+    model = build(spec=SPECS[kind](), slots=slots, step=64, **options)
+    model.weights.content = "0" * 32  # type: ignore[attr-defined]
+    return model
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(kind: str) -> Iterator[LanguageModel]:
+    model = LanguageModel(made(kind))
+    yield model
+    model.close()
+
+
+def answer(model: LanguageModel, ids: list[int], slot: int = 0) -> tuple[Any, int]:
+    """Tokens with their log-probabilities, and how many ids were not read."""
+    found = model.generate(ids, max_tokens=6, temperature=0, logprobs=True, slot=slot, speculate=False)
+    return (found.tokens, found.logprobs), found.timings.reused_tokens
+
+
+def has_rings(model: LanguageModel) -> bool:
+    return any(layer.window is not None for layer in model.spec.layers)
+
+
+def alone(kind: str, texts: list[list[int]]) -> list[Any]:
+    """The answers to texts that are read from their beginnings, and the logits after them."""
+    model = LanguageModel(made(kind))
+    answers = []
+    for ids in texts:
+        model.forget()
+        answers.append(answer(model, ids)[0])
+    model.close()
+    return answers
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_texts_with_a_common_beginning(kind: str, tmp_path: Path, where: str) -> None:
+    """The second one that shares it keeps it, if it could not be cut from the first; the third one has it for nothing.
+
+    Whatever else slots have held meanwhile; and, from disk, in another process.
+    """
+    texts = [[*SYSTEM, *user] for user in USERS]
+    expected = alone(kind, texts)
+    model = LanguageModel(made(kind, slots=1))
+    folder = tmp_path if where == "disk" else None
+    model.prefixes.store = PrefixStore(model.model, folder, PLENTY)
+    reused = []
+    for i, ids in enumerate(texts):
+        if where == "disk" and i == 2:
+            model.close()
+            model = LanguageModel(made(kind, slots=1))
+            model.prefixes.store = PrefixStore(model.model, folder, PLENTY, memory=0)
+        found, count = answer(model, ids)
+        assert found == expected[i]
+        reused.append(count)
+        model.forget()
+    assert reused[2:] == [len(SYSTEM)] * 3
+    assert reused[1] == (0 if has_rings(model) else len(SYSTEM))
+    stats = model.prefixes.stats()
+    tier = getattr(stats, where)
+    assert (tier.hits, tier.tokens) == ((3, 450) if where == "disk" else (3, 450) if has_rings(model) else (4, 600))
+    assert tier.nbytes > 0
+    model.close()
+
+
+def test_logits_after_what_was_restored_are_the_same_bits(kind: str, tmp_path: Path) -> None:
+    ids = [*SYSTEM, *USERS[0]]
+    model = made(kind)
+    expected = model.prefill(ids).values.copy()
+    stored = LanguageModel(model)
+    stored.prefixes.store = PrefixStore(model, tmp_path, PLENTY)
+    stored.generate(ids, max_tokens=1)
+    stored.close()
+    for memory in (0, PLENTY):
+        other = LanguageModel(made(kind, threads=2))
+        other.prefixes.store = PrefixStore(other.model, tmp_path, PLENTY, memory=memory)
+        for slot in (1, 2):
+            other.conversations[slot].beginnings.bring(slot, ids, len(ids) - 1)  # type: ignore[union-attr]
+            count = len(other.conversations[slot].ids)
+            assert count == len(ids) - 1
+            np.testing.assert_array_equal(other.model.prefill(ids[count:], slot, count).values, expected)
+            other.forget()
+        stats = other.prefixes.stats()
+        assert (stats.memory.hits, stats.disk.hits) == ((1, 1) if memory else (0, 2))
+        other.close()
+
+
+def test_another_slot_gives_what_it_holds(kind: str, model: LanguageModel) -> None:
+    """Whole texts that go on; and, where it still has it, a common beginning."""
+    texts = [[*SYSTEM, *USERS[0]], [*SYSTEM, *USERS[0], *USERS[1]], [*SYSTEM, *USERS[2]]]
+    expected = alone(kind, texts)
+    model.generate(SYSTEM, max_tokens=1, temperature=0)
+    reused = []
+    for slot, (ids, wanted) in enumerate(zip(texts, expected, strict=True)):
+        found, count = answer(model, ids, slot)
+        assert found == wanted
+        reused.append(count)
+    assert reused[0] == len(SYSTEM)
+    assert reused[1] >= (0 if has_rings(model) else 170)
+    assert model.prefixes.stats().slots.tokens == sum(reused)
+
+
+def test_a_chat_that_was_overwritten_is_there_again(kind: str) -> None:
+    first = prompt(90, 3)
+    model = LanguageModel(made(kind, slots=1))
+    model.prefixes.store = PrefixStore(model.model, None, PLENTY)
+    said = model.generate(first, max_tokens=60, temperature=0, speculate=False)
+    turn = [*first, *said.tokens, *USERS[0]]
+    model.generate(prompt(100, 4), max_tokens=2)
+    found, reused = answer(model, turn)
+    assert found == alone(kind, [turn])[0]
+    assert reused == len(first) + len(said.tokens) - 1
+    model.close()
+
+
+def test_the_same_prompt_again(kind: str, model: LanguageModel) -> None:
+    model.prefixes.store = PrefixStore(model.model, None, PLENTY)
+    found = [answer(model, SYSTEM), (model.forget(), answer(model, SYSTEM))[1]]
+    assert found[0][0] == found[1][0]
+    assert [count for _, count in found] == [0, len(SYSTEM) - 1]
+    assert found[1][1] == len(SYSTEM) - 1
+    assert answer(model, [*SYSTEM[:-1], 5])[0] == alone(kind, [[*SYSTEM[:-1], 5]])[0]
+
+
+def test_only_what_is_new_is_kept() -> None:
+    model = LanguageModel(made("plain", slots=1))
+    store = model.prefixes.store = PrefixStore(model.model, None, PLENTY)
+    sizes = []
+    for ids in (SYSTEM[:20], SYSTEM, [*SYSTEM, *USERS[0][:10]], [*SYSTEM, *USERS[0], *USERS[1]]):
+        model.generate(ids, max_tokens=1)
+        sizes.append(store.nbytes()[0])
+    assert sizes[0] == 0
+    assert sizes[1] == sizes[2] > 0  # ten more are soon read
+    assert sizes[3] == sizes[1] * 190 // 150  # it has the shorter one, which went
+    model.close()
+
+
+def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options, word in (({"prefix_cache": 0}, "prefix_cache: expected"), ({"prefix_cache": "1"}, "prefix_cache"),
+                          ({"prefix_cache": 1, "memory": 1}, "leave out --prefix-cache or --memory")):  # fmt: skip
+        with pytest.raises(InputError, match=word):
+            LoadOptions(**options)
+    monkeypatch.setenv("LAPINFER_HOME", str(tmp_path))
+    monkeypatch.setattr(prefixes, "available_memory", lambda: 4000)
+    notes: list[str] = []
+    model = made("plain")
+    store = open_prefixes(model, 1.0, notes.append)
+    assert store.has_files
+    assert not notes
+    model.prefill(SYSTEM)
+    assert store.add(SYSTEM, model.save_slot(0, len(SYSTEM)))
+    store.close()
+    memory, disk = store.nbytes()
+    assert memory == 0
+    assert disk > 0
+    assert len([*tmp_path.glob("prefixes/*/*.prefix")]) == 1
+    model.weights.content = None  # type: ignore[attr-defined]
+    assert not open_prefixes(model, 1.0, notes.append).has_files
+    assert len(notes) == 1
+    model.close()
+
+
+def test_slots_are_chosen_by_what_is_lost() -> None:
+    reuse = LanguageModel(FakeModel(slots=4)).prefixes  # pyright: ignore
+    for slot, ids in enumerate(([1, 2, 3, 4, 5], [1, 2], [], [9, 9, 9])):
+        reuse.conversations[slot].ids = ids
+    assert reuse.slot_for(range(4), [1, 2, 3, 4, 5, 6]) == 0
+    assert reuse.slot_for(range(4), [1, 2, 3]) == 1
+    assert reuse.slot_for(range(4), [1, 7, 7]) == 2
+    assert reuse.slot_for((0, 1, 3), [9, 8]) == 3
+    assert reuse.slot_for((0, 3), [7]) == 3
