@@ -13,9 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 from lapinfer.serve import anthropic, chat, status
 from lapinfer.serve.errors import handle
 from lapinfer.serve.limits import Guard, is_local
+from lapinfer.serve.page import page
 from lapinfer.serve.state import Endpoint, State, route
 
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+    ("GET", "/", page),
     ("GET", "/health", status.health),
     ("GET", "/metrics", status.metrics),
     ("GET", "/v1/models", status.models),
