@@ -42,9 +42,11 @@ def application(state: State) -> Starlette:
         allowed = {"allow_origins": options.cors, "allow_methods": ["*"], "allow_headers": ["*"]}
         middleware.insert(0, Middleware(CORSMiddleware, **allowed))
     state.metrics.watch(state.models.counted)
-    return Starlette(
+    app = Starlette(
         routes=[route(state, *each) for each in ROUTES],
         middleware=middleware,
         exception_handlers={HTTPException: handle, Exception: handle},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # what it would tell has the Host that a client sent
+    return app

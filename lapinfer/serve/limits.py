@@ -45,7 +45,7 @@ class Guard:
     def _check(self, path: str, headers: Headers) -> None:
         origin = headers.get("origin")
         host = headers.get("host", "")
-        if origin is not None and not {"*", origin} & set(self._cors) and urlsplit(origin).netloc != host:
+        if origin is not None and not {"*", origin} & set(self._cors) and origin.partition("://")[2] != host:
             raise ApiError(403, "pages of this origin may not ask here: allow it with --cors")
         if self._local and self._key is None and not _is_own(host):
             raise ApiError(403, "without --api-key, this server answers to localhost and 127.0.0.1 alone")
