@@ -17,14 +17,16 @@ from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_models, packed
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
-from lapinfer.families import spec_from_config
+from lapinfer.families import sources_for, spec_from_config
 from lapinfer.machine import available_memory, default_threads, resident_bytes
 from lapinfer.model import Model
 from lapinfer.options import SYSTEM, LoadOptions, Policy
 from lapinfer.outputs import replaced
+from lapinfer.packing.assemble import Assembler
+from lapinfer.packing.coarse import with_coarse_head
 from lapinfer.packing.integrity import DamagedError, LoadingCheck
 from lapinfer.packing.memory import CopiedWeights
-from lapinfer.packing.pack import cached_folder
+from lapinfer.packing.pack import cached_folder, choose_formats
 from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.packing.target import beside, check_target
 from lapinfer.private import make_folders
@@ -139,6 +141,18 @@ def check_prompt(path_or_name: str | Path, options: LoadOptions, text: str) -> N
     limits = _limits(spec_from_config(config, str(folder)), options, options.quant)
     if (tokenizer := Tokenizer.from_folder(folder)) is not None:
         tokenizer.check_length(text, limits.ctx)
+
+
+def memory_needed(path_or_name: str | Path, options: LoadOptions) -> int:
+    """Bytes that `load_model` will take: weights, KV cache and buffers. Reads headers alone; errors as it has them."""
+    source = resolve(path_or_name)
+    if isinstance(source, Path):
+        spec, weights = read_packed(source)
+        return _needed(weights.nbytes, spec, _limits(spec, options, weights.metadata.get("quant", "")))
+    spec = spec_from_config(source.config, str(source.path))
+    stored = Assembler(source, sources_for(spec, source.names())).formats_of
+    formats = with_coarse_head(spec, choose_formats(spec, options.quant, stored))
+    return _needed(sum(packed_bytes(spec, formats).values()), spec, _limits(spec, options, options.quant))
 
 
 def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress, beside: Model | None) -> Packed:

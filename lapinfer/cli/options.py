@@ -12,7 +12,7 @@ import typer
 
 from lapinfer.cli.failures import UsageError
 from lapinfer.errors import InputError
-from lapinfer.options import LoadOptions, Option, SamplingParams, choice, declared
+from lapinfer.options import LoadOptions, Option, SamplingParams, ServeOptions, choice, declared
 from lapinfer.report.sizes import SIZES
 
 MODEL_NAMES = "Folder, .gguf file, org/name on the hub, smollm2, or the name of a model that lapinfer ls shows."
@@ -26,6 +26,8 @@ FLAGS = {
     "repetition_penalty": ("--repeat-penalty",),
 }
 """Of fields that have another name on the command line, or a short one."""
+SERVE_KEY = "LAPINFER_API_KEY"
+"""The variable that has a server's key, which a command line would show to all who use the computer."""
 
 
 def option(declaration: Option, *flags: str, **more: Any) -> Any:
@@ -75,14 +77,14 @@ def _parameter(name: str, kind: Any, typer_option: Any, default: Any) -> Paramet
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, typer_option])
 
 
-def load_group(*names: str) -> Group:
-    """LoadOptions from options for these fields."""
-    defaults, parameters = LoadOptions(), []
+def load_group(*names: str, **defaults: Any) -> Group:
+    """LoadOptions from options for these fields; defaults: of those that have another one than elsewhere."""
+    usual, parameters = LoadOptions(**defaults), []
     for name in names:
         kind, declaration = declared(LoadOptions)[name]
         kind = str if declaration.choices else kind  # else Typer checks names itself, and tells in its own way
         made = load_option(name, rich_help_panel="Loading")
-        parameters.append(_parameter(name, kind, made, getattr(defaults, name)))
+        parameters.append(_parameter(name, kind, made, getattr(usual, name)))
     return Group(tuple(parameters), lambda values: LoadOptions(**values))
 
 
@@ -108,6 +110,28 @@ def _given_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def serve_group() -> Group:
+    """ServeOptions."""
+    usual, parameters = ServeOptions(), []
+    for name, (kind, declaration) in declared(ServeOptions).items():
+        default = getattr(usual, name)
+        more: dict[str, Any] = {"envvar": SERVE_KEY} if name == "api_key" else {}
+        if isinstance(default, tuple):
+            kind, default = list[str] | None, None
+        shown = declaration.unset or (True if default is not None else "none")
+        flag = f"--{name.replace('_', '-')}"
+        made = typer.Option(flag, help=declaration.help, show_default=shown, rich_help_panel="Serving", **more)
+        parameters.append(_parameter(name, kind, made, default))
+    return Group(tuple(parameters), _serve_options)
+
+
+def _serve_options(values: Mapping[str, Any]) -> ServeOptions:
+    try:
+        return ServeOptions(**{**values, "cors": tuple(values["cors"] or ())})
+    except InputError as error:
+        raise UsageError(str(error)) from None
+
+
 Loading = Annotated[
     LoadOptions,
     load_group("quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy", "draft", "prefix_cache"),
@@ -119,6 +143,11 @@ LoadingGrid = Annotated[LoadOptions, load_group("quant", "kv", "activations", "e
 """Of bench, whose -t is a list, and whose context follows from its tests."""
 LoadingFit = Annotated[LoadOptions, load_group("threads", "ctx", "kv")]
 """Of info, whose --quant and --memory ask for something else."""
+LoadingServed = Annotated[
+    LoadOptions, load_group("quant", "threads", "ctx", "slots", "kv", "activations", "experts", "policy", slots=4)
+]
+"""Of serve, whose --memory is that of all models."""
+Serving = Annotated[ServeOptions, serve_group()]
 LoadingPage = Annotated[LoadOptions, load_group("quant", "threads")]
 Sampling = Annotated[dict[str, Any], sampling_group()]
 

@@ -70,22 +70,23 @@ def server_of(state: State) -> Server:
     return Server(config)
 
 
-def run(state: State, listener: socket.socket, *, told: Callable[[int], object]) -> int | None:
+def run(state: State, listener: socket.socket, *, told: Callable[[int, int], object]) -> int | None:
     """Serve until a signal comes, and then until all is answered; the first signal, None where there was none.
 
-    told: called with each signal, in the main thread.
+    told: called with each signal and how many came before it, in the main thread.
     """
     return asyncio.run(_run(state, listener, told))
 
 
-async def _run(state: State, listener: socket.socket, told: Callable[[int], object]) -> int | None:
-    server, signals = server_of(state), []
+async def _run(state: State, listener: socket.socket, told: Callable[[int, int], object]) -> int | None:
+    server = server_of(state)
+    signals: list[int] = []
 
     def stop(number: int) -> None:
         signals.append(number)
         state.draining = True
         server.drain()
-        told(number)
+        told(number, len(signals) - 1)
 
     loop = asyncio.get_running_loop()
     for number in STOPPING:

@@ -1,0 +1,124 @@
+"""lapinfer serve: models over HTTP, for programs that know OpenAI's or Anthropic's API."""
+
+import logging
+import os
+import signal
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from lapinfer.cli.console import note, note_lines
+from lapinfer.cli.models import default_model, open_model, pull_model
+from lapinfer.cli.options import MODEL_NAMES, LoadingServed, Serving, Verbose, with_groups
+from lapinfer.errors import InputError
+from lapinfer.interrupts import KEYBOARD
+from lapinfer.options import LoadOptions
+
+
+@with_groups
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODELS...]", help=MODEL_NAMES, show_default="all that lapinfer ls shows"),
+    ] = None,
+    *,
+    serving: Serving,
+    loading: LoadingServed,
+    verbose: Verbose = False,
+) -> None:
+    """Serve models over HTTP: OpenAI's and Anthropic's APIs, and a page to chat on at /.
+
+    The first model is loaded at once, others when they are asked for; those used longest ago leave where --memory is
+    full. Ctrl-C, or SIGTERM, ends it after the answers that run; a second one ends it at once.
+    """
+    _check_installed()
+    from lapinfer.loading import memory_needed
+    from lapinfer.machine import available_memory
+    from lapinfer.serve.limits import is_local
+    from lapinfer.serve.models import Models
+    from lapinfer.serve.server import address_of, listening, run
+    from lapinfer.serve.state import State
+    from lapinfer.text.language_model import open_model as open_quietly
+
+    _log(verbose)
+    paths = _paths(models)
+    first, path = next(iter(paths.items()))
+    listener = listening(serving.host, serving.port)
+    memory = available_memory() if serving.memory is None else int(serving.memory * 1e9)
+    if serving.memory is not None and len(paths) == 1 and memory_needed(path, loading) > serving.memory * 1e9:
+        loading, memory = replace(loading, memory=serving.memory), None  # experts that do not fit stay on disk
+
+    def open_later(path: str, options: LoadOptions) -> Any:
+        note(f"loading {path}")
+        return open_quietly(path, options, _notices)
+
+    served = Models(paths, loading, open=open_later, size=memory_needed, memory=memory, queue=serving.queue)
+    model = open_model(path, loading, verbose)
+    served.put(first, model)
+    if serving.api_key is None and not is_local(serving.host):
+        note("note: whoever reaches this address can use it; --api-key asks for a key")
+    room = "" if memory is None else f", of {memory / 1e9:,.1f} GB for models"
+    about = f"{model.model.slots} slots of {model.model.ctx:,} positions, {_megabytes(path, loading)}{room}"
+    note(f"serving {', '.join(paths)} at {address_of(listener)} ({first}: {about})")
+    with KEYBOARD.lent():
+        ended = run(State(serving, served), listener, told=_told)
+    if ended == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+def _check_installed() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+        import pydantic  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError(f'lapinfer serve needs {error.name}: pip install "lapinfer[serve]"') from error
+
+
+def _paths(models: list[str] | None) -> dict[str, str]:
+    """Where models are, by what clients call them; those that have to be fetched are."""
+    from lapinfer.checkpoint import hub
+    from lapinfer.serve.models import named
+
+    if models:
+        for name in models:
+            if not hub.is_local(name):
+                note(f"pulling {name} (once)")
+                pull_model(name)
+        return named(models)
+    first = default_model()
+    found = {model.name: model.path for model in hub.list_local()}
+    return {first: found.get(first, first)} | found
+
+
+def _megabytes(path: str, options: LoadOptions) -> str:
+    from lapinfer.loading import memory_needed
+
+    return f"{memory_needed(path, options) / 1e6:,.0f} MB"
+
+
+def _notices(what: str, *bar: object) -> None:
+    """Notices of a model that is loaded while the server runs; bars are for starts."""
+    if not bar:
+        note(what)
+
+
+def _told(number: int, before: int) -> None:
+    """What a signal does: the first lets answers come to their end, the second does not."""
+    if before:
+        os._exit(128 + number)
+    note("ending after the answers that run; once more ends at once")
+
+
+class _Notes(logging.Handler):
+    """Logs as other notes: strangers' text in them cannot move a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note_lines(self.format(record))
+
+
+def _log(verbose: bool) -> None:
+    logging.basicConfig(handlers=[_Notes()], level=logging.WARNING, format="%(message)s")
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING if verbose else logging.ERROR)
