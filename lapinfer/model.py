@@ -60,11 +60,13 @@ SPLIT_BELOW = 8
 class Logits:
     """Views into the model's buffers, valid until the next step.
 
-    values: [n_want, V] float32; block_max: [n_want, ceil(V/16)], the largest of each 16 neighbouring logits.
+    values: [n_want, V] float32; block_max: [n_want, ceil(V/16)], the largest of each 16 neighbouring logits; both
+    without rows where no logits were asked for. hidden: [n_want, D] float32, the hidden states after the last norm.
     """
 
     values: np.ndarray
     block_max: np.ndarray
+    hidden: np.ndarray
 
 
 class Model:
@@ -133,7 +135,7 @@ class Model:
 
         Tokens of a slot come in the order of their positions, and continue what the slot already holds.
         best: how many of the largest logits of each token are needed; others may be −∞. Those that are not have the
-        bits that they have without it.
+        bits that they have without it. 0: none, hidden states alone, and nothing of the head is read.
         guessed: some of the tokens may be taken back, so no layer's cache is widened for them: InputError instead.
         """
         with self.lock:
@@ -169,25 +171,37 @@ class Model:
                 self._mend(may_widen=self._widens and not guessed)
                 self._enter_head(wanted, best)
                 elapsed = runner.run()
-            if wanted and not np.isfinite(buffers.block_max[:wanted].max()):
+            logits = 0 if best == 0 else wanted
+            if logits and not np.isfinite(buffers.block_max[:logits].max()):
                 self._raise_not_finite("the logits")
+            hidden = buffers.hidden[:wanted, : self.spec.hidden]
+            if wanted > logits and not np.isfinite(hidden).all():
+                self._raise_not_finite("the hidden states")
             self._slots.done(*places)
             routed, self.best_blocks = self._routed, None if few is None else few.blocks
             runner.meter.record(
-                buffers.slot[:n], buffers.pos[:n], wanted, elapsed, routed.distinct, routed.nodes, self.best_blocks
+                buffers.slot[:n],
+                buffers.pos[:n],
+                wanted,
+                elapsed,
+                routed.distinct,
+                routed.nodes,
+                self.best_blocks,
+                hidden=wanted > logits,
             )
             if self.routing is not None:
                 self.routing.record(
                     buffers.slot[:n], buffers.pos[:n], routed.chosen[:, :n], routed.weight[:, :n], routed.path[:, :n]
                 )
-            return Logits(buffers.logits[:wanted, : self.spec.vocab], buffers.block_max[:wanted])
+            return Logits(buffers.logits[:logits, : self.spec.vocab], buffers.block_max[:logits], hidden)
 
     def _enter_head(self, wanted: int, best: int | None) -> BestRows | None:
         """Say in the header how the head is read: for the best logits alone, or all of it (None)."""
         rows, header = self._best, self.runner.words
         if rows is not None and not (best is not None and 1 <= best <= rows.most and 1 <= wanted <= rows.tokens):
             rows = None
-        header[WHOLE_HEAD], header[COARSE_HEAD] = int(wanted > 0 and rows is None), int(rows is not None)
+        header[WHOLE_HEAD] = int(wanted > 0 and rows is None and best != 0)
+        header[COARSE_HEAD] = int(rows is not None)
         header[BEST], header[BEST_BLOCKS] = best or 0, 0
         return rows
 

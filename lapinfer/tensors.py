@@ -67,10 +67,10 @@ Packing = Literal["blocks", "groups", "gate_up", "rows"]
 """How a matrix is packed: in blocks of 16 rows; padded to whole groups of 32 rows, where its results become
 activations; the same with gate and up alternating in blocks of 16; row by row, where single rows are read."""
 
-Reads = Literal["step", "token", "logits", "best", "expert", "node", "load"]
-"""How much of a tensor a step reads: all of it; a row for each token; all if logits are wanted; all if only the best
-of them are; the share of each expert that is chosen; of each node that a token meets; nothing, because it was read when
-the model was loaded."""
+Reads = Literal["step", "token", "wanted", "logits", "best", "expert", "node", "load"]
+"""How much of a tensor a step reads: all of it; a row for each token; all if logits or hidden states are wanted; all if
+logits are; all if only the best of them are; the share of each expert that is chosen; of each node that a token meets;
+nothing, because it was read when the model was loaded."""
 
 Inputs = Literal["own", "router", "expert"]
 """What a matrix multiplies: inputs of its own, those of its layer's router, or of each expert the tokens it gets."""
@@ -180,7 +180,7 @@ def _padded(count: int, multiple: int) -> int:
 def _norm(layer: int, module: str, norm: NormSpec | None, width: int, part: Part) -> Iterator[Tensor]:
     if norm is None:
         return
-    reads = "logits" if part == "head" else "step"
+    reads = "wanted" if part == "head" else "step"
     yield Tensor(layer, module, (width,), part, "norm", ".weight", reads=reads)
     if norm.bias:
         yield Tensor(layer, module, (width,), part, "norm", ".bias", reads=reads)

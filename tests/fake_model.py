@@ -88,12 +88,13 @@ class FakeModel:
     def step(self, token, slot, pos, want, *, best=None, guessed=False):
         assert len(token) <= self.max_step
         self.steps.append(len(token))
-        rows = []
+        rows, hidden = [], []
         time.sleep(self.delay)
         for t, s, p, w in zip(token, slot, pos, want, strict=True):
             self.cache[s, p] = t
             if w:
                 rows.append(self._logits(self.cache[s, : p + 1], p))
+                hidden.append(rows[-1][: self.spec.hidden])
         if self.routing is not None:
             slot, pos = np.array(slot, np.int64), np.array(pos, np.int64)
             self.routing.record(slot, pos, *self._route(np.array(token)))
@@ -102,7 +103,9 @@ class FakeModel:
         values = np.stack(rows) if rows else np.zeros((0, self.spec.vocab), np.float32)
         padded = np.pad(values, ((0, 0), (0, -values.shape[1] % 16)), constant_values=-np.inf)
         return SimpleNamespace(
-            values=values, block_max=padded.reshape(len(values), padded.shape[1] // 16, 16).max(axis=2)
+            values=values,
+            block_max=padded.reshape(len(values), padded.shape[1] // 16, 16).max(axis=2),
+            hidden=np.stack(hidden) if hidden else np.zeros((0, self.spec.hidden), np.float32),
         )
 
     def _route(self, token):

@@ -157,6 +157,26 @@ def test_predicted_bytes_are_the_metered_ones(tokens: int) -> None:
     assert macs == expected
 
 
+@pytest.mark.parametrize("spec", [decoder(), decoder(head_bias=True)], ids=["plain", "bias"])
+def test_hidden_states_alone_read_nothing_of_the_head(spec: ModelSpec) -> None:
+    weights = WithCoarseHead(spec)
+    model = build(weights, spec)
+    step = [3, 5], [0, 0], [0, 1], [True, True]
+    whole = model.step(*step).hidden.copy()
+    few = model.step(*step, best=3).hidden.copy()
+    model.usage.reset()
+    alone = model.step(*step, best=0)
+    assert alone.values.shape == (0, VOCAB)
+    assert alone.hidden.shape == (2, WIDTH)
+    assert np.array_equal(alone.hidden, whole)
+    assert np.array_equal(few, whole)
+    totals = model.usage.totals()
+    assert totals["bytes_head"] == 4 * WIDTH
+    predicted = predict_bytes(spec, weights.formats, "f16", [0, 0], [0, 1], 2, hidden=True)
+    assert predicted["head"] == totals["bytes_head"]
+    assert sum(op["macs"] for op in model.usage.by_op() if op["part"] == "head") == 0
+
+
 @pytest.mark.parametrize("share", [0.35, 1.0])
 def test_errors_near_the_margin_widen_it(share: float) -> None:
     """A residual that is aligned with x: its errors are far beyond what is usual, yet the best are found."""
@@ -194,6 +214,8 @@ def test_numbers_that_are_not_finite_are_found() -> None:
     model = build(weights, spec)
     with pytest.raises(CheckpointError, match="not finite"):
         model.step([3], [0], [0], [True], best=1)
+    with pytest.raises(CheckpointError, match="the hidden states are not finite"):
+        model.step([3], [0], [0], [True], best=0)
 
 
 def test_which_heads_have_a_copy() -> None:

@@ -67,19 +67,22 @@ def steps(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=12, deadline=None)
 @given(fmt=st.sampled_from(["q4", "q8", "mxfp4", "bf16", "mixed"]), kv=st.sampled_from(sorted(DTYPES)), step=steps(),
-       seed=st.integers(0, 1000))  # fmt: skip
-def test_predicted_bytes_are_the_metered_ones(name: str, fmt: str, kv: Any, step: Any, seed: int) -> None:
+       seed=st.integers(0, 1000), hidden=st.booleans())  # fmt: skip
+def test_predicted_bytes_are_the_metered_ones(
+    name: str, fmt: str, kv: Any, step: Any, seed: int, *, hidden: bool
+) -> None:
     """To the byte, with the experts that were really chosen; those of a single token are known without."""
     (model, formats), spec = model_of(name, fmt, kv), spec_of(name)
     slot, pos = step
     rng = np.random.default_rng(seed)
     want = rng.random(len(pos)) < 0.5
     model.usage.reset()
-    model.step(rng.integers(0, spec.vocab, len(pos)), slot, pos, want)
+    model.step(rng.integers(0, spec.vocab, len(pos)), slot, pos, want, best=0 if hidden else None)
     totals = model.usage.totals()
     metered = {key.removeprefix("bytes_"): n for key, n in totals.items() if key.startswith("bytes_")}
     wanted = int(want.sum())
-    assert predict_bytes(spec, formats, kv, slot, pos, wanted, model.distinct_experts, model.distinct_nodes) == metered
+    read = model.distinct_experts, model.distinct_nodes
+    assert predict_bytes(spec, formats, kv, slot, pos, wanted, *read, hidden=hidden) == metered
     assert sum(metered.values()) == totals["bytes"]
     distinct = {}
     for layer, chosen in model.chosen_experts.items():
@@ -90,7 +93,7 @@ def test_predicted_bytes_are_the_metered_ones(name: str, fmt: str, kv: Any, step
     assert distinct == model.distinct_experts
     assert totals["experts"] == sum(distinct.values())
     if len(pos) == 1:
-        assert predict_bytes(spec, formats, kv, slot, pos, wanted) == metered
+        assert predict_bytes(spec, formats, kv, slot, pos, wanted, hidden=hidden) == metered
 
 
 READ_ONLY_THOSE = """

@@ -13,8 +13,8 @@ import numpy as np
 from lapinfer.kernels.operands import BEST_ROUNDS
 
 Steps = Literal["all", "wanted", "whole", "best", "lone", "several"]
-"""Kinds of steps: all; those that give logits, where only tokens whose logits are wanted count; of these, those that
-give all logits, and those that give the best; those of one token; those of several."""
+"""Kinds of steps: all; those that give logits or hidden states, where only tokens for which these are wanted count; of
+these, those that give all logits, and those that give the best; those of one token; those of several."""
 
 
 @dataclass(slots=True)

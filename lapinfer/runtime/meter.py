@@ -20,8 +20,9 @@ from lapinfer.runtime.plan import Plan
 NOTED_STEPS = 64
 """Steps that are added up together."""
 STEPS: tuple[Steps, ...] = get_args(Steps)
-Noted = tuple[np.ndarray, np.ndarray, int, int, np.ndarray, np.ndarray, np.ndarray | None]
-"""A step: slots and positions of its tokens, logits wanted, nanoseconds, experts and nodes read, blocks of the head."""
+Noted = tuple[np.ndarray, np.ndarray, int, int, np.ndarray, np.ndarray, np.ndarray | None, bool]
+"""A step: slots and positions of its tokens, logits wanted, nanoseconds, experts and nodes read, blocks of the head,
+whether hidden states alone."""
 
 
 def positions_seen(window: int | None, slot: np.ndarray, pos: np.ndarray) -> int:
@@ -57,14 +58,15 @@ class Meter:
 
     def record(
         self, slot: np.ndarray, pos: np.ndarray, wanted: int, ns: int, distinct: np.ndarray, nodes: np.ndarray,
-        blocks: np.ndarray | None = None,
+        blocks: np.ndarray | None = None, *, hidden: bool = False,
     ) -> None:  # fmt: skip
         """Note one step of len(pos) tokens. distinct, nodes [routed layers]: experts and nodes that it read.
 
         blocks [BEST_ROUNDS + 1]: row blocks of the head that it read for the best logits, None for all logits.
+        hidden: what was wanted are hidden states, and no logits.
         """
         blocks = None if blocks is None else blocks.copy()
-        self._note((slot.copy(), pos.copy(), wanted, ns, distinct.copy(), nodes.copy(), blocks))
+        self._note((slot.copy(), pos.copy(), wanted, ns, distinct.copy(), nodes.copy(), blocks, hidden))
 
     def follow(self, other: Meter) -> None:
         """Note the step, too, that another meter of these ops has noted last."""
@@ -85,15 +87,16 @@ class Meter:
         tallies = self._tallies
         if not self._noted:
             return tallies
-        slots, positions, wanted, _, experts, nodes, blocks = zip(*self._noted, strict=True)
+        slots, positions, wanted, _, experts, nodes, blocks, hidden = zip(*self._noted, strict=True)
         self._noted = []
         tokens, wanted = np.array([len(pos) for pos in positions]), np.array(wanted)
         experts, nodes = np.stack(experts), np.stack(nodes)
         tallies["all"].add(tokens, experts, nodes)
-        logits, lone, several = wanted > 0, tokens == 1, tokens > 1
-        tallies["wanted"].add(wanted[logits], experts[logits], nodes[logits])
+        some, lone, several = wanted > 0, tokens == 1, tokens > 1
+        tallies["wanted"].add(wanted[some], experts[some], nodes[some])
         best = np.array([read is not None for read in blocks])
-        tallies["whole"].add(wanted[logits & ~best], experts[logits & ~best], nodes[logits & ~best])
+        whole = some & ~best & ~np.array(hidden)
+        tallies["whole"].add(wanted[whole], experts[whole], nodes[whole])
         tallies["best"].add(wanted[best], experts[best], nodes[best])
         if best.any():
             read = np.stack([read for read in blocks if read is not None])

@@ -20,10 +20,13 @@ from lapinfer.tensors import COARSE, Part, Tensor, tensors
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
-By = Literal["step", "logits", "head", "best", "masked", "token", "kept", "position", "expert", "block", "each", "node"]
+By = Literal[
+    "step", "wanted", "logits", "head", "best", "masked", "token", "kept", "position", "expert", "block", "each", "node"
+]
 """How often a term's bytes are read by a step, and are stored:
 
 step       once; stored once: what every step reads
+wanted     once where logits, or hidden states alone, are wanted; stored once
 logits     once where logits are wanted; stored once
 head       once where all logits are wanted, else some row blocks of it; stored once
 best       once where only the best logits are wanted; stored once
@@ -75,6 +78,8 @@ def _of_tensor(tensor: Tensor, spec: ModelSpec, formats: Mapping[str, str]) -> I
     format = formats.get(tensor.name)
     term = Term(tensor.part, "step", tensor.nbytes(format), tensor.is_matrix and tensor.role != "router", tensor.layer)
     match tensor.reads:
+        case "wanted":
+            yield replace(term, by="wanted")
         case "logits":
             yield replace(term, by="head" if tensor.is_matrix else "logits")
         case "best":
@@ -124,25 +129,28 @@ def _of_router(tensor: Tensor, term: Term, router: RouterSpec, format: str | Non
 def predict_bytes(
     spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds, slot: Sequence[int] | np.ndarray,
     pos: Sequence[int] | np.ndarray, wanted: int, distinct: Mapping[int, int] | None = None,
-    nodes: Mapping[int, int] | None = None, best_blocks: int | None = None,
+    nodes: Mapping[int, int] | None = None, best_blocks: int | None = None, hidden: bool = False,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes touched by each part in one step: tokens at (slot[i], pos[i]), of which `wanted` get logits.
 
     formats: the format of each matrix by our tensor names. distinct: how many experts of a layer are read, by layer,
     shared ones included; nodes: how many nodes of its trees. Those of one token are known; those of several are else
     what is expected of chance. best_blocks: how many row blocks of the head are read for the best logits; None for all
-    logits.
+    logits. hidden: hidden states are wanted, and no logits.
     """
     distinct, nodes, T = distinct or {}, nodes or {}, len(pos)
+    logits = 0 if hidden else wanted
 
     def times(term: Term) -> int:
         match term.by:
             case "step":
                 return 1
-            case "logits" | "masked":
+            case "wanted":
                 return int(wanted > 0)
+            case "logits" | "masked":
+                return int(logits > 0)
             case "head":
-                return int(wanted > 0 and best_blocks is None)
+                return int(logits > 0 and best_blocks is None)
             case "best":
                 return int(best_blocks is not None)
             case "token":

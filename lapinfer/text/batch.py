@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lapinfer.errors import LapinferError
 from lapinfer.text.decoding import Conversation
-from lapinfer.text.generation import Request, Token
-from lapinfer.text.shared_steps import Running, SharedSteps
+from lapinfer.text.shared_steps import Asked, Event, Running, SharedSteps
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
 
 
+E = TypeVar("E", bound=Event)
+
+
 def stream_batch(
-    model: Model, requests: Sequence[Request], conversations: Sequence[Conversation]
-) -> Iterator[tuple[int, Token]]:
-    """(index of the request, event) of each token, as steps bring them; requests begin in their order.
+    model: Model, requests: Sequence[Asked[E]], conversations: Sequence[Conversation]
+) -> Iterator[tuple[int, E]]:
+    """(index of the request, event), as steps bring them; requests begin in their order.
 
     conversations: what each slot of the model holds. A request without a free slot waits for one. An error of one of
     them ends the batch.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
 from lapinfer.text.channels import Part, Splitter, calls_of, of_kind
-from lapinfer.text.decoding import Conversation, Decoding
+from lapinfer.text.decoding import Conversation, Decoding, Piece
 from lapinfer.text.generation_config import Bans
 from lapinfer.text.grammar import BytesDecoder, Constraint, Grammar, Grammars
 from lapinfer.text.likelihood import Chosen, Top, alternatives
@@ -23,7 +23,7 @@ from lapinfer.text.tool_calls import ToolCall
 from lapinfer.text.touched import Touched
 
 if TYPE_CHECKING:
-    from lapinfer.model import Model
+    from lapinfer.model import Logits, Model
 
 FinishReason = Literal["stop", "length", "stop_string"]
 
@@ -218,6 +218,31 @@ class Generation:
         self.started = time.perf_counter()
         while not self.finished:
             yield self.push(self.decoding.next())
+
+    # ---- in steps that are shared with others (text/shared_steps.py) ----
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its prompt was read."""
+        return self.decoding.steps > 0
+
+    @property
+    def reused(self) -> int:
+        """How many of its prompt's tokens were not read, as they were in the cache."""
+        return self.decoding.reused
+
+    def due(self, most: int, most_wanted: int) -> Piece:
+        """What it reads next."""
+        return self.decoding.due(most, most_wanted)
+
+    def needed(self) -> int | None:
+        """How many of the largest logits are needed; None: all."""
+        return self.decoding.needed()
+
+    def ran(self, piece: Piece, logits: Logits, row: int) -> Token | None:
+        """The event after a step that read what was due; the logits that it wanted are those from `row` on."""
+        self.decoding.ran(piece, logits, row)
+        return self.push(self.decoding.choose(logits, row + piece.wanted - 1)) if piece.complete else None
 
     def push(self, chosen: Chosen) -> Token:
         """The event of the token that was chosen."""

@@ -19,6 +19,7 @@ from lapinfer.text.channels import CHANNEL, MESSAGE, Splitter
 from lapinfer.text.completion import Completion, completed, gathered
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.draft_model import DraftModel, check_draft
+from lapinfer.text.embedding import EmbeddingRequest, Pooling, embedding_request, stacked
 from lapinfer.text.generation import Request, Token, checked_ids
 from lapinfer.text.generation import request as made_request
 from lapinfer.text.generation_config import Generation, read_generation
@@ -160,9 +161,7 @@ class LanguageModel:
         would get alone, whatever the others are; a `seed` is that of each.
         """
         check_options(options, BatchKeywords.__annotations__, "batch")
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-            raise InputError(f"prompts: expected a list of prompts, got {described(prompts)}")
-        requests = [self._request(self._asked(prompt), **options) for prompt in prompts]
+        requests = [self._request(self._asked(prompt), **options) for prompt in _several("prompts", prompts)]
         return stream_batch(self.model, requests, self.conversations)
 
     def generate_batch(
@@ -182,6 +181,31 @@ class LanguageModel:
             raise InputError(f"top: expected a whole number, got {described(top)}")
         answers = self.generate_batch(texts, prompt_logprobs=top, max_tokens=1, temperature=0)
         return [scored(answer.prompt) for answer in answers]
+
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], *, pooling: Pooling = "mean", normalize: bool = True
+    ) -> np.ndarray:
+        """A vector for each of several texts, or lists of token ids: float32 [N, D].
+
+        pooling: "mean" of the hidden states after the last norm at all positions, or those of the "last" one; what a
+        model was trained for, its card says. normalize: to a length of 1. Texts share steps, as many at once as the
+        model has slots; the vectors have the same bits in any company. InputError for a text that does not fit the
+        context.
+        """
+        asked = [
+            self.embedding_request(text, pooling=pooling, normalize=normalize) for text in _several("texts", texts)
+        ]
+        found = dict(stream_batch(self.model, asked, self.conversations))
+        return stacked([found[index] for index in range(len(asked))], self.spec.hidden)
+
+    def embedding_request(
+        self, text: str | Sequence[int], *, pooling: Pooling = "mean", normalize: bool = True
+    ) -> EmbeddingRequest:
+        """What `embed` would do with one text, checked, for a `Scheduler`, whose ticket then has one `Embedding`."""
+        ids = self._asked(text)
+        if not ids and self.tokenizer is not None and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id]
+        return embedding_request(self.model, checked_ids(ids, self.spec.vocab), pooling, normalize)
 
     def request(self, prompt: str | Sequence[int], **options: Unpack[BatchKeywords]) -> Request:
         """What `generate` would do, checked, for a `Scheduler`; each runs once."""
@@ -287,6 +311,13 @@ class LanguageModel:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _several(name: str, given: Any) -> Sequence[Any]:
+    """A list of prompts, or of texts."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InputError(f"{name}: expected a list of {name}, got {described(given)}")
+    return given
 
 
 def _variables(given: Any) -> dict[str, Any]:

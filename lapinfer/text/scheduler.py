@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lapinfer.arguments import described, whole
 from lapinfer.errors import InputError, LapinferError, QueueFullError
 from lapinfer.parallel import started
 from lapinfer.text.decoding import Conversation
+from lapinfer.text.embedding import EmbeddingRequest
 from lapinfer.text.generation import Request, Token
 from lapinfer.text.prefixes import PrefixStore
-from lapinfer.text.shared_steps import Running, SharedSteps
+from lapinfer.text.shared_steps import Asked, Event, Running, SharedSteps
 from lapinfer.text.ticket import Ticket
 from lapinfer.text.waiting import Waiting
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
 
+E = TypeVar("E", bound=Event)
 NEWEST = 0.2
 """Share of the newest request in the mean of how long they have a slot."""
 
@@ -65,23 +67,24 @@ class Scheduler:
     def __init__(self, model: Served, *, most_waiting: int = 256, prefixes: PrefixStore | None = None) -> None:
         self._model, self._most = model.model, whole("most_waiting", most_waiting, 0)
         self._changed = threading.Condition()
-        self._waiting: Waiting[Ticket] = Waiting()
-        self._cancelled: set[Ticket] = set()
+        self._waiting: Waiting[Ticket[Any]] = Waiting()
+        self._cancelled: set[Ticket[Any]] = set()
         self._closing = self._drains = False
         self._steps = SharedSteps(self._model, model.conversations)
-        self._tickets: dict[Running, Ticket] = {}
+        self._tickets: dict[Running, Ticket[Any]] = {}
         self._sums = dict.fromkeys(("requests", "finished", "cancelled", "failed", "steps", "tokens", "reused"), 0)
         self._held = 0.0  # seconds for which a request has a slot
         self._thread = started(self._loop, name="lapinfer-scheduler")
         if self._thread is None:
             raise LapinferError("the system refuses one more thread (ulimit -u, or the container's limit of processes)")
 
-    def submit(self, request: Request, *, client: str = "") -> Ticket:
+    def submit(self, request: Asked[E], *, client: str = "") -> Ticket[E]:
         """Let a request wait for its turn among the clients.
 
         QueueFullError where too many wait; InputError for a request of another model, or after `close`.
         """
-        if not isinstance(request, Request):
+        given: object = request  # whose type a check would narrow
+        if not isinstance(given, Request | EmbeddingRequest):
             raise InputError(f"request: expected what LanguageModel.request gives, got {described(request)}")
         if request.model is not self._model:
             raise InputError(f"the request is one of {request.model.name}, the scheduler is of {self._model.name}")
@@ -118,7 +121,7 @@ class Scheduler:
         """Seconds until one more can be taken, at the pace of those before."""
         return max(1.0, self._held / max(1, len(self._steps.running)))
 
-    def _cancel(self, ticket: Ticket) -> None:
+    def _cancel(self, ticket: Ticket[Any]) -> None:
         with self._changed:
             self._sums["cancelled"] += 1
             if not self._waiting.remove(ticket.client, ticket):
@@ -127,7 +130,7 @@ class Scheduler:
 
     def _loop(self) -> None:
         while self._admit():
-            events: Sequence[tuple[Running, Token | Exception]]
+            events: Sequence[tuple[Running, Event | Exception]]
             try:
                 events = self._steps.step()
             except Exception as error:  # a mistake of this program: whoever is served hears of it, and it goes on
@@ -138,13 +141,13 @@ class Scheduler:
                 for each, event in events:
                     self._told(each, event)
 
-    def _told(self, each: Running, event: Token | Exception) -> None:
+    def _told(self, each: Running, event: Event | Exception) -> None:
         ticket = self._tickets[each]
         if isinstance(event, Exception):
             self._sums["failed"] += 1
             ticket.end(event)
         else:
-            self._sums["tokens"] += 1
+            self._sums["tokens"] += isinstance(event, Token)
             ticket.push(event)
             if event.finish_reason is None:
                 return
@@ -154,7 +157,7 @@ class Scheduler:
     def _ended(self, each: Running) -> None:
         ticket = self._tickets.pop(each)
         self._cancelled.discard(ticket)
-        self._sums["reused"] += each.generation.decoding.reused
+        self._sums["reused"] += each.generation.reused
         seconds = perf_counter() - ticket.since
         self._held += NEWEST * (seconds - self._held)
 

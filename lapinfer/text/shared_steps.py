@@ -8,39 +8,76 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from lapinfer.errors import LapinferError
 from lapinfer.text.decoding import Conversation, Piece, shared
-from lapinfer.text.generation import Generation, Request, Token
 from lapinfer.text.touched import Touched
 
 if TYPE_CHECKING:
-    from lapinfer.model import Model
+    from lapinfer.model import Logits, Model
+
 
 PIECE = 32
 """Prompt tokens of a step in which others decode: they wait a few of their own steps for it, whatever its length."""
 
 
+class Event(Protocol):
+    """What a step brings: a `Token`, an `Embedding`. One with a reason is the last of its request, and has
+    what the steps of that have `touched`.
+    """
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+
+E = TypeVar("E", bound=Event, covariant=True)
+
+
+class Runnable(Protocol[E]):
+    """What steps can run of a request: a `Generation`, an `Embedder`. started: when it was asked for."""
+
+    started: float
+
+    @property
+    def decodes(self) -> bool: ...
+
+    @property
+    def reused(self) -> int: ...
+
+    def due(self, most: int, most_wanted: int) -> Piece: ...
+
+    def needed(self) -> int | None: ...
+
+    def ran(self, piece: Piece, logits: Logits, row: int) -> E | None: ...
+
+
+class Asked(Protocol[E]):
+    """What a caller asks for: a `Request`, an `EmbeddingRequest`."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def prompt(self) -> list[int]: ...
+
+    def begin(self, slot: int, conversation: Conversation) -> Runnable[E]: ...
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Running:
-    """A generation that has a slot. client: whose it is, for fair shares. touched: by the steps it took part in."""
+    """A request that has a slot. client: whose it is, for fair shares. touched: by the steps it took part in."""
 
     slot: int
     client: str
-    generation: Generation
+    generation: Runnable[Any]
     touched: Touched
-
-    @property
-    def decodes(self) -> bool:
-        """Whether its prompt was read."""
-        return self.generation.decoding.steps > 0
 
 
 class SharedSteps:
-    """Generations that have begun and not ended, as many as there are conversations, which are what slots hold."""
+    """Requests that have begun and not ended, as many as there are conversations, which are what slots hold."""
 
     def __init__(self, model: Model, conversations: Sequence[Conversation]) -> None:
         self._model, self._conversations = model, conversations
@@ -53,7 +90,7 @@ class SharedSteps:
         """Slots that are free."""
         return len(self._conversations) - len(self.running)
 
-    def begin(self, request: Request, since: float, client: str = "") -> Running:
+    def begin(self, request: Asked[Any], since: float, client: str = "") -> Running:
         """Give a request that was asked for at some time (perf_counter) the free slot that holds most of its prompt."""
         free = set(range(len(self._conversations))) - {each.slot for each in self.running}
         slot = max(sorted(free), key=lambda slot: shared(self._conversations[slot].ids, request.prompt))
@@ -67,8 +104,8 @@ class SharedSteps:
         """End one before its end; its slot is free."""
         self.running.remove(dropped)
 
-    def step(self) -> Sequence[tuple[Running, Token | LapinferError]]:
-        """Run what is due: the event of each that has a token now, or what has ended it.
+    def step(self) -> Sequence[tuple[Running, Any]]:
+        """Run what is due: the `Event` of each that has one now, or the LapinferError that has ended it.
 
         An error of the whole step ends all that took part.
         """
@@ -81,11 +118,11 @@ class SharedSteps:
         ran = {each for each, _ in due}
         ended = {each for each, event in events if isinstance(event, LapinferError) or event.finish_reason is not None}
         # Those that decode and had no room come first now; prompts keep their order.
-        self.running.sort(key=lambda each: each in ran and each.decodes)
+        self.running.sort(key=lambda each: each in ran and each.generation.decodes)
         self.running = [each for each in self.running if each not in ended]
         return events
 
-    def _run(self, due: Sequence[tuple[Running, Piece]]) -> list[tuple[Running, Token | LapinferError]]:
+    def _run(self, due: Sequence[tuple[Running, Piece]]) -> list[tuple[Running, Any]]:
         tokens = np.array([id for _, piece in due for id in piece.tokens], np.int32)
         slots = np.repeat([each.slot for each, _ in due], [len(piece.tokens) for _, piece in due])
         positions = np.concatenate([piece.start + np.arange(len(piece.tokens)) for _, piece in due])
@@ -93,39 +130,37 @@ class SharedSteps:
         ends = np.cumsum([len(piece.tokens) for _, piece in due]).tolist()
         for (_, piece), end in zip(due, ends, strict=True):
             want[end - piece.wanted : end] = True
-        needed = [each.generation.decoding.needed() for each, piece in due if piece.wanted]
+        needed = [each.generation.needed() for each, piece in due if piece.wanted]
         best = None if None in needed else max((n for n in needed if n is not None), default=None)
-        self.prompt_tokens += sum(len(piece.tokens) for each, piece in due if not each.decodes)
+        self.prompt_tokens += sum(len(piece.tokens) for each, piece in due if not each.generation.decodes)
         logits = self._model.step(tokens, slots, positions, want, best=best)
-        events: list[tuple[Running, Token | LapinferError]] = []
+        events: list[tuple[Running, Any]] = []
         row = 0
         for each, piece in due:
-            generation = each.generation
-            generation.decoding.ran(piece, logits, row)
             each.touched.note(self._model.usage, len(due))
-            row += piece.wanted
-            if not piece.complete:
-                continue
             try:
-                token = generation.push(generation.decoding.choose(logits, row - 1))
-                last = token.finish_reason is not None
-                events.append((each, replace(token, touched=each.touched) if last else token))
+                event = each.generation.ran(piece, logits, row)
+                if event is not None and event.finish_reason is not None:
+                    event = replace(event, touched=each.touched)
             except LapinferError as error:  # of its sampler, or its grammar
-                events.append((each, error))
+                event = error
+            row += piece.wanted
+            if event is not None:
+                events.append((each, event))
         return events
 
     def _pieces(self) -> list[tuple[Running, Piece]]:
         """What a step runs: the next token of those that decode, and of prompts what there is room for besides."""
         model = self._model
-        decoding = [each for each in self.running if each.decodes]
-        prompts = [each for each in self.running if not each.decodes]
+        decoding = [each for each in self.running if each.generation.decodes]
+        prompts = [each for each in self.running if not each.generation.decodes]
         due: list[tuple[Running, Piece]] = []
         room, wanted = model.max_step, model.max_wanted
         for some, most in ((decoding, room), (prompts, PIECE if decoding else room)):
             room = min(room, most)
             for each in some:
                 if room and wanted:
-                    piece = each.generation.decoding.due(room, wanted)
+                    piece = each.generation.due(room, wanted)
                     due.append((each, piece))
                     room, wanted = room - len(piece.tokens), wanted - piece.wanted
         return due

@@ -8,23 +8,27 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
+from typing import Generic, TypeVar
 
 from lapinfer.text.completion import Completion, completed
-from lapinfer.text.generation import Request, Token
+from lapinfer.text.generation import Token
+from lapinfer.text.shared_steps import Asked, Event
+
+E = TypeVar("E", bound=Event)
 
 
-class Ticket:
-    """The tokens of one request, each given out once: `for token in ticket`, or `async for token in ticket`.
+class Ticket(Generic[E]):
+    """The tokens of one request, or its one embedding, each given out once: `for token in ticket`, or `async for`.
 
     Iteration waits for the next token, and ends after the last one, or once the ticket is cancelled; it raises what
     has ended the request before its end. As a context manager it is cancelled where the block is left.
     """
 
-    def __init__(self, request: Request, client: str, since: float, cancel: Callable[[Ticket], None]) -> None:
+    def __init__(self, request: Asked[E], client: str, since: float, cancel: Callable[[Ticket[E]], None]) -> None:
         self.request, self.client, self.since = request, client, since
         self._cancel = cancel
         self._changed = threading.Condition()
-        self._tokens: deque[Token] = deque()
+        self._tokens: deque[E] = deque()
         self._sleepers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._error: BaseException | None = None
         self.ended = self.cancelled = False
@@ -39,11 +43,11 @@ class Ticket:
         self.end()
         self._cancel(self)
 
-    def result(self) -> Completion:
+    def result(self: Ticket[Token]) -> Completion:
         """The whole answer, once it is there; of tokens that nobody has taken."""
         return completed(self)
 
-    def push(self, token: Token) -> None:
+    def push(self, token: E) -> None:
         """Called by who runs the request: its next token."""
         with self._changed:
             if not self.ended:
@@ -66,7 +70,7 @@ class Ticket:
                 loop.call_soon_threadsafe(_done, future)
         self._sleepers = []
 
-    def _next(self) -> Token | None:
+    def _next(self) -> E | None:
         """The next token, None where there is none yet; StopIteration or the error after the last one."""
         if self._tokens:
             return self._tokens.popleft()
@@ -74,19 +78,19 @@ class Ticket:
             raise self._error or StopIteration
         return None
 
-    def __iter__(self) -> Iterator[Token]:
+    def __iter__(self) -> Iterator[E]:
         return self
 
-    def __next__(self) -> Token:
+    def __next__(self) -> E:
         with self._changed:
             while (token := self._next()) is None:
                 self._changed.wait()
             return token
 
-    def __aiter__(self) -> AsyncIterator[Token]:
+    def __aiter__(self) -> AsyncIterator[E]:
         return self
 
-    async def __anext__(self) -> Token:
+    async def __anext__(self) -> E:
         loop = asyncio.get_running_loop()
         while True:
             with self._changed:
@@ -100,7 +104,7 @@ class Ticket:
                 self._sleepers.append((loop, future))
             await future
 
-    def __enter__(self) -> Ticket:
+    def __enter__(self) -> Ticket[E]:
         return self
 
     def __exit__(

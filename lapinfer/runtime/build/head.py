@@ -54,7 +54,10 @@ class BestRows:
 
 
 def head(build: ModelOps) -> BestRows | None:
-    """Norm and head; what finds the best logits, where the weights have a coarse copy of it."""
+    """Norm and head; what finds the best logits, where the weights have a coarse copy of it.
+
+    The norm leaves hidden states in `build.step.hidden`, too.
+    """
     spec, step, name = build.spec, build.step, head_name(build.spec)
     rows, logical = padded(spec.vocab, ROWS), (spec.vocab, spec.hidden)
     bias = None
@@ -63,12 +66,8 @@ def head(build: ModelOps) -> BestRows | None:
         bias[: spec.vocab] = build.weights.tensor("head.bias") if spec.head_bias else 0.0
     weights, bias_bytes = build.weights.tensor(name), 0 if bias is None else 4 * spec.vocab
     macs = spec.vocab * spec.hidden
-    coarse = COARSE in build.weights.formats
-    exact = np.zeros((len(step.logits) if coarse else 0, padded(spec.hidden)), np.float32)
-    build.norm(
-        "norm", spec.norm, -1, "head", build.activation_kind(name), wanted=step.want, exact=exact if coarse else None
-    )
-    best = _best_rows(build, name, exact, bias, bias_bytes) if coarse else None
+    build.norm("norm", spec.norm, -1, "head", build.activation_kind(name), wanted=step.want, exact=step.hidden)
+    best = _best_rows(build, name, bias, bias_bytes) if COARSE in build.weights.formats else None
     build.matmul(
         name, -1, "head", build.tiles, HEAD, label="head", out=step.logits, bias=bias, scale=spec.logit_scale,
         softcap=spec.logit_softcap or 0.0, count=WHOLE_HEAD, block_max=step.block_max, logical=logical,
@@ -80,7 +79,7 @@ def head(build: ModelOps) -> BestRows | None:
     return best
 
 
-def _best_rows(build: ModelOps, name: str, exact: np.ndarray, bias: np.ndarray | None, bias_bytes: int) -> BestRows:
+def _best_rows(build: ModelOps, name: str, bias: np.ndarray | None, bias_bytes: int) -> BestRows:
     """The first pass, over the coarse copy, and the rounds of the second one, over listed row blocks."""
     spec, step = build.spec, build.step
     weights = build.weights.tensor(name)
@@ -95,7 +94,8 @@ def _best_rows(build: ModelOps, name: str, exact: np.ndarray, bias: np.ndarray |
     rows = BestRows(min(MOST_BEST, blocks // 8), T, counts, state)
     table = {
         "blocks": blocks, "coarse": logits, "coarse_stride": logits.strides[0], "coarse_max": largest, "norms": norms,
-        "block_norms": norms.reshape(blocks, ROWS).max(axis=1), "exact": exact, "exact_stride": exact.strides[0],
+        "block_norms": norms.reshape(blocks, ROWS).max(axis=1), "exact": step.hidden,
+        "exact_stride": step.hidden.strides[0],
         "deviation": abs(spec.logit_scale) / spec.hidden**0.5, "deviations": np.zeros(T, np.float32),
         "mark": np.zeros(blocks, np.int64), "list": np.zeros(blocks, np.int64), "worst": np.zeros(blocks, np.float32),
         "counts": rows.counts, "most_blocks": blocks // MOST_SHARE, "state": rows.state[None],

@@ -20,7 +20,7 @@ from lapinfer.spec import ModelSpec, NormSpec, RopeSpec
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
-    """What a step writes before its ops run, and the logits that they leave."""
+    """What a step writes before its ops run, and the hidden states and logits that they leave."""
 
     token: np.ndarray
     slot: np.ndarray
@@ -29,6 +29,7 @@ class StepBuffers:
     items: np.ndarray
     part: np.ndarray
     partials: int
+    hidden: np.ndarray
     logits: np.ndarray
     block_max: np.ndarray
 
@@ -69,6 +70,7 @@ class ModelOps(Ops):
             items=np.zeros((count, len(ITEM)), np.int64),
             part=np.zeros((T, 2), np.int64),
             partials=count,
+            hidden=zeros((W, padded(spec.hidden))),
             logits=zeros((W, V)),
             block_max=zeros((W, V // ROWS)),
         )
