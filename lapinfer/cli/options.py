@@ -144,7 +144,8 @@ LoadingGrid = Annotated[LoadOptions, load_group("quant", "kv", "activations", "e
 LoadingFit = Annotated[LoadOptions, load_group("threads", "ctx", "kv")]
 """Of info, whose --quant and --memory ask for something else."""
 LoadingServed = Annotated[
-    LoadOptions, load_group("quant", "threads", "ctx", "slots", "kv", "activations", "experts", "policy", slots=4)
+    LoadOptions,
+    load_group("quant", "threads", "ctx", "slots", "kv", "activations", "experts", "policy", "prefix_cache", slots=4),
 ]
 """Of serve, whose --memory is that of all models."""
 Serving = Annotated[ServeOptions, serve_group()]

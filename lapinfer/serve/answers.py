@@ -110,6 +110,11 @@ async def submitted(state: State, lease: Lease, requests: Sequence[Request], htt
     """Requests, waiting for their turns; QueueFullError where there is no place for all of them."""
     if state.draining:
         raise _ends()
+    most = state.options.queue + lease.served.model.model.slots
+    if len(requests) > most:
+        raise ApiError(
+            400, f"{len(requests)} answers at once are asked for, and there is room for {most}: ask for fewer"
+        )
     client = client_of(http)
     tickets: list[Ticket] = []
     try:

@@ -22,6 +22,8 @@ LEFT = 499
 """The status of an answer that nobody waits for any more (nginx's number); it is never sent."""
 PATHS = re.compile(r"(?:(?<=[\s'\"(])|^)(?:[A-Za-z]:)?[\\/](?:[^\s'\":,()]+[\\/])+")
 """Folders that an error of the library may begin a file's name with."""
+PLAIN = ("str", "int", "float", "bool")
+"""Types that pydantic names in a place; no protocol here has a field that is called so."""
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 ANTHROPIC = "/v1/messages"
 ANTHROPIC_TYPES = {
@@ -91,7 +93,7 @@ def _of_fields(error: ValidationError) -> ApiError:
     for part in first["loc"]:
         if isinstance(part, int):
             place += f"[{part}]"
-        elif part.isidentifier():  # else the name of one of the types that a field may have
+        elif part.isidentifier() and part not in PLAIN:  # else the name of one of the types that a field may have
             place += f".{part}" if place else part
     message = first["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{place}: {message}" if place else message, param=place or None)

@@ -27,18 +27,23 @@ class TokenTexts:
     def _names(self) -> dict[int, str]:
         return {} if self._tokenizer is None else {id: name for name, id in self._tokenizer.vocabulary.items()}
 
-    def bytes(self, id: int) -> bytes:
-        """UTF-8, or a part of it where a character has several tokens."""
-        if id < len(self._bytes) and self._bytes[id]:
+    def plain(self, id: int) -> bytes:
+        """UTF-8 that a text has of it, or a part of that where a character has several tokens."""
+        if id < len(self._bytes):
             return self._bytes[id]
-        if self._tokenizer is None:
-            return b""
-        text = self._tokenizer.decode([id]) if self._tokenizer.is_text(id) else self._names.get(id, "")
-        return text.encode()
+        return b"" if self._tokenizer is None else self._tokenizer.decode([id]).encode()
 
-    def text(self, id: int) -> str:
-        """Its text; of a part of a character, U+FFFD."""
-        return self.bytes(id).decode("utf-8", "replace")
+    def bytes(self, id: int) -> bytes:
+        """`plain`, or the name of a token that is no text."""
+        return self.plain(id) or self._names.get(id, "").encode()
+
+    def name(self, id: int) -> str:
+        """A text that is no other token's, as completions have it: bytes are spelled where they are no text."""
+        data = self.bytes(id)
+        try:
+            return data.decode() if data else f"token:{id}"
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def entry(self, id: int, logprob: float | None) -> dict[str, Any]:
         """As chats have it."""

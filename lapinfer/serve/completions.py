@@ -1,0 +1,114 @@
+"""OpenAI's /v1/completions: texts that are continued as they stand."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from lapinfer.serve.answers import Answer, prepared, submitted, whole
+from lapinfer.serve.completion_answer import CompletionAnswer, Continuation
+from lapinfer.serve.models import Served
+from lapinfer.serve.openai_fields import Sampled
+from lapinfer.serve.openai_usage import Usage
+from lapinfer.serve.sse import DONE, EventStream, event
+from lapinfer.serve.state import State
+from lapinfer.text.generation import Request
+
+USUAL_TOKENS = 16
+"""Of an answer whose length is not asked for, as OpenAI has it."""
+Prompt = str | list[int]
+
+
+class CompletionBody(Sampled):
+    """max_tokens: 0 with `echo` tells of the prompt alone. logprobs: of how many of the most likely tokens."""
+
+    refused: ClassVar[Mapping[str, Sequence[Any]]] = {**Sampled.refused, "add_special_tokens": (True,)}
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    echo: bool = False
+    logprobs: int | None = None
+
+    def prompts(self) -> list[Prompt]:
+        """Each of its prompts."""
+        match self.prompt:
+            case [str() | list(), *_]:
+                return list(self.prompt)  # pyright: ignore[reportReturnType]
+            case one:
+                return [one]  # pyright: ignore[reportReturnType]
+
+    @property
+    def tells_made(self) -> bool:
+        return not (self.echo and self.max_tokens == 0)
+
+    def options(self) -> dict[str, Any]:
+        """Options of `LanguageModel.request`, but for the seed."""
+        options = self.sampling()
+        limit = USUAL_TOKENS if self.max_tokens is None else self.max_tokens
+        options["max_tokens"] = limit if self.tells_made else 1
+        if self.logprobs is not None:
+            options["logprobs"] = self.logprobs or True
+            if self.echo:
+                options["prompt_logprobs"] = self.logprobs or True
+        return options
+
+
+async def completions(state: State, http: HttpRequest) -> Response:
+    """POST /v1/completions."""
+    body = await state.body(http, CompletionBody)
+    lease = await state.models.lease(body.model)
+    try:
+        requests = await prepared(lambda: _requests(lease.served, body))
+        answer = await submitted(state, lease, requests, http)
+    except BaseException:
+        lease.release()
+        raise
+    told = _answer(body, lease.served, requests)
+    if body.stream:
+        return EventStream(_chunks(body, told, answer), answer)
+    for index, tokens in enumerate(await whole(answer, http)):
+        for token in tokens:
+            for _ in told.push(index, token):
+                pass
+    return JSONResponse(told.whole())
+
+
+def _requests(served: Served, body: CompletionBody) -> list[Request]:
+    """As many for each prompt as answers are wanted."""
+    options = body.options()
+    return [
+        served.model.request(prompt, seed=body.seed_of(i), **options)
+        for prompt in body.prompts()
+        for i in range(body.choices)
+    ]
+
+
+def _answer(body: CompletionBody, served: Served, requests: Sequence[Request]) -> CompletionAnswer:
+    count = body.choices
+    texts = served.texts if body.logprobs is not None else None
+    echoes = [_echo(served, prompt) if body.echo else None for prompt in body.prompts()]
+    choices = [
+        Continuation(i, echo=echoes[i // count], texts=texts, made=body.tells_made) for i in range(len(requests))
+    ]
+    usage = Usage([len(request.prompt) for request in requests[::count]])
+    return CompletionAnswer(f"cmpl-{secrets.token_hex(12)}", int(time.time()), served.name, choices, usage)
+
+
+def _echo(served: Served, prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "" if served.model.tokenizer is None else served.model.tokenizer.decode(prompt)
+
+
+async def _chunks(body: CompletionBody, told: CompletionAnswer, answer: Answer) -> AsyncIterator[str]:
+    async for index, token in answer.events():
+        for chunk in told.push(index, token):
+            yield event(chunk)
+    options = body.stream_options
+    if options is not None and options.include_usage:
+        yield event(told.last())
+    yield DONE
