@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_model import FakeModel
 from test_batches import SPECS
 from test_determinism import build, prompt
 
@@ -16,8 +15,12 @@ from lapinfer.errors import InputError
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.text import prefixes
+from lapinfer.text.decoding import Conversation
+from lapinfer.text.generation import Token
 from lapinfer.text.language_model import LanguageModel
 from lapinfer.text.prefixes import PrefixStore, open_prefixes
+from lapinfer.text.reuse import slot_for
+from lapinfer.text.shared_steps import SharedSteps
 
 PLENTY = 1 << 30
 SYSTEM = prompt(150, 11)
@@ -191,11 +194,47 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_slots_are_chosen_by_what_is_lost() -> None:
-    reuse = LanguageModel(FakeModel(slots=4)).prefixes  # pyright: ignore
-    for slot, ids in enumerate(([1, 2, 3, 4, 5], [1, 2], [], [9, 9, 9])):
-        reuse.conversations[slot].ids = ids
-    assert reuse.slot_for(range(4), [1, 2, 3, 4, 5, 6]) == 0
-    assert reuse.slot_for(range(4), [1, 2, 3]) == 1
-    assert reuse.slot_for(range(4), [1, 7, 7]) == 2
-    assert reuse.slot_for((0, 1, 3), [9, 8]) == 3
-    assert reuse.slot_for((0, 3), [7]) == 3
+    slots = [Conversation(ids) for ids in ([1, 2, 3, 4, 5], [1, 2], [], [9, 9, 9])]
+    assert slot_for(slots, range(4), [1, 2, 3, 4, 5, 6]) == 0
+    assert slot_for(slots, range(4), [1, 2, 3]) == 1
+    assert slot_for(slots, range(4), [1, 7, 7]) == 2
+    assert slot_for(slots, (0, 1, 3), [9, 8]) == 3
+    assert slot_for(slots, (0, 3), [7]) == 3
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_prompts_that_come_together_read_a_common_beginning_once(kind: str, stored: bool) -> None:
+    texts = [[*SYSTEM, *user] for user in USERS]
+    expected = alone(kind, texts)
+    model = LanguageModel(made(kind, slots=5))
+    if stored:
+        model.prefixes.store = PrefixStore(model.model, None, PLENTY)
+    model.generate(prompt(30, 1), max_tokens=2, slot=3)
+    options: Any = {"max_tokens": 6, "temperature": 0, "logprobs": True}
+    answers = model.generate_batch(texts, **options)
+    assert [(found.tokens, found.logprobs) for found in answers] == expected
+    assert [found.timings.reused_tokens for found in answers] == [0, *[len(SYSTEM)] * 4]
+    [again] = model.generate_batch([[*SYSTEM, 1]], **options)
+    if stored or not has_rings(model):
+        assert again.timings.reused_tokens == len(SYSTEM)
+    model.close()
+
+
+def test_a_leader_that_leaves_is_followed_by_another(kind: str) -> None:
+    texts = [[*SYSTEM, *user] for user in USERS[:3]]
+    expected = alone(kind, texts)
+    model = LanguageModel(made(kind, slots=3))
+    steps = SharedSteps(model.model, model.conversations)
+    running = [steps.begin(model.request(ids, max_tokens=6, temperature=0, logprobs=True), 0.0) for ids in texts]
+    steps.step()
+    assert model.usage.steps == 1
+    steps.drop(running[0])
+    tokens: list[list[Any]] = [[], [], []]
+    while steps.running:
+        for each, event in steps.step():
+            assert isinstance(event, Token)
+            tokens[running.index(each)].append((event.token, event.logprob))
+    for found, (ids, logprobs) in zip(tokens[1:], expected[1:], strict=True):
+        assert found == [*zip(ids, logprobs, strict=True)]
+    assert steps.prompt_tokens <= len(SYSTEM) + 64 + 20 * 2
+    model.close()

@@ -126,6 +126,11 @@ class Decoding:
             if piece.complete:
                 return self.choose(logits, n - 1)
 
+    @property
+    def position(self) -> int:
+        """How many of `ids` its slot holds."""
+        return len(self.conversation.ids) if self.conversation.writer is self._writer else 0
+
     def stop_at(self, count: int) -> None:
         """Let a step end after so many ids, if it has not read them: what the slot then holds can be copied."""
         if count < len(self.ids):

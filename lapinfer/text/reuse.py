@@ -71,16 +71,6 @@ class Reuse:
 
         return ReuseStats(tier("slots", 0), tier("memory", memory), tier("disk", disk), self._misses)
 
-    def slot_for(self, free: Iterable[int], ids: Sequence[int]) -> int:
-        """The free slot in which least is lost when it holds `ids`; of these, the one that holds most of them."""
-
-        def loss(slot: int) -> tuple[int, int]:
-            held = self.conversations[slot].ids
-            agreed = common(held, ids)
-            return len(held) - agreed, -agreed
-
-        return min(sorted(free), key=loss)
-
     def bring(self, slot: int, ids: Sequence[int], most: int) -> Sequence[int]:
         """As `Beginnings.bring`: by what costs least, with what is left to read."""
         held, whole = self.conversations[slot].ids, ids
@@ -165,3 +155,17 @@ class Reuse:
             return
         hits, tokens = self._counts[source.tier]
         self._counts[source.tier] = hits + 1, tokens + source.count
+
+
+def slot_for(conversations: Sequence[Conversation], free: Iterable[int], ids: Sequence[int]) -> int:
+    """The free slot in which least is lost when it holds `ids`; of these, the one that holds most of them.
+
+    What other slots hold is copied, and what is overwritten would be read again.
+    """
+
+    def loss(slot: int) -> tuple[int, int]:
+        held = conversations[slot].ids
+        agreed = common(held, ids)
+        return len(held) - agreed, -agreed
+
+    return min(sorted(free), key=loss)

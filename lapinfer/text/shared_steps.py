@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from lapinfer.errors import LapinferError
-from lapinfer.text.decoding import Conversation, Piece, shared
+from lapinfer.text.decoding import Conversation, Decoding, Piece
+from lapinfer.text.followers import Followers
+from lapinfer.text.generation import Generation
+from lapinfer.text.reuse import slot_for
 from lapinfer.text.touched import Touched
 
 if TYPE_CHECKING:
@@ -82,6 +85,7 @@ class SharedSteps:
     def __init__(self, model: Model, conversations: Sequence[Conversation]) -> None:
         self._model, self._conversations = model, conversations
         self.running: list[Running] = []
+        self._followers = Followers()
         self.prompt_tokens = 0
         """Tokens of prompts that steps have read."""
 
@@ -91,14 +95,22 @@ class SharedSteps:
         return len(self._conversations) - len(self.running)
 
     def begin(self, request: Asked[Any], since: float, client: str = "") -> Running:
-        """Give a request that was asked for at some time (perf_counter) the free slot that holds most of its prompt."""
+        """Give a request that was asked for at some time (perf_counter) a free slot.
+
+        Where another one reads what it begins with, it waits for that, and has it from there.
+        """
         free = set(range(len(self._conversations))) - {each.slot for each in self.running}
-        slot = max(sorted(free), key=lambda slot: shared(self._conversations[slot].ids, request.prompt))
+        slot = slot_for(self._conversations, free, request.prompt)
         generation = request.begin(slot, self._conversations[slot])
         generation.started = since
         begun = Running(slot, client, generation, Touched(self._model.runner.new_meter()))
         self.running.append(begun)
+        if isinstance(generation, Generation):
+            self._followers.add(generation.decoding, self._decodings()[:-1])
         return begun
+
+    def _decodings(self) -> list[Decoding]:
+        return [each.generation.decoding for each in self.running if isinstance(each.generation, Generation)]
 
     def drop(self, dropped: Running) -> None:
         """End one before its end; its slot is free."""
@@ -153,7 +165,8 @@ class SharedSteps:
         """What a step runs: the next token of those that decode, and of prompts what there is room for besides."""
         model = self._model
         decoding = [each for each in self.running if each.generation.decodes]
-        prompts = [each for each in self.running if not each.generation.decodes]
+        waiting = {decoding.slot for decoding in self._followers.waiting(self._decodings())}
+        prompts = [each for each in self.running if not each.generation.decodes and each.slot not in waiting]
         due: list[tuple[Running, Piece]] = []
         room, wanted = model.max_step, model.max_wanted
         for some, most in ((decoding, room), (prompts, PIECE if decoding else room)):
