@@ -10,15 +10,13 @@ from typing import Any, ClassVar
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from lapinfer.arguments import described
 from lapinfer.errors import InputError
 from lapinfer.serve.answers import Answer, prepared, submitted, whole
 from lapinfer.serve.chat_answer import ChatAnswer, Choice
 from lapinfer.serve.errors import ApiError
-from lapinfer.serve.forced_calls import call_schema
 from lapinfer.serve.models import Lease, Served
 from lapinfer.serve.openai_fields import Sampled
-from lapinfer.serve.openai_messages import messages_of, tools_of
+from lapinfer.serve.openai_messages import answer_options, forced_of, is_begun, messages_of, schema_of, tools_of
 from lapinfer.serve.openai_usage import Usage
 from lapinfer.serve.sse import DONE, EventStream, event
 from lapinfer.serve.state import State
@@ -47,40 +45,6 @@ class ChatBody(Sampled):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def forced(self) -> list[dict[str, Any]]:
-        """The tools of which one must be called; none where the model decides."""
-        tools = tools_of(self.tools or [])
-        match self.tool_choice:
-            case None | "auto" | "none":
-                return []
-            case "required":
-                chosen = tools
-            case {"type": "function", "function": {"name": name}} | {"type": "function", "name": name}:
-                chosen = [tool for tool in tools if tool["function"]["name"] == name]
-            case other:
-                raise InputError(f"tool_choice: expected auto, none, required or a function, got {described(other)}")
-        if not chosen:
-            raise InputError("tool_choice: a tool must be called that is not among tools")
-        return chosen
-
-    def wanted_schema(self) -> Any:
-        """What the answer keeps to by `response_format`."""
-        format = self.response_format or {"type": "text"}
-        match format.get("type"):
-            case "text":
-                return None
-            case "json_object":
-                return format.get("schema") or {"type": "object"}
-            case "json_schema":
-                schema = format.get("json_schema")
-                if isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
-                    return schema["schema"]
-                raise InputError("response_format.json_schema.schema: expected a JSON schema")
-            case other:
-                raise InputError(
-                    f"response_format.type: expected text, json_object or json_schema, got {described(other)}"
-                )
-
     def options(self) -> dict[str, Any]:
         """Options of `LanguageModel.chat_request`, but for the seed."""
         options = self.sampling()
@@ -91,32 +55,19 @@ class ChatBody(Sampled):
             raise ApiError(400, "top_logprobs: logprobs must be true for it", param="top_logprobs")
         if self.logprobs:
             options["logprobs"] = self.top_logprobs or True
-        if self.tools and self.tool_choice != "none":
-            options["tools"] = tools_of(self.tools)
-        schema, forced = self.wanted_schema(), self.forced()
-        if forced and schema is not None:
-            raise InputError("tool_choice: a call is forced, so response_format cannot be kept to as well")
-        if forced:
-            schema = call_schema(forced)
-        if schema is not None:
-            options["schema"] = schema
-        return options | self._of_template()
+        tools, schema = tools_of(self.tools or []), schema_of("response_format", self.response_format, "json_schema")
+        return options | answer_options(
+            tools=tools, choice=self.tool_choice, schema=schema, continues=self.continues(),
+            effort=self.reasoning_effort, variables=self.chat_template_kwargs,
+        )  # fmt: skip
 
-    def _of_template(self) -> dict[str, Any]:
-        """What the chat's template is told."""
-        last = self.messages[-1] if self.messages else None
-        continues = isinstance(last, dict) and last.get("role") == "assistant" and not last.get("tool_calls")
+    def continues(self) -> bool:
+        """Whether the last message is gone on with."""
         if self.continue_final_message is not None:
-            continues = self.continue_final_message
-        if self.add_generation_prompt is False and not continues:
+            return self.continue_final_message
+        if self.add_generation_prompt is False:
             raise InputError("add_generation_prompt: an answer begins with it; or set continue_final_message to true")
-        variables = dict(self.chat_template_kwargs or {})
-        if self.reasoning_effort == "none":
-            variables.setdefault("enable_thinking", False)
-        elif self.reasoning_effort is not None:
-            variables.setdefault("reasoning_effort", self.reasoning_effort)
-        options: dict[str, Any] = {"template_kwargs": variables} if variables else {}
-        return options | ({"continue_final_message": True} if continues else {})
+        return is_begun(self.messages)
 
 
 async def completions(state: State, http: HttpRequest) -> Response:
@@ -147,7 +98,8 @@ def _requests(served: Served, body: ChatBody) -> list[Request]:
 
 
 def _answer(body: ChatBody, lease: Lease, requests: list[Request]) -> ChatAnswer:
-    id, forced, single = f"chatcmpl-{secrets.token_hex(12)}", bool(body.forced()), body.parallel_tool_calls is False
+    id, single = f"chatcmpl-{secrets.token_hex(12)}", body.parallel_tool_calls is False
+    forced = bool(forced_of(body.tool_choice, tools_of(body.tools or [])))
     choices = [Choice(i, id, forced=forced, single=single) for i in range(len(requests))]
     usage = Usage([len(requests[0].prompt)])
     texts = lease.served.texts if body.logprobs else None
@@ -160,7 +112,6 @@ async def _chunks(body: ChatBody, told: ChatAnswer, answer: Answer) -> AsyncIter
     async for index, token in answer.events():
         for chunk in told.push(index, token):
             yield event(chunk)
-    options = body.stream_options
-    if options is not None and options.include_usage:
+    if body.tells_usage:
         yield event(told.last())
     yield DONE

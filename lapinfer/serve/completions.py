@@ -108,7 +108,6 @@ async def _chunks(body: CompletionBody, told: CompletionAnswer, answer: Answer) 
     async for index, token in answer.events():
         for chunk in told.push(index, token):
             yield event(chunk)
-    options = body.stream_options
-    if options is not None and options.include_usage:
+    if body.tells_usage:
         yield event(told.last())
     yield DONE

@@ -23,8 +23,8 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class Sampled(Body):
-    """What is asked of every kind of completion.
+class Sampling(Body):
+    """How every kind of answer is made.
 
     min_p, top_k, repetition_penalty (vLLM), repeat_penalty (llama-server: the same): as in `SamplingParams`.
     """
@@ -44,9 +44,6 @@ class Sampled(Body):
 
     model: str | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    stop: str | list[str] | None = None
     seed: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -54,6 +51,26 @@ class Sampled(Body):
     min_p: float | None = None
     repetition_penalty: float | None = None
     repeat_penalty: float | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Options of the library for what is given; of the seed, see `seed_of`."""
+        options = {name: getattr(self, name) for name in OF_BOTH_SIDES}
+        options["repetition_penalty"] = (
+            self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty
+        )
+        return {name: value for name, value in options.items() if value is not None}
+
+    def seed_of(self, choice: int) -> int | None:
+        """Each answer has a seed of its own; a negative one is none, as llama-server has it."""
+        return None if self.seed is None or self.seed < 0 else self.seed + choice
+
+
+class Sampled(Sampling):
+    """What is asked of completions."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
     max_tokens: int | None = None
 
     @property
@@ -65,14 +82,11 @@ class Sampled(Body):
         return count
 
     def sampling(self) -> dict[str, Any]:
-        """Options of the library for what is given; of the seed, see `seed_of`."""
-        options = {name: getattr(self, name) for name in OF_BOTH_SIDES}
-        options["repetition_penalty"] = (
-            self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty
-        )
-        options["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
-        return {name: value for name, value in options.items() if value is not None}
+        if self.stop is None:
+            return super().sampling()
+        return super().sampling() | {"stop": [self.stop] if isinstance(self.stop, str) else self.stop}
 
-    def seed_of(self, choice: int) -> int | None:
-        """Each answer has a seed of its own; a negative one is none, as llama-server has it."""
-        return None if self.seed is None or self.seed < 0 else self.seed + choice
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a last chunk has the numbers of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage

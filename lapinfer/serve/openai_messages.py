@@ -7,9 +7,10 @@ from typing import Any
 
 from lapinfer.arguments import described
 from lapinfer.errors import InputError, UnsupportedError
+from lapinfer.serve.forced_calls import call_schema
 from lapinfer.text.tool_calls import parsed
 
-TEXTS = ("text", "input_text", "output_text", "refusal", "thinking")
+TEXTS = ("text", "input_text", "output_text", "refusal", "thinking", "reasoning_text")
 """Types of parts that are text."""
 
 
@@ -30,7 +31,7 @@ def _message(where: str, given: Any, names: dict[str, str]) -> dict[str, Any]:
     if (content := message.get("content")) is not None:
         message["content"] = text_of(f"{where}.content", content)
     if (calls := message.get("tool_calls")) is not None:
-        message["tool_calls"] = [_call(f"{where}.tool_calls[{i}]", call, names)
+        message["tool_calls"] = [call_of(f"{where}.tool_calls[{i}]", call, names)
                                  for i, call in enumerate(_list(f"{where}.tool_calls", calls))]  # fmt: skip
         if not calls:
             del message["tool_calls"]
@@ -56,7 +57,8 @@ def text_of(where: str, content: Any) -> str:
     return "".join(texts)
 
 
-def _call(where: str, given: Any, names: dict[str, str]) -> dict[str, Any]:
+def call_of(where: str, given: Any, names: dict[str, str]) -> dict[str, Any]:
+    """A call that a message makes; `names` learns the tool's by the call's id."""
     call = dict(_object(where, given))
     function = dict(_object(f"{where}.function", call.get("function")))
     name, arguments = function.get("name"), function.get("arguments")
@@ -85,6 +87,67 @@ def tools_of(given: Any) -> list[dict[str, Any]]:
         )
         tools.append({"type": "function", "function": function})
     return tools
+
+
+def forced_of(choice: Any, tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tools of which one must be called, by `tool_choice`; none where the model decides."""
+    match choice:
+        case None | "auto" | "none":
+            return []
+        case "required":
+            chosen = list(tools)
+        case {"type": "function", "function": {"name": name}} | {"type": "function", "name": name}:
+            chosen = [tool for tool in tools if tool["function"]["name"] == name]
+        case other:
+            raise InputError(f"tool_choice: expected auto, none, required or a function, got {described(other)}")
+    if not chosen:
+        raise InputError("tool_choice: a tool must be called that is not among tools")
+    return chosen
+
+
+def schema_of(where: str, format: Any, inner: str | None = None) -> Any:
+    """The JSON schema that an answer keeps to by its format; None for text. inner: the object that has the schema."""
+    given = _object(where, format or {"type": "text"})
+    match given.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return given.get("schema") or {"type": "object"}
+        case "json_schema":
+            where, holder = (where, given) if inner is None else (f"{where}.{inner}", given.get(inner))
+            return dict(_object(f"{where}.schema", _object(where, holder).get("schema")))
+        case other:
+            raise InputError(f"{where}.type: expected text, json_object or json_schema, got {described(other)}")
+
+
+def answer_options(
+    *, tools: Sequence[dict[str, Any]], choice: Any, schema: Any, continues: bool, effort: str | None,
+    variables: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Options of `LanguageModel.chat_request`: tools, the schema of an answer or of a call that is forced, and what the
+    template is told. effort: of reasoning; "none" asks for no thinking.
+    """
+    options: dict[str, Any] = {"tools": list(tools)} if tools and choice != "none" else {}
+    if forced := forced_of(choice, tools):
+        if schema is not None:
+            raise InputError("tool_choice: a call is forced, so the answer's format cannot be kept to as well")
+        schema = call_schema(forced)
+    if schema is not None:
+        options["schema"] = schema
+    told = dict(variables or {})
+    if effort == "none":
+        told.setdefault("enable_thinking", False)
+    elif effort is not None:
+        told.setdefault("reasoning_effort", effort)
+    if told:
+        options["template_kwargs"] = told
+    return options | ({"continue_final_message": True} if continues else {})
+
+
+def is_begun(messages: Sequence[Any]) -> bool:
+    """Whether the last message is an answer that can be gone on with."""
+    last = messages[-1] if messages else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant" and not last.get("tool_calls")
 
 
 def _object(where: str, value: Any) -> Mapping[str, Any]:

@@ -1,0 +1,79 @@
+"""OpenAI's /v1/responses in its plain form: nothing is stored, and tools are the client's own."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from lapinfer.serve.answers import Answer, prepared, submitted, whole
+from lapinfer.serve.models import Served
+from lapinfer.serve.openai_messages import forced_of
+from lapinfer.serve.openai_usage import Usage
+from lapinfer.serve.responses_answer import Reply
+from lapinfer.serve.responses_request import ResponseBody
+from lapinfer.serve.sse import EventStream, event
+from lapinfer.serve.state import State
+from lapinfer.text.generation import Request
+
+
+async def responses(state: State, http: HttpRequest) -> Response:
+    """POST /v1/responses: a response, or its events."""
+    body = await state.body(http, ResponseBody)
+    lease = await state.models.lease(body.model)
+    try:
+        request = await prepared(lambda: _request(lease.served, body))
+        answer = await submitted(state, lease, [request], http)
+    except BaseException:
+        lease.release()
+        raise
+    reply = Reply(
+        f"resp_{secrets.token_hex(12)}", _about(body, lease.served, request), Usage([len(request.prompt)]),
+        forced=bool(forced_of(body.tool_choice, body.known_tools())), single=body.parallel_tool_calls is False,
+        texts=lease.served.texts if body.tells_logprobs else None,
+    )  # fmt: skip
+    if body.stream:
+        return EventStream(_events(reply, answer), answer, error_name="error")
+    (tokens,) = await whole(answer, http)
+    for token in tokens:
+        for _ in reply.push(token):
+            pass
+    return JSONResponse(reply.response())
+
+
+def _request(served: Served, body: ResponseBody) -> Request:
+    messages, options = body.asked()
+    return served.model.chat_request(messages, seed=body.seed_of(0), **options)
+
+
+def _about(body: ResponseBody, served: Served, request: Request) -> dict[str, Any]:
+    """What a response says of what was asked."""
+    return {
+        "created_at": int(time.time()),
+        "model": served.name,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "reasoning": {"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
+        "store": False,
+        "temperature": request.params.temperature,
+        "text": body.text or {"format": {"type": "text"}},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "top_p": request.params.top_p,
+        "truncation": "disabled",
+    }
+
+
+async def _events(reply: Reply, answer: Answer) -> AsyncIterator[str]:
+    for each in reply.start():
+        yield event(each, each["type"])
+    async for _, token in answer.events():
+        for each in reply.push(token):
+            yield event(each, each["type"])
