@@ -142,3 +142,38 @@ def test_tokens_and_texts(client):
     for path, body in (("tokenize", {"content": 5}), ("detokenize", {"tokens": [999]}), ("detokenize", {})):
         with pytest.raises(openai.BadRequestError):
             post(path, **body)
+
+
+@pytest.mark.parametrize("texts", ["abc", ["abc", "é"], [97, 98], [[97], [98, 99]]])
+def test_embeddings_are_those_of_the_library(client, model, texts):
+    answer = client.embeddings.create(model="fake", input=texts)
+    as_numbers = client.embeddings.create(model="fake", input=texts, encoding_format="float")
+    alone = [texts] if isinstance(texts, str) or isinstance(texts[0], int) else texts
+    vectors = model.embed(alone)
+    for i, (entry, other) in enumerate(zip(answer.data, as_numbers.data, strict=True)):
+        assert (entry.index, entry.object) == (i, "embedding")
+        assert np.array_equal(np.float32(entry.embedding), vectors[i])
+        assert np.array_equal(np.float32(other.embedding), vectors[i])
+    assert answer.usage.prompt_tokens == sum(len(model.encode(text)) for text in alone)
+
+
+def test_more_texts_than_may_wait(client, model):
+    answer = client.embeddings.create(model="fake", input=["a"] * 400)
+    assert [entry.index for entry in answer.data] == [*range(400)]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"dimensions": 3}, "dimensions"),
+        ({"encoding_format": "int8"}, "encoding_format"),
+        ({"input": []}, "input"),
+        ({"input": {"text": "x"}}, "input"),
+        ({"input": "a" * 65}, None),
+        ({"extra_body": {"pooling": "max"}}, "pooling"),
+    ],
+)
+def test_embeddings_that_are_refused(client, options, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(**{"model": "fake", "input": "x", "encoding_format": "float"} | options)
+    assert caught.value.param == param

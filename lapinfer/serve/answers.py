@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from time import perf_counter
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -15,18 +15,19 @@ from lapinfer.errors import InputError, LapinferError, QueueFullError
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.models import Lease
 from lapinfer.serve.state import State
-from lapinfer.text.generation import Request, Token
+from lapinfer.text.shared_steps import Asked, Event
 from lapinfer.text.ticket import Ticket
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Event)
 CHOICES = 16
 """Answers that one request may ask for."""
 
 
-class Answer:
+class Answer(Generic[E]):
     """What one HTTP request has asked of a model: `events` gives tokens, and `cancel` frees what they need."""
 
-    def __init__(self, state: State, lease: Lease, tickets: Sequence[Ticket]) -> None:
+    def __init__(self, state: State, lease: Lease, tickets: Sequence[Ticket[E]]) -> None:
         self.lease, self.tickets = lease, tickets
         self._state = state
         self._late = False
@@ -45,15 +46,15 @@ class Answer:
             ticket.cancel()
         self.lease.release()
 
-    async def events(self) -> AsyncIterator[tuple[int, Token]]:
+    async def events(self) -> AsyncIterator[tuple[int, E]]:
         """(index of its request, token) as they come. ApiError where the time is over, or the server ends."""
         if len(self.tickets) == 1:
             async for token in self._tokens(self.tickets[0]):
                 yield 0, token
             return
-        queue: asyncio.Queue[tuple[int, Token] | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, E] | BaseException | None] = asyncio.Queue()
 
-        async def pump(index: int, ticket: Ticket) -> None:
+        async def pump(index: int, ticket: Ticket[E]) -> None:
             try:
                 async for token in self._tokens(ticket):
                     queue.put_nowait((index, token))
@@ -77,12 +78,12 @@ class Answer:
             for each in pumps:
                 each.cancel()
 
-    async def _tokens(self, ticket: Ticket) -> AsyncIterator[Token]:
+    async def _tokens(self, ticket: Ticket[E]) -> AsyncIterator[E]:
         metrics, name, finished, last = self._state.metrics, self.lease.served.name, False, None
         try:
             async for token in ticket:
                 now = perf_counter()
-                metrics.token(name, token, None if last is None else now - last)
+                metrics.event(name, token, None if last is None else now - last)
                 finished, last = token.finish_reason is not None, now
                 yield token
         except InputError:
@@ -106,7 +107,7 @@ async def prepared(make: Callable[[], T]) -> T:
     return await asyncio.to_thread(make)
 
 
-async def submitted(state: State, lease: Lease, requests: Sequence[Request], http: HttpRequest) -> Answer:
+async def submitted(state: State, lease: Lease, requests: Sequence[Asked[E]], http: HttpRequest) -> Answer[E]:
     """Requests, waiting for their turns; QueueFullError where there is no place for all of them."""
     if state.draining:
         raise _ends()
@@ -116,7 +117,7 @@ async def submitted(state: State, lease: Lease, requests: Sequence[Request], htt
             400, f"{len(requests)} answers at once are asked for, and there is room for {most}: ask for fewer"
         )
     client = client_of(http)
-    tickets: list[Ticket] = []
+    tickets: list[Ticket[E]] = []
     try:
         for request in requests:
             tickets.append(lease.served.scheduler.submit(request, client=client))
@@ -135,9 +136,9 @@ def client_of(http: HttpRequest) -> str:
     return f"{host} {http.headers.get('user-agent', '')[:200]}"
 
 
-async def whole(answer: Answer, http: HttpRequest) -> list[list[Token]]:
+async def whole(answer: Answer[E], http: HttpRequest) -> list[list[E]]:
     """All tokens of each request; ClientDisconnect where the client leaves before."""
-    tokens: list[list[Token]] = [[] for _ in answer.tickets]
+    tokens: list[list[E]] = [[] for _ in answer.tickets]
 
     async def collect() -> None:
         async for index, token in answer.events():

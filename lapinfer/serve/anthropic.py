@@ -65,7 +65,7 @@ async def _body(state: State, http: HttpRequest) -> Any:
         raise ApiError(400, f"the body is not JSON: {error}") from None
 
 
-async def _events(reply: Reply, answer: Answer) -> AsyncIterator[str]:
+async def _events(reply: Reply, answer: Answer[Token]) -> AsyncIterator[str]:
     yield "".join(event(each, each["type"]) for each in reply.start())
     async for tokens in _or_silence(answer):
         events = [each for token in tokens for each in reply.push(token)] if tokens else [PING]
@@ -73,7 +73,7 @@ async def _events(reply: Reply, answer: Answer) -> AsyncIterator[str]:
             yield "".join(event(each, each["type"]) for each in events)
 
 
-async def _or_silence(answer: Answer) -> AsyncIterator[list[Token]]:
+async def _or_silence(answer: Answer[Token]) -> AsyncIterator[list[Token]]:
     """Tokens, all that have come at a time; an empty list whenever none has come for a while."""
     came: list[Token] = []
     changed = asyncio.Event()

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from lapinfer.serve import anthropic, chat, completions, responses, status, tokens
+from lapinfer.serve import anthropic, chat, completions, embeddings, responses, status, tokens
 from lapinfer.serve.errors import handle
 from lapinfer.serve.limits import Guard, is_local
 from lapinfer.serve.page import page
@@ -26,6 +26,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/messages/count_tokens", anthropic.count_tokens),
     ("POST", "/v1/chat/completions", chat.completions),
     ("POST", "/v1/completions", completions.completions),
+    ("POST", "/v1/embeddings", embeddings.embeddings),
     ("POST", "/v1/responses", responses.responses),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),

@@ -20,7 +20,7 @@ from lapinfer.serve.openai_messages import answer_options, forced_of, is_begun, 
 from lapinfer.serve.openai_usage import Usage
 from lapinfer.serve.sse import DONE, EventStream, event
 from lapinfer.serve.state import State
-from lapinfer.text.generation import Request
+from lapinfer.text.generation import Request, Token
 
 
 class ChatBody(Sampled):
@@ -106,7 +106,7 @@ def _answer(body: ChatBody, lease: Lease, requests: list[Request]) -> ChatAnswer
     return ChatAnswer(id, int(time.time()), lease.served.name, choices, usage, texts)
 
 
-async def _chunks(body: ChatBody, told: ChatAnswer, answer: Answer) -> AsyncIterator[str]:
+async def _chunks(body: ChatBody, told: ChatAnswer, answer: Answer[Token]) -> AsyncIterator[str]:
     for chunk in told.start():
         yield event(chunk)
     async for index, token in answer.events():

@@ -10,18 +10,18 @@ from typing import Any, ClassVar
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from lapinfer.errors import InputError
 from lapinfer.serve.answers import Answer, prepared, submitted, whole
 from lapinfer.serve.completion_answer import CompletionAnswer, Continuation
 from lapinfer.serve.models import Served
-from lapinfer.serve.openai_fields import Sampled
+from lapinfer.serve.openai_fields import Prompts, Sampled, prompts_of
 from lapinfer.serve.openai_usage import Usage
 from lapinfer.serve.sse import DONE, EventStream, event
 from lapinfer.serve.state import State
-from lapinfer.text.generation import Request
+from lapinfer.text.generation import Request, Token
 
 USUAL_TOKENS = 16
 """Of an answer whose length is not asked for, as OpenAI has it."""
-Prompt = str | list[int]
 
 
 class CompletionBody(Sampled):
@@ -29,17 +29,9 @@ class CompletionBody(Sampled):
 
     refused: ClassVar[Mapping[str, Sequence[Any]]] = {**Sampled.refused, "add_special_tokens": (True,)}
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Prompts
     echo: bool = False
     logprobs: int | None = None
-
-    def prompts(self) -> list[Prompt]:
-        """Each of its prompts."""
-        match self.prompt:
-            case [str() | list(), *_]:
-                return list(self.prompt)  # pyright: ignore[reportReturnType]
-            case one:
-                return [one]  # pyright: ignore[reportReturnType]
 
     @property
     def tells_made(self) -> bool:
@@ -80,9 +72,11 @@ async def completions(state: State, http: HttpRequest) -> Response:
 def _requests(served: Served, body: CompletionBody) -> list[Request]:
     """As many for each prompt as answers are wanted."""
     options = body.options()
+    if not body.prompt and isinstance(body.prompt, list):
+        raise InputError("prompt: expected at least one, got an empty list")
     return [
         served.model.request(prompt, seed=body.seed_of(i), **options)
-        for prompt in body.prompts()
+        for prompt in prompts_of(body.prompt)
         for i in range(body.choices)
     ]
 
@@ -90,7 +84,7 @@ def _requests(served: Served, body: CompletionBody) -> list[Request]:
 def _answer(body: CompletionBody, served: Served, requests: Sequence[Request]) -> CompletionAnswer:
     count = body.choices
     texts = served.texts if body.logprobs is not None else None
-    echoes = [_echo(served, prompt) if body.echo else None for prompt in body.prompts()]
+    echoes = [_echo(served, prompt) if body.echo else None for prompt in prompts_of(body.prompt)]
     choices = [
         Continuation(i, echo=echoes[i // count], texts=texts, made=body.tells_made) for i in range(len(requests))
     ]
@@ -98,13 +92,13 @@ def _answer(body: CompletionBody, served: Served, requests: Sequence[Request]) -
     return CompletionAnswer(f"cmpl-{secrets.token_hex(12)}", int(time.time()), served.name, choices, usage)
 
 
-def _echo(served: Served, prompt: Prompt) -> str:
+def _echo(served: Served, prompt: str | list[int]) -> str:
     if isinstance(prompt, str):
         return prompt
     return "" if served.model.tokenizer is None else served.model.tokenizer.decode(prompt)
 
 
-async def _chunks(body: CompletionBody, told: CompletionAnswer, answer: Answer) -> AsyncIterator[str]:
+async def _chunks(body: CompletionBody, told: CompletionAnswer, answer: Answer[Token]) -> AsyncIterator[str]:
     async for index, token in answer.events():
         for chunk in told.push(index, token):
             yield event(chunk)

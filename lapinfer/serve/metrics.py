@@ -8,8 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lapinfer.text.embedding import Embedding
 from lapinfer.text.generation import Token
 from lapinfer.text.scheduler import Stats
+from lapinfer.text.shared_steps import Event
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -45,8 +47,15 @@ class Metrics:
         """Ask `look` whenever somebody asks."""
         self.registry.register(_Loaded(look))
 
-    def token(self, model: str, token: Token, gap: float | None) -> None:
-        """A token of an answer; gap: seconds since the one before, None for the first."""
+    def event(self, model: str, event: Event, gap: float | None) -> None:
+        """A token of an answer, or an embedding; gap: seconds since the one before, None for the first."""
+        if isinstance(event, Token):
+            self._token(model, event, gap)
+        elif isinstance(event, Embedding):
+            self._requests.labels(model).inc()
+            self._prompt.labels(model).inc(event.prompt_tokens)
+
+    def _token(self, model: str, token: Token, gap: float | None) -> None:
         self._generated.labels(model).inc()
         if gap is not None:
             self._gap.labels(model).observe(gap)

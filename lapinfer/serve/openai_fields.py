@@ -14,6 +14,17 @@ from lapinfer.serve.state import Body
 
 OF_BOTH_SIDES = ("temperature", "top_p", "top_k", "min_p")
 """Sampling parameters that are called alike here and there."""
+Prompts = str | list[int] | list[str] | list[list[int]]
+"""A text, or token ids, or a list of these."""
+
+
+def prompts_of(given: Prompts) -> list[str | list[int]]:
+    """Each of them."""
+    match given:
+        case [] | [str() | list(), *_]:
+            return list(given)  # pyright: ignore[reportReturnType]
+        case one:
+            return [one]  # pyright: ignore[reportReturnType]
 
 
 class StreamOptions(Body):

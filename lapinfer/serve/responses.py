@@ -18,7 +18,7 @@ from lapinfer.serve.responses_answer import Reply
 from lapinfer.serve.responses_request import ResponseBody
 from lapinfer.serve.sse import EventStream, event
 from lapinfer.serve.state import State
-from lapinfer.text.generation import Request
+from lapinfer.text.generation import Request, Token
 
 
 async def responses(state: State, http: HttpRequest) -> Response:
@@ -71,7 +71,7 @@ def _about(body: ResponseBody, served: Served, request: Request) -> dict[str, An
     }
 
 
-async def _events(reply: Reply, answer: Answer) -> AsyncIterator[str]:
+async def _events(reply: Reply, answer: Answer[Token]) -> AsyncIterator[str]:
     for each in reply.start():
         yield event(each, each["type"])
     async for _, token in answer.events():

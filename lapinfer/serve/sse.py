@@ -28,7 +28,7 @@ class EventStream(StreamingResponse):
     What fails after the first event is told as one more, whose data is the error's body.
     """
 
-    def __init__(self, events: AsyncIterator[str], answer: Answer, *, error_name: str | None = None) -> None:
+    def __init__(self, events: AsyncIterator[str], answer: Answer[Any], *, error_name: str | None = None) -> None:
         super().__init__(self._told(events, error_name), headers=HEADERS, media_type="text/event-stream")
         self._answer, self._path = answer, ""
 
