@@ -8,9 +8,10 @@ import pytest
 from fake_model import FakeModel
 from test_determinism import build, decoder, hybrid_decoder, prompt, routed_decoder, tree_decoder
 
-from lapinfer.errors import InputError
-from lapinfer.text import shared_steps
+from lapinfer.errors import InputError, LapinferError
 from lapinfer.text.language_model import LanguageModel
+from lapinfer.text.pace import Pace
+from lapinfer.text.step_times import StepTimes
 
 SPECS = {
     "plain": lambda: decoder(None),
@@ -65,12 +66,13 @@ def test_what_a_slot_holds_is_reused(model: LanguageModel) -> None:
         assert answer.timings.reused_tokens == 60
 
 
-def test_nobody_waits_for_a_long_prompt() -> None:
+def test_nobody_waits_for_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "room", lambda pace, decoding: 16)
     model = LanguageModel(build(spec=decoder(None), slots=2))
     prompts = [prompt(model.model.ctx - 1), prompt(2), prompt(160, 1)]  # the first one ends with its context
     order = [index for index, _ in model.stream_batch(prompts, max_tokens=20)]
     meanwhile = order[: order.index(2)]  # tokens of others while the last prompt was read
-    assert meanwhile.count(1) >= 160 // shared_steps.PIECE
+    assert meanwhile.count(1) >= 160 // 16
 
 
 def test_more_sequences_than_a_step_takes() -> None:
@@ -103,3 +105,49 @@ def test_wrong_batches_are_refused_before_anything_runs() -> None:
     with pytest.raises(InputError, match="slot"):
         model.generate_batch([[1]], slot=0)  # pyright: ignore
     assert model.generate_batch([]) == []
+
+
+def repeating(token_cost: float) -> LanguageModel:
+    """A model that repeats itself; and what a token more of a step costs, in steps, is known."""
+    fake = FakeModel(ctx=400, slots=3)
+    fake.script = [*b"a fox jumps over a dog; " * 16]
+    model = LanguageModel(fake)  # pyright: ignore
+    model.speculation.times = StepTimes(lambda tokens: 1 + token_cost * (tokens - 1), 16)
+    model.speculation.times.record(1, 1.0)
+    model.speculation.times.record = lambda tokens, seconds: None  # a fake model's
+    return model
+
+
+def test_sequences_of_a_batch_guess_where_a_step_is_worth_it() -> None:
+    prompts = [[1], [2], [3]]
+    alone = [told(repeating(0).stream(ids, max_tokens=80, temperature=0, speculate=False)) for ids in prompts]
+    drafted: list[int] = []
+    for token_cost in (0.01, 1.0):
+        model = repeating(token_cost)
+        together: list[list[Any]] = [[] for _ in prompts]
+        for index, event in model.stream_batch(prompts, max_tokens=80, temperature=0):
+            together[index].append(event)
+        assert [told(events) for events in together] == alone
+        last = [events[-1].timings for events in together]
+        drafted.append(sum(each.drafted_tokens for each in last))
+        assert all(each.steps + each.kept_tokens == 80 for each in last)
+    assert drafted[0] > 60
+    assert drafted[1] == 0
+
+
+def test_a_step_that_guesses_spoil_is_run_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = repeating(0.01)
+    step = model.model.step
+    spoiled: list[int] = []
+
+    def spoils(tokens: Any, *arguments: Any, guessed: bool = False, **options: Any) -> Any:
+        if guessed:
+            spoiled.append(len(tokens))
+            raise LapinferError("a guess")
+        return step(tokens, *arguments, **options)
+
+    monkeypatch.setattr(model.model, "step", spoils)
+    answers = model.generate_batch([[1], [2]], max_tokens=60, temperature=0)
+    assert spoiled
+    assert [len(answer.tokens) for answer in answers] == [60, 60]
+    assert all(answer.timings.drafted_tokens == 0 for answer in answers)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from lapinfer.errors import LapinferError
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.shared_steps import Asked, Event, Running, SharedSteps
+from lapinfer.text.speculation import Speculation
 
 if TYPE_CHECKING:
     from lapinfer.model import Model
@@ -19,14 +20,18 @@ E = TypeVar("E", bound=Event)
 
 
 def stream_batch(
-    model: Model, requests: Sequence[Asked[E]], conversations: Sequence[Conversation]
+    model: Model,
+    requests: Sequence[Asked[E]],
+    conversations: Sequence[Conversation],
+    speculation: Speculation | None = None,
 ) -> Iterator[tuple[int, E]]:
     """(index of the request, event), as steps bring them; requests begin in their order.
 
-    conversations: what each slot of the model holds. A request without a free slot waits for one. An error of one of
-    them ends the batch.
+    conversations: what each slot of the model holds; speculation: see `SharedSteps`. A request without a free slot
+    waits for one. An error of one of them ends the batch.
     """
-    began, waiting, steps = time.perf_counter(), deque(enumerate(requests)), SharedSteps(model, conversations)
+    began, waiting = time.perf_counter(), deque(enumerate(requests))
+    steps = SharedSteps(model, conversations, speculation)
     indices: dict[Running, int] = {}
     while waiting or steps.running:
         while waiting and steps.free:

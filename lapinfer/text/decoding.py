@@ -26,13 +26,15 @@ STRETCH = 256
 class Piece(NamedTuple):
     """Neighbouring ids of a sequence that one step reads. complete: they end the sequence, so a token follows.
 
-    wanted: after how many of them, the last ones, logits are looked at.
+    wanted: after how many of them, the last ones, logits are looked at. guesses: of what follows, which the step reads,
+    too, and whose logits are looked at.
     """
 
     tokens: list[int]
     start: int
     complete: bool
     wanted: int
+    guesses: Sequence[int] = ()
 
 
 class Beginnings(Protocol):
@@ -207,6 +209,10 @@ class Decoding:
                 return None
             most = max(most, needed)
         return most
+
+    def checked(self, logits: Logits, row: int, guesses: Sequence[int]) -> list[Chosen]:
+        """The tokens that a step brings which has run guesses, too: logits from `row` on are those after each."""
+        return [self.choose(logits, row)]
 
     def choose(self, logits: Logits, row: int) -> Chosen:
         """A token by one row of logits, appended to `ids`."""

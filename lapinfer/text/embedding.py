@@ -16,6 +16,7 @@ import numpy as np
 from lapinfer.arguments import described, flag
 from lapinfer.errors import InputError
 from lapinfer.text.decoding import Conversation, Piece
+from lapinfer.text.speculation import Speculation
 from lapinfer.text.touched import Touched
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class EmbeddingRequest:
     pooling: Pooling
     normalize: bool
 
-    def begin(self, slot: int, conversation: Conversation) -> Embedder:
-        """Its reading in a slot; `conversation` as in `Request.begin`."""
+    def begin(self, slot: int, conversation: Conversation, speculation: Speculation | None = None) -> Embedder:
+        """Its reading in a slot, as in `Request.begin`; there is nothing to guess."""
         return Embedder(self, conversation)
 
 
@@ -86,11 +87,11 @@ class Embedder:
         complete = start + len(tokens) == len(request.prompt)
         return Piece(tokens, start, complete, len(tokens) if mean else int(complete))
 
-    def needed(self) -> int:
+    def needed(self, piece: Piece) -> int:
         """No logits."""
         return 0
 
-    def ran(self, piece: Piece, logits: Logits, row: int) -> Embedding | None:
+    def ran(self, piece: Piece, logits: Logits, row: int) -> list[Embedding]:
         """As `Generation.ran`."""
         self._held.extend(piece.tokens)
         self._conversation.ids = self._held
@@ -98,7 +99,7 @@ class Embedder:
         for position in range(max(first, self._pooled), first + piece.wanted):
             self._total += logits.hidden[row + position - first]
             self._pooled = position + 1
-        return Embedding(self._vector(), len(self._request.prompt)) if piece.complete else None
+        return [Embedding(self._vector(), len(self._request.prompt))] if piece.complete else []
 
     def _vector(self) -> np.ndarray:
         vector = self._total

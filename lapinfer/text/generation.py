@@ -235,14 +235,38 @@ class Generation:
         """What it reads next."""
         return self.decoding.due(most, most_wanted)
 
-    def needed(self) -> int | None:
-        """How many of the largest logits are needed; None: all."""
-        return self.decoding.needed()
+    @property
+    def guesser(self) -> Speculating | None:
+        """What guesses its tokens, if anything does."""
+        return self.decoding if isinstance(self.decoding, Speculating) else None
 
-    def ran(self, piece: Piece, logits: Logits, row: int) -> Token | None:
-        """The event after a step that read what was due; the logits that it wanted are those from `row` on."""
+    def needed(self, piece: Piece) -> int | None:
+        """How many of the largest logits are needed after it; None: all."""
+        return self.decoding.needed(piece.guesses)
+
+    def ran(self, piece: Piece, logits: Logits, row: int) -> list[Token]:
+        """The events after a step that read what was due; the logits that it wanted are those from `row` on."""
         self.decoding.ran(piece, logits, row)
-        return self.push(self.decoding.choose(logits, row + piece.wanted - 1)) if piece.complete else None
+        if not piece.complete:
+            return []
+        return self._pushed(self.decoding.checked(logits, row + piece.wanted - 1, piece.guesses))
+
+    @property
+    def can_guess(self) -> bool:
+        """Whether `several` may bring more than a token: its slot has all that is to be read but the last one."""
+        return self.guesser is not None and self.decodes and self.guesser.position == len(self.guesser.ids) - 1
+
+    def several(self) -> list[Token]:
+        """The events of a step with guesses that is shared with nobody; the model's lock is held."""
+        return [] if self.guesser is None else self._pushed(self.guesser.several())
+
+    def _pushed(self, chosen: Sequence[Chosen]) -> list[Token]:
+        """The events of tokens, up to the one that is the last."""
+        events: list[Token] = []
+        for each in chosen:
+            if not self.finished:
+                events.append(self.push(each))
+        return events
 
     def push(self, chosen: Chosen) -> Token:
         """The event of the token that was chosen."""

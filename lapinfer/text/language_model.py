@@ -162,7 +162,7 @@ class LanguageModel:
         """
         check_options(options, BatchKeywords.__annotations__, "batch")
         requests = [self._request(self._asked(prompt), **options) for prompt in _several("prompts", prompts)]
-        return stream_batch(self.model, requests, self.conversations)
+        return stream_batch(self.model, requests, self.conversations, self.speculation)
 
     def generate_batch(
         self, prompts: Sequence[str | Sequence[int]], **options: Unpack[BatchKeywords]
@@ -238,7 +238,7 @@ class LanguageModel:
         if isinstance(chats, str) or not isinstance(chats, Sequence):
             raise InputError(f"chats: expected a list of conversations, got {described(chats)}")
         requests = [self.chat_request(messages, **options) for messages in chats]
-        return gathered(stream_batch(self.model, requests, self.conversations), len(requests))
+        return gathered(stream_batch(self.model, requests, self.conversations, self.speculation), len(requests))
 
     def _chat(self, messages: Messages, options: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:
         """The token ids of a conversation, and what else is asked for it."""

@@ -17,6 +17,7 @@ from lapinfer.text.embedding import EmbeddingRequest
 from lapinfer.text.generation import Request, Token
 from lapinfer.text.prefixes import PrefixStore
 from lapinfer.text.shared_steps import Asked, Event, Running, SharedSteps
+from lapinfer.text.speculation import Speculation
 from lapinfer.text.ticket import Ticket
 from lapinfer.text.waiting import Waiting
 
@@ -36,6 +37,9 @@ class Served(Protocol):
 
     @property
     def conversations(self) -> Sequence[Conversation]: ...
+
+    @property
+    def speculation(self) -> Speculation: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Scheduler:
         self._waiting: Waiting[Ticket[Any]] = Waiting()
         self._cancelled: set[Ticket[Any]] = set()
         self._closing = self._drains = False
-        self._steps = SharedSteps(self._model, model.conversations)
+        self._steps = SharedSteps(self._model, model.conversations, model.speculation)
         self._tickets: dict[Running, Ticket[Any]] = {}
         self._sums = dict.fromkeys(("requests", "finished", "cancelled", "failed", "steps", "tokens", "reused"), 0)
         self._held = 0.0  # seconds for which a request has a slot

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -16,15 +17,13 @@ from lapinfer.errors import LapinferError
 from lapinfer.text.decoding import Conversation, Decoding, Piece
 from lapinfer.text.followers import Followers
 from lapinfer.text.generation import Generation
+from lapinfer.text.pace import Pace
 from lapinfer.text.reuse import slot_for
+from lapinfer.text.speculation import Speculating, Speculation
 from lapinfer.text.touched import Touched
 
 if TYPE_CHECKING:
     from lapinfer.model import Logits, Model
-
-
-PIECE = 32
-"""Prompt tokens of a step in which others decode: they wait a few of their own steps for it, whatever its length."""
 
 
 class Event(Protocol):
@@ -52,9 +51,9 @@ class Runnable(Protocol[E]):
 
     def due(self, most: int, most_wanted: int) -> Piece: ...
 
-    def needed(self) -> int | None: ...
+    def needed(self, piece: Piece) -> int | None: ...
 
-    def ran(self, piece: Piece, logits: Logits, row: int) -> E | None: ...
+    def ran(self, piece: Piece, logits: Logits, row: int) -> Sequence[E]: ...
 
 
 class Asked(Protocol[E]):
@@ -66,24 +65,36 @@ class Asked(Protocol[E]):
     @property
     def prompt(self) -> list[int]: ...
 
-    def begin(self, slot: int, conversation: Conversation) -> Runnable[E]: ...
+    def begin(self, slot: int, conversation: Conversation, speculation: Speculation | None = None) -> Runnable[E]: ...
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Running:
-    """A request that has a slot. client: whose it is, for fair shares. touched: by the steps it took part in."""
+    """A request that has a slot. client: whose it is; left: how much of its prompt there is to read, at most; touched:
+    by the steps that it took part in.
+    """
 
     slot: int
     client: str
     generation: Runnable[Any]
+    left: int
     touched: Touched
 
 
-class SharedSteps:
-    """Requests that have begun and not ended, as many as there are conversations, which are what slots hold."""
+Due = tuple[Running, Piece]
 
-    def __init__(self, model: Model, conversations: Sequence[Conversation]) -> None:
-        self._model, self._conversations = model, conversations
+
+class SharedSteps:
+    """Requests that have begun and not ended, as many as there are conversations, which are what slots hold.
+
+    speculation: what they guess by, where that promises more tokens per second of all together.
+    """
+
+    def __init__(
+        self, model: Model, conversations: Sequence[Conversation], speculation: Speculation | None = None
+    ) -> None:
+        self._model, self._conversations, self._speculation = model, conversations, speculation
+        self._pace = Pace()
         self.running: list[Running] = []
         self._followers = Followers()
         self.prompt_tokens = 0
@@ -101,9 +112,10 @@ class SharedSteps:
         """
         free = set(range(len(self._conversations))) - {each.slot for each in self.running}
         slot = slot_for(self._conversations, free, request.prompt)
-        generation = request.begin(slot, self._conversations[slot])
+        generation = request.begin(slot, self._conversations[slot], self._speculation)
         generation.started = since
-        begun = Running(slot, client, generation, Touched(self._model.runner.new_meter()))
+        touched = Touched(self._model.runner.new_meter())
+        begun = Running(slot, client, generation, len(request.prompt), touched)
         self.running.append(begun)
         if isinstance(generation, Generation):
             self._followers.add(generation.decoding, self._decodings()[:-1])
@@ -116,64 +128,128 @@ class SharedSteps:
         """End one before its end; its slot is free."""
         self.running.remove(dropped)
 
-    def step(self) -> Sequence[tuple[Running, Any]]:
-        """Run what is due: the `Event` of each that has one now, or the LapinferError that has ended it.
+    def step(self) -> list[tuple[Running, Any]]:
+        """Run what is due: each `Event` that there is now, or the LapinferError that has ended a request.
 
         An error of the whole step ends all that took part.
         """
         with self._model.lock:  # logits are views that the next step overwrites
-            due = self._pieces()
-            try:
-                events = self._run(due)
-            except LapinferError as error:
-                events = [(each, error) for each, _ in due]
-        ran = {each for each, _ in due}
+            one = self.running[0]
+            if len(self.running) == 1 and isinstance(one.generation, Generation) and one.generation.can_guess:
+                events = self._alone(one, one.generation)
+            else:
+                events = self._together()
         ended = {each for each, event in events if isinstance(event, LapinferError) or event.finish_reason is not None}
-        # Those that decode and had no room come first now; prompts keep their order.
-        self.running.sort(key=lambda each: each in ran and each.generation.decodes)
         self.running = [each for each in self.running if each not in ended]
         return events
 
-    def _run(self, due: Sequence[tuple[Running, Piece]]) -> list[tuple[Running, Any]]:
-        tokens = np.array([id for _, piece in due for id in piece.tokens], np.int32)
-        slots = np.repeat([each.slot for each, _ in due], [len(piece.tokens) for _, piece in due])
-        positions = np.concatenate([piece.start + np.arange(len(piece.tokens)) for _, piece in due])
-        want = np.zeros(len(tokens), bool)
-        ends = np.cumsum([len(piece.tokens) for _, piece in due]).tolist()
-        for (_, piece), end in zip(due, ends, strict=True):
-            want[end - piece.wanted : end] = True
-        needed = [each.generation.needed() for each, piece in due if piece.wanted]
+    def _alone(self, one: Running, generation: Generation) -> list[tuple[Running, Any]]:
+        """The step of one that shares it with nobody: it guesses as when it is run by itself."""
+        began, drafted = perf_counter(), generation.decoding.drafted
+        try:
+            brought = generation.several()
+        except LapinferError as error:
+            return [(one, error)]
+        one.touched.note(self._model.usage, 1)
+        if generation.decoding.drafted == drafted:
+            self._pace.record(1, 0, perf_counter() - began)
+        return _events(one, brought)
+
+    def _together(self) -> list[tuple[Running, Any]]:
+        due = self._due()
+        try:
+            try:
+                return self._run(due)
+            except LapinferError:
+                if not any(piece.guesses for _, piece in due):
+                    raise
+                for each, piece in due:  # a wrong guess may be what went wrong
+                    if piece.guesses and (guesser := _guesser(each)) is not None:
+                        guesser.stop_guessing()
+                return self._run([(each, piece._replace(guesses=())) for each, piece in due])
+        except LapinferError as error:
+            return [(each, error) for each, _ in due]
+
+    def _due(self) -> list[Due]:
+        """What a step runs: the next token of those that decode, and of prompts what there is room for besides."""
+        decode = [each for each in self.running if each.generation.decodes]
+        waiting = {decoding.slot for decoding in self._followers.waiting(self._decodings())}
+        read = [each for each in self.running if not each.generation.decodes and each.slot not in waiting]
+        read.sort(key=lambda each: each.left)
+        room, wanted = self._model.max_step, self._model.max_wanted
+        due = _portions(decode, room, wanted)
+        if len(due) < len(decode):  # those without room come first in the next step
+            served = [each for each, _ in due]
+            self.running = [each for each in self.running if each not in served] + served
+        room, wanted = room - sum(len(piece.tokens) for _, piece in due), wanted - sum(piece.wanted for _, piece in due)
+        if decode:
+            room = min(room, self._pace.room(len(due)))
+        if prompts := _portions(read, room, wanted):
+            return due + prompts
+        if self._speculation is None:
+            return due
+        guesses = self._speculation.shared([_guesser(each) for each, _ in due])
+        return [(each, piece._replace(guesses=of)) for (each, piece), of in zip(due, guesses, strict=True)]
+
+    def _run(self, due: Sequence[Due]) -> list[tuple[Running, Any]]:
+        tokens: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        want: list[bool] = []
+        for each, piece in due:  # lists, since arrays of one token each take longer
+            ids, wanted = [*piece.tokens, *piece.guesses], piece.wanted + len(piece.guesses)
+            tokens += ids
+            slots += [each.slot] * len(ids)
+            positions += range(piece.start, piece.start + len(ids))
+            want += [False] * (len(ids) - wanted) + [True] * wanted
+        needed = [each.generation.needed(piece) for each, piece in due if piece.wanted]
         best = None if None in needed else max((n for n in needed if n is not None), default=None)
-        self.prompt_tokens += sum(len(piece.tokens) for each, piece in due if not each.generation.decodes)
-        logits = self._model.step(tokens, slots, positions, want, best=best)
+        began = perf_counter()
+        logits = self._model.step(
+            np.array(tokens, np.int32), np.array(slots), np.array(positions), np.array(want), best=best,
+            guessed=any(piece.guesses for _, piece in due),
+        )  # fmt: skip
+        self._learn(due, perf_counter() - began)
         events: list[tuple[Running, Any]] = []
         row = 0
         for each, piece in due:
+            each.left -= len(piece.tokens)
             each.touched.note(self._model.usage, len(due))
             try:
-                event = each.generation.ran(piece, logits, row)
-                if event is not None and event.finish_reason is not None:
-                    event = replace(event, touched=each.touched)
+                events += _events(each, each.generation.ran(piece, logits, row))
             except LapinferError as error:  # of its sampler, or its grammar
-                event = error
-            row += piece.wanted
-            if event is not None:
-                events.append((each, event))
+                events.append((each, error))
+            row += piece.wanted + len(piece.guesses)
         return events
 
-    def _pieces(self) -> list[tuple[Running, Piece]]:
-        """What a step runs: the next token of those that decode, and of prompts what there is room for besides."""
-        model = self._model
-        decoding = [each for each in self.running if each.generation.decodes]
-        waiting = {decoding.slot for decoding in self._followers.waiting(self._decodings())}
-        prompts = [each for each in self.running if not each.generation.decodes and each.slot not in waiting]
-        due: list[tuple[Running, Piece]] = []
-        room, wanted = model.max_step, model.max_wanted
-        for some, most in ((decoding, room), (prompts, PIECE if decoding else room)):
-            room = min(room, most)
-            for each in some:
-                if room and wanted:
-                    piece = each.generation.due(room, wanted)
-                    due.append((each, piece))
-                    room, wanted = room - len(piece.tokens), wanted - piece.wanted
-        return due
+    def _learn(self, due: Sequence[Due], seconds: float) -> None:
+        """Learn from a step what steps take."""
+        decode = [(each, piece) for each, piece in due if each.generation.decodes]
+        read = sum(len(piece.tokens) for each, piece in due if not each.generation.decodes)
+        self.prompt_tokens += read
+        if not any(piece.guesses for _, piece in due):
+            self._pace.record(len(decode), read, seconds)
+        if not read and self._speculation is not None:
+            self._speculation.learn(
+                [_guesser(each) for each, _ in decode], [len(piece.guesses) for _, piece in decode], seconds
+            )
+
+
+def _portions(some: Sequence[Running], room: int, wanted: int) -> list[Due]:
+    """What is due of some, in equal portions of a step's room; what one leaves is for those after it."""
+    due: list[Due] = []
+    for index, each in enumerate(some):
+        if room and wanted:
+            piece = each.generation.due(-(-room // (len(some) - index)), wanted)
+            due.append((each, piece))
+            room, wanted = room - len(piece.tokens), wanted - piece.wanted
+    return due
+
+
+def _guesser(one: Running) -> Speculating | None:
+    return one.generation.guesser if isinstance(one.generation, Generation) else None
+
+
+def _events(one: Running, events: Sequence[Any]) -> list[tuple[Running, Any]]:
+    """What one request's steps bring; the last event has what they touched."""
+    return [(one, event if event.finish_reason is None else replace(event, touched=one.touched)) for event in events]

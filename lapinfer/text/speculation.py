@@ -8,9 +8,11 @@ speculative sampling (Leviathan et al., arXiv 2211.17192), whose texts are only 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
+from operator import mul
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from lapinfer.text.copies import Copies
 from lapinfer.text.decoding import Decoding
 from lapinfer.text.draft_model import DraftModel, ModelGuesses
 from lapinfer.text.likelihood import Chosen
-from lapinfer.text.step_times import Balance, StepTimes, worth
+from lapinfer.text.step_times import GAIN, Balance, StepTimes, most_worth, worth
 
 if TYPE_CHECKING:
     from lapinfer.model import Logits, Model
@@ -46,6 +48,35 @@ class Speculation:
         self.model, self.draft = model, draft
         self.most = most_guesses(model)
         self.times = StepTimes(partial(expected_time, model), self.most + 1)
+
+    def shared(self, all: Sequence[Speculating | None]) -> list[Sequence[int]]:
+        """Guesses of sequences whose next tokens share a step: those that promise most tokens per second of all.
+
+        None stands for one that guesses nothing.
+        """
+        times, alone = self.times, len(all)
+        room = self.most + 1 - alone
+        offers: list[tuple[float, int]] = []
+        for i, each in enumerate(all):
+            if room > 0 and each is not None:
+                offers += ((-chance, i) for chance in each.chances(room))
+        offers = sorted(offers)[:room]
+        if not offers:
+            return [()] * alone
+        count, _ = most_worth([-each for each, _ in offers], lambda n: times.seconds(alone + n), tokens=alone)
+        counts = Counter(i for _, i in offers[:count])
+        return [() if each is None else each.guesses(counts[i]) for i, each in enumerate(all)]
+
+    def learn(self, all: Sequence[Speculating | None], guesses: Sequence[int], seconds: float) -> None:
+        """Learn from a step that sequences shared, with so many guesses of each."""
+        times, alone, guessed = self.times, len(all), sum(guesses)
+        if alone + guessed > self.most + 1:
+            return
+        times.record(alone + guessed, seconds)
+        more = alone * (times.steps(alone + guessed) / times.steps(alone) - 1) / max(guessed, 1)  # of each guess
+        for each, count in zip(all, guesses, strict=True):
+            if each is not None:
+                each.spend(1 + more * count)
 
 
 def most_guesses(model: Model) -> int:
@@ -84,69 +115,103 @@ class Speculating(Decoding):
         super().__init__(*decoding)
         self._speculation, self._ends, self._end = speculation, ends, len(self.ids) + limit
         self._ready: deque[Chosen] = deque()
-        self._guesses = speculation.most > 0
+        self._guessing = speculation.most > 0
         self._copies: Copies | None = None
-        self._balance = Balance()
+        self._balance, self._spent = Balance(), 1.0
         draft = speculation.draft
         self._drafting = None if draft is None else ModelGuesses(draft, self.slot, self.sampler.params, self.banned)
 
     def next(self) -> Chosen:
         if not self._ready:
             with self.model.lock:  # views again: all that a step brings is chosen before another one runs
-                self._ready.extend(self._several())
+                self._ready.extend(self.several())
         return self._ready.popleft()
 
-    def _several(self) -> list[Chosen]:
-        """The tokens that one step brings."""
+    def several(self) -> list[Chosen]:
+        """The tokens that one step brings, at least one; the model's lock is held."""
         kept = self._kept()
-        watched = self.model.routing is not None  # experts of the text's tokens are counted, and of no others
-        if kept < len(self.ids) - 1 or not self._guesses or watched:
+        if kept < len(self.ids) - 1 or not self._may_guess:
             return [self.choose(self._run(kept), 0)]
-        guesses = self._guess(min(self._speculation.most, self._end - len(self.ids) - 1))
+        guesses = self._guess(self._most(self._speculation.most))
         began = perf_counter()
         try:
             logits = self._run(kept, guesses)
         except LapinferError:
             if not guesses:
                 raise
-            self._guesses, guesses = False, []  # a wrong guess may be what went wrong
+            self.stop_guessing()
+            guesses = []
             logits = self._run(kept)
         self._speculation.times.record(1 + len(guesses), perf_counter() - began)
-        self.drafted += len(guesses)
-        tokens = self._checked(logits, guesses)
-        self._balance.record(self._speculation.times.steps(1 + len(guesses)), len(tokens))
+        self.spend(self._speculation.times.steps(1 + len(guesses)))
+        tokens = self.checked(logits, 0, guesses)
         if self._drafting is not None:
             self._drafting.learn(tokens)
         return tokens
 
-    def _checked(self, logits: Logits, guesses: Sequence[int]) -> list[Chosen]:
-        """Choose tokens as long as what was guessed before them is what was chosen."""
-        tokens = [self.choose(logits, 0)]
-        for row, guess in enumerate(guesses, 1):
-            if tokens[-1].token != guess or guess in self._ends:
-                break
-            self.kept += 1
-            try:
-                tokens.append(self.choose(logits, row))
-            except LapinferError:
-                break  # told by the step that comes next, if it ever does
-            self.conversation.ids.append(guess)
-        return tokens
+    @property
+    def _may_guess(self) -> bool:
+        # While experts are counted, they are those of the text's tokens, and of no others.
+        return self._guessing and self.model.routing is None
 
-    def _guess(self, most: int) -> list[int]:
-        """Guesses that promise more tokens per second than a step without any."""
-        times, drafting = self._speculation.times, self._drafting
-        if most < 1 or not times.known or times.seconds(1) < QUICK:
-            return []
+    def _most(self, most: int) -> int:
+        """How many guesses can be of use."""
+        return min(most, self._end - len(self.ids) - 1)
+
+    def stop_guessing(self) -> None:
+        """Guess no more: a wrong guess may be what went wrong in a step."""
+        self._guessing = False
+
+    def spend(self, steps: float) -> None:
+        """Note that a step took as long as so many without guesses would, before what it brought is `checked`."""
+        self._spent = steps
+
+    def chances(self, most: int) -> Sequence[float]:
+        """Of guesses of what follows, so many or fewer, the chance that each is right, and those before it are."""
+        copies = self._known_copies() if self._may_guess and self._balance.gain == GAIN else None
+        return () if copies is None else list(accumulate(copies.shares(max(self._most(most), 0)), mul))
+
+    def guesses(self, count: int) -> Sequence[int]:
+        """The first of those whose chances were told."""
+        return [] if self._copies is None else self._copies.guesses(count)
+
+    def _known_copies(self) -> Copies | None:
+        """What the text may copy; None where steps are too short, or not known to be long enough."""
+        times = self._speculation.times
+        if not times.known or times.seconds(1) < QUICK:
+            return None
         if self._copies is None:
             self._copies = Copies(self.ids)
         else:
             self._copies.extend(self.ids)
+        return self._copies
+
+    def checked(self, logits: Logits, row: int, guesses: Sequence[int]) -> list[Chosen]:
+        """Choose tokens as long as what was guessed before them is what was chosen."""
+        self.drafted += len(guesses)
+        tokens = [self.choose(logits, row)]
+        for at, guess in enumerate(guesses, row + 1):
+            if tokens[-1].token != guess or guess in self._ends:
+                break
+            self.kept += 1
+            try:
+                tokens.append(self.choose(logits, at))
+            except LapinferError:
+                break  # told by the step that comes next, if it ever does
+            self.conversation.ids.append(guess)
+        self._balance.record(self._spent, len(tokens))
+        return tokens
+
+    def _guess(self, most: int) -> list[int]:
+        """Guesses that promise more tokens per second than a step without any."""
+        times, drafting, copies = self._speculation.times, self._drafting, self._known_copies()
+        if most < 1 or copies is None:
+            return []
 
         def seconds(count: int) -> float:
             return times.seconds(1 + count)
 
-        count, rate = worth(self._copies.shares(most), seconds, self._balance.gain)
+        count, rate = worth(copies.shares(most), seconds, self._balance.gain)
         if drafting is not None:
             drafted, promised = drafting.promise(most, seconds)
             if drafted and promised > rate:
@@ -154,4 +219,4 @@ class Speculating(Decoding):
                     return drafting.guesses(self.ids, most, self.model.spec.vocab, self.sampler, seconds)
                 except LapinferError:
                     self._drafting = None  # its troubles are none of the text's
-        return self._copies.guesses(count)
+        return copies.guesses(count)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, pairwise
+from operator import mul
 
 NEWEST = 0.25
 """Share of the newest step in the mean of those of its length."""
@@ -108,13 +109,19 @@ def worth(shares: Sequence[float], seconds: Callable[[int], float], gain: float 
     shares: the chance of each guess if those before it were right; seconds: of a step with so many guesses; gain: how
     many times the tokens per second of a step without them they must promise.
     """
-    best, rate, alive, tokens = 0, 1 / seconds(0), 1.0, 1.0
+    return most_worth(accumulate(shares, mul), seconds, gain)
+
+
+def most_worth(
+    chances: Iterable[float], seconds: Callable[[int], float], gain: float = GAIN, tokens: float = 1.0
+) -> tuple[int, float]:
+    """`worth`, of a step that brings so many tokens without guesses; chances: that of each guess, the best first."""
+    best, rate = 0, tokens / seconds(0)
     wanted = gain * rate
-    for count, share in enumerate(shares, 1):
-        alive *= share
-        if alive < UNLIKELY:
+    for count, chance in enumerate(chances, 1):
+        if chance < UNLIKELY:
             break
-        tokens += alive
+        tokens += chance
         promised = tokens / seconds(count)
         if promised > wanted:
             best, rate, wanted = count, promised, promised
