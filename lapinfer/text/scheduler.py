@@ -133,17 +133,22 @@ class Scheduler:
             self._changed.notify_all()
 
     def _loop(self) -> None:
-        while self._admit():
-            events: Sequence[tuple[Running, Event | Exception]]
-            try:
-                events = self._steps.step()
-            except Exception as error:  # a mistake of this program: whoever is served hears of it, and it goes on
-                events = [(each, error) for each in self._steps.running]
-                self._steps.running.clear()
+        try:
+            while self._admit():
+                events: Sequence[tuple[Running, Event | Exception]]
+                try:
+                    events = self._steps.step()
+                except Exception as error:  # a mistake of this program: whoever is served hears of it, and it goes on
+                    events = [(each, error) for each in self._steps.running]
+                    self._steps.running.clear()
+                with self._changed:
+                    self._sums["steps"] += 1
+                    for each, event in events:
+                        self._told(each, event)
+        finally:  # nobody waits for what does not come
             with self._changed:
-                self._sums["steps"] += 1
-                for each, event in events:
-                    self._told(each, event)
+                self._closing = True
+                self._give_up()
 
     def _told(self, each: Running, event: Event | Exception) -> None:
         ticket = self._tickets[each]
@@ -155,7 +160,7 @@ class Scheduler:
             ticket.push(event)
             if event.finish_reason is None:
                 return
-            self._sums["finished"] += 1
+            self._sums["finished"] += not ticket.cancelled
         self._ended(each)
 
     def _ended(self, each: Running) -> None:
@@ -177,7 +182,11 @@ class Scheduler:
                     self._give_up()
                 while self._waiting and self._steps.free:
                     ticket = self._waiting.take()
-                    self._tickets[self._steps.begin(ticket.request, ticket.since, ticket.client)] = ticket
+                    try:
+                        self._tickets[self._steps.begin(ticket.request, ticket.since, ticket.client)] = ticket
+                    except Exception as error:
+                        self._sums["failed"] += 1
+                        ticket.end(error)
                 if self._steps.running:
                     return True
                 if self._closing:
