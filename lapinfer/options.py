@@ -223,7 +223,7 @@ class ServeOptions:
     ] = None
     queue: Annotated[int, whole("Requests that may wait, of each model.", 0)] = 256
     body: Annotated[float, number("MB that a request may have.", 0.001, 1000)] = 8.0
-    timeout: Annotated[float, number("Seconds that an answer may take.", 1)] = 600.0
+    timeout: Annotated[float, number("Seconds that an answer may take.", 0.1)] = 600.0
 
     def __post_init__(self) -> None:
         _check(self)

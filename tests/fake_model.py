@@ -223,7 +223,7 @@ def install(monkeypatch, make, slow_load=0.0):
         return Path(name)
 
     modules = {
-        LOADER: SimpleNamespace(load_model=load_model, convert=convert),
+        LOADER: SimpleNamespace(load_model=load_model, convert=convert, memory_needed=lambda name, options: 1),
         "lapinfer.checkpoint.hub": SimpleNamespace(
             pull=pull,
             list_local=lambda: [LocalModel("smollm2", "pulled", "/x", 1)],
@@ -243,6 +243,7 @@ def install(monkeypatch, make, slow_load=0.0):
         package, _, last = name.rpartition(".")
         if monkeypatch is None:
             sys.modules[name] = module
+            setattr(importlib.import_module(package), last, module)
         else:
             monkeypatch.setitem(sys.modules, name, module)
             monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
