@@ -349,8 +349,9 @@ class Model:
 
     def copy_slot(self, origin: int, target: int, count: int) -> None:
         """Let a slot hold the first `count` positions of another one, as `save_slot` and `restore_slot` do."""
+        origin, target = whole("slot", origin, 0, self.slots - 1), whole("slot", target, 0, self.slots - 1)
         with self.lock:
-            self.restore_slot(target, self.save_slot(origin, count))
+            self._slots.copy(origin, target, count)
 
     def forward(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits [T, V] float32 of every position of a fresh sequence (it takes slot 0)."""

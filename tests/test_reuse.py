@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from test_determinism import build, prompt
 from lapinfer.errors import InputError
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
-from lapinfer.text import prefixes
+from lapinfer.text import prefix_files, prefixes
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.generation import Token
 from lapinfer.text.language_model import LanguageModel
@@ -165,6 +169,80 @@ def test_only_what_is_new_is_kept() -> None:
     assert sizes[0] == 0
     assert sizes[1] == sizes[2] > 0  # ten more are soon read
     assert sizes[3] == sizes[1] * 190 // 150  # it has the shorter one, which went
+    model.close()
+
+
+STALLED = """
+import sys, threading
+from pathlib import Path
+from test_reuse import PLENTY, SYSTEM, USERS, answer, made
+from lapinfer.text import prefix_files
+from lapinfer.text.language_model import LanguageModel
+from lapinfer.text.prefixes import PrefixStore
+
+model = LanguageModel(made("plain"))
+store = model.prefixes.store = PrefixStore(model.model, Path(sys.argv[1]), PLENTY)
+answer(model, SYSTEM)
+assert store.flush()
+begun = threading.Event()
+
+def half(self, file, ids, state):
+    file.write(b"half")
+    file.flush()
+    begun.set()
+    threading.Event().wait()
+
+prefix_files.PrefixFiles._write = half
+print(answer(model, USERS[0] * 3)[0], flush=True)
+begun.wait()
+print("writing", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks")
+def test_a_process_that_is_killed_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers while it writes; others answer meanwhile, find what is whole, and write when it is gone."""
+    monkeypatch.setattr(prefix_files, "PATIENCE", 0.0)
+    monkeypatch.setattr(prefix_files, "LOOK", 0.0)
+    texts = [[*SYSTEM, *USERS[0]], USERS[0] * 3]
+    expected = alone("plain", texts)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", STALLED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{expected[1]}\n"
+        assert process.stdout.readline() == "writing\n"
+        model = LanguageModel(made("plain", slots=1))
+        store = model.prefixes.store = PrefixStore(model.model, tmp_path, PLENTY, memory=0, notice=pytest.fail)
+        assert answer(model, texts[0]) == (expected[0], len(SYSTEM))
+        assert answer(model, texts[1]) == (expected[1], 0)
+        assert store.flush()
+        assert store.known(texts[1]).disk == 0
+        process.kill()
+    assert len([*tmp_path.glob("*/.lapinfer-*.part")]) == 1
+    model.forget()
+    assert answer(model, texts[1])[0] == expected[1]
+    assert store.flush()
+    assert store.known(texts[1]).disk == len(texts[1])
+    assert not [*tmp_path.glob("*/.lapinfer-*.part")]
+    model.close()
+
+
+def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prefix_files.PrefixFiles, "_write", full)
+    notes: list[str] = []
+    model = LanguageModel(made("plain", slots=1))
+    store = model.prefixes.store = PrefixStore(model.model, tmp_path, PLENTY, memory=0, notice=notes.append)
+    for ids in (SYSTEM, USERS[0] * 3, SYSTEM):
+        assert answer(model, ids)[1] == 0
+        assert store.flush()
+    assert len(notes) == 1
+    assert "No space left on device" in notes[0]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
     model.close()
 
 

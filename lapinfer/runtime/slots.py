@@ -166,9 +166,37 @@ class Slots:
         for i, arrays in enumerate(state.layers):
             for (rows, index), array in zip(self._rows(i, slot, state.count), arrays, strict=True):
                 rows[index] = array
-        self._end[slot] = self._written[slot] = state.count
-        lost = any(first_position(layer, state.count) for layer in spec.layers)
-        self._least[slot] = state.count if lost else 0
+        self._holds_only(slot, state.count)
+
+    def copy(self, origin: int, target: int, count: int) -> None:
+        """Let a slot hold the first `count` positions of another one: memory as it lies, and whole blocks of it."""
+        self._check_held(origin, count)
+        if origin == target:
+            return
+        self._end[target] = 0
+        for i in range(len(self._spec.layers)):
+            n = min(count, self._ring(i))
+            for array, positions in self._places(i, n):
+                array[(target, *positions)] = array[(origin, *positions)]
+        self._holds_only(target, count)
+
+    def _holds_only(self, slot: int, count: int) -> None:
+        """What a slot has now is what was saved after `count` positions."""
+        self._end[slot] = self._written[slot] = count
+        self._least[slot] = count if any(first_position(layer, count) for layer in self._spec.layers) else 0
+
+    def _places(self, layer: int, n: int) -> list[tuple[np.ndarray, tuple[slice, ...]]]:
+        """What a layer keeps, as (array, index of the first n places of a slot and maybe some more)."""
+        operands, every = self._operands(layer), slice(None)
+        if "state" in operands:
+            return [(operands["state"], (slice(n),))]
+        places: list[tuple[np.ndarray, tuple[slice, ...]]] = [
+            (operands["k_cache"], (every, slice(-(-n // KEY_LANES)))),
+            (operands["v_cache"], (every, slice(n))),
+        ]
+        if operands["k_cache"].dtype == np.int8:
+            places += [(operands[name], (every, every, slice(n))) for name in ("k_scale", "v_scale")]
+        return places
 
     def _check_held(self, slot: int, count: int) -> None:
         if not 1 <= count <= self._end[slot]:

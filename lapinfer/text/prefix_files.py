@@ -32,7 +32,7 @@ from lapinfer.options import KVName
 from lapinfer.outputs import PART, whole_file
 from lapinfer.private import open_private, private_folder
 from lapinfer.runtime.runner import Notice
-from lapinfer.runtime.slots import SlotState, can_shorten, layout, shortened
+from lapinfer.runtime.slots import SlotState, can_shorten, layout
 from lapinfer.spec import ModelSpec
 
 MAGIC = b"lapinfer prefix1"
@@ -95,14 +95,14 @@ class PrefixFiles:
         found = self._agreeing(ids)
         return max((count for count, _, gives in found if gives), default=0), max((n for n, *_ in found), default=0)
 
-    def find(self, ids: np.ndarray) -> SlotState | None:
-        """What a slot held after the longest beginning of `ids` that a file has."""
+    def find(self, ids: np.ndarray) -> tuple[int, np.ndarray, SlotState] | None:
+        """How many of `ids` the best file can give a slot, its own ids, and what a slot held after all of these."""
         for count, name, gives in self._agreeing(ids):
             path = self._folder / self._key / name
-            if gives and (state := self._read(path)) is not None:
+            if gives and (found := self._read(path)) is not None:
                 with suppress(OSError):
                     os.utime(path)
-                return shortened(self._spec, state, count)
+                return count, *found
         return None
 
     def nbytes(self) -> int:
@@ -176,8 +176,8 @@ class PrefixFiles:
         self._remove(path)
         return None
 
-    def _read(self, path: Path) -> SlotState | None:
-        """The state in a file; None, and the file removed, where it is damaged."""
+    def _read(self, path: Path) -> tuple[np.ndarray, SlotState] | None:
+        """The ids and the state in a file; None, and the file removed, where it is damaged."""
         with self._opened(path) as file:
             head = None if file is None else self._head(file, path)
             if file is None or head is None:
@@ -195,7 +195,7 @@ class PrefixFiles:
             if digest.digest() != expected:
                 self._remove(path)
                 return None
-        return SlotState(len(ids), (self._kind,) * len(self._spec.layers), tuple(layers))
+        return ids, SlotState(len(ids), (self._kind,) * len(self._spec.layers), tuple(layers))
 
     def _write(self, file: BinaryIO, ids: np.ndarray, state: SlotState) -> None:
         arrays = [array for layer in state.layers for array in layer]

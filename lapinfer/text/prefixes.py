@@ -23,7 +23,7 @@ from lapinfer.home import home
 from lapinfer.machine import available_memory
 from lapinfer.model import Model
 from lapinfer.runtime.runner import Notice
-from lapinfer.runtime.slots import SlotState
+from lapinfer.runtime.slots import SlotState, shortened
 from lapinfer.text.prefix_files import PrefixFiles
 from lapinfer.text.prefix_memory import PrefixMemory
 from lapinfer.text.prefix_writer import PrefixWriter
@@ -110,9 +110,10 @@ class PrefixStore:
         ids = np.array(ids, np.int32)
         if self._files is None or not is_as_loaded(self._model) or (found := self._files.find(ids)) is None:
             return None
+        count, stored, state = found
         with self._lock:
-            self._memory.add(ids[: found.count], found)
-        return found
+            self._memory.add(stored, state)
+        return shortened(self._model.spec, state, count)
 
     @property
     def has_files(self) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lapinfer.model import Model
     from lapinfer.runtime.slots import SlotState
 
-COPIED, IN_MEMORY, ON_DISK = 0.02, 0.01, 0.1
+COPIED, IN_MEMORY, ON_DISK = 0.01, 0.03, 0.1
 """What bringing a token costs, in tokens that are read, or less (bench/prefixes.py)."""
 OPENED = 8.0
 """What opening a file costs."""
