@@ -2,12 +2,18 @@
 
 import json
 import threading
+import time
+from contextlib import ExitStack
 
 import pytest
 
 anthropic = pytest.importorskip("anthropic")
+pydantic = pytest.importorskip("pydantic")
 pytest.importorskip("uvicorn")
-from serving import KEY, served  # noqa: E402
+from serving import KEY, NAME, running, served, state_of  # noqa: E402
+from talking_model import talking_model  # noqa: E402
+
+from lapinfer.serve import anthropic as endpoints  # noqa: E402
 
 WEATHER = {
     "name": "weather",
@@ -22,6 +28,7 @@ SCRIPT = {
     "<tool_response>\nsunny": "It is sunny.",
     "long": "word " * 500,
     "count": "one two three four",
+    "object": '{"name": "fox", "legs": 4}',
 }
 
 
@@ -174,3 +181,87 @@ def test_several_streams_at_once(client):
     for thread in threads:
         thread.join()
     assert texts == {"fox": SCRIPT["fox"], "count": SCRIPT["count"], "think": "So."}
+
+
+class Animal(pydantic.BaseModel):
+    name: str
+    legs: int
+
+
+def test_an_answer_keeps_to_a_schema(client):
+    pytest.importorskip("llguidance")
+    assert client.messages.parse(**ask("object"), output_format=Animal).parsed_output == Animal(name="fox", legs=4)
+
+
+def test_what_the_answer_touched_comes_with_it(client):
+    message = client.messages.create(**ask("a fox"))
+    figures = message.lapinfer
+    assert figures["bytes"] == {"head": 1000 * (message.usage.input_tokens + message.usage.output_tokens - 1)}
+    assert (figures["sharing"], figures["ttft_ms"] > 0, figures["tokens_per_second"] > 0) == (1, True, True)
+    *_, delta, _ = client.messages.create(**ask("a fox", stream=True))
+    assert set(delta.lapinfer) == set(figures)
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A client of a model that takes a while and has one slot, its scheduler, and the model."""
+    state = state_of({NAME: lambda: talking_model(tmp_path, SCRIPT, delay=0.002, slots=1)}, queue=0)
+    with (
+        running(state) as (url, _),
+        anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0, timeout=20) as client,
+    ):
+        client.messages.count_tokens(model=NAME, messages=ask("fox")["messages"])
+        (loaded,) = state.models.loaded
+        yield client, loaded.scheduler, loaded.model.model
+
+
+def until(condition):
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_who_leaves_a_stream_frees_the_model(slow):
+    client, scheduler, _ = slow
+    with client.messages.stream(**ask("long", max_tokens=4000)) as events:
+        next(iter(events.text_stream))
+        with pytest.raises(anthropic.RateLimitError) as caught:
+            client.messages.create(**ask("a fox"))
+        assert caught.value.body["error"]["type"] == "rate_limit_error"
+        assert int(caught.value.response.headers["retry-after"]) > 0
+    until(lambda: scheduler.stats().running == 0)
+    assert scheduler.stats().cancelled == 1
+
+
+def test_who_hangs_up_frees_the_model(slow):
+    client, scheduler, _ = slow
+    with pytest.raises(anthropic.APITimeoutError):
+        client.with_options(timeout=0.2).messages.create(**ask("long", max_tokens=4000))
+    until(lambda: scheduler.stats().running == 0)
+    assert scheduler.stats().cancelled == 1
+
+
+def test_pings_fill_a_silence(slow, monkeypatch):
+    client, _, model = slow
+    monkeypatch.setattr(endpoints, "SECONDS_OF_SILENCE", 0.02)
+    create = client.messages.with_streaming_response.create
+    with ExitStack() as stack:
+        with model.lock:
+            response = stack.enter_context(create(**ask("a fox", stream=True)))
+            lines = (line for line in response.iter_lines() if line.startswith("event"))
+            kinds = [next(lines) for _ in range(4)]
+        assert kinds == ["event: message_start", "event: ping", "event: ping", "event: ping"]
+        assert list(lines)[-1] == "event: message_stop"
+
+
+def test_what_fails_in_an_answer_is_told_in_its_stream(slow, monkeypatch):
+    client, _, model = slow
+    with client.messages.stream(**ask("long", max_tokens=4000)) as events:
+        next(iter(events.text_stream))
+        monkeypatch.setattr(model, "step", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            events.get_final_message()
+    assert caught.value.body == {
+        "type": "error", "error": {"type": "api_error", "message": "the server failed; its log says more"},
+    }  # fmt: skip

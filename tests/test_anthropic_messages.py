@@ -27,12 +27,13 @@ def body(**fields):
 def test_what_is_asked_reaches_the_library():
     read = asked(
         body(system="Be brief.", temperature=0, top_k=3, top_p=0.5, min_p=0.1, seed=4, stop_sequences=["a", "b"],
-             stream=True, metadata={"user_id": "u"}, thinking={"type": "enabled", "budget_tokens": 2000})
+             stream=True, metadata={"user_id": "u"}, thinking={"type": "enabled", "budget_tokens": 2000},
+             output_config={"effort": "max"})
     )  # fmt: skip
     assert read.messages == [{"role": "system", "content": "Be brief."}, USER]
     assert read.options == {
         "temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 4, "max_tokens": 9, "stop": ("a", "b"),
-        "template_kwargs": {"enable_thinking": True},
+        "template_kwargs": {"enable_thinking": True, "reasoning_effort": "high"},
     }  # fmt: skip
     assert (read.model, read.stream, read.stop, read.max_tokens) == ("m", True, ("a", "b"), 9)
 
@@ -115,6 +116,9 @@ def test_a_choice_of_no_tool_gives_none_and_several_are_alternatives():
         ({"tool_choice": {"type": "any"}}, InputError, "tools has none"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "x"}}, InputError, "no tool is called 'x'"),
         ({"thinking": {"type": "x"}}, InputError, "thinking.type"),
+        ({"thinking": {"type": []}}, InputError, "thinking.type"),
+        ({"output_config": {"effort": []}}, InputError, "expected one of low, medium, high, xhigh, max"),
+        ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": 1}}, InputError, "disable_parallel_tool_use"),
         ({"temprature": 1}, InputError, "temprature: this server knows no such field"),
         ({"output_config": {"format": {"type": "x"}}}, InputError, "expected 'json_schema'"),
     ],
@@ -204,6 +208,14 @@ def test_a_forced_call_is_a_call_and_what_is_cut_is_text():
     _, message = told(said[:1], forced=True, finish="length", max_tokens=2)
     assert message["content"] == [{"type": "text", "text": said[0][1]}]
     assert message["stop_reason"] == "max_tokens"
+
+
+def test_of_several_calls_the_first_where_one_is_wanted():
+    assert asked(body(tools=[WEATHER], tool_choice={"type": "auto", "disable_parallel_tool_use": True})).single
+    calls = tuple(ToolCall(id, "weather", "{}") for id in ("one", "two"))
+    events, message = told([("tool_calls", calls)], single=True)
+    assert [block["id"] for block in message["content"]] == ["one"]
+    assert events[-2]["delta"]["stop_reason"] == "tool_use"
 
 
 SAID = st.lists(

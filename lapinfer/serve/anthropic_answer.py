@@ -88,6 +88,8 @@ class Reply:
         yield self._delta({"type": f"{kind}_delta", kind: text})
 
     def _call(self, call: ToolCall) -> Iterator[Event]:
+        if self._asked.single and any(block["type"] == "tool_use" for block in self._content):
+            return
         yield from self._begin({"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
         self._content[-1]["input"] = json.loads(call.arguments)
         yield self._delta({"type": "input_json_delta", "partial_json": call.arguments})

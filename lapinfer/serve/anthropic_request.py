@@ -17,13 +17,15 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Sampling parameters that go through as they are; the last two are ours."""
 IGNORED = (
     "metadata", "service_tier", "cache_control", "inference_geo", "diagnostics", "speed", "user_profile_id",
-    "workspace_id", "context_management", "betas",
+    "workspace_id", "context_management", "container", "betas",
 )  # fmt: skip
 """What changes no answer here."""
 KNOWN = (
     "model", "messages", "max_tokens", "system", "stop_sequences", "stream", "thinking", "tools", "tool_choice",
     "output_config", *SAMPLING, *IGNORED,
 )  # fmt: skip
+EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+"""What templates that know efforts know, by Anthropic's."""
 BETWEEN_TEXTS = "\n\n"
 """Between blocks of text that a user or the system gives: they are paragraphs of their own."""
 
@@ -33,7 +35,8 @@ class Asked:
     """A request as the library takes it: `LanguageModel.chat_request(messages, **options)`.
 
     stop: the client's own stop sequences. max_tokens: None where none was given (counting tokens needs none).
-    forced: a call must be made: the answer is an object that says it (`call_schema`), and nothing else.
+    forced: a call must be made: the answer is an object that says it (`call_schema`), and nothing else. single: of
+    several calls, the first alone.
     """
 
     model: str
@@ -43,6 +46,7 @@ class Asked:
     max_tokens: int | None
     stream: bool
     forced: bool = False
+    single: bool = False
 
 
 def asked(body: Any, *, counting: bool = False) -> Asked:
@@ -63,10 +67,11 @@ def asked(body: Any, *, counting: bool = False) -> Asked:
     stop = tuple(texts("stop_sequences", given.get("stop_sequences") or ()))
     if stop:
         options["stop"] = stop
-    options |= _thinking(given.get("thinking"))
+    output = {} if (output := given.get("output_config")) is None else _object("output_config", output)
+    options |= _template(given.get("thinking"), output.get("effort"))
     tools = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(_list("tools", given.get("tools") or []))]
-    choice = _choice(given.get("tool_choice"), [tool["function"]["name"] for tool in tools])
-    schema = _output_schema(given.get("output_config"))
+    choice, single = _choice(given.get("tool_choice"), [tool["function"]["name"] for tool in tools])
+    schema = _output_schema(output.get("format"))
     if tools and choice != ():
         options["tools"] = tools
     if choice:
@@ -79,7 +84,8 @@ def asked(body: Any, *, counting: bool = False) -> Asked:
         if messages[-1].get("tool_calls"):
             raise InputError("messages: the last one has a tool_use block, and no tool_result follows")
         options["continue_final_message"] = True
-    return Asked(model, messages, options, stop, max_tokens, flag("stream", given.get("stream", False)), bool(choice))
+    stream = flag("stream", given.get("stream", False))
+    return Asked(model, messages, options, stop, max_tokens, stream, forced=bool(choice), single=single)
 
 
 def _system(where: str, given: Any) -> list[dict[str, Any]]:
@@ -189,14 +195,19 @@ def _unknown(where: str, kind: Any, place: str) -> Exception:
     return InputError(f"{where}.type: {place} has no blocks of type {described(kind)}")
 
 
-def _thinking(given: Any) -> dict[str, Any]:
+def _template(thinking: Any, effort: Any) -> dict[str, Any]:
     """What templates are told: nothing where nothing was asked for. A budget is not kept to."""
-    if given is None:
-        return {}
-    kind = _object("thinking", given).get("type")
-    if kind not in ("enabled", "disabled", "adaptive", "between_tools"):
-        raise InputError(f"thinking.type: expected 'enabled', 'adaptive' or 'disabled', got {described(kind)}")
-    return {"template_kwargs": {"enable_thinking": kind != "disabled"}}
+    variables: dict[str, Any] = {}
+    if thinking is not None:
+        kind = _object("thinking", thinking).get("type")
+        if kind not in ("enabled", "disabled", "adaptive", "between_tools"):
+            raise InputError(f"thinking.type: expected 'enabled', 'adaptive' or 'disabled', got {described(kind)}")
+        variables["enable_thinking"] = kind != "disabled"
+    if effort is not None:
+        if not isinstance(effort, str) or effort not in EFFORTS:
+            raise InputError(f"output_config.effort: expected one of {', '.join(EFFORTS)}, got {described(effort)}")
+        variables["reasoning_effort"] = EFFORTS[effort]
+    return {"template_kwargs": variables} if variables else {}
 
 
 def _tool(where: str, given: Any) -> dict[str, Any]:
@@ -211,32 +222,30 @@ def _tool(where: str, given: Any) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _choice(given: Any, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The tools of which one must be called; () where none may be, None where the model decides."""
+def _choice(given: Any, names: Sequence[str]) -> tuple[tuple[str, ...] | None, bool]:
+    """The tools of which one must be called, () where none may be, None where the model decides; whether only one."""
     if given is None:
-        return None
+        return None, False
     choice = _object("tool_choice", given)
+    single = flag("tool_choice.disable_parallel_tool_use", choice.get("disable_parallel_tool_use", False))
     match choice.get("type"):
         case "auto":
-            return None
+            return None, single
         case "none":
-            return ()
+            return (), single
         case "any":
             if not names:
                 raise InputError("tool_choice: a tool must be called, but tools has none")
-            return tuple(names)
+            return tuple(names), single
         case "tool":
             if (name := choice.get("name")) not in names:
                 raise InputError(f"tool_choice.name: no tool is called {described(name)}")
-            return (str(name),)
+            return (str(name),), single
         case other:
             raise InputError(f"tool_choice.type: expected 'auto', 'any', 'tool' or 'none', got {described(other)}")
 
 
-def _output_schema(given: Any) -> Any:
-    if given is None:
-        return None
-    format = _object("output_config", given).get("format")
+def _output_schema(format: Any) -> Any:
     if format is None:
         return None
     kind = _object("output_config.format", format).get("type")
