@@ -52,6 +52,9 @@ from lapinfer.runtime.slots import Slots, SlotState
 from lapinfer.runtime.widening import cache_kind, cache_kinds, widen
 from lapinfer.spec import AttentionSpec, ModelSpec
 
+Allowed = Sequence[np.ndarray | None]
+"""For each of some tokens: which logits may be chosen, as bits in uint16 [≥ ceil(V/16)]; None: all."""
+
 SPLIT_BELOW = 8
 """Attention is split over key blocks when a step has fewer tiles of tokens than this."""
 
@@ -62,11 +65,13 @@ class Logits:
 
     values: [n_want, V] float32; block_max: [n_want, ceil(V/16)], the largest of each 16 neighbouring logits; both
     without rows where no logits were asked for. hidden: [n_want, D] float32, the hidden states after the last norm.
+    masked: whether logits that were not allowed are −∞.
     """
 
     values: np.ndarray
     block_max: np.ndarray
     hidden: np.ndarray
+    masked: bool = False
 
 
 class Model:
@@ -130,12 +135,15 @@ class Model:
     def step(
         self, token: Sequence[int] | np.ndarray, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray,
         want: Sequence[bool] | np.ndarray, *, best: int | None = None, guessed: bool = False,
+        allowed: Allowed | None = None,
     ) -> Logits:  # fmt: skip
         """Run T ≤ max_step tokens; returns the logits of those that are wanted, at most max_wanted.
 
         Tokens of a slot come in the order of their positions, and continue what the slot already holds.
         best: how many of the largest logits of each token are needed; others may be −∞. Those that are not have the
         bits that they have without it. 0: none, hidden states alone, and nothing of the head is read.
+        allowed: which logits may be among the best, as bits (bit i of uint16 [b] is that of 16·b + i) for each wanted
+        token, None for all: less of the head is read then, if it is read for the best alone (`Logits.masked`).
         guessed: some of the tokens may be taken back, so no layer's cache is widened for them: InputError instead.
         """
         with self.lock:
@@ -162,14 +170,14 @@ class Model:
             runner.begin(n)
             header = runner.words
             header[WANT], header[WANT_TILES] = wanted, -(-wanted // TILE)
-            few = self._enter_head(wanted, best)
+            few = self._enter_head(wanted, best, allowed)
             header[ITEMS] = attention_items(
                 buffers.slot[:n], buffers.pos[:n], buffers.items, buffers.part, buffers.partials, SPLIT_BELOW
             )
             elapsed = runner.run()
             while header[PROBLEM]:
                 self._mend(may_widen=self._widens and not guessed)
-                self._enter_head(wanted, best)
+                self._enter_head(wanted, best, allowed)
                 elapsed = runner.run()
             logits = 0 if best == 0 else wanted
             if logits and not np.isfinite(buffers.block_max[:logits].max()):
@@ -193,9 +201,10 @@ class Model:
                 self.routing.record(
                     buffers.slot[:n], buffers.pos[:n], routed.chosen[:, :n], routed.weight[:, :n], routed.path[:, :n]
                 )
-            return Logits(buffers.logits[:logits, : self.spec.vocab], buffers.block_max[:logits], hidden)
+            masked = few is not None and few.masked
+            return Logits(buffers.logits[:logits, : self.spec.vocab], buffers.block_max[:logits], hidden, masked)
 
-    def _enter_head(self, wanted: int, best: int | None) -> BestRows | None:
+    def _enter_head(self, wanted: int, best: int | None, allowed: Allowed | None) -> BestRows | None:
         """Say in the header how the head is read: for the best logits alone, or all of it (None)."""
         rows, header = self._best, self.runner.words
         if rows is not None and not (best is not None and 1 <= best <= rows.most and 1 <= wanted <= rows.tokens):
@@ -203,6 +212,8 @@ class Model:
         header[WHOLE_HEAD] = int(wanted > 0 and rows is None and best != 0)
         header[COARSE_HEAD] = int(rows is not None)
         header[BEST], header[BEST_BLOCKS] = best or 0, 0
+        if rows is not None:
+            rows.allow(allowed)
         return rows
 
     def _check_one(self, token: int, slot: int, pos: int) -> None:
@@ -300,8 +311,9 @@ class Model:
         return dict(zip(self._routed.layers, self._routed.nodes.tolist(), strict=True))
 
     def prefill(
-        self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0, *, best: int | None = None
-    ) -> Logits:
+        self, ids: Sequence[int] | np.ndarray, slot: int = 0, start: int = 0, *, best: int | None = None,
+        allowed: Allowed | None = None,
+    ) -> Logits:  # fmt: skip
         """Run a prompt from position `start` on, in chunks of max_step; the logits of its last token, as in `step`."""
         ids, slot, start = (
             row("ids", ids),
@@ -316,7 +328,7 @@ class Model:
             want = np.zeros(len(piece), bool)
             want[-1] = offset + len(piece) == len(ids)
             positions = start + offset + np.arange(len(piece))
-            logits = self.step(piece, np.full(len(piece), slot), positions, want, best=best)
+            logits = self.step(piece, np.full(len(piece), slot), positions, want, best=best, allowed=allowed)
         assert logits is not None
         return logits
 

@@ -85,7 +85,7 @@ class FakeModel:
     def usage(self):
         return self.runner.meter
 
-    def step(self, token, slot, pos, want, *, best=None, guessed=False):
+    def step(self, token, slot, pos, want, *, best=None, guessed=False, allowed=None):
         assert len(token) <= self.max_step
         self.steps.append(len(token))
         rows, hidden = [], []
@@ -106,6 +106,7 @@ class FakeModel:
             values=values,
             block_max=padded.reshape(len(values), padded.shape[1] // 16, 16).max(axis=2),
             hidden=np.stack(hidden) if hidden else np.zeros((0, self.spec.hidden), np.float32),
+            masked=False,
         )
 
     def _route(self, token):
@@ -135,7 +136,7 @@ class FakeModel:
     def copy_slot(self, origin, target, count):
         self.cache[target], self.cache[target, :count] = -1, self.cache[origin, :count]
 
-    def prefill(self, ids, slot=0, start=0, *, best=None):
+    def prefill(self, ids, slot=0, start=0, *, best=None, allowed=None):
         self.prompt_end = start + len(ids)
         logits = None
         for at in range(0, len(ids), self.max_step):

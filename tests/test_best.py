@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from random_weights import RandomWeights
 from lapinfer.errors import CheckpointError
 from lapinfer.kernels.operands import BEST_ROUNDS
 from lapinfer.model import Model
+from lapinfer.options import SamplingParams
 from lapinfer.packing.coarse import NORMS, coarse_copy
 from lapinfer.packing.entries import PackedEntry
 from lapinfer.quant.blocks import unpack
@@ -23,6 +24,8 @@ from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.predict import predict_bytes
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
 from lapinfer.tensors import COARSE, tensors
+from lapinfer.text.decoding import Conversation, Decoding
+from lapinfer.text.sampling import Sampler
 
 VOCAB, WIDTH, STEP = 5000, 64, 24
 TWICE = 4
@@ -122,6 +125,78 @@ def test_the_best_have_the_bits_of_the_whole_head(name: str, seed: int, best: in
     if not model.best_blocks[BEST_ROUNDS]:
         computed = np.isfinite(block_max).any(axis=0)
         assert computed.sum() == blocks
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 1000), best=st.sampled_from([1, 2, 17, 39]), tokens=st.integers(1, TWICE),
+    share=st.sampled_from([0.0, 0.001, 0.02, 0.5, 0.98, 1.0]), clustered=st.booleans(), free=st.booleans(),
+)  # fmt: skip
+def test_the_best_of_those_allowed(
+    name: str, seed: int, best: int, tokens: int, share: float, *, clustered: bool, free: bool
+) -> None:
+    """All of them, ties included, with their bits, and no other logit; whatever the others are."""
+    spec, head, change = CASES[name]
+    if name not in MODELS:
+        MODELS[name] = build(WithCoarseHead(spec, head, change), spec, threads=1 + len(MODELS) % 2)
+    model, rng = MODELS[name], np.random.default_rng(seed)
+    step = rng.integers(0, spec.vocab, tokens), [0] * tokens, range(tokens), [True] * tokens
+    whole = model.step(*step).values.copy()
+    masks = rng.random((tokens, VOCAB)) < share
+    if clustered:
+        masks = np.repeat(rng.random((tokens, BLOCKS)) < share, 16, axis=1)[:, :VOCAB]
+    masks[np.arange(tokens), rng.integers(0, VOCAB, tokens)] = True
+    masks[0] |= free and tokens > 1
+    given = [None if free and tokens > 1 and t == 0 else bits_of(mask) for t, mask in enumerate(masks)]
+    model.usage.reset()
+    few = model.step(*step, best=best, allowed=given)
+    assert model.best_blocks is not None
+    read = int(model.best_blocks.sum())
+    if not few.masked:
+        assert read == BLOCKS
+        np.testing.assert_array_equal(few.values, whole)
+        return
+    for t, allowed in enumerate(np.where(masks, whole, np.float32(-np.inf))):
+        check(allowed[None], few.values[t : t + 1], few.block_max[t : t + 1], min(best, int(masks[t].sum())))
+    assert not np.isfinite(few.values[~masks]).any()
+    assert read <= np.any(np.pad(masks, ((0, 0), (0, -VOCAB % 16))).reshape(-1, BLOCKS, 16), axis=(0, 2)).sum()
+    totals = model.usage.totals()
+    metered = {key.removeprefix("bytes_"): n for key, n in totals.items() if key.startswith("bytes_")}
+    formats = dict(model.weights.formats)
+    assert predict_bytes(spec, formats, "f16", *step[1:3], tokens, best_blocks=read) == metered
+
+
+class Some:
+    """Ids that may follow, by a hash of those before them: few, or many."""
+
+    def allowed(self, ids: Sequence[int]) -> np.ndarray:
+        rng = np.random.default_rng(list(ids))
+        mask = rng.random(VOCAB) < rng.choice([0.0, 0.01, 0.5])
+        mask[rng.integers(0, VOCAB)] = True
+        return mask
+
+    def bits(self, ids: Sequence[int]) -> np.ndarray:
+        return bits_of(self.allowed(ids))
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(temperature=1, top_k=9, seed=3)])
+@pytest.mark.parametrize("banned", [(), range(7)], ids=["all", "bans"])
+def test_constrained_texts_do_not_depend_on_how_the_head_is_read(params: SamplingParams, banned: Sequence[int]) -> None:
+    spec = decoder()
+    model, texts = build(WithCoarseHead(spec), spec), []
+    for logprobs in (None, 0):  # the best logits, all of them
+        sampler = Sampler(params, logprobs)
+        decoding = Decoding(model, 0, Conversation(), [1, 2, 3], sampler, lambda ids: [*banned], Some())
+        texts.append([decoding.next().token for _ in range(25)])
+        assert (model.best_blocks is None) == (logprobs is not None)
+        assert all(Some().allowed([1, 2, 3, *texts[-1][:i]])[token] for i, token in enumerate(texts[-1]))
+    assert texts[0] == texts[1]
+
+
+def bits_of(mask: np.ndarray) -> np.ndarray:
+    """uint16 [ceil(V/16)]."""
+    return np.packbits(np.pad(mask, (0, -len(mask) % 16)), bitorder="little").view(np.uint16)
 
 
 MODELS: dict[str, Model] = {}

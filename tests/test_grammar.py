@@ -173,11 +173,13 @@ def test_bans_yield_where_they_leave_nothing():
     logits = np.linspace(0, 1, 40, dtype=np.float32)
     allowed = np.zeros(40, bool)
     allowed[[3, 8]] = True
+    masked = np.where(allowed, logits, np.float32(-np.inf))
     for params in (SamplingParams(temperature=0), SamplingParams(temperature=1, top_k=5, seed=0)):
         sample = Sampler(params).sample
         assert sample(logits, None, (), (8,), allowed)[0] == 3
         assert sample(logits, None, (), (3, 8), allowed)[0] in (3, 8)
-    assert Sampler(SamplingParams(temperature=0)).needed(constrained=True) is None
+        assert sample(masked, None, (), (8,), masked=True)[0] == 3
+        assert sample(masked, None, (), (3, 8), masked=True)[0] in (3, 8)
 
 
 @given(seed=st.integers(0, 999), top_k=st.sampled_from([0, 3]), top_p=st.sampled_from([1.0, 0.7]))

@@ -9,6 +9,9 @@ the bound is exact: the k-th best of the logits that have been computed. Whoever
 may still reach it. How far the computed logits were off is watched: where that comes near the margin, the margin is
 widened, and in the end the whole head is read. A logit has the bits that the whole head would have given it, because
 `multiply` adds up in one order.
+
+Where only some rows are allowed, the best are the best of these: other rows have no logit and set no bound, and row
+blocks without an allowed row are not read. Errors are watched in all rows that were read.
 """
 
 import numpy as np
@@ -30,6 +33,7 @@ from lapinfer.kernels.simd import (
     store_f32,
     store_f32x16,
     store_i64,
+    where_bit,
     where_less,
 )
 from lapinfer.kernels.stamp import stamped
@@ -67,6 +71,17 @@ def offer(heap, k, value):
         store_f32(heap + 4 * place, below)
         place, child = child, 2 * child + 1
     store_f32(heap + 4 * place, value)
+
+
+# ---- rows that are allowed ----
+
+
+@jit
+def allowed_rows(best, token, block, values):
+    """16 logits, −∞ where they are not allowed."""
+    if best.state[0].masked == 0:
+        return values
+    return where_bit(load_i64(best.allowed + 8 * (token * best.blocks + block)), values, splat_f32(-INFINITY))
 
 
 # ---- lists ----
@@ -130,7 +145,8 @@ def list_best_blocks(best, step, heap):
             offer(heap, k, load_f32(largest + 4 * b))
         least = load_f32(heap)
         for b in range(blocks):
-            if load_f32(largest + 4 * b) >= least and load_i64(best.mark + 8 * b) == 0:
+            value = load_f32(largest + 4 * b)
+            if value >= least and value > -INFINITY and load_i64(best.mark + 8 * b) == 0:
                 list_block(best, b)
     begin_round(best, step, 0)
 
@@ -140,7 +156,7 @@ def reaches(best, token, block, margin, bound):
     """Whether a logit of this row block may be as large as the bound."""
     coarse = load_f32x16(best.coarse + token * best.coarse_stride + 64 * block)
     most = fma(load_f32x16(best.norms + 64 * block), splat_f32(margin), coarse)
-    return reduce_max(most) >= bound
+    return reduce_max(allowed_rows(best, token, block, most)) >= bound
 
 
 @jit
@@ -157,8 +173,10 @@ def list_more(best, step, margin, heap):
         bound, wide = load_f32(heap), margin * load_f32(best.deviations + 4 * t)
         largest = best.coarse_max + 4 * t * blocks
         for b in range(blocks):
+            value = load_f32(largest + 4 * b)
             if (
-                load_f32(largest + 4 * b) + wide * load_f32(best.block_norms + 4 * b) >= bound
+                value > -INFINITY
+                and value + wide * load_f32(best.block_norms + 4 * b) >= bound
                 and load_i64(best.mark + 8 * b) == 0
                 and reaches(best, t, b, wide, bound)
             ):
@@ -207,7 +225,10 @@ def shortlist(o, step, chunk, thread):
         largest = best.block_max + 4 * t * best.blocks
         for b in range(first, last):
             # Padded rows have −inf, anything else that is not finite is an error.
-            wrong = maximum(wrong, where_less(load_f32x16(coarse + 64 * b), infinity, zero, one))
+            values = load_f32x16(coarse + 64 * b)
+            wrong = maximum(wrong, where_less(values, infinity, zero, one))
+            if best.state[0].masked != 0:
+                store_f32(best.coarse_max + 4 * (t * best.blocks + b), reduce_max(allowed_rows(best, t, b, values)))
             store_f32x16(logits + 64 * b, none)
             store_f32(largest + 4 * b, -INFINITY)
     if reduce_max(wrong) > f32(0.0):
@@ -234,8 +255,9 @@ def best_rows(W, o, step, chunk, thread):
         for i in range(n):
             t = first_token + i
             value = cap(load_f32x16(y + 64 * i) * scale, o.softcap)
-            store_f32x16(best.logits + t * best.logits_stride + 64 * block, value)
-            store_f32(best.block_max + 4 * (t * best.blocks + block), reduce_max(value))
+            kept = allowed_rows(best, t, block, value)
+            store_f32x16(best.logits + t * best.logits_stride + 64 * block, kept)
+            store_f32(best.block_max + 4 * (t * best.blocks + block), reduce_max(kept))
             error = absolute(value - load_f32x16(best.coarse + t * best.coarse_stride + 64 * block))
             error = error / (norms * splat_f32(load_f32(best.deviations + 4 * t)))
             worst = maximum(worst, where_less(error, splat_f32(INFINITY), error, zero))  # not of padded rows

@@ -212,6 +212,7 @@ BEST_STATE = Record(
     level=i64("which of BEST_MARGINS is used; their number where none was enough"),
     rest=i64("row blocks that were read after all, with the whole head"),
     not_finite=i64("1 if a coarse logit was not"),
+    masked=i64("1 if only some rows may be among the best, else 0"),
 )
 
 # ---- groups of operands that several ops have ----
@@ -223,6 +224,7 @@ BEST_ROWS = Record(
     coarse=address("[T, 16 · blocks]: logits of the coarse copy", FLOAT),
     coarse_stride=i64("from one token's to the next one's"),
     coarse_max=address("[T, blocks]: the largest of each block", FLOAT),
+    allowed=address("[T, blocks]: bit i is 1 if row i of the block may be among the best; read if masked", INT),
     norms=address("[16 · blocks]: of the rows' residuals", FLOAT),
     block_norms=address("[blocks]: the largest of each block", FLOAT),
     exact=address("[T, ≥ D]: what the head multiplies", FLOAT),

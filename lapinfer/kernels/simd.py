@@ -201,6 +201,17 @@ def where_less(typingctx, a, c, yes, no):
 
 
 @intrinsic
+def where_bit(typingctx, bits, yes, no):
+    """yes where bit i of a whole number is 1, else no; lane i by lane i."""
+
+    def generate(context, b, sig, args):
+        lanes = b.bitcast(b.trunc(args[0], ir.IntType(16)), ir.VectorType(ir.IntType(1), 16))
+        return b.select(lanes, args[1], args[2])
+
+    return f32x16(types.int64, f32x16, f32x16), generate
+
+
+@intrinsic
 def power_of_two(typingctx, exponent):
     """2^n for whole n of −126 … 127, by building the bits."""
 

@@ -29,7 +29,7 @@ class Saying(Sampler):
         super().__init__(SamplingParams(temperature=0))
         self._text = text
 
-    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = (), constrained: bool = False) -> int:
+    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = ()) -> int:
         return TYPICAL_BEST
 
     def sample(
@@ -39,6 +39,7 @@ class Saying(Sampler):
         history: Sequence[int] = (),
         banned: Sequence[int] = (),
         allowed: np.ndarray | None = None,
+        masked: bool = False,
     ) -> Chosen:
         return Chosen(self._text[len(history)])
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from lapinfer.errors import LapinferError
 from lapinfer.text.likelihood import SCORED_PIECE, Chosen
 from lapinfer.text.sampling import Sampler
 from lapinfer.text.scoring import PromptScores
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 Banned = Callable[[Sequence[int]], Sequence[int]]
 """The ids that may not follow some ids."""
-Allowed = Callable[[Sequence[int]], np.ndarray]
-"""Whether each id, [V] bool, may follow some ids."""
 STRETCH = 256
 """Ids that are compared at once."""
 
@@ -35,6 +34,14 @@ class Piece(NamedTuple):
     complete: bool
     wanted: int
     guesses: Sequence[int] = ()
+
+
+class Allowed(Protocol):
+    """The ids that may follow some ids: as in `model.Allowed`, and [V] bool."""
+
+    def bits(self, ids: Sequence[int]) -> np.ndarray: ...
+
+    def allowed(self, ids: Sequence[int]) -> np.ndarray: ...
 
 
 class Beginnings(Protocol):
@@ -180,10 +187,10 @@ class Decoding:
             slots, positions = np.full(len(tokens), self.slot), np.arange(kept, kept + len(tokens))
             logits = self.model.step(
                 tokens, slots, positions, np.ones(len(tokens), bool), best=self.needed(guesses),
-                guessed=len(guesses) > 0,
+                guessed=len(guesses) > 0, allowed=[self.bits(), *[None] * len(guesses)],
             )  # fmt: skip
         else:
-            logits = self.model.prefill(missing, self.slot, kept, best=self.needed())
+            logits = self.model.prefill(missing, self.slot, kept, best=self.needed(), allowed=[self.bits()])
         self.steps += 1
         self._read(missing)
         return logits
@@ -204,11 +211,20 @@ class Decoding:
         for guess in (None, *guesses):
             if guess is not None:
                 ids.append(guess)
-            needed = self.sampler.needed(ids, self.banned(ids), self.allowed is not None)
+            needed = self.sampler.needed(ids, self.banned(ids))
             if needed is None:
                 return None
             most = max(most, needed)
         return most
+
+    def bits(self) -> np.ndarray | None:
+        """Which ids may follow `ids`, as in `model.Allowed`."""
+        if self.allowed is None:
+            return None
+        try:
+            return self.allowed.bits(self.ids)
+        except LapinferError:
+            return None  # raised again by `choose`, when no one else is in the middle of a step
 
     def checked(self, logits: Logits, row: int, guesses: Sequence[int]) -> list[Chosen]:
         """The tokens that a step brings which has run guesses, too: logits from `row` on are those after each."""
@@ -217,8 +233,9 @@ class Decoding:
     def choose(self, logits: Logits, row: int) -> Chosen:
         """A token by one row of logits, appended to `ids`."""
         ids = self.ids
-        allowed = None if self.allowed is None else self.allowed(ids)
-        chosen = self.sampler.sample(logits.values[row], logits.block_max[row], ids, self.banned(ids), allowed)
+        allowed = None if self.allowed is None or logits.masked else self.allowed.allowed(ids)
+        values, block_max, masked = logits.values[row], logits.block_max[row], logits.masked
+        chosen = self.sampler.sample(values, block_max, ids, self.banned(ids), allowed, masked)
         ids.append(chosen.token)
         return chosen
 

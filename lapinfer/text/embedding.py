@@ -91,6 +91,9 @@ class Embedder:
         """No logits."""
         return 0
 
+    def bits(self) -> None:
+        """And none that is not allowed."""
+
     def ran(self, piece: Piece, logits: Logits, row: int) -> list[Embedding]:
         """As `Generation.ran`."""
         self._held.extend(piece.tokens)

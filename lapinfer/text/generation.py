@@ -8,6 +8,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from lapinfer.arguments import texts, whole, whole_numbers
 from lapinfer.errors import InputError
 from lapinfer.text.channels import Part, Splitter, calls_of, of_kind
@@ -113,7 +115,7 @@ class Request:
         asked = self.model, slot, conversation, self.prompt, sampler, banned
         if self.tokenizer is not None and self.constraint is not None:
             # Nothing is guessed: guesses know nothing of the grammar, and most of them would be forbidden.
-            decoding = Decoding(*asked, self.constraint.allowed, scores)
+            decoding = Decoding(*asked, self.constraint, scores)
             told = _Told(BytesDecoder(self.tokenizer.token_bytes))
         else:
             if speculation is None or scores is not None:
@@ -243,6 +245,10 @@ class Generation:
     def needed(self, piece: Piece) -> int | None:
         """How many of the largest logits are needed after it; None: all."""
         return self.decoding.needed(piece.guesses)
+
+    def bits(self) -> np.ndarray | None:
+        """Which ids may come next, as in `model.Allowed`."""
+        return self.decoding.bits()
 
     def ran(self, piece: Piece, logits: Logits, row: int) -> list[Token]:
         """The events after a step that read what was due; the logits that it wanted are those from `row` on."""

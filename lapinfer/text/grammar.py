@@ -139,16 +139,19 @@ class Constraint:
         self._mask: np.ndarray | None = None
 
     def allowed(self, ids: Sequence[int]) -> np.ndarray:
-        """[V] bool, of which at least one is true: what may follow prompt and answer, `ids`.
+        """[V] bool: `bits` one by one."""
+        return np.unpackbits(self.bits(ids).view(np.uint8), count=self._vocab, bitorder="little").view(bool)
+
+    def bits(self, ids: Sequence[int]) -> np.ndarray:
+        """What may follow prompt and answer, `ids`, at least one id: bit i of uint16 [b] is that of 16·b + i.
 
         InputError for an answer that is none of the grammar's, or where llguidance meets its bounds.
         """
         answer = list(ids[self._prompt :])
         if self._mask is None or answer != self._taken:
             self._go_to(answer)
-            bits = np.frombuffer(_guarded(self._kind, self._matcher.compute_bitmask), np.uint8)
+            mask = np.frombuffer(_guarded(self._kind, self._matcher.compute_bitmask), np.uint16)
             _check(self._matcher, self._kind)
-            mask = np.unpackbits(bits, count=self._vocab, bitorder="little").view(bool)
             if not mask.any():
                 raise InputError(f"{self._kind}: no token of this model can go on an answer that began so")
             self._mask = mask

@@ -33,15 +33,15 @@ class Sampler:
         """Let the next random numbers be those that `other` will draw."""
         self._random.bit_generator.state = other._random.bit_generator.state
 
-    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = (), constrained: bool = False) -> int | None:
-        """How many of the largest logits decide what `sample` returns; None: all of them.
+    def needed(self, history: Sequence[int] = (), banned: Sequence[int] = ()) -> int | None:
+        """How many of the largest logits, of ids that are allowed, decide what `sample` returns; None: all of them.
 
         A ban takes one away. So may a penalty, which lowers the logits of ids that were there; a reward (below 1) could
-        raise any. constrained: whether `sample` will be told what is allowed: none of the largest may be.
+        raise any.
         """
         p = self.params
         kept = 1 if p.temperature == 0 else p.top_k
-        if constrained or self.logprobs is not None or kept == 0 or (p.repetition_penalty < 1 and len(history)):
+        if self.logprobs is not None or kept == 0 or (p.repetition_penalty < 1 and len(history)):
             return None
         lowered = len(set(history)) if p.repetition_penalty > 1 else 0
         return kept + lowered + len(set(banned))
@@ -54,13 +54,14 @@ class Sampler:
         history: Sequence[int] = (),
         banned: Sequence[int] = (),
         allowed: np.ndarray | None = None,
+        masked: bool = False,
     ) -> Chosen:
         """The next token, with what is asked for of log-probabilities under the model's own logits.
 
-        logits: [V] float32, not changed; all but the largest `needed` ones may be −∞. block_max: [ceil(V/16)] float32,
-        the maximum of each 16 consecutive logits (computed when None); history: earlier ids, which are penalized;
-        banned: ids that are not chosen; allowed: [V] bool, the ids that may be, or None for all. Where a ban leaves
-        none of these, it does not count.
+        logits: [V] float32, not changed; all but the largest `needed` ones of those allowed may be −∞. block_max:
+        [ceil(V/16)] float32, the maximum of each 16 consecutive logits (computed when None); history: earlier ids,
+        which are penalized; banned: ids that are not chosen; allowed: [V] bool, the ids that may be, or None for all;
+        masked: logits of all others are −∞ already. Where a ban leaves none that is allowed, it does not count.
         """
         if block_max is None:
             block_max = block_maxima(logits)
@@ -82,7 +83,7 @@ class Sampler:
             ids = np.unique(np.asarray(banned))
             ids = ids[(ids >= 0) & (ids < len(values))]  # a tokenizer may know more than the model
             values, block_max = _with(values, block_max, ids, -np.inf)
-            if not np.isfinite(block_max.max()) and allowed is not None:
+            if not np.isfinite(block_max.max()) and (masked or allowed is not None):
                 values, block_max = before
             if not np.isfinite(block_max.max()):
                 raise CheckpointError("generation_config.json bans every token that could come next")

@@ -53,6 +53,8 @@ class Runnable(Protocol[E]):
 
     def needed(self, piece: Piece) -> int | None: ...
 
+    def bits(self) -> np.ndarray | None: ...
+
     def ran(self, piece: Piece, logits: Logits, row: int) -> Sequence[E]: ...
 
 
@@ -204,10 +206,11 @@ class SharedSteps:
             want += [False] * (len(ids) - wanted) + [True] * wanted
         needed = [each.generation.needed(piece) for each, piece in due if piece.wanted]
         best = None if None in needed else max((n for n in needed if n is not None), default=None)
+        allowed = [bits for each, piece in due for bits in _allowed(each, piece)] if best else None
         began = perf_counter()
         logits = self._model.step(
             np.array(tokens, np.int32), np.array(slots), np.array(positions), np.array(want), best=best,
-            guessed=any(piece.guesses for _, piece in due),
+            guessed=any(piece.guesses for _, piece in due), allowed=allowed,
         )  # fmt: skip
         self._learn(due, perf_counter() - began)
         events: list[tuple[Running, Any]] = []
@@ -244,6 +247,13 @@ def _portions(some: Sequence[Running], room: int, wanted: int) -> list[Due]:
             due.append((each, piece))
             room, wanted = room - len(piece.tokens), wanted - piece.wanted
     return due
+
+
+def _allowed(one: Running, piece: Piece) -> list[np.ndarray | None]:
+    """What is allowed after each token of a piece whose logits are wanted, and after each guess."""
+    rows = piece.wanted + len(piece.guesses)
+    bits = one.generation.bits() if piece.complete else None
+    return [bits if row == piece.wanted - 1 else None for row in range(rows)]
 
 
 def _guesser(one: Running) -> Speculating | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,9 @@ from lapinfer.tensors import COARSE, head_name
 MOST_BEST = 512
 """How many of the best: the heap of as many fits the scratch memory of any model."""
 
+ALL_ROWS = (1 << ROWS) - 1
+"""The bits of a block whose rows may all be among the best."""
+
 MOST_SHARE = 3
 """Of more than a third of the row blocks, reading all of them in one run is faster."""
 
@@ -34,13 +38,28 @@ class BestRows:
     """What a step in which only the best logits are computed has read.
 
     most: how many may be asked for. tokens: wanted of a step at most, so that it is quicker than the whole head. counts
-    int64 [BEST_ROUNDS]: row blocks of each round. state: a BEST_STATE.
+    int64 [BEST_ROUNDS]: row blocks of each round. state: a BEST_STATE. allowed int64 [tokens, row blocks]: bits of the
+    rows of each block that may be among the best, where only some may.
     """
 
     most: int
     tokens: int
     counts: np.ndarray
     state: np.ndarray
+    allowed: np.ndarray
+
+    def allow(self, bits: Sequence[np.ndarray | None] | None) -> None:
+        """Enter which rows may be among the best: bits uint16 [≥ row blocks] of each token, None for all."""
+        masked = bits is not None and any(each is not None for each in bits)
+        if bits is not None and masked:
+            for row, each in zip(self.allowed, bits, strict=False):
+                row[:] = ALL_ROWS if each is None else each[: len(row)]
+        self.state[BEST_STATE.index("masked")] = masked
+
+    @property
+    def masked(self) -> bool:
+        """Whether logits of rows that are not allowed are −∞: not where the whole head was read after all."""
+        return bool(self.state[BEST_STATE.index("masked")]) and not self.state[BEST_STATE.index("rest")]
 
     @property
     def blocks(self) -> np.ndarray:
@@ -91,9 +110,11 @@ def _best_rows(build: ModelOps, name: str, bias: np.ndarray | None, bias_bytes: 
     logits = np.zeros((T, ROWS * blocks), np.float32)
     largest = np.zeros((T, blocks), np.float32)
     counts, state = np.zeros(BEST_ROUNDS, np.int64), np.zeros(len(BEST_STATE), np.int64)
-    rows = BestRows(min(MOST_BEST, blocks // 8), T, counts, state)
+    allowed = np.full((T, blocks), ALL_ROWS, np.int64)
+    rows = BestRows(min(MOST_BEST, blocks // 8), T, counts, state, allowed)
     table = {
-        "blocks": blocks, "coarse": logits, "coarse_stride": logits.strides[0], "coarse_max": largest, "norms": norms,
+        "blocks": blocks, "coarse": logits, "coarse_stride": logits.strides[0], "coarse_max": largest,
+        "allowed": allowed, "norms": norms,
         "block_norms": norms.reshape(blocks, ROWS).max(axis=1), "exact": step.hidden,
         "exact_stride": step.hidden.strides[0],
         "deviation": abs(spec.logit_scale) / spec.hidden**0.5, "deviations": np.zeros(T, np.float32),
