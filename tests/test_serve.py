@@ -192,7 +192,8 @@ def test_metrics_tell_what_happened(tmp_path):
         value = lambda name: float(lines[f'lapinfer_{name}{{model="fake"}}'])  # noqa: E731
         assert (value("requests_total"), value("generated_tokens_total")) == (2, 2 * len("ok") + 2)
         assert (value("requests_running"), value("requests_waiting")) == (0, 0)
-        assert value("prefix_hits_total") == 1
+        assert lines['lapinfer_prefix_hits_total{model="fake",tier="slots"}'] == "1.0"
+        assert value("prefix_misses_total") == 1
         assert value("time_to_first_token_seconds_count") == 2
         assert value("time_between_tokens_seconds_count") == 2 * len("ok")
         assert float(lines['lapinfer_touched_bytes_total{model="fake",part="head"}']) > 0

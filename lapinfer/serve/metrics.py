@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,15 +11,28 @@ from prometheus_client.registry import Collector
 
 from lapinfer.text.embedding import Embedding
 from lapinfer.text.generation import Token
+from lapinfer.text.reuse import ReuseStats, Tier
 from lapinfer.text.scheduler import Stats
 from lapinfer.text.shared_steps import Event
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-BYTES = "bytes_"
-"""What the meter's sums of bytes by part begin with."""
-Look = Callable[[], Mapping[str, tuple[Stats, Mapping[str, float]]]]
-"""Of each loaded model: what its scheduler has counted, and its meter."""
+TIERS = ("slots", "memory", "disk")
+"""Where beginnings of prompts are held (`ReuseStats`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a loaded model has counted: its scheduler, its meter (steps, bytes by part), its store of beginnings."""
+
+    stats: Stats
+    steps: int
+    parts: Mapping[str, int]
+    reuse: ReuseStats
+
+
+Look = Callable[[], Mapping[str, Counted]]
+"""Of each loaded model, by its name."""
 
 
 class Metrics:
@@ -31,8 +45,6 @@ class Metrics:
         self._requests = Counter("lapinfer_requests", "Requests that have begun to answer.", **by_model)
         self._refused = Counter("lapinfer_requests_refused", "Requests that found the queue full.", **by_model)
         self._prompt = Counter("lapinfer_prompt_tokens", "Tokens of prompts, those of the cache included.", **by_model)
-        self._reused = Counter("lapinfer_prefix_hit_tokens", "Prompts' tokens that the cache still held.", **by_model)
-        self._hits = Counter("lapinfer_prefix_hits", "Prompts of which the cache held a beginning.", **by_model)
         self._generated = Counter("lapinfer_generated_tokens", "Tokens of answers.", **by_model)
         self._first = Histogram(
             "lapinfer_time_to_first_token_seconds", "From a request to its first token.", labels,
@@ -63,8 +75,6 @@ class Metrics:
         timings = token.timings
         self._requests.labels(model).inc()
         self._prompt.labels(model).inc(timings.prompt_tokens)
-        self._reused.labels(model).inc(timings.reused_tokens)
-        self._hits.labels(model).inc(timings.reused_tokens > 0)
         self._first.labels(model).observe(timings.ttft_ms / 1e3)
 
     def refused(self, model: str) -> None:
@@ -85,23 +95,27 @@ class _Loaded(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        running = GaugeMetricFamily("lapinfer_requests_running", "Requests that have a slot.", labels=["model"])
-        waiting = GaugeMetricFamily("lapinfer_requests_waiting", "Requests that wait for a slot.", labels=["model"])
-        cancelled = CounterMetricFamily("lapinfer_requests_cancelled", "Requests that nobody waited for any more.",
-                                        labels=["model"])  # fmt: skip
-        steps = CounterMetricFamily("lapinfer_steps", "Steps of the model.", labels=["model"])
-        touched = CounterMetricFamily("lapinfer_touched_bytes", "Bytes that steps had to read, by part of the model.",
-                                      labels=["model", "part"])  # fmt: skip
-        for model, (stats, totals) in self._look().items():
-            running.add_metric([model], stats.running)
-            waiting.add_metric([model], stats.waiting)
-            cancelled.add_metric([model], stats.cancelled)
-            steps.add_metric([model], totals["steps"])
-            for part, count in parts_of(totals).items():
-                touched.add_metric([model, part], count)
-        yield from (running, waiting, cancelled, steps, touched)
-
-
-def parts_of(totals: Mapping[str, float]) -> dict[str, int]:
-    """Touched bytes by part of the model, of what a meter has summed up."""
-    return {name.removeprefix(BYTES): int(count) for name, count in totals.items() if name.startswith(BYTES)}
+        of, where, part = ["model"], ["model", "tier"], ["model", "part"]
+        running = GaugeMetricFamily("lapinfer_requests_running", "Requests that have a slot.", labels=of)
+        waiting = GaugeMetricFamily("lapinfer_requests_waiting", "Requests that wait for a slot.", labels=of)
+        cancelled = CounterMetricFamily("lapinfer_requests_cancelled", "Requests whose clients left.", labels=of)
+        steps = CounterMetricFamily("lapinfer_steps", "Steps of the model.", labels=of)
+        touched = CounterMetricFamily("lapinfer_touched_bytes", "Bytes that steps had to read, by part.", labels=part)
+        hits = CounterMetricFamily("lapinfer_prefix_hits", "Prompts of which a beginning was held.", labels=where)
+        tokens = CounterMetricFamily("lapinfer_prefix_hit_tokens", "Tokens of these beginnings.", labels=where)
+        kept = GaugeMetricFamily("lapinfer_prefix_bytes", "Bytes of beginnings that are kept.", labels=where)
+        misses = CounterMetricFamily("lapinfer_prefix_misses", "Prompts of which nothing was held.", labels=of)
+        for model, counted in self._look().items():
+            running.add_metric([model], counted.stats.running)
+            waiting.add_metric([model], counted.stats.waiting)
+            cancelled.add_metric([model], counted.stats.cancelled)
+            steps.add_metric([model], counted.steps)
+            for name, count in counted.parts.items():
+                touched.add_metric([model, name], count)
+            for name in TIERS:
+                tier: Tier = getattr(counted.reuse, name)
+                hits.add_metric([model, name], tier.hits)
+                tokens.add_metric([model, name], tier.tokens)
+                kept.add_metric([model, name], tier.nbytes)
+            misses.add_metric([model], counted.reuse.misses)
+        yield from (running, waiting, cancelled, steps, touched, hits, tokens, kept, misses)

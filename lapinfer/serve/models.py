@@ -11,9 +11,10 @@ from pathlib import Path
 from lapinfer.errors import DoesNotFitError
 from lapinfer.options import LoadOptions
 from lapinfer.serve.errors import ApiError
+from lapinfer.serve.metrics import Counted
 from lapinfer.serve.token_texts import TokenTexts
 from lapinfer.text.language_model import LanguageModel
-from lapinfer.text.scheduler import Scheduler, Stats
+from lapinfer.text.scheduler import Scheduler
 
 Open = Callable[[str, LoadOptions], LanguageModel]
 Size = Callable[[str, LoadOptions], int]
@@ -74,12 +75,14 @@ class Models:
         self._loading, self._changed = asyncio.Lock(), asyncio.Event()
         self.created = int(time.time())
 
-    def counted(self) -> dict[str, tuple[Stats, dict[str, float]]]:
-        """What schedulers and meters of loaded models have counted; waits for the end of a step of each."""
-        counted: dict[str, tuple[Stats, dict[str, float]]] = {}
+    def counted(self) -> dict[str, Counted]:
+        """What loaded models have counted; waits for the end of a step of each."""
+        counted: dict[str, Counted] = {}
         for each in self.loaded:
+            usage = each.model.usage
             with each.model.model.lock:
-                counted[each.name] = each.scheduler.stats(), each.model.usage.totals()
+                steps, parts = usage.steps, usage.parts()
+            counted[each.name] = Counted(each.scheduler.stats(), steps, parts, each.model.prefixes.stats())
         return counted
 
     @property
