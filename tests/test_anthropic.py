@@ -66,6 +66,12 @@ def test_a_message(client):
     assert usage.output_tokens == len(SCRIPT["fox"].encode()) + 1
 
 
+def test_models_are_listed(client):
+    (model,) = client.models.list()
+    assert (model.type, model.id, model.display_name, model.created_at.year > 2000) == ("model", NAME, NAME, True)
+    assert client.models.retrieve(NAME) == client.models.list().data[0]
+
+
 def test_events_of_a_stream_in_their_order(client):
     kinds, text = [], ""
     for event in client.messages.create(**ask("a fox", stream=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -27,8 +28,10 @@ async def metrics(state: State, http: Request) -> Response:
 
 
 async def models(state: State, http: Request) -> Response:
-    """GET /v1/models: all that can be asked for, loaded or not."""
-    return JSONResponse({"object": "list", "data": [_entry(state, name) for name in state.models.paths]})
+    """GET /v1/models: all that can be asked for, loaded or not; a list of OpenAI's, and a page of Anthropic's."""
+    names = list(state.models.paths)
+    page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    return JSONResponse({"object": "list", "data": [_entry(state, name) for name in names]} | page)
 
 
 async def model(state: State, http: Request) -> Response:
@@ -39,5 +42,8 @@ async def model(state: State, http: Request) -> Response:
 def _entry(state: State, name: str) -> dict[str, Any]:
     loaded = {each.name: each.model for each in state.models.loaded}.get(name)
     more = {} if loaded is None else {"max_model_len": loaded.model.ctx}  # vLLM's name for it
-    created = {"id": name, "object": "model", "created": state.models.created, "owned_by": "lapinfer"}
-    return created | {"loaded": loaded is not None} | more
+    created = state.models.created
+    openai = {"id": name, "object": "model", "created": created, "owned_by": "lapinfer"}
+    moment = datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    anthropic = {"type": "model", "display_name": name, "created_at": moment, "lifecycle": "active"}
+    return openai | anthropic | {"loaded": loaded is not None} | more
