@@ -92,7 +92,7 @@ class Answer(Generic[E]):
             if not self._state.draining:
                 raise
             raise _ends() from error
-        if self._late:
+        if not finished and self._late:
             raise ApiError(504, f"the answer was not ready within {self._state.options.timeout:g} s", code="timeout")
         if not finished:
             raise _ends()

@@ -11,7 +11,7 @@ from typing import Any
 
 from lapinfer.serve.figures import figures
 from lapinfer.serve.openai_usage import Usage
-from lapinfer.serve.token_texts import TokenTexts
+from lapinfer.serve.token_texts import TokenTexts, finite
 from lapinfer.text.generation import Token
 from lapinfer.text.likelihood import Chosen
 
@@ -62,10 +62,12 @@ class Continuation:
         if texts is None:
             return
         told["tokens"].append(texts.name(chosen.token))
-        told["token_logprobs"].append(chosen.logprob)
+        told["token_logprobs"].append(finite(chosen.logprob))
         told["text_offset"].append(self._length)
         likely = None if chosen.logprob is None else dict(((chosen.token, chosen.logprob), *chosen.top))
-        told["top_logprobs"].append(None if likely is None else {texts.name(id): value for id, value in likely.items()})
+        told["top_logprobs"].append(
+            None if likely is None else {texts.name(id): finite(value) for id, value in likely.items()}
+        )
         self._length += len(self._decoder.decode(texts.plain(chosen.token)))
 
 

@@ -90,10 +90,9 @@ async def _run(state: State, listener: socket.socket, told: Callable[[int, int],
 
     loop = asyncio.get_running_loop()
     for number in STOPPING:
-        loop.add_signal_handler(number, stop, number)
-    try:
-        await server.serve([listener])
-    finally:
-        for number in STOPPING:
-            loop.remove_signal_handler(number)
+        try:
+            loop.add_signal_handler(number, stop, number)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda number, frame: loop.call_soon_threadsafe(stop, number))
+    await server.serve([listener])
     return signals[0] if signals else None

@@ -9,6 +9,8 @@ from typing import Any
 from lapinfer.errors import UnsupportedError
 from lapinfer.text.tokenizer import Tokenizer
 
+IMPOSSIBLE = -9999.0
+
 
 class TokenTexts:
     """Bytes and texts of a model's tokens; special ones are shown by their names. None: a model without a tokenizer."""
@@ -48,4 +50,9 @@ class TokenTexts:
     def entry(self, id: int, logprob: float | None) -> dict[str, Any]:
         """As chats have it."""
         data = self.bytes(id)
-        return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": [*data]}
+        return {"token": data.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": [*data]}
+
+
+def finite(logprob: float | None) -> float | None:
+    """A log-probability as JSON can have it: OpenAI's number for tokens that are impossible."""
+    return None if logprob is None else max(logprob, IMPOSSIBLE)

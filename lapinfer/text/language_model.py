@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -72,6 +73,7 @@ class LanguageModel:
         self.conversations: Sequence[Conversation] = self.prefixes.conversations
         self.speculation, self._draft = Speculation(model), None
         self._grammars: Grammars | None = None
+        self._making_grammars = threading.Lock()
 
     @property
     def spec(self) -> ModelSpec:
@@ -292,7 +294,7 @@ class LanguageModel:
         """Grammars over this model's tokens: its trie is made once."""
         if self.tokenizer is None:
             raise InputError(f"schema, regex and lark need a tokenizer: this checkpoint {why_none(self.model.texts)}")
-        with self.model.lock:
+        with self._making_grammars:  # not the model's lock: others go on generating
             if self._grammars is None:
                 self._grammars = Grammars(self.tokenizer, self.spec.vocab)
             return self._grammars
