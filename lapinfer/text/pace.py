@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 GAP = 3.0
 """How many times as long as without prompts a step with them may take."""
 FIRST = 8
 """Tokens of prompts where it was never measured what they take …"""
 LEAST = 4
 """… and that are read however long they take, since every prompt must come to its end."""
-NEWEST = 0.25
+AGAIN = 32
+"""Steps with prompts after which one without is run, to see what that takes now."""
+NEWEST = 0.15
 """Share of the newest step in a mean."""
 OUTLIER = 2.0
 """A step counts as at most so many usual ones: something else had the processor."""
+
+
+@dataclass(slots=True)
+class _Plain:
+    """Steps without prompts. seconds: of one; prompts: how many steps with prompts were run before the last of them."""
+
+    seconds: float
+    prompts: int
 
 
 class Pace:
     """Learns what steps take by how many sequences decode in them, and what each token of a prompt adds."""
 
     def __init__(self) -> None:
-        self._plain: dict[int, float] = {}  # seconds of steps without prompts
-        self._token: float | None = None
+        self._plain: dict[int, _Plain] = {}
+        self._prompts = 0
+        # Means of both, whose ratio is what a token adds: a mean of ratios would be one of short pieces' noise.
+        self._added = self._read = 0.0
 
     def record(self, decoding: int, prompt: int, seconds: float) -> None:
         """Learn from a step in which so many sequences decoded, and so many tokens of prompts were read."""
+        plain = self._plain.get(decoding)
         if not prompt:
-            self._plain[decoding] = _mean(self._plain.get(decoding), seconds)
-        elif decoding in self._plain:
-            self._token = _mean(self._token, max(seconds - self._plain[decoding], 0.0) / prompt)
-        elif not decoding and self._token is None:
-            self._token = seconds / prompt
+            if plain is not None:
+                seconds = plain.seconds + NEWEST * (min(seconds, OUTLIER * plain.seconds) - plain.seconds)
+            self._plain[decoding] = _Plain(seconds, self._prompts)
+        elif plain is not None:
+            self._prompts += 1
+            if self._read:
+                seconds = min(seconds, OUTLIER * (plain.seconds + max(self._token, 0.0) * prompt))
+            share = NEWEST if self._read else 1.0
+            self._added += share * (seconds - plain.seconds - self._added)
+            self._read += share * (prompt - self._read)
+        elif not decoding and not self._read:
+            self._added, self._read = seconds, float(prompt)
 
     def room(self, decoding: int) -> int:
-        """Tokens of prompts in a step in which so many sequences decode, one or more.
-
-        None where a step without prompts was never measured: it is, then.
-        """
-        if decoding not in self._plain:
+        """Tokens of prompts in a step in which so many sequences decode, one or more; 0 where one without is due."""
+        plain = self._plain.get(decoding)
+        if plain is None or self._prompts - plain.prompts >= AGAIN:
             return 0
-        if not self._token:
+        if not self._read:
             return FIRST
-        return max(LEAST, int((GAP - 1) * self._plain[decoding] / self._token))
+        most = (GAP - 1) * plain.seconds
+        return max(LEAST, int(most / max(self._token, most / (4 * self._read))))  # no leaps: times are noisy
 
-
-def _mean(usual: float | None, newest: float) -> float:
-    if usual is None:
-        return newest
-    return usual + NEWEST * (min(newest, OUTLIER * usual) - usual)
+    @property
+    def _token(self) -> float:
+        return self._added / self._read
