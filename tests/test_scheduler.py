@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +17,11 @@ from lapinfer.errors import InputError, LapinferError, QueueFullError
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.generation import Token
 from lapinfer.text.language_model import LanguageModel
+from lapinfer.text.pace import Pace
 from lapinfer.text.scheduler import Scheduler
 from lapinfer.text.shared_steps import SharedSteps
+from lapinfer.text.speculation import Speculating, Speculation
+from lapinfer.text.waiting import Waiting
 
 
 @pytest.fixture
@@ -85,6 +89,55 @@ def test_everyone_has_the_tokens_of_alone(model: LanguageModel, sampling: dict[s
     assert stats.prompt_tokens + stats.reused_tokens == sum(map(len, prompts))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_comes_and_goes_and_whatever_is_guessed(
+    model: LanguageModel, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random arrivals, cancellations, samplings, guesses and portions of prompts change no token."""
+    drawn = random.Random(seed)
+    beginning = prompt(30, 50 + seed)
+    prompts = [[*beginning[: drawn.choice((0, 0, 20, 30))], *prompt(drawn.choice((1, 7, 40)), i)] for i in range(9)]
+    asked = [
+        {"max_tokens": drawn.randint(1, 12), "temperature": drawn.choice((0, 1.0)), "seed": i, "top_k": 20}
+        | drawn.choice(({}, {"logprobs": 2}, {"repetition_penalty": 1.3}))
+        for i in range(9)
+    ]
+    alone: list[list[Any]] = []
+    for ids, options in zip(prompts, asked, strict=True):
+        model.forget()
+        alone.append(told(model.stream(ids, speculate=False, **options)))
+    model.forget()
+
+    def guesses(decoding: Speculating, most: int) -> list[int]:
+        """Some that are right, and often one that is not."""
+        known = next(tokens for ids, tokens in zip(prompts, alone, strict=True) if decoding.ids[: len(ids)] == ids)
+        said = len(decoding.ids) - (decoding._end - len(known))  # all of these answers end at their limit
+        right = [token for token, *_ in known[max(said, 0) :]][: drawn.randint(0, max(min(most, 4), 0))]
+        return [drawn.choice((token, token, 1)) for token in right[: decoding._end - len(decoding.ids) - 1]]
+
+    def shared(speculation: Speculation, all: list[Any]) -> list[list[int]]:
+        return [[] if each is None or not speculation.most else guesses(each, 4) for each in all]
+
+    monkeypatch.setattr(Speculating, "_guess", guesses)
+    monkeypatch.setattr(Speculation, "shared", shared)
+    monkeypatch.setattr(Pace, "room", lambda pace, decoding: drawn.choice((0, 3, 20)))
+    steps, waiting, found = SharedSteps(model.model, model.conversations, model.speculation), list(range(9)), {}
+    indices: dict[Any, int] = {}
+    while waiting or steps.running:
+        while waiting and steps.free and (not steps.running or drawn.random() < 0.6):
+            index = waiting.pop(drawn.randrange(len(waiting)))
+            indices[steps.begin(model.request(prompts[index], **asked[index]), 0.0)] = index
+            found[index] = []
+        if drawn.random() < 0.03:
+            steps.drop(drawn.choice(steps.running))
+        if steps.running:
+            for each, event in steps.step():
+                found[indices[each]].append(event)
+    for index, events in found.items():
+        assert told(events) == alone[index][: len(events)]
+        assert len(events) == len(alone[index]) or events == [] or events[-1].finish_reason is None
+
+
 def test_tokens_in_an_event_loop(fake: LanguageModel) -> None:
     async def tokens(scheduler: Scheduler, ids: list[int]) -> list[Any]:
         return told([token async for token in scheduler.submit(fake.request(ids, max_tokens=9, temperature=0))])
@@ -137,6 +190,18 @@ def test_clients_take_turns(fake: LanguageModel, gate: threading.Semaphore) -> N
             threads[0].join(0.01)
     assert "".join(order).rindex("c") < 6
     assert "".join(order).rindex("b") < 8
+
+
+def test_clients_with_fewest_slots_come_first() -> None:
+    waiting: Waiting[str] = Waiting()
+    for item in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        waiting.add(item[0], item)
+    held = {"a": 2, "b": 1, "c": 1}
+    order: list[str] = []
+    while waiting:
+        order.append(waiting.take(held))
+        held[order[-1][0]] += 1
+    assert order == ["b1", "c1", "a1", "b2", "a2", "a3"]
 
 
 def test_an_error_ends_one_and_an_error_of_a_step_all_in_it(

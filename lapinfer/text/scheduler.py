@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -62,7 +63,7 @@ class Stats:
 
 
 class Scheduler:
-    """Runs requests of one model, as many at once as it has slots; the others wait, and clients take turns.
+    """Runs requests of one model, as many at once as it has slots; the others wait, and clients share slots evenly.
 
     Each gets the tokens that it would get alone. most_waiting: beyond that, `submit` raises QueueFullError. Close it
     before the model; as a context manager it is closed at the end of the block.
@@ -181,7 +182,7 @@ class Scheduler:
                 if self._closing and not self._drains:
                     self._give_up()
                 while self._waiting and self._steps.free:
-                    ticket = self._waiting.take()
+                    ticket = self._waiting.take(Counter(each.client for each in self._steps.running))
                     try:
                         self._tickets[self._steps.begin(ticket.request, ticket.since, ticket.client)] = ticket
                     except Exception as error:

@@ -1,16 +1,16 @@
-"""Who waits for a slot, in a fair order: clients take turns, and each one's own come in their order."""
+"""Who waits for a slot, in a fair order: clients with fewest come first, and the items of each in their order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
 class Waiting(Generic[Item]):
-    """Items of clients. Whoever was served comes after all others that wait then."""
+    """Items of clients. Of those with equally much, whoever was served comes after all others that wait then."""
 
     def __init__(self) -> None:
         self._of: dict[str, deque[Item]] = {}  # clients that have items, the next one first
@@ -25,9 +25,10 @@ class Waiting(Generic[Item]):
         """Let an item wait."""
         self._of.setdefault(client, deque()).append(item)
 
-    def take(self) -> Item:
-        """The next one, which waits no longer; there must be one."""
-        client, items = next(iter(self._of.items()))
+    def take(self, held: Mapping[str, int]) -> Item:
+        """The next one, which waits no longer; there must be one. held: how much each client has already."""
+        client = min(self._of, key=lambda client: held.get(client, 0))
+        items = self._of[client]
         del self._of[client]
         item = items.popleft()
         if items:
