@@ -29,7 +29,7 @@ def free_port() -> int:
 def ours(model: Path | str, *, slots: int, ctx: int, threads: int, port: int, more: list[str]) -> list[str]:
     """lapinfer, of this checkout. ctx: tokens of a slot."""
     command = [sys.executable, "-m", "lapinfer", "serve", str(model), "--port", str(port), "--threads", str(threads)]
-    return [*command, "--ctx", str(ctx), "--slots", str(slots), *more]
+    return [*command, "--ctx-size", str(ctx), "--slots", str(slots), *more]
 
 
 def llama_server(
