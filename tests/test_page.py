@@ -133,6 +133,23 @@ def test_text_of_a_model_is_text(page):
     assert page.problems() == []
 
 
+def test_long_texts_of_marks_take_no_long_time(page):
+    texts = [
+        "[" * 20000,
+        "[a](b" * 4000,
+        "*a " * 6000 + "a*",
+        "> " * 9000,
+        "`" * 9000,
+        "_a_b" * 5000,
+        "- a\n" + "\n" * 20000,
+    ]
+    took = page.run(
+        "const began = performance.now(); for (const text of arguments[0]) show(document.createElement('div'), text);"
+        "return performance.now() - began", texts
+    )  # fmt: skip
+    assert took < 2000
+
+
 def test_thinking_is_folded(page):
     ask(page, "think")
     assert page.text(".said") == "So."
