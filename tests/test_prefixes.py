@@ -200,8 +200,11 @@ def test_a_folder_that_cannot_be_written_is_told(model: Model, tmp_path: Path) -
 
 def test_models_are_told_apart(model: Model) -> None:
     others = [made(kv="q8"), made(activations="q16"), made(decoder(20))]
+    others[0].weights.content = "1" * 32  # type: ignore[attr-defined]
     keys = {model_key(each) for each in (model, *others)}
-    assert len(keys) == 4
+    others[0].weights.content = "0" * 32  # type: ignore[attr-defined]
+    keys |= {model_key(others[0])}
+    assert len(keys) == 5
     same_one = made(ctx=200, step=8, slots=1)
     assert model_key(same_one) in keys
     for each in (*others, same_one):

@@ -98,9 +98,10 @@ def print_answer(
         _note_end(model, last, answer, count, limit)
     if last is not None and (verbose or sys.stderr.isatty()):
         t, read = last.timings, last.timings.prompt_tokens - last.timings.reused_tokens
+        known = f" ({t.reused_tokens:,} more were known)" if t.reused_tokens else ""
         touched = (model.usage.totals()["bytes"] - prompt_bytes) / max(count - 1, 1)
         note(
-            f"prompt {read} tokens, {t.prompt_per_second:.1f} tok/s, first token {t.ttft_ms:.0f} ms; "
+            f"prompt {read} tokens{known}, {t.prompt_per_second:.1f} tok/s, first token {t.ttft_ms:.0f} ms; "
             f"answer {count} tokens, {t.tokens_per_second:.1f} tok/s; {touched / 1e6:.1f} MB touched per token"
         )
         if t.drafted_tokens:

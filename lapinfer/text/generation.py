@@ -34,7 +34,7 @@ FinishReason = Literal["stop", "length", "stop_string"]
 class Timings:
     """How long it took up to this token; all from one clock, the sampling of tokens included.
 
-    prompt_tokens: tokens of the prompt, of which `reused_tokens` were still in the KV cache.
+    prompt_tokens: tokens of the prompt, of which `reused_tokens` were not read: a slot, memory or a file had them.
     ttft_ms: from the call to the first token. prompt_per_second: newly read prompt tokens over that time.
     tokens_per_second: tokens after the first, over the time since it; 0 at the first.
     steps: how many the model has run, all of the prompt's as one. drafted_tokens: those that were guessed and checked

@@ -16,7 +16,6 @@ from lapinfer.parallel import started
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.embedding import EmbeddingRequest
 from lapinfer.text.generation import Request, Token
-from lapinfer.text.prefixes import PrefixStore
 from lapinfer.text.shared_steps import Asked, Event, Running, SharedSteps
 from lapinfer.text.speculation import Speculation
 from lapinfer.text.ticket import Ticket
@@ -69,7 +68,7 @@ class Scheduler:
     before the model; as a context manager it is closed at the end of the block.
     """
 
-    def __init__(self, model: Served, *, most_waiting: int = 256, prefixes: PrefixStore | None = None) -> None:
+    def __init__(self, model: Served, *, most_waiting: int = 256) -> None:
         self._model, self._most = model.model, whole("most_waiting", most_waiting, 0)
         self._changed = threading.Condition()
         self._waiting: Waiting[Ticket[Any]] = Waiting()
