@@ -25,7 +25,8 @@ class TalkingModel(FakeModel):
         starts = np.flatnonzero(ids == IM_START)
         turn = ids[starts[-2] + 1 : starts[-1]] if len(starts) > 1 else ids[:0]
         last = bytes(turn[turn < 256].astype(np.uint8))
-        said = bytes(ids[starts[-1] + 1 :].astype(np.uint8)).removeprefix(BEGINNING)
+        begun = starts[-1] + 1 if len(starts) else 0
+        said = bytes(ids[begun:].astype(np.uint8)).removeprefix(BEGINNING)
         answer = next((answer for key, answer in self.answers.items() if key in last), b"Hello.")
         if said.startswith(NO_THINKING):
             said, answer = said.removeprefix(NO_THINKING), answer.rpartition(b"</think>\n\n")[2]
