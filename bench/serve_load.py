@@ -11,8 +11,9 @@ TEXT. --stall: gaps between the tokens of steady clients, alone and while a long
 requests; none may be lost, and the same question must have the same answer. --soak: mixed requests, some of which are
 left in the middle, and the memory of the process PID (its slope from the second half on).
 
-Tokens are those of the server's `usage`; gaps are those between texts that came at different times. The load runs on
-the same cores as the server: `load_cpu` is the share of a core that it took.
+Tokens are those of the server's `usage`; gaps are those between texts that came a millisecond or more apart, since a
+server may choose several tokens in one step. The load runs on the same cores as the server: `load_cpu` is the share of
+a core that it took.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ import httpx
 
 SECONDS = 600.0
 """Beyond that without a byte, an answer is lost."""
+TOGETHER = 0.001
+"""Seconds between texts that count as one arrival: several tokens of one step of the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the bytes said. arrivals: when text came, at different times. lost: it ended without saying so.
+    """What the bytes said. arrivals: when text came, TOGETHER or more apart. lost: it ended without saying so.
 
     tokens, prompt_tokens: by the server's own usage, 0 where it said none.
     """
@@ -136,7 +138,7 @@ class Client:
 
 def read(heard: Heard) -> Answer:
     """The events of an answer, and whether it was whole."""
-    text, arrivals, usage, finished, done = "", [], {}, False, False
+    text, arrivals, usage, finished, done, last = "", [], {}, False, False, 0.0
     error = heard.error
     for when, data in _events(heard.pieces):
         if data == "[DONE]":
@@ -149,8 +151,9 @@ def read(heard: Heard) -> Answer:
             part = choice.get("delta", {}).get("content")
             if part:
                 text += part
-                if not arrivals or when > arrivals[-1]:
+                if not arrivals or when - last >= TOGETHER:
                     arrivals.append(when)
+                last = when
             finished = finished or choice.get("finish_reason") is not None
         usage = event.get("usage") or usage
     if heard.status != 200 and error is None:

@@ -118,9 +118,9 @@ def places(value, path=()):
 def mutated(rng, value):
     """A copy in which one place is another value, is not there, or has a name that nobody knows."""
     value = json.loads(json.dumps(value))
-    path = rng.choice([path for path in places(value) if path] or [("model",)])
-    if not value:
+    if not value or not isinstance(value, dict | list):
         return rng.choice(VALUES)
+    path = rng.choice([path for path in places(value) if path])
     inside = value
     for key in path[:-1]:
         inside = inside[key]
