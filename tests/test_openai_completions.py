@@ -138,7 +138,9 @@ def test_tokens_and_texts(client):
     assert post("tokenize", content="é<|im_end|>", with_pieces=True)["tokens"] == [
         {"id": 195, "piece": [195]}, {"id": 169, "piece": [169]}, {"id": 257, "piece": "<|im_end|>"},
     ]  # fmt: skip
-    assert post("detokenize", tokens=[*"héllo".encode()]) == {"content": "héllo"}
+    assert post("detokenize", tokens=[*"héllo".encode()]) == {"content": "héllo", "prompt": "héllo"}
+    about = {"count": 2, "max_model_len": 64}
+    assert post("tokenize", prompt="hi", add_special_tokens=False) == {"tokens": [104, 105]} | about
     for path, body in (("tokenize", {"content": 5}), ("detokenize", {"tokens": [999]}), ("detokenize", {})):
         with pytest.raises(openai.BadRequestError):
             post(path, **body)

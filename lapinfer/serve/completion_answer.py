@@ -45,8 +45,8 @@ class Continuation:
         self.last = token
         if self._made:
             text += token.text
-            if token.finish_reason != "stop":
-                self._judge(told, Chosen(token.token, token.logprob, token.top))
+            # The one that ended the answer, too: clients that ask for one token look for one behind the prompt's.
+            self._judge(told, Chosen(token.token, token.logprob, token.top))
         finish = None
         if token.finish_reason is not None:
             finish = "length" if token.finish_reason == "length" else "stop"

@@ -1,4 +1,6 @@
-"""/tokenize and /detokenize, as llama-server has them."""
+"""/tokenize and /detokenize, as llama-server has them (`content`) and as vLLM has them (`prompt`), and vLLM's
+/tokenizer_info: lm-eval asks for these.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from lapinfer.errors import UnsupportedError
 from lapinfer.serve.answers import prepared
+from lapinfer.serve.errors import ApiError
 from lapinfer.serve.models import Served
 from lapinfer.serve.state import Body, State
 from lapinfer.text.generation import checked_ids
@@ -17,14 +20,28 @@ from lapinfer.text.tokenizer import Tokenizer, why_none
 
 
 class TokenizeBody(Body):
-    """add_special: what the model expects around a text. with_pieces: tell what each token is."""
+    """add_special: what the model expects around a text. with_pieces: tell what each token is.
+
+    prompt, add_special_tokens: vLLM's names for the first two; what is expected around a text is there unless it is
+    refused.
+    """
 
     refused: ClassVar[Mapping[str, Sequence[Any]]] = {"parse_special": (True,)}
 
-    content: str
+    content: str | None = None
+    prompt: str | None = None
     model: str | None = None
     add_special: bool = False
+    add_special_tokens: bool = True
     with_pieces: bool = False
+
+    def asked(self) -> tuple[str, bool]:
+        """The text, and whether it gets what the model expects around it."""
+        if (self.content is None) == (self.prompt is None):
+            raise ApiError(400, "content: expected a text, in this field or as prompt", param="content")
+        if self.content is not None:
+            return self.content, self.add_special
+        return self.prompt or "", self.add_special_tokens
 
 
 class DetokenizeBody(Body):
@@ -35,20 +52,31 @@ class DetokenizeBody(Body):
 async def tokenize(state: State, http: HttpRequest) -> Response:
     """POST /tokenize: {"content": text} → {"tokens": ids}; with_pieces: [{"id": …, "piece": text, or bytes}]."""
     body = await state.body(http, TokenizeBody)
+    asked = body.asked()
     with await state.models.lease(body.model) as served:
-        ids = await prepared(lambda: _tokenizer(served).encode(body.content, body.add_special))
+        ids = await prepared(lambda: _tokenizer(served).encode(*asked))
+        about = {} if body.prompt is None else {"count": len(ids), "max_model_len": served.model.model.ctx}
         told = [{"id": id, "piece": _piece(served, id)} for id in ids] if body.with_pieces else ids
-    return JSONResponse({"tokens": told})
+    return JSONResponse({"tokens": told} | about)
 
 
 async def detokenize(state: State, http: HttpRequest) -> Response:
-    """POST /detokenize: {"tokens": ids} → {"content": text}."""
+    """POST /detokenize: {"tokens": ids} → {"content": text}, and the same as prompt."""
     body = await state.body(http, DetokenizeBody)
     with await state.models.lease(body.model) as served:
         if body.tokens:
             checked_ids(body.tokens, served.model.spec.vocab)
         text = await prepared(lambda: _tokenizer(served).decode(body.tokens))
-    return JSONResponse({"content": text})
+    return JSONResponse({"content": text, "prompt": text})
+
+
+async def info(state: State, http: HttpRequest) -> Response:
+    """GET /tokenizer_info (?model=…): texts of special tokens by their names, and the chat template."""
+    with await state.models.lease(http.query_params.get("model")) as served:
+        template = served.model.template
+        told = {"bos_token": None, "eos_token": None, "pad_token": None} | _tokenizer(served).special_tokens
+        told["chat_template"] = None if template is None else template.source()
+    return JSONResponse(told)
 
 
 def _tokenizer(served: Served) -> Tokenizer:
