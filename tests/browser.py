@@ -24,7 +24,7 @@ class Browser:
 
     def __init__(self, address):
         self._address = address
-        chrome = {"args": FLAGS, "binary": shutil.which("chromium")}
+        chrome = {"args": FLAGS, "binary": _binary()}
         wanted = {"alwaysMatch": {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}}
         self._session = self._send("POST", "/session", capabilities=wanted)["sessionId"]
 
@@ -84,10 +84,15 @@ class Browser:
         self._send("DELETE", f"/session/{self._session}")
 
 
+def _binary():
+    names = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
 @contextmanager
 def browser():
     """A browser of its own; the test is skipped where there is none."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+    if not (_binary() and shutil.which("chromedriver")):
         pytest.skip("needs chromium and chromedriver")
     driver = subprocess.Popen(
         ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

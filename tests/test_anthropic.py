@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,16 @@ def test_a_message(client):
     usage = message.usage
     assert usage.input_tokens + usage.cache_read_input_tokens == counted.input_tokens
     assert usage.output_tokens == len(SCRIPT["fox"].encode()) + 1
+
+
+def test_what_the_documentation_says(url, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "companions.md").read_text(encoding="utf-8")
+    lines = text.partition("## anthropic (Python)")[2].partition("```python\n")[2].partition("```")[0]
+    for said, here in (("http://127.0.0.1:8080", url), ("none", KEY), ("smollm2", NAME)):
+        assert said in lines
+        lines = lines.replace(said, here)
+    exec(lines, {})
+    assert capsys.readouterr().out == "Hello.\n"
 
 
 def test_models_are_listed(client):
