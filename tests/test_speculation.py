@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,7 @@ def test_answers_end_where_they_did(byte_tokenizer: Tokenizer, text: str, stop: 
         assert compared(model, [1, 2, 3], seed, temperature=0, stop=stop).finish_reason == reason
 
 
+@pytest.mark.usefixtures("clock")
 def test_guesses_spare_steps_and_are_counted(byte_tokenizer: Tokenizer) -> None:
     fake = FakeModel(ctx=400)
     fake.script = [*b"a fox jumps over a dog; " * 6, EOS]
@@ -441,6 +443,16 @@ def test_a_draft_must_fit_beside_the_model(monkeypatch: pytest.MonkeyPatch) -> N
     load("austen-dense", threads=1, ctx=64, draft="austen-dense").close()
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes in the steps of fake models alone, by their delays, however busy the machine is."""
+    now = [0.0]
+    monkeypatch.setattr("fake_model.time", SimpleNamespace(sleep=lambda seconds: now.append(now[-1] + seconds)))
+    for module in ("speculation", "draft_model"):
+        monkeypatch.setattr(f"lapinfer.text.{module}.perf_counter", lambda: now[-1])
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_draft_is_asked_while_it_is_worth_its_time() -> None:
     fake, small = FakeModel(ctx=400), FakeModel(ctx=400)
     fake.delay, small.delay = 0.004, 0.0005
