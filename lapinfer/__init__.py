@@ -11,6 +11,7 @@ The public names are imported when they are first used: `import lapinfer` loads 
 TYPE_CHECKING = False  # importing typing takes 7 ms, in which Ctrl-C would find no handler yet
 if TYPE_CHECKING:
     from lapinfer.errors import CheckpointError as CheckpointError
+    from lapinfer.errors import ContextError as ContextError
     from lapinfer.errors import DoesNotFitError as DoesNotFitError
     from lapinfer.errors import InputError as InputError
     from lapinfer.errors import LapinferError as LapinferError
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "lapinfer.errors": (
         "CheckpointError",
+        "ContextError",
         "DoesNotFitError",
         "InputError",
         "LapinferError",

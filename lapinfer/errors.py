@@ -33,6 +33,10 @@ class InputError(LapinferError):
     """A prompt, token id, position or option is outside what the loaded model accepts."""
 
 
+class ContextError(InputError):
+    """A prompt has more tokens than the context holds."""
+
+
 class UnknownOptionError(InputError, TypeError):
     """A keyword that a function does not have; a TypeError too, as Python raises it elsewhere."""
 

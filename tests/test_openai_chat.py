@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 openai = pytest.importorskip("openai")
+httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from serving import KEY, served  # noqa: E402
 from talking_model import talking_model  # noqa: E402
@@ -259,6 +260,23 @@ def test_other_models_are_not_found(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(**ask("x") | {"model": "other"})
     assert caught.value.code == "model_not_found"
+
+
+def test_who_asks_for_too_much_is_told_by_code(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**ask("x" * 5000))
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_silence_is_broken(url, model, monkeypatch):
+    monkeypatch.setattr("lapinfer.serve.sse.SECONDS_OF_SILENCE", 0.05)
+    monkeypatch.setattr("lapinfer.serve.sse.LEAST_SECONDS", 0.01)
+    monkeypatch.setattr(model.model, "delay", 0.15)
+    body = ask("fox", stream=True, max_tokens=2)
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers={"x-api-key": KEY})
+    lines = answer.text.splitlines()
+    assert lines.count(":") >= 2
+    assert lines[-2] == "data: [DONE]"
 
 
 def test_several_streams_at_once(client):

@@ -121,4 +121,5 @@ class _Notes(logging.Handler):
 
 def _log(verbose: bool) -> None:
     logging.basicConfig(handlers=[_Notes()], level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lapinfer.serve").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING if verbose else logging.ERROR)

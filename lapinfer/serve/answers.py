@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from lapinfer.errors import InputError, LapinferError, QueueFullError
-from lapinfer.serve.errors import ApiError
+from lapinfer.serve.errors import LOG, ApiError
 from lapinfer.serve.models import Lease
 from lapinfer.serve.state import State
 from lapinfer.text.shared_steps import Asked, Event
@@ -30,7 +30,9 @@ class Answer(Generic[E]):
     def __init__(self, state: State, lease: Lease, tickets: Sequence[Ticket[E]]) -> None:
         self.lease, self.tickets = lease, tickets
         self._state = state
-        self._late = False
+        self._late = self._ended = False
+        self._made = 0
+        self._began = perf_counter()
         seconds = state.options.timeout
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
 
@@ -42,6 +44,10 @@ class Answer(Generic[E]):
     def cancel(self) -> None:
         """Nobody listens any more, or all has been said: what still runs ends within a step, the model may leave."""
         self._timer.cancel()
+        if not self._ended:
+            self._ended = True
+            read, seconds = sum(len(ticket.request.prompt) for ticket in self.tickets), perf_counter() - self._began
+            LOG.info("%s: %d tokens after %d in %.2f s", self.lease.served.name, self._made, read, seconds)
         for ticket in self.tickets:
             ticket.cancel()
         self.lease.release()
@@ -84,6 +90,7 @@ class Answer(Generic[E]):
             async for token in ticket:
                 now = perf_counter()
                 metrics.event(name, token, None if last is None else now - last)
+                self._made += 1
                 finished, last = token.finish_reason is not None, now
                 yield token
         except InputError:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from lapinfer.errors import CheckpointError, DoesNotFitError, InputError, QueueFullError, UnsupportedError
+from lapinfer.errors import CheckpointError, ContextError, DoesNotFitError, InputError, QueueFullError, UnsupportedError
 
 LOG = logging.getLogger("lapinfer.serve")
 LEFT = 499
@@ -69,6 +69,8 @@ def api_error(error: BaseException) -> ApiError:
         case QueueFullError():
             after = {"Retry-After": str(max(1, round(error.retry_after)))}
             return ApiError(429, "the server is busy: try again later", code="rate_limit_exceeded", headers=after)
+        case ContextError():
+            return ApiError(400, str(error), code="context_length_exceeded")
         case InputError() | UnsupportedError():
             return ApiError(400, PATHS.sub("", str(error)))
         case HTTPException():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from lapinfer.serve.answers import Answer
 from lapinfer.serve.errors import api_error
 
+SECONDS_OF_SILENCE = 15.0
+"""After which a comment goes out, so that nothing on the way takes the connection for dead: prompts take their time."""
+LEAST_SECONDS = 1.0
+"""Between two looks."""
+COMMENT = b":\n\n"
 DONE = "data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -41,7 +47,23 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._path = scope["path"]
+        loop, last = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        more = False
+
+        async def noted(message: Message) -> None:
+            nonlocal last, more
+            last, more = loop.time(), message.get("more_body", True)
+            await send(message)
+
+        async def break_silence() -> None:
+            while True:
+                await asyncio.sleep(max(LEAST_SECONDS, last + SECONDS_OF_SILENCE - loop.time()))
+                if more and loop.time() - last >= SECONDS_OF_SILENCE:
+                    await noted({"type": "http.response.body", "body": COMMENT, "more_body": True})
+
+        breaking = asyncio.create_task(break_silence())
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, noted)
         finally:
+            breaking.cancel()
             self._answer.cancel()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from lapinfer.arguments import described, flag
-from lapinfer.errors import InputError
+from lapinfer.errors import ContextError, InputError
 from lapinfer.text.decoding import Conversation, Piece
 from lapinfer.text.speculation import Speculation
 from lapinfer.text.touched import Touched
@@ -56,7 +56,7 @@ def embedding_request(model: Model, ids: list[int], pooling: Any, normalize: Any
     if pooling not in get_args(Pooling):
         raise InputError(f"pooling: expected {' or '.join(get_args(Pooling))}, got {described(pooling)}")
     if len(ids) > model.ctx:
-        raise InputError(
+        raise ContextError(
             f"the text has {len(ids)} tokens, but the context holds {model.ctx}: "
             f"give it at least {len(ids)} with -c (or ctx=), or shorten the text"
         )

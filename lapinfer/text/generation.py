@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lapinfer.arguments import texts, whole, whole_numbers
-from lapinfer.errors import InputError
+from lapinfer.errors import ContextError, InputError
 from lapinfer.text.channels import Part, Splitter, calls_of, of_kind
 from lapinfer.text.decoding import Conversation, Decoding, Piece
 from lapinfer.text.generation_config import Bans
@@ -153,7 +153,7 @@ def request(
         ids = [tokenizer.bos_id]
     prompt = checked_ids(ids, model.spec.vocab)
     if len(prompt) > model.ctx:
-        raise InputError(
+        raise ContextError(
             f"the prompt has {len(prompt)} tokens, but the context holds {model.ctx}: "
             f"give it at least {len(prompt) + 1} with -c (or ctx=), or shorten the prompt"
         )

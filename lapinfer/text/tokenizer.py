@@ -12,7 +12,7 @@ import tokenizers
 from lapinfer.arguments import described, whole_numbers
 from lapinfer.checkpoint.ends import END_OF_TURN
 from lapinfer.checkpoint.magic import of_start
-from lapinfer.errors import CheckpointError, InputError
+from lapinfer.errors import CheckpointError, ContextError, InputError
 from lapinfer.text.generation_config import Generation, read_generation
 from lapinfer.text.tokenizer_bounds import MOST_BYTES, SHORT, check_size, check_steps, unknown_patterns, within_time
 from lapinfer.text.tokenizer_bytes import reader_of_bytes
@@ -128,7 +128,7 @@ class Tokenizer:
     def check_length(self, text: str, positions: int) -> None:
         """InputError for a text that would not fit so many positions if it were made of the longest tokens alone."""
         if len(text) > USUAL * positions and len(text) > self.longest * positions:
-            raise InputError(
+            raise ContextError(
                 f"the prompt has {len(text):,} characters, which is more than {len(text) // self.longest:,} tokens, "
                 f"but the context holds {positions:,}: shorten the prompt, or ask for a larger context with -c (ctx=)"
             )
