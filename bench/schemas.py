@@ -1,6 +1,6 @@
 """Random JSON schemas: is every finished answer valid, and what does decoding by a schema cost?
 
-    python bench/schemas.py MODEL [--schemas 1000] [--seconds 1200] [--turns 5] [-o OUT.json]
+    python bench/schemas.py MODEL [--schemas 1000] [--tokens 1000] [--seconds 1200] [--turns 5] [-o OUT.json]
 
 Each schema gets one answer at temperature 1, without top-k, which validates by the package jsonschema, or was cut by
 its length. Schemas that llguidance does not know how to meet are counted. Then the same prompt is answered with and
@@ -29,7 +29,7 @@ ANIMALS = {"type": "array", "items": {"type": "string"}, "minItems": 60}
 ANSWER = 160
 
 
-def answered(model: LanguageModel, count: int, seconds: float) -> dict[str, Any]:
+def answered(model: LanguageModel, count: int, tokens: int, seconds: float) -> dict[str, Any]:
     """Counts of valid, cut and refused answers; wrong ones are told whole."""
     counts: Counter[str] = Counter()
     wrong, refused, until = [], Counter[str](), time.monotonic() + seconds
@@ -38,7 +38,7 @@ def answered(model: LanguageModel, count: int, seconds: float) -> dict[str, Any]
             break
         schema = random_schema(Random(seed))
         try:
-            answer = model.generate("JSON: ", schema=schema, temperature=1.0, top_k=0, seed=seed, max_tokens=200)
+            answer = model.generate("JSON: ", schema=schema, temperature=1.0, top_k=0, seed=seed, max_tokens=tokens)
         except InputError as error:
             counts["refused"] += 1
             refused[str(error)[:80]] += 1
@@ -73,12 +73,13 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("model")
     parser.add_argument("--schemas", type=int, default=1000)
+    parser.add_argument("--tokens", type=int, default=1000, help="most of an answer")
     parser.add_argument("--seconds", type=float, default=1200)
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     with load(options.model, threads=options.threads) as model:
         result = {"model": Path(options.model).name, "decode": speeds(model, options.turns)}
-        result["schemas"] = answered(model, options.schemas, options.seconds)
+        result["schemas"] = answered(model, options.schemas, options.tokens, options.seconds)
     print_result(result)
     write_result(result, options.output)
 
