@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -12,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_weights import RandomWeights
 from test_batches import SPECS
-from test_determinism import build, prompt
+from test_determinism import CTX, prompt
 
 from lapinfer.errors import InputError
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
+from lapinfer.runtime.ops import Limits
 from lapinfer.text import prefix_files, prefixes
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.generation import Token
@@ -31,10 +36,17 @@ SYSTEM = prompt(150, 11)
 USERS = [prompt(20, seed) for seed in range(20, 25)]
 
 
-def made(kind: str, slots: int = 3, **options: Any) -> Model:
-    model = build(spec=SPECS[kind](), slots=slots, step=64, **options)
-    model.weights.content = "0" * 32  # type: ignore[attr-defined]
-    return model
+@functools.cache
+def weights(kind: str) -> RandomWeights:
+    """One for all tests: they are packed once."""
+    made = RandomWeights(SPECS[kind](), "q4")
+    made.content = "0" * 32  # type: ignore[attr-defined]
+    return made
+
+
+def made(kind: str, slots: int = 3, threads: int = 1) -> Model:
+    limits = Limits(ctx=CTX, kv="f16", slots=slots, step=64, threads=threads)
+    return Model(SPECS[kind](), weights(kind), limits)
 
 
 @pytest.fixture(scope="module", params=SPECS)
@@ -60,14 +72,16 @@ def has_rings(model: LanguageModel) -> bool:
 
 
 def alone(kind: str, texts: list[list[int]]) -> list[Any]:
-    """The answers to texts that are read from their beginnings, and the logits after them."""
+    """The answers to texts that are read from their beginnings."""
+    return [_alone(kind, tuple(ids)) for ids in texts]
+
+
+@functools.cache
+def _alone(kind: str, ids: tuple[int, ...]) -> Any:
     model = LanguageModel(made(kind))
-    answers = []
-    for ids in texts:
-        model.forget()
-        answers.append(answer(model, ids)[0])
+    found = answer(model, [*ids])[0]
     model.close()
-    return answers
+    return found
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
@@ -172,6 +186,46 @@ def test_only_what_is_new_is_kept() -> None:
     model.close()
 
 
+STEMS = [prompt(n, 40 + n) for n in (33, 70, 100)]
+
+
+@pytest.fixture(scope="module", params=["windows", "convolutions", "plain"])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[LanguageModel, LanguageModel]]:
+    """Two models: one whose slots and store are used, and one that reads everything."""
+    models = LanguageModel(made(request.param, slots=2)), LanguageModel(made(request.param, slots=1))
+    yield models
+    for model in models:
+        model.close()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.integers(0, 1), st.sampled_from(STEMS), st.integers(1, 100), st.lists(st.integers(0, 1), max_size=80),
+            st.integers(1, 70),
+        ),
+        min_size=2, max_size=7,
+    ),
+    limit=st.sampled_from([30_000, 200_000, PLENTY]),
+)  # fmt: skip
+def test_whatever_was_asked_before_answers_are_the_same(
+    pair: tuple[LanguageModel, LanguageModel], asked: list[tuple[int, list[int], int, list[int], int]], limit: int
+) -> None:
+    """Texts that go on, step back, part, and push each other out of slots and of memory."""
+    model, fresh = pair
+    model.forget()
+    model.prefixes.store = PrefixStore(model.model, None, limit)
+    for slot, stem, shared, rest, length in asked:
+        ids = [*stem[:shared], *rest]
+        answers = []
+        fresh.forget()
+        for each, at in ((model, slot), (fresh, 0)):
+            found = each.generate(ids, max_tokens=length, temperature=0, slot=at)
+            answers.append((found.tokens, answer(each, [*ids, *found.tokens[:-1], 3], at)[0]))
+        assert answers[0] == answers[1]
+
+
 STALLED = """
 import sys, threading
 from pathlib import Path
@@ -265,7 +319,7 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory == 0
     assert disk > 0
     assert len([*tmp_path.glob("prefixes/*/*.prefix")]) == 1
-    model.weights.content = None  # type: ignore[attr-defined]
+    monkeypatch.setattr(model.weights, "content", None)
     assert not open_prefixes(model, 1.0, notes.append).has_files
     assert len(notes) == 1
     model.close()

@@ -7,6 +7,7 @@ from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -97,7 +98,8 @@ class Reuse:
             return
         known = store.known(ids)
         if len(ids) - max(known.memory, known.disk) >= max(SHORTEST, len(ids) // GROWN):
-            store.add(ids, self._model.save_slot(slot, len(ids)))
+            with suppress(MemoryError):
+                store.add(ids, self._model.save_slot(slot, len(ids)))
 
     def close(self) -> None:
         """Keep what slots hold, and let the model go."""
