@@ -579,3 +579,16 @@ def test_help_is_fast_and_light():
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_embeddings_of_lines(fake, folder, tmp_path):
+    text = tmp_path / "lines.txt"
+    text.write_text("abc\n\nhello\nabc\n")
+    lines = [json.loads(line) for line in invoke("embed", "x", text, "-c", 32).stdout.splitlines()]
+    assert [line["line"] for line in lines] == [1, 3, 4]
+    assert fake.asked[-1][1]["ctx"] == 32
+    expected = from_model(FakeModel(folder)).embed(["abc", "hello", "abc"])
+    assert np.array_equal(np.float32([line["embedding"] for line in lines]), expected)
+    piped = invoke("embed", "x", "-", "--pooling", "last", input="abc").stdout
+    assert json.loads(piped)["line"] == 1
+    assert "pooling: expected mean or last" in invoke("embed", "x", text, "--pooling", "max").stderr

@@ -20,7 +20,7 @@ app = application("Run language models on this computer's CPU.")
 
 for command in (
     run.run, serve.serve,
-    describe.info, describe.explain, files.convert, bench.bench, quality.perplexity, quality.experts,
+    describe.info, describe.explain, files.convert, bench.bench, quality.perplexity, quality.experts, quality.embed,
     report.report, train.train, describe.fff_sizes, files.pull, files.ls, files.verify, describe.doctor,
 ):  # fmt: skip
     app.command(command.__name__.replace("_", "-"))(command)

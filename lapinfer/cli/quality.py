@@ -1,4 +1,4 @@
-"""What a model makes of texts: perplexity, experts."""
+"""What a model makes of texts: perplexity, experts, embeddings."""
 
 import sys
 from contextlib import nullcontext
@@ -11,6 +11,9 @@ import typer
 from lapinfer.cli.console import Progress, note, note_replaced, print_json, say
 from lapinfer.cli.models import open_model
 from lapinfer.cli.options import Force, Json, LoadingChunks, Model, Verbose, load_option, with_groups
+
+TOGETHER = 8
+"""Texts that are read in the same steps."""
 
 
 @with_groups
@@ -61,6 +64,38 @@ def perplexity(
             f"the reference is the model with its own {experts['reference_experts']}"
         )
     say(str(result))
+
+
+@with_groups
+def embed(
+    model: Model,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Texts, one a line; -: from stdin.")],
+    *,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=1, help="Most tokens of a text.")] = 512,
+    pooling: Annotated[
+        str, typer.Option("--pooling", help="mean of all positions, or last: of the last one.")
+    ] = "mean",
+    normalize: Annotated[
+        bool, typer.Option("--normalize/--no-normalize", help="Whether vectors have a length of 1.")
+    ] = True,
+    loading: LoadingChunks,
+    verbose: Verbose = False,
+) -> None:
+    """A vector for each line of a text, as lines of JSON: its number (from 1), and the embedding."""
+    from lapinfer.cli.prompts import prompt_of
+    from lapinfer.text.embedding import checked_pooling
+    from lapinfer.texts import read_text
+
+    pooled = checked_pooling(pooling)
+    text = prompt_of("-") or "" if str(file) == "-" else read_text(file)
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line]
+    with open_model(model, replace(loading, ctx=ctx_size, slots=TOGETHER), verbose) as loaded:
+        for at in range(0, len(lines), TOGETHER):
+            some = lines[at : at + TOGETHER]
+            vectors = loaded.embed([line for _, line in some], pooling=pooled, normalize=normalize)
+            for (number, _), vector in zip(some, vectors, strict=True):
+                numbers = ", ".join(f"{value:.9g}" for value in vector.tolist())  # as many digits as float32 has
+                print(f'{{"line": {number}, "embedding": [{numbers}]}}', flush=True)
 
 
 @with_groups

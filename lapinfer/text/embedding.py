@@ -53,14 +53,20 @@ class EmbeddingRequest:
 
 def embedding_request(model: Model, ids: list[int], pooling: Any, normalize: Any) -> EmbeddingRequest:
     """The embedding of a text's token ids. InputError where they do not fit the context, or for an unknown pooling."""
-    if pooling not in get_args(Pooling):
-        raise InputError(f"pooling: expected {' or '.join(get_args(Pooling))}, got {described(pooling)}")
+    pooled = checked_pooling(pooling)
     if len(ids) > model.ctx:
         raise ContextError(
             f"the text has {len(ids)} tokens, but the context holds {model.ctx}: "
             f"give it at least {len(ids)} with -c (or ctx=), or shorten the text"
         )
-    return EmbeddingRequest(model, ids, pooling, flag("normalize", normalize))
+    return EmbeddingRequest(model, ids, pooled, flag("normalize", normalize))
+
+
+def checked_pooling(pooling: Any) -> Pooling:
+    """One of the two; InputError for anything else."""
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling: expected {' or '.join(get_args(Pooling))}, got {described(pooling)}")
+    return pooling
 
 
 class Embedder:
