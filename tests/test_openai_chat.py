@@ -5,12 +5,15 @@ import threading
 
 import numpy as np
 import pytest
+from fake_model import FakeModel, byte_tokenizer_folder
 
 openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from serving import KEY, served  # noqa: E402
 from talking_model import talking_model  # noqa: E402
+
+from lapinfer.text.language_model import from_model  # noqa: E402
 
 CITY = {
     "type": "object",
@@ -185,6 +188,17 @@ def test_a_call_can_be_forced(client, choice, stream):
     else:
         (call,), reason = answer.choices[0].message.tool_calls, answer.choices[0].finish_reason
     assert (call.function.name, call.function.arguments, reason) == ("weather", '{"city": "Bern"}', "tool_calls")
+
+
+def test_a_model_that_is_not_told_of_tools_is_not_asked_for_calls(tmp_path):
+    model = from_model(FakeModel(byte_tokenizer_folder(tmp_path), ctx=4096, slots=2, script=[97, 257]))
+    with served(None, {}, model=model) as url:
+        flat = {"input": "x", "tools": [{"type": "function", **WEATHER["function"]}]}
+        for path, body in (("chat/completions", ask("x", tools=[WEATHER])), ("responses", flat)):
+            answer = httpx.post(f"{url}/v1/{path}", json=body, headers={"x-api-key": KEY})
+            assert (answer.status_code, "does not tell it of tools" in answer.text) == (400, True)
+            body |= {"tool_choice": "none"}
+            assert httpx.post(f"{url}/v1/{path}", json=body, headers={"x-api-key": KEY}).status_code == 200
 
 
 def test_no_tool_is_called_where_none_may_be(client):

@@ -16,6 +16,7 @@ from lapinfer.serve.answers import Answer, prepared, submitted, whole
 from lapinfer.serve.anthropic_answer import PING, Reply
 from lapinfer.serve.anthropic_request import Asked, asked
 from lapinfer.serve.errors import ApiError
+from lapinfer.serve.forced_calls import check_told
 from lapinfer.serve.limits import read_body
 from lapinfer.serve.models import Served
 from lapinfer.serve.sse import EventStream, event
@@ -55,6 +56,7 @@ async def count_tokens(state: State, http: HttpRequest) -> Response:
 
 
 def _request(served: Served, read: Asked) -> Request:
+    check_told(served.model, read.options)
     return served.model.chat_request(read.messages, **read.options)
 
 

@@ -14,6 +14,7 @@ from lapinfer.errors import InputError
 from lapinfer.serve.answers import Answer, prepared, submitted, whole
 from lapinfer.serve.chat_answer import ChatAnswer, Choice
 from lapinfer.serve.errors import ApiError
+from lapinfer.serve.forced_calls import check_told
 from lapinfer.serve.models import Lease, Served
 from lapinfer.serve.openai_fields import Sampled
 from lapinfer.serve.openai_messages import answer_options, forced_of, is_begun, messages_of, schema_of, tools_of
@@ -92,6 +93,7 @@ async def completions(state: State, http: HttpRequest) -> Response:
 
 def _requests(served: Served, body: ChatBody) -> list[Request]:
     messages, options = messages_of(body.messages), body.options()
+    check_told(served.model, options)
     return [
         served.model.chat_request(messages, seed=body.seed_of(i), **options) for i in range(body.choices)
     ]  # each has a grammar of its own

@@ -1,10 +1,15 @@
-"""Calls that must be made: the answer is a JSON object that keeps to a schema of tools, and nothing else."""
+"""Calls that must be made: the answer is a JSON object that keeps to a schema of tools, and nothing else.
+
+Where the model decides, it must have been told of the tools (`check_told`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lapinfer.errors import UnsupportedError
+from lapinfer.text.language_model import LanguageModel
 from lapinfer.text.tool_calls import ToolCall, call_of_object, identified, parsed
 
 DEFINITIONS = ("$defs", "definitions")
@@ -29,6 +34,16 @@ def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         calls.append(call)
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return schema | ({"$defs": definitions} if definitions else {})
+
+
+def check_told(model: LanguageModel, options: Mapping[str, Any]) -> None:
+    """UnsupportedError where a model is to decide on tools that its chat template does not tell it of."""
+    tools = options.get("tools")
+    if tools and "schema" not in options and model.template is not None and "tools" not in model.template.source(tools):
+        raise UnsupportedError(
+            "tools: this model's chat template does not tell it of tools, so it would call none; a call can be forced "
+            "with tool_choice"
+        )
 
 
 def _moved(schema: Any, prefix: str, definitions: dict[str, Any]) -> Any:

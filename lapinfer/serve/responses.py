@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from lapinfer.serve.answers import Answer, prepared, submitted, whole
+from lapinfer.serve.forced_calls import check_told
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_messages import forced_of
 from lapinfer.serve.openai_usage import Usage
@@ -47,6 +48,7 @@ async def responses(state: State, http: HttpRequest) -> Response:
 
 def _request(served: Served, body: ResponseBody) -> Request:
     messages, options = body.asked()
+    check_told(served.model, options)
     return served.model.chat_request(messages, seed=body.seed_of(0), **options)
 
 
