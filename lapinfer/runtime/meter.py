@@ -8,7 +8,6 @@ token of the step was routed to, each once per step. It is neither what is resid
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -20,9 +19,11 @@ from lapinfer.runtime.plan import Plan
 NOTED_STEPS = 64
 """Steps that are added up together."""
 STEPS: tuple[Steps, ...] = get_args(Steps)
-Noted = tuple[np.ndarray, np.ndarray, int, int, np.ndarray, np.ndarray, np.ndarray | None, bool]
+Seen = dict[int | None, int]
+Noted = tuple[np.ndarray, np.ndarray, int, int, np.ndarray, np.ndarray, np.ndarray | None, bool, Seen]
 """A step: slots and positions of its tokens, logits wanted, nanoseconds, experts and nodes read, blocks of the head,
-whether hidden states alone."""
+whether hidden states alone, and positions that its tokens see, by window, once one of the meters that note it has
+counted them."""
 
 
 def positions_seen(window: int | None, slot: np.ndarray, pos: np.ndarray) -> int:
@@ -33,6 +34,13 @@ def positions_seen(window: int | None, slot: np.ndarray, pos: np.ndarray) -> int
         first = 0 if window is None else max(int(own.min()) - window + 1, 0)
         total += int(own.max()) + 1 - first
     return total
+
+
+def _seen(step: Noted, window: int | None) -> int:
+    slot, pos, *_, known = step
+    if window not in known:
+        known[window] = positions_seen(window, slot, pos)
+    return known[window]
 
 
 class Meter:
@@ -66,7 +74,7 @@ class Meter:
         hidden: what was wanted are hidden states, and no logits.
         """
         blocks = None if blocks is None else blocks.copy()
-        self._note((slot.copy(), pos.copy(), wanted, ns, distinct.copy(), nodes.copy(), blocks, hidden))
+        self._note((slot.copy(), pos.copy(), wanted, ns, distinct.copy(), nodes.copy(), blocks, hidden, {}))
 
     def follow(self, other: Meter) -> None:
         """Note the step, too, that another meter of these ops has noted last."""
@@ -87,8 +95,8 @@ class Meter:
         tallies = self._tallies
         if not self._noted:
             return tallies
-        slots, positions, wanted, _, experts, nodes, blocks, hidden = zip(*self._noted, strict=True)
-        self._noted = []
+        noted, self._noted = self._noted, []
+        _, positions, wanted, _, experts, nodes, blocks, hidden, _ = zip(*noted, strict=True)
         tokens, wanted = np.array([len(pos) for pos in positions]), np.array(wanted)
         experts, nodes = np.stack(experts), np.stack(nodes)
         tallies["all"].add(tokens, experts, nodes)
@@ -107,7 +115,7 @@ class Meter:
         tallies["several"].add(tokens[several], experts[several], nodes[several])
         seen = tallies["all"].positions
         for window in self._windows:
-            seen[window] = seen.get(window, 0) + sum(map(partial(positions_seen, window), slots, positions))
+            seen[window] = seen.get(window, 0) + sum(_seen(step, window) for step in noted)
         return tallies
 
     @property

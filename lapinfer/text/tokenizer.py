@@ -161,7 +161,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special and unknown ones left out."""
-        text_ids = [id for id in whole_numbers("ids", ids) if self.is_text(id)]
+        return self.text_of(whole_numbers("ids", ids))
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The same, of ids that are known to be whole numbers: checking them takes as long as decoding a few."""
+        text_ids = [id for id in ids if self.is_text(id)]
         text = _guarded("the tokenizer failed", lambda: self._backend.decode(text_ids, skip_special_tokens=False))
         if self._tidy:
             for untidy, tidy in TIDIED.items():
@@ -199,7 +203,7 @@ class StreamDecoder:
         self._tokenizer, self._shown = tokenizer, shown or {}
         self._window = [id for id in context[-self.LONGEST :] if tokenizer.is_text(id)]
         self._given = len(self._window)  # tokens of the window whose text was given out …
-        self._text = tokenizer.decode(self._window)  # … and that text
+        self._text = tokenizer.text_of(self._window)  # … and that text
 
     def push(self, id: int) -> str:
         """Add a token; the text that is certain now, often that of this token, sometimes ''."""
@@ -208,24 +212,24 @@ class StreamDecoder:
         if not self._tokenizer.is_text(id):
             return ""
         self._window.append(id)
-        text = self._tokenizer.decode(self._window)
+        text = self._tokenizer.text_of(self._window)
         if text.endswith("\ufffd") and len(self._window) - self._given < self.LONGEST:
             return ""
         return self._give(text)
 
     def flush(self) -> str:
         """What was held back, at the end; incomplete characters as U+FFFD."""
-        return self._give(self._tokenizer.decode(self._window)) if len(self._window) > self._given else ""
+        return self._give(self._tokenizer.text_of(self._window)) if len(self._window) > self._given else ""
 
     def _give(self, text: str) -> str:
         # A prompt may end inside a character: then the text before has changed, not only grown.
         given = self._text if text.startswith(self._text) else self._text.rstrip("\ufffd")
         new = text[len(given) :]
         if not text.startswith(given):  # bytes that are no character spoiled those before, already given out
-            new = self._tokenizer.decode(self._window[self._given :])
+            new = self._tokenizer.text_of(self._window[self._given :])
         if new:
             self._window = self._window[self._given :]
-            self._text = self._tokenizer.decode(self._window)
+            self._text = self._tokenizer.text_of(self._window)
         else:
             self._text = text
         self._given = len(self._window)
