@@ -134,6 +134,20 @@ def test_a_tool_is_called_and_its_result_taken_back(client):
     assert answer.content[0].text == SCRIPT["<tool_response>\nsunny"]
 
 
+def test_a_runner_of_tools_gets_its_answer(client):
+    """It asks the server to keep the conversation, and learns that it does not."""
+    beta_tool = pytest.importorskip("anthropic", "0.70").beta_tool
+
+    @beta_tool
+    def weather(city: str) -> str:
+        """Tells the weather."""
+        return f"sunny in {city}"
+
+    asked = {"betas": ["any"], "tools": [weather]}
+    message = client.beta.messages.tool_runner(**ask("weather in Zürich?"), **asked).until_done()
+    assert message.content[0].text == SCRIPT["<tool_response>\nsunny"]
+
+
 def test_a_tool_that_must_be_called_is_called(client):
     pytest.importorskip("llguidance")
     choice = {"type": "tool", "name": "weather"}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.serve.anthropic_answer import Reply
 from lapinfer.serve.anthropic_request import Asked, asked
+from lapinfer.serve.errors import ApiError
 from lapinfer.text.generation import Timings, Token
 from lapinfer.text.tool_calls import ToolCall
 
@@ -104,6 +105,8 @@ def test_a_choice_of_no_tool_gives_none_and_several_are_alternatives():
         ({"messages": ["Hi"]}, InputError, r"messages\[0\]: expected an object"),
         ({"messages": [{"role": "tool", "content": ""}]}, InputError, r"messages\[0\].role: expected 'user'"),
         ({"messages": [{"role": "user"}]}, InputError, r"messages\[0\].content: expected text"),
+        ({"messages": [{"role": "user", "content": []}]}, InputError, "expected at least one block"),
+        ({"thread": {"type": "create"}}, ApiError, "thread: this server keeps no conversations"),
         ({"messages": [{"role": "user", "content": [RESULT]}]}, InputError, "no tool_use block before it has the id"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, UnsupportedError,
          r"messages\[0\].content\[0\]: models here read text alone"),
@@ -134,10 +137,32 @@ JSON = st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda x: s
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted(body(tools=0, system=0, tool_choice=0, thinking=0))), JSON))
+@given(st.dictionaries(st.sampled_from(sorted(body(tools=0, system=0, tool_choice=0, thinking=0, thread=0))), JSON))
 def test_a_body_is_read_or_refused(given_body):
-    with suppress(InputError, UnsupportedError):
+    with suppress(InputError, UnsupportedError, ApiError):
         asked(given_body)
+
+
+BLOCK = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "thinking", "tool_use", "tool_result", "image"])},
+    optional={
+        "text": JSON, "thinking": JSON, "id": st.just("t"), "name": st.just("n"), "input": st.just({}), "content": JSON,
+        "tool_use_id": st.just("t"),
+    },
+)  # fmt: skip
+TURN = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "system"]),
+        "content": st.text(max_size=3) | st.lists(BLOCK, max_size=3),
+    }
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TURN, max_size=4))
+def test_messages_are_read_or_refused(messages):
+    with suppress(InputError, UnsupportedError):
+        assert asked(body(messages=messages)).messages
 
 
 def tokens(*said, finish="stop", stop_string=None):

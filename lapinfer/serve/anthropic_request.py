@@ -11,13 +11,15 @@ from typing import Any
 
 from lapinfer.arguments import described, flag, texts, whole
 from lapinfer.errors import InputError, UnsupportedError
+from lapinfer.serve.errors import ApiError
 from lapinfer.serve.forced_calls import call_schema
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Sampling parameters that go through as they are; the last two are ours."""
 IGNORED = (
     "metadata", "service_tier", "cache_control", "inference_geo", "diagnostics", "speed", "user_profile_id",
-    "workspace_id", "context_management", "container", "betas",
+    "workspace_id", "context_management", "compaction", "container", "betas", "billing_policy", "fallbacks",
+    "fallback_credit_token",
 )  # fmt: skip
 """What changes no answer here."""
 KNOWN = (
@@ -49,14 +51,29 @@ class Asked:
     single: bool = False
 
 
+class NoThreadsError(ApiError):
+    """A conversation that the server shall keep: clients that are told so in these words send all of it instead."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "thread: this server keeps no conversations: send all messages")
+
+    def body(self, path: str) -> dict[str, Any]:
+        told = super().body(path)
+        told["error"]["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+        return told
+
+
 def asked(body: Any, *, counting: bool = False) -> Asked:
     """A body of /v1/messages, or of /v1/messages/count_tokens, which has no max_tokens.
 
-    InputError names the field that is wrong; UnsupportedError for images and whatever else no model here can take.
+    InputError names the field that is wrong; UnsupportedError for images and whatever else no model here can take;
+    ApiError for threads.
     """
     given = _object("body", body)
-    for name in given:
-        if name not in KNOWN:
+    if given.get("thread") is not None:
+        raise NoThreadsError
+    for name, value in given.items():
+        if name not in KNOWN and value not in (None, [], {}):
             raise InputError(f"{name}: this server knows no such field")
     model = _text("model", given.get("model"))
     messages = _system("system", given.get("system")) + _messages(given.get("messages"))
@@ -103,6 +120,8 @@ def _messages(given: Any) -> list[dict[str, Any]]:
         if role not in ("user", "assistant", "system"):
             raise InputError(f"{where}.role: expected 'user' or 'assistant', got {described(role)}")
         blocks = _blocks(f"{where}.content", message.get("content"))
+        if not blocks and role != "assistant":
+            raise InputError(f"{where}.content: expected at least one block, got an empty list")
         if turns and turns[-1][0] == role:
             turns[-1][1].extend(blocks)
         else:
