@@ -96,6 +96,8 @@ class Reuse:
         store, ids = self.store, self.conversations[slot].ids
         if store is None or len(ids) < SHORTEST or not self._model.holds(slot, len(ids)):
             return
+        if not is_as_loaded(self._model):
+            return
         known = store.known(ids)
         if len(ids) - max(known.memory, known.disk) >= max(SHORTEST, len(ids) // GROWN):
             with suppress(MemoryError):
@@ -105,7 +107,7 @@ class Reuse:
         """Keep what slots hold, and let the model go."""
         with self._model.lock:
             for slot, conversation in enumerate(self.conversations):
-                if self.store is not None and self.store.has_files and is_as_loaded(self._model):
+                if self.store is not None and self.store.has_files:
                     self.keep(slot)
                 conversation.beginnings = None
         if self.store is not None:
