@@ -16,15 +16,20 @@ CHAT_MODEL, SMALL_MODEL = "smollm2", "austen-fff"
 """What runs when no model is named: the first if it was pulled, else the other, which comes with the package."""
 
 
-def default_model() -> str:
+def default_name() -> str:
     """The chat model where it was pulled, else a small one that comes with the package: there is always an answer."""
     from lapinfer.checkpoint import hub
 
-    if hub.is_local(CHAT_MODEL):
+    return CHAT_MODEL if hub.is_local(CHAT_MODEL) else SMALL_MODEL
+
+
+def default_model() -> str:
+    """The default model's name, which is told."""
+    if (name := default_name()) == CHAT_MODEL:
         note(f"no -m given: running {CHAT_MODEL}; others: lapinfer ls")
-        return CHAT_MODEL
-    note(f"no -m given: running {SMALL_MODEL}, which continues novels; for answers: lapinfer run -m {CHAT_MODEL} …")
-    return SMALL_MODEL
+    else:
+        note(f"no -m given: running {SMALL_MODEL}, which continues novels; for answers: lapinfer run -m {CHAT_MODEL} …")
+    return name
 
 
 def pull_model(name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lapinfer.cli.console import note, note_lines
-from lapinfer.cli.models import default_model, open_model, pull_model
+from lapinfer.cli.models import default_name, open_model, pull_model
 from lapinfer.cli.options import MODEL_NAMES, LoadingServed, Serving, Verbose, with_groups
 from lapinfer.errors import InputError
 from lapinfer.interrupts import KEYBOARD
@@ -20,7 +20,7 @@ from lapinfer.options import LoadOptions
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODELS...]", help=MODEL_NAMES, show_default="all that lapinfer ls shows"),
+        typer.Argument(metavar="[MODELS...]", help=MODEL_NAMES, show_default="all that lapinfer ls shows, but copies"),
     ] = None,
     *,
     serving: Serving,
@@ -88,8 +88,8 @@ def _paths(models: list[str] | None) -> dict[str, str]:
                 note(f"pulling {name} (once)")
                 pull_model(name)
         return named(models)
-    first = default_model()
-    found = {model.name: model.path for model in hub.list_local()}
+    first = default_name()
+    found = {model.name: model.path for model in hub.list_local() if model.kind != "packed"}  # copies of others
     return {first: found.get(first, first)} | found
 
 
