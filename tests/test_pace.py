@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lapinfer.text.pace import AGAIN, GAP, LEAST, Pace
+from lapinfer.text.pace import AGAIN, GAP, LEAST, LONGEST, MANY, Pace
 
 
 def run(pace: Pace, decoding: int, steps: int, one: float, token: float, noise: float = 0.0) -> list[tuple[int, float]]:
@@ -53,3 +53,13 @@ def test_a_prompt_alone_tells_what_its_tokens_take() -> None:
     pace.record(0, 512, 51.2)
     pace.record(1, 0, 1.0)
     assert pace.room(1) == (GAP - 1) / 0.1
+
+
+def test_a_step_of_prompts_alone_is_not_long() -> None:
+    pace = Pace()
+    for _ in range(20):
+        pace.record(0, pace.room(0), pace.room(0) * 1e-3)
+    assert pace.room(0) == pytest.approx(LONGEST / 1e-3, abs=1)
+    for _ in range(40):
+        pace.record(0, pace.room(0), pace.room(0) * 1.0)
+    assert pace.room(0) == MANY

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 GAP = 3.0
 """How many times as long as without prompts a step with them may take."""
+LONGEST = 0.25
+"""Seconds of a step of prompts alone: nobody who comes, or leaves, waits longer; …"""
+MANY = 64
+"""… and the tokens that it reads at least, for which weights are worth reading."""
 FIRST = 8
 """Tokens of prompts where it was never measured what they take …"""
 LEAST = 4
@@ -32,6 +36,7 @@ class Pace:
     def __init__(self) -> None:
         self._plain: dict[int, _Plain] = {}
         self._prompts = 0
+        self._alone: float | None = None  # seconds for each token of steps of prompts alone
         # Means of both, whose ratio is what a token adds: a mean of ratios would be one of short pieces' noise.
         self._added = self._read = 0.0
 
@@ -49,11 +54,16 @@ class Pace:
             share = NEWEST if self._read else 1.0
             self._added += share * (seconds - plain.seconds - self._added)
             self._read += share * (prompt - self._read)
-        elif not decoding and not self._read:
-            self._added, self._read = seconds, float(prompt)
+        elif not decoding:
+            usual = self._alone or seconds / prompt
+            self._alone = usual + NEWEST * (min(seconds / prompt, OUTLIER * usual) - usual)
+            if not self._read:
+                self._added, self._read = seconds, float(prompt)
 
     def room(self, decoding: int) -> int:
-        """Tokens of prompts in a step in which so many sequences decode, one or more; 0 where one without is due."""
+        """Tokens of prompts in a step in which so many sequences decode; 0 where one without is due."""
+        if not decoding:
+            return max(MANY, int(LONGEST / self._alone)) if self._alone else MANY
         plain = self._plain.get(decoding)
         if plain is None or self._prompts - plain.prompts >= AGAIN:
             return 0

@@ -184,9 +184,7 @@ class SharedSteps:
             served = [each for each, _ in due]
             self.running = [each for each in self.running if each not in served] + served
         room, wanted = room - sum(len(piece.tokens) for _, piece in due), wanted - sum(piece.wanted for _, piece in due)
-        if decode:
-            room = min(room, self._pace.room(len(due)))
-        if prompts := _portions(read, room, wanted):
+        if prompts := _portions(read, min(room, self._pace.room(len(due))), wanted):
             return due + prompts
         if self._speculation is None:
             return due
