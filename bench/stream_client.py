@@ -82,7 +82,8 @@ class Client:
 
     def __init__(self, url: str, *, model: str | None = None, key: str | None = None, connections: int = 64) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        # A kept connection may be closed by the server just when it is used again, which would count as its error.
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(
             base_url=url, headers=headers, limits=limits, timeout=SECONDS, trust_env=False
         )  # fmt: skip
