@@ -347,6 +347,7 @@ class _HeldText:
             self.text = ""
             start, hit = min(matches, key=lambda match: match[0])
             return text[:start], hit
-        undecided = max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        ends = ((s, n) for s in self._stop for n in range(1, min(len(s), len(text) + 1)))
+        undecided = max((n for s, n in ends if text.endswith(s[:n])), default=0)
         self.text = text[len(text) - undecided :]
         return text[: len(text) - undecided], None
