@@ -85,6 +85,15 @@ def test_tools_are_given_and_forced(choice, forced, schema):
     assert read.options.get("schema", {}).get("properties", {}).get("name") == schema
 
 
+def test_names_of_a_tools_parameters_are_no_keywords():
+    properties = {"definitions": {"type": "array"}, "$ref": {"$ref": "#/$defs/x"}, "kind": {"const": {"$defs": {}}}}
+    tool = {"name": "look", "input_schema": {"properties": properties, "$defs": {"x": {"type": "string"}}}}
+    schema = asked(body(tools=[tool], tool_choice={"type": "any"})).options["schema"]
+    assert schema["$defs"] == {"tool0.x": {"type": "string"}}
+    moved = schema["properties"]["arguments"]["properties"]
+    assert moved == properties | {"$ref": {"$ref": "#/$defs/tool0.x"}}
+
+
 def test_a_choice_of_no_tool_gives_none_and_several_are_alternatives():
     assert "tools" not in asked(body(tools=[WEATHER], tool_choice={"type": "none"})).options
     both = [WEATHER, {**WEATHER, "name": "time"}]
@@ -97,6 +106,7 @@ def test_a_choice_of_no_tool_gives_none_and_several_are_alternatives():
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
+        ({"stop_sequences": ["x"] * 65}, ApiError, "stop_sequences: expected at most 64, got 65"),
         ({"max_tokens": None}, InputError, "max_tokens: expected a whole number from 1, got None"),
         ({"max_tokens": 0}, InputError, "max_tokens"),
         ({"model": 3}, InputError, "model: expected text"),

@@ -6,8 +6,12 @@ from fake_model import FakeModel, byte_tokenizer_folder
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
+from pydantic import ValidationError  # noqa: E402
 from serving import KEY, served  # noqa: E402
 
+from lapinfer.serve import state  # noqa: E402
+from lapinfer.serve.completions import CompletionBody  # noqa: E402
+from lapinfer.serve.errors import ApiError  # noqa: E402
 from lapinfer.text.language_model import from_model  # noqa: E402
 
 
@@ -90,6 +94,31 @@ def test_echo_alone(client):
     assert client.completions.create(**ask("abc", echo=True)).choices[0].logprobs is None
 
 
+def test_of_the_prompt_alone_nothing_was_made(client):
+    assert client.completions.create(**ask("abc", echo=True, max_tokens=0)).usage.total_tokens == 3
+
+
+def test_more_prompts_than_may_wait_are_not_even_read(client, model, monkeypatch):
+    monkeypatch.setattr(type(model), "request", lambda *args, **options: pytest.fail("a prompt was read"))
+    with pytest.raises(openai.BadRequestError, match="16000 answers at once"):
+        client.completions.create(**ask(["a"] * 1000, n=16))
+
+
+@pytest.mark.parametrize("field", ["prompt", "stop"])
+def test_of_many_wrong_items_the_first_is_told(field):
+    with pytest.raises(ValidationError) as caught:
+        CompletionBody.model_validate({"prompt": "a"} | {field: [None] * 1000})
+    assert len(caught.value.errors()) <= 4  # one of each type that the field may have
+
+
+def test_a_long_name_of_a_field_is_not_compared(monkeypatch):
+    compared = []
+    monkeypatch.setattr(state, "get_close_matches", lambda name, *rest: compared.append(len(name)) or [])
+    with pytest.raises(ApiError):
+        CompletionBody.model_validate({"prompt": "a", "x" * 10_000: 1})
+    assert compared == [100]
+
+
 def test_bytes_that_are_no_text_have_names(client):
     answer = client.completions.create(**ask("é", echo=True, logprobs=0, max_tokens=0))
     assert answer.choices[0].logprobs.tokens == ["bytes:\\xc3", "bytes:\\xa9"]
@@ -120,6 +149,7 @@ def test_the_last_chunk_has_numbers(client):
         ({"max_tokens": 0}, None),
         ({"logprobs": 21}, None),
         ({"logprobs": -1}, None),
+        ({"stop": ["x"] * 65}, "stop"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"presence_penalty": 1.0}, "presence_penalty"),

@@ -49,6 +49,7 @@ def test_models_are_listed(client):
         ("/v1/models/other", AUTHORIZED, 404, "model_not_found"),
         ("/nothing/here", AUTHORIZED, 404, None),
         ("/v1/models", AUTHORIZED | {"Origin": "https://evil.example"}, 403, None),
+        ("/tokenizer_info", AUTHORIZED | {"Sec-Fetch-Site": "cross-site"}, 403, None),  # <img src=…>: no Origin
     ],
 )
 def test_errors_have_openais_body(url, path, headers, status, code):
@@ -71,6 +72,10 @@ def test_pages_of_other_origins(url):
     answer = httpx.get(f"{url}/v1/models", headers=AUTHORIZED | {"Origin": "https://good.example"})
     assert answer.headers["access-control-allow-origin"] == "https://good.example"
     assert httpx.options(f"{url}/v1/models", headers=preflight | {"Origin": "https://evil.example"}).is_client_error
+
+
+def test_a_link_elsewhere_opens_the_page(url):
+    assert httpx.get(url, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -114,15 +114,18 @@ async def prepared(make: Callable[[], T]) -> T:
     return await asyncio.to_thread(make)
 
 
+def check_room(state: State, lease: Lease, count: int) -> None:
+    """ApiError for more answers than may ever wait at once: before a prompt of each is made."""
+    most = state.options.queue + lease.served.model.model.slots
+    if count > most:
+        raise ApiError(400, f"{count} answers at once are asked for, and there is room for {most}: ask for fewer")
+
+
 async def submitted(state: State, lease: Lease, requests: Sequence[Asked[E]], http: HttpRequest) -> Answer[E]:
     """Requests, waiting for their turns; QueueFullError where there is no place for all of them."""
     if state.draining:
         raise _ends()
-    most = state.options.queue + lease.served.model.model.slots
-    if len(requests) > most:
-        raise ApiError(
-            400, f"{len(requests)} answers at once are asked for, and there is room for {most}: ask for fewer"
-        )
+    check_room(state, lease, len(requests))
     client = client_of(http)
     tickets: list[Ticket[E]] = []
     try:

@@ -13,6 +13,7 @@ from lapinfer.arguments import described, flag, texts, whole
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.forced_calls import call_schema
+from lapinfer.serve.limits import check_stops
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 """Sampling parameters that go through as they are; the last two are ours."""
@@ -82,6 +83,7 @@ def asked(body: Any, *, counting: bool = False) -> Asked:
     if max_tokens is not None or not counting:
         options["max_tokens"] = max_tokens = whole("max_tokens", max_tokens, 1)
     stop = tuple(texts("stop_sequences", given.get("stop_sequences") or ()))
+    check_stops("stop_sequences", stop)
     if stop:
         options["stop"] = stop
     output = {} if (output := given.get("output_config")) is None else _object("output_config", output)

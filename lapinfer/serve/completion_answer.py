@@ -25,7 +25,7 @@ class Continuation:
     def __init__(self, index: int, *, echo: str | None, texts: TokenTexts | None, made: bool) -> None:
         self.index, self.text = index, ""
         self.finish_reason: str | None = None
-        self._echo, self._texts, self._made = echo, texts, made
+        self._echo, self._texts, self.made = echo, texts, made
         self.logprobs: dict[str, list[Any]] = _lists()
         self.last: Token | None = None
         self._length = 0
@@ -43,7 +43,7 @@ class Continuation:
             for chosen in token.prompt:
                 self._judge(told, chosen)
         self.last = token
-        if self._made:
+        if self.made:
             text += token.text
             # The one that ended the answer, too: clients that ask for one token look for one behind the prompt's.
             self._judge(told, Chosen(token.token, token.logprob, token.top))
@@ -84,8 +84,9 @@ class CompletionAnswer:
 
     def push(self, index: int, token: Token) -> Iterator[dict[str, Any]]:
         """Chunks."""
-        self.usage.push(index, token)
-        if (told := self._choices[index].push(token)) is not None:
+        choice = self._choices[index]
+        self.usage.push(index, token, made=choice.made)
+        if (told := choice.push(token)) is not None:
             text, logprobs, finish = told
             body = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
             yield self._about | {"choices": [body]}

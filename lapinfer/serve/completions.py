@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from lapinfer.errors import InputError
-from lapinfer.serve.answers import Answer, prepared, submitted, whole
+from lapinfer.serve.answers import Answer, check_room, prepared, submitted, whole
 from lapinfer.serve.completion_answer import CompletionAnswer, Continuation
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_fields import Prompts, Sampled, prompts_of
@@ -54,6 +54,7 @@ async def completions(state: State, http: HttpRequest) -> Response:
     body = await state.body(http, CompletionBody)
     lease = await state.models.lease(body.model)
     try:
+        check_room(state, lease, len(prompts_of(body.prompt)) * body.choices)
         requests = await prepared(lambda: _requests(lease.served, body))
         answer = await submitted(state, lease, requests, http)
     except BaseException:

@@ -14,6 +14,10 @@ from lapinfer.text.tool_calls import ToolCall, call_of_object, identified, parse
 
 DEFINITIONS = ("$defs", "definitions")
 """Where a schema has those that it refers to."""
+NAMED = ("properties", "patternProperties", "dependentSchemas")
+"""Where a schema has others by names of the client's, which are no keywords."""
+VALUES = ("const", "enum", "default", "examples")
+"""Where a schema has values."""
 
 
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -59,6 +63,10 @@ def _moved(schema: Any, prefix: str, definitions: dict[str, Any]) -> Any:
                 definitions[prefix + name] = _moved(each, prefix, definitions)
         elif key == "$ref" and isinstance(value, str) and value.startswith(tuple(f"#/{name}/" for name in DEFINITIONS)):
             moved[key] = f"#/$defs/{prefix}{value.split('/', 2)[2]}"
+        elif key in NAMED and isinstance(value, Mapping):
+            moved[key] = {name: _moved(each, prefix, definitions) for name, each in value.items()}
+        elif key in VALUES:
+            moved[key] = value
         else:
             moved[key] = _moved(value, prefix, definitions)
     return moved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -16,8 +16,12 @@ from lapinfer.serve.errors import ApiError, response_to
 
 OPEN = frozenset({"/", "/health"})
 """What needs no key: the page, which asks for it, and what watches whether the server runs."""
+OTHER_SITES = ("cross-site", "same-site")
+"""Whose pages ask, where browsers send no Origin: for images, scripts, frames and links."""
 UNKNOWN_KEY = "the API key is missing or wrong: send it as Authorization: Bearer KEY"
 SECONDS_OF_BODY = 30.0
+STOPS = 64
+"""Stop strings of a request, each of which is looked for after every token."""
 
 
 class Guard:
@@ -45,7 +49,11 @@ class Guard:
     def _check(self, path: str, headers: Headers) -> None:
         origin = headers.get("origin")
         host = headers.get("host", "")
-        if origin is not None and not {"*", origin} & set(self._cors) and origin.partition("://")[2] != host:
+        if origin is None:
+            foreign = headers.get("sec-fetch-site") in OTHER_SITES and path not in OPEN and "*" not in self._cors
+        else:
+            foreign = not {"*", origin} & set(self._cors) and origin.partition("://")[2] != host
+        if foreign:
             raise ApiError(403, "pages of this origin may not ask here: allow it with --cors")
         if self._local and self._key is None and not _is_own(host):
             raise ApiError(403, "without --api-key, this server answers to localhost and 127.0.0.1 alone")
@@ -72,6 +80,12 @@ def is_local(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_stops(field: str, stops: Sized) -> None:
+    """ApiError for more than are looked for."""
+    if len(stops) > STOPS:
+        raise ApiError(400, f"{field}: expected at most {STOPS}, got {len(stops):,}", param=field)
 
 
 async def read_body(request: Request, most: int) -> bytes:

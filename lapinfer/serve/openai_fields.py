@@ -6,15 +6,18 @@ Source: the types of OpenAI's Python client (openai.types); tools/server/README.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from lapinfer.serve.answers import CHOICES
 from lapinfer.serve.errors import ApiError
-from lapinfer.serve.state import Body
+from lapinfer.serve.limits import check_stops
+from lapinfer.serve.state import Body, Ids, Texts
 
 OF_BOTH_SIDES = ("temperature", "top_p", "top_k", "min_p")
 """Sampling parameters that are called alike here and there."""
-Prompts = str | list[int] | list[str] | list[list[int]]
+Prompts = str | Ids | Texts | Annotated[list[Ids], Field(fail_fast=True)]
 """A text, or token ids, or a list of these."""
 
 
@@ -81,7 +84,7 @@ class Sampled(Sampling):
 
     stream_options: StreamOptions | None = None
     n: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     max_tokens: int | None = None
 
     @property
@@ -95,7 +98,9 @@ class Sampled(Sampling):
     def sampling(self) -> dict[str, Any]:
         if self.stop is None:
             return super().sampling()
-        return super().sampling() | {"stop": [self.stop] if isinstance(self.stop, str) else self.stop}
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        check_stops("stop", stop)
+        return super().sampling() | {"stop": stop}
 
     @property
     def tells_usage(self) -> bool:

@@ -17,8 +17,9 @@ class Usage:
         self._seen: set[int] = set()
         self._unthought: dict[int, int] = {}
 
-    def push(self, index: int, token: Token) -> None:
-        self._made += 1
+    def push(self, index: int, token: Token, *, made: bool = True) -> None:
+        """made: whether it is told; else what was reused of its prompt alone counts."""
+        self._made += made
         if index not in self._seen:
             self._seen.add(index)
             self._reused += token.timings.reused_tokens

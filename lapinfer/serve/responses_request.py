@@ -13,7 +13,7 @@ from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.openai_fields import Sampling
 from lapinfer.serve.openai_messages import answer_options, call_of, is_begun, schema_of, text_of, tools_of
-from lapinfer.serve.state import Body
+from lapinfer.serve.state import Body, Texts
 
 LOGPROBS = "message.output_text.logprobs"
 """What `include` has where log-probabilities are wanted."""
@@ -46,7 +46,7 @@ class ResponseBody(Sampling):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
-    include: list[str] | None = None
+    include: Texts | None = None
     top_logprobs: int | None = None
 
     @property
@@ -102,10 +102,8 @@ def _messages(given: str | Sequence[Any]) -> list[dict[str, Any]]:
         match item.get("type", "message"):
             case "message":
                 role = item.get("role")
-                if role not in ("user", "assistant", "system", "developer"):
-                    raise InputError(
-                        f"{where}.role: expected user, assistant, system or developer, got {described(role)}"
-                    )
+                if role not in ROLES:
+                    raise InputError(f"{where}.role: expected one of {', '.join(ROLES)}, got {described(role)}")
                 text = text_of(f"{where}.content", item.get("content"))
                 if role == "assistant":
                     assistant()["content"] += text

@@ -14,7 +14,7 @@ from lapinfer.errors import UnsupportedError
 from lapinfer.serve.answers import prepared
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.models import Served
-from lapinfer.serve.state import Body, State
+from lapinfer.serve.state import Body, Ids, State
 from lapinfer.text.generation import checked_ids
 from lapinfer.text.tokenizer import Tokenizer, why_none
 
@@ -45,7 +45,7 @@ class TokenizeBody(Body):
 
 
 class DetokenizeBody(Body):
-    tokens: list[int]
+    tokens: Ids
     model: str | None = None
 
 
@@ -54,9 +54,13 @@ async def tokenize(state: State, http: HttpRequest) -> Response:
     body = await state.body(http, TokenizeBody)
     asked = body.asked()
     with await state.models.lease(body.model) as served:
-        ids = await prepared(lambda: _tokenizer(served).encode(*asked))
-        about = {} if body.prompt is None else {"count": len(ids), "max_model_len": served.model.model.ctx}
-        told = [{"id": id, "piece": _piece(served, id)} for id in ids] if body.with_pieces else ids
+        return await prepared(lambda: _tokens(served, body, *asked))
+
+
+def _tokens(served: Served, body: TokenizeBody, text: str, special: bool) -> Response:
+    ids = _tokenizer(served).encode(text, special)
+    about = {} if body.prompt is None else {"count": len(ids), "max_model_len": served.model.model.ctx}
+    told = [{"id": id, "piece": _piece(served, id)} for id in ids] if body.with_pieces else ids
     return JSONResponse({"tokens": told} | about)
 
 
@@ -64,10 +68,14 @@ async def detokenize(state: State, http: HttpRequest) -> Response:
     """POST /detokenize: {"tokens": ids} → {"content": text}, and the same as prompt."""
     body = await state.body(http, DetokenizeBody)
     with await state.models.lease(body.model) as served:
-        if body.tokens:
-            checked_ids(body.tokens, served.model.spec.vocab)
-        text = await prepared(lambda: _tokenizer(served).decode(body.tokens))
+        text = await prepared(lambda: _text(served, body.tokens))
     return JSONResponse({"content": text, "prompt": text})
+
+
+def _text(served: Served, ids: Sequence[int]) -> str:
+    if ids:
+        checked_ids(ids, served.model.spec.vocab)
+    return _tokenizer(served).decode(ids)
 
 
 async def info(state: State, http: HttpRequest) -> Response:
