@@ -175,6 +175,7 @@ def test_an_answer_has_its_time(tmp_path):
     with slow(tmp_path, delay=0.01, timeout=0.1) as (client, scheduler, _):
         answer = client.post("/v1/chat/completions", json=chat())
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        assert answer.headers["x-should-retry"] == "false"
         *_, last, _ = client.post("/v1/chat/completions", json=chat(stream=True)).text.splitlines()
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
         until(lambda: scheduler.stats().running == 0)

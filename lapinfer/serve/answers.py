@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 
 from lapinfer.errors import InputError, LapinferError, QueueFullError
 from lapinfer.serve.errors import LOG, ApiError
-from lapinfer.serve.models import Lease
+from lapinfer.serve.models import Lease, Served
 from lapinfer.serve.state import State
 from lapinfer.text.shared_steps import Asked, Event
 from lapinfer.text.ticket import Ticket
@@ -100,7 +100,9 @@ class Answer(Generic[E]):
                 raise
             raise _ends() from error
         if not finished and self._late:
-            raise ApiError(504, f"the answer was not ready within {self._state.options.timeout:g} s", code="timeout")
+            once = {"X-Should-Retry": "false"}  # the official clients would ask twice more, for as long each
+            message = f"the answer was not ready within {self._state.options.timeout:g} s"
+            raise ApiError(504, message, code="timeout", headers=once)
         if not finished:
             raise _ends()
 
@@ -114,19 +116,27 @@ async def prepared(make: Callable[[], T]) -> T:
     return await asyncio.to_thread(make)
 
 
-def check_room(state: State, lease: Lease, count: int) -> None:
-    """ApiError for more answers than may ever wait at once: before a prompt of each is made."""
-    most = state.options.queue + lease.served.model.model.slots
-    if count > most:
-        raise ApiError(400, f"{count} answers at once are asked for, and there is room for {most}: ask for fewer")
+async def answer_of(
+    state: State, http: HttpRequest, model: str | None, make: Callable[[Served], Sequence[Asked[E]]], *, count: int = 1
+) -> Answer[E]:
+    """What `make` asks of a model, `count` requests, waiting for their turns. The model stays until `Answer.cancel`.
+
+    ApiError for more than may ever wait, before one is made; QueueFullError where there is no place for all now.
+    """
+    lease = await state.models.lease(model)
+    try:
+        most = state.options.queue + lease.served.model.model.slots
+        if count > most:
+            raise ApiError(400, f"{count} answers at once are asked for, and there is room for {most}: ask for fewer")
+        return _submitted(state, lease, await prepared(lambda: make(lease.served)), client_of(http))
+    except BaseException:
+        lease.release()
+        raise
 
 
-async def submitted(state: State, lease: Lease, requests: Sequence[Asked[E]], http: HttpRequest) -> Answer[E]:
-    """Requests, waiting for their turns; QueueFullError where there is no place for all of them."""
+def _submitted(state: State, lease: Lease, requests: Sequence[Asked[E]], client: str) -> Answer[E]:
     if state.draining:
         raise _ends()
-    check_room(state, lease, len(requests))
-    client = client_of(http)
     tickets: list[Ticket[E]] = []
     try:
         for request in requests:

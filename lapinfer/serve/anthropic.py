@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from lapinfer.serve.answers import Answer, prepared, submitted, whole
+from lapinfer.serve.answers import Answer, answer_of, prepared, whole
 from lapinfer.serve.anthropic_answer import PING, Reply
 from lapinfer.serve.anthropic_request import Asked, asked
 from lapinfer.serve.errors import ApiError
@@ -30,14 +30,8 @@ SECONDS_OF_SILENCE = 10.0
 async def messages(state: State, http: HttpRequest) -> Response:
     """POST /v1/messages: a message, or its events."""
     read = asked(await _body(state, http))
-    lease = await state.models.lease(read.model)
-    try:
-        request = await prepared(lambda: _request(lease.served, read))
-        answer = await submitted(state, lease, [request], http)
-    except BaseException:
-        lease.release()
-        raise
-    reply = Reply(f"msg_{secrets.token_hex(12)}", read, len(request.prompt))
+    answer = await answer_of(state, http, read.model, lambda served: [_request(served, read)])
+    reply = Reply(f"msg_{secrets.token_hex(12)}", read, len(answer.tickets[0].request.prompt))
     if read.stream:
         return EventStream(_events(reply, answer), answer, error_name="error")
     (tokens,) = await whole(answer, http)

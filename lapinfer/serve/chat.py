@@ -11,11 +11,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from lapinfer.errors import InputError
-from lapinfer.serve.answers import Answer, prepared, submitted, whole
+from lapinfer.serve.answers import Answer, answer_of, whole
 from lapinfer.serve.chat_answer import ChatAnswer, Choice
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.forced_calls import check_told
-from lapinfer.serve.models import Lease, Served
+from lapinfer.serve.models import Served
 from lapinfer.serve.openai_fields import Sampled
 from lapinfer.serve.openai_messages import answer_options, forced_of, is_begun, messages_of, schema_of, tools_of
 from lapinfer.serve.openai_usage import Usage
@@ -74,14 +74,8 @@ class ChatBody(Sampled):
 async def completions(state: State, http: HttpRequest) -> Response:
     """POST /v1/chat/completions."""
     body = await state.body(http, ChatBody)
-    lease = await state.models.lease(body.model)
-    try:
-        requests = await prepared(lambda: _requests(lease.served, body))
-        answer = await submitted(state, lease, requests, http)
-    except BaseException:
-        lease.release()
-        raise
-    told = _answer(body, lease, requests)
+    answer = await answer_of(state, http, body.model, lambda served: _requests(served, body), count=body.choices)
+    told = _told(body, answer)
     if body.stream:
         return EventStream(_chunks(body, told, answer), answer)
     for index, tokens in enumerate(await whole(answer, http)):
@@ -99,13 +93,13 @@ def _requests(served: Served, body: ChatBody) -> list[Request]:
     ]  # each has a grammar of its own
 
 
-def _answer(body: ChatBody, lease: Lease, requests: list[Request]) -> ChatAnswer:
+def _told(body: ChatBody, answer: Answer[Token]) -> ChatAnswer:
     id, single = f"chatcmpl-{secrets.token_hex(12)}", body.parallel_tool_calls is False
     forced = bool(forced_of(body.tool_choice, tools_of(body.tools or [])))
-    choices = [Choice(i, id, forced=forced, single=single) for i in range(len(requests))]
-    usage = Usage([len(requests[0].prompt)])
-    texts = lease.served.texts if body.logprobs else None
-    return ChatAnswer(id, int(time.time()), lease.served.name, choices, usage, texts)
+    choices = [Choice(i, id, forced=forced, single=single) for i in range(body.choices)]
+    served, usage = answer.lease.served, Usage([len(answer.tickets[0].request.prompt)])
+    texts = served.texts if body.logprobs else None
+    return ChatAnswer(id, int(time.time()), served.name, choices, usage, texts)
 
 
 async def _chunks(body: ChatBody, told: ChatAnswer, answer: Answer[Token]) -> AsyncIterator[str]:

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from lapinfer.errors import InputError
-from lapinfer.serve.answers import Answer, check_room, prepared, submitted, whole
+from lapinfer.serve.answers import Answer, answer_of, whole
 from lapinfer.serve.completion_answer import CompletionAnswer, Continuation
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_fields import Prompts, Sampled, prompts_of
@@ -52,15 +52,9 @@ class CompletionBody(Sampled):
 async def completions(state: State, http: HttpRequest) -> Response:
     """POST /v1/completions."""
     body = await state.body(http, CompletionBody)
-    lease = await state.models.lease(body.model)
-    try:
-        check_room(state, lease, len(prompts_of(body.prompt)) * body.choices)
-        requests = await prepared(lambda: _requests(lease.served, body))
-        answer = await submitted(state, lease, requests, http)
-    except BaseException:
-        lease.release()
-        raise
-    told = _answer(body, lease.served, requests)
+    count = len(prompts_of(body.prompt)) * body.choices
+    answer = await answer_of(state, http, body.model, lambda served: _requests(served, body), count=count)
+    told = _told(body, answer)
     if body.stream:
         return EventStream(_chunks(body, told, answer), answer)
     for index, tokens in enumerate(await whole(answer, http)):
@@ -82,14 +76,12 @@ def _requests(served: Served, body: CompletionBody) -> list[Request]:
     ]
 
 
-def _answer(body: CompletionBody, served: Served, requests: Sequence[Request]) -> CompletionAnswer:
-    count = body.choices
+def _told(body: CompletionBody, answer: Answer[Token]) -> CompletionAnswer:
+    count, served, tickets = body.choices, answer.lease.served, answer.tickets
     texts = served.texts if body.logprobs is not None else None
     echoes = [_echo(served, prompt) if body.echo else None for prompt in prompts_of(body.prompt)]
-    choices = [
-        Continuation(i, echo=echoes[i // count], texts=texts, made=body.tells_made) for i in range(len(requests))
-    ]
-    usage = Usage([len(request.prompt) for request in requests[::count]])
+    choices = [Continuation(i, echo=echoes[i // count], texts=texts, made=body.tells_made) for i in range(len(tickets))]
+    usage = Usage([len(ticket.request.prompt) for ticket in tickets[::count]])
     return CompletionAnswer(f"cmpl-{secrets.token_hex(12)}", int(time.time()), served.name, choices, usage)
 
 

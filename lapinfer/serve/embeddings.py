@@ -9,11 +9,12 @@ import numpy as np
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from lapinfer.serve.answers import prepared, submitted, whole
+from lapinfer.serve.answers import answer_of, whole
 from lapinfer.serve.errors import ApiError
+from lapinfer.serve.models import Served
 from lapinfer.serve.openai_fields import Prompts, prompts_of
 from lapinfer.serve.state import Body, State
-from lapinfer.text.embedding import Embedding, Pooling
+from lapinfer.text.embedding import Embedding, EmbeddingRequest, Pooling
 
 AT_ONCE = 64
 """Texts of one request that wait at the same time: others may have as many."""
@@ -54,17 +55,14 @@ async def embeddings(state: State, http: HttpRequest) -> Response:
 async def _embedded(
     state: State, http: HttpRequest, body: EmbeddingBody, texts: list[str | list[int]]
 ) -> list[Embedding]:  # fmt: skip
-    lease = await state.models.lease(body.model)
-    try:
-        model = lease.served.model
+    def make(served: Served) -> list[EmbeddingRequest]:
+        model = served.model
         if body.dimensions not in (None, model.spec.hidden):
             message = f"dimensions: this model's vectors have {model.spec.hidden}"
             raise ApiError(400, message, param="dimensions", code="unsupported_parameter")
-        requests = await prepared(lambda: [model.embedding_request(text, pooling=body.pooling) for text in texts])
-        answer = await submitted(state, lease, requests, http)
-    except BaseException:
-        lease.release()
-        raise
+        return [model.embedding_request(text, pooling=body.pooling) for text in texts]
+
+    answer = await answer_of(state, http, body.model, make, count=len(texts))
     return [embedding for (embedding,) in await whole(answer, http)]
 
 

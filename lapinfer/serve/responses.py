@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from lapinfer.serve.answers import Answer, prepared, submitted, whole
+from lapinfer.serve.answers import Answer, answer_of, whole
 from lapinfer.serve.forced_calls import check_told
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_messages import forced_of
@@ -25,17 +25,12 @@ from lapinfer.text.generation import Request, Token
 async def responses(state: State, http: HttpRequest) -> Response:
     """POST /v1/responses: a response, or its events."""
     body = await state.body(http, ResponseBody)
-    lease = await state.models.lease(body.model)
-    try:
-        request = await prepared(lambda: _request(lease.served, body))
-        answer = await submitted(state, lease, [request], http)
-    except BaseException:
-        lease.release()
-        raise
+    answer = await answer_of(state, http, body.model, lambda served: [_request(served, body)])
+    served, request = answer.lease.served, cast(Request, answer.tickets[0].request)
     reply = Reply(
-        f"resp_{secrets.token_hex(12)}", _about(body, lease.served, request), Usage([len(request.prompt)]),
+        f"resp_{secrets.token_hex(12)}", _about(body, served, request), Usage([len(request.prompt)]),
         forced=bool(forced_of(body.tool_choice, body.known_tools())), single=body.parallel_tool_calls is False,
-        texts=lease.served.texts if body.tells_logprobs else None,
+        texts=served.texts if body.tells_logprobs else None,
     )  # fmt: skip
     if body.stream:
         return EventStream(_events(reply, answer), answer, error_name="error")

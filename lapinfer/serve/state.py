@@ -25,9 +25,8 @@ class State:
     """Given to every endpoint, `async def endpoint(state: State, request: Request) -> Response`:
 
         body = await state.body(request, Schema)         # read within the limits, checked: a `Body` of one's own
-        lease = await state.models.lease(body.model)     # lease.served: name, model (LanguageModel), scheduler
-        with lease: …                                    # or lease.release(), when the answer has ended
-        answer = await answers.submitted(state, lease, [Request, …], http=request)
+        with await state.models.lease(body.model) as m:  # name, model (LanguageModel), scheduler
+        answer = await answers.answer_of(state, request, body.model, lambda m: [m.model.request(…), …])
         async for index, token in answer.events(): …     # answer.cancel() at the end, or when nobody listens
         return sse.EventStream(lines, answer)            # … which does that itself
 
