@@ -20,7 +20,7 @@ def state_of(models, *, memory=None, size=lambda path, options: 1, **options):
     options = ServeOptions(**{"port": 0, "api_key": KEY} | options)
     names = {name: name for name in models}
     opened = Models(names, LoadOptions(), open=lambda path, given: models[path](), size=size, memory=memory,
-                    queue=options.queue)  # fmt: skip
+                    queue=options.queue, seconds=options.timeout)  # fmt: skip
     return State(options, opened)
 
 

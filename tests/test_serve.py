@@ -1,9 +1,11 @@
 """The server: who may ask, what it says of itself and of errors, models that come and go, and its end."""
 
+import asyncio
 import json
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,7 @@ from serving import KEY, running, served, state_of  # noqa: E402
 from talking_model import talking_model  # noqa: E402
 
 from lapinfer.errors import CheckpointError  # noqa: E402
+from lapinfer.serve import models  # noqa: E402
 
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 
@@ -227,6 +230,22 @@ def test_models_come_and_go(tmp_path):
             ask("b")  # c leaves, though it was used later: a has somebody
             assert [made[name].model.closed for name in "ac"] == [False, True]
             assert text_of(lines) == LONG
+
+
+def test_who_waits_for_a_models_memory_is_told_after_its_time():
+    async def ask():
+        model = SimpleNamespace(tokenizer=None)
+        state = state_of({"a": lambda: model, "b": lambda: model}, memory=1, timeout=0.1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(models, "Scheduler", lambda model, most_waiting: SimpleNamespace(close=lambda: None))
+            with await state.models.lease("a"):
+                told = await asyncio.gather(*[state.models.lease("b") for _ in range(2)], return_exceptions=True)
+                assert [(each.status, each.headers) for each in told] == [(503, {"Retry-After": "30"})] * 2
+            model.close = lambda: None
+            (await state.models.lease("b")).release()
+            assert [each.name for each in state.models.loaded] == ["b"]
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ def serve(
         note(f"loading {path}")
         return open_quietly(path, options, _notices)
 
-    served = Models(paths, loading, open=open_later, size=memory_needed, memory=memory, queue=serving.queue)
+    served = Models(
+        paths, loading, open=open_later, size=memory_needed, memory=memory, queue=serving.queue, seconds=serving.timeout
+    )
     model = open_model(path, loading, verbose)
     served.put(first, model)
     if serving.api_key is None and not is_local(serving.host):

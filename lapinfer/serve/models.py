@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,14 +63,16 @@ class Models:
 
     paths: what `lapinfer.load` takes, by names; the first one is asked where a request names none. memory: bytes that
     models may take together, as `size` foresees them; None for as many as can be loaded. Where there is no room, those
-    leave that nobody has, the least used first; where somebody has all of them, a request waits for that.
+    leave that nobody has, the least used first; where somebody has all of them, a request waits for that, so many
+    `seconds` at most (None: for as long as it takes).
     """
 
     def __init__(
-        self, paths: Mapping[str, str], options: LoadOptions, *, open: Open, size: Size, memory: int | None, queue: int
-    ) -> None:
+        self, paths: Mapping[str, str], options: LoadOptions, *, open: Open, size: Size, memory: int | None, queue: int,
+        seconds: float | None = None,
+    ) -> None:  # fmt: skip
         self.paths = dict(paths)
-        self.options, self.memory, self.queue = options, memory, queue
+        self.options, self.memory, self.queue, self._seconds = options, memory, queue, seconds
         self._open, self._size = open, size
         self._loaded: dict[str, Served] = {}
         self._loading, self._changed = asyncio.Lock(), asyncio.Event()
@@ -104,24 +107,29 @@ class Models:
 
     async def lease(self, name: str | None) -> Lease:
         """The model, loaded, until the lease is released. ApiError (404) for an unknown one, DoesNotFitError for one
-        that is too large, and what `open` raises.
+        that is too large, ApiError (503) where others are used for too long, and what `open` raises.
         """
         name = self.known(name)
         if (served := self._loaded.get(name)) is not None:
             return Lease(served, self._changed)
-        async with self._loading:
+        end = None if self._seconds is None else asyncio.get_running_loop().time() + self._seconds
+        async with _until(end):  # a load that has begun is not given up, so only waits end
+            await self._loading.acquire()
+        try:
             if name not in self._loaded:
-                await self._load(name)
+                await self._load(name, end)
             return Lease(self._loaded[name], self._changed)
+        finally:
+            self._loading.release()
 
-    async def _load(self, name: str) -> None:
+    async def _load(self, name: str, end: float | None) -> None:
         path, needed = self.paths[name], 0
         if self.memory is not None:
             needed = await asyncio.to_thread(self._size, path, self.options)
             if needed > self.memory:
                 raise DoesNotFitError(f"{name}: needs {needed / 1e6:,.0f} MB, --memory is {self.memory / 1e9:g} GB")
             while sum(each.bytes for each in self._loaded.values()) + needed > self.memory:
-                await self._let_go()
+                await self._let_go(end)
         while True:
             try:
                 model = await asyncio.to_thread(self._open, path, self.options)
@@ -129,14 +137,15 @@ class Models:
             except DoesNotFitError:
                 if not self._loaded:
                     raise
-            await self._let_go()
+            await self._let_go(end)
         self._loaded[name] = Served(name, model, Scheduler(model, most_waiting=self.queue), needed)
 
-    async def _let_go(self) -> None:
-        """Close the least used model that nobody has, after waiting for one."""
+    async def _let_go(self, end: float | None) -> None:
+        """Close the least used model that nobody has, after waiting for one until `end`."""
         while not (idle := [each for each in self._loaded.values() if not each.users]):
             self._changed.clear()
-            await self._changed.wait()
+            async with _until(end):
+                await self._changed.wait()
         await self._close(min(idle, key=lambda each: each.used))
 
     async def _close(self, served: Served) -> None:
@@ -148,6 +157,15 @@ class Models:
         """Let everything go, after the requests that run."""
         for served in self.loaded:
             await self._close(served)
+
+
+@asynccontextmanager
+async def _until(end: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(end):
+            yield
+    except TimeoutError:
+        raise ApiError(503, "other models are in use, and have the memory", headers={"Retry-After": "30"}) from None
 
 
 def named(paths: Sequence[str]) -> dict[str, str]:
