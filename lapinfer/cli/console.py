@@ -47,13 +47,15 @@ def note_replaced(goes: str | None) -> None:
         note(replaced(goes))
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, on_one_line: bool = False) -> None:
+    """A line of its own is seen at once: more of them follow, maybe after a while."""
     from json import dumps
 
     whole = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
-    text = dumps(value, ensure_ascii=not whole, indent=1, default=str)
+    text = dumps(value, ensure_ascii=not whole, indent=None if on_one_line else 1, default=str)
+    # DEL, U+009B, directions …
     acting = {character for character in text if character != "\n" and not character.isprintable()}
-    print(text.translate({ord(character): dumps(character)[1:-1] for character in acting}))  # DEL, U+009B, directions
+    print(text.translate({ord(character): dumps(character)[1:-1] for character in acting}), flush=on_one_line)
 
 
 def print_figures(figures: dict[str, Any], json: bool) -> None:

@@ -94,8 +94,8 @@ def embed(
             some = lines[at : at + TOGETHER]
             vectors = loaded.embed([line for _, line in some], pooling=pooled, normalize=normalize)
             for (number, _), vector in zip(some, vectors, strict=True):
-                numbers = ", ".join(f"{value:.9g}" for value in vector.tolist())  # as many digits as float32 has
-                print(f'{{"line": {number}, "embedding": [{numbers}]}}', flush=True)
+                numbers = [float(f"{value:.9g}") for value in vector.tolist()]  # as many digits as float32 has
+                print_json({"line": number, "embedding": numbers}, on_one_line=True)
 
 
 @with_groups
