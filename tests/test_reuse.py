@@ -23,6 +23,7 @@ from lapinfer.errors import InputError
 from lapinfer.model import Model
 from lapinfer.options import LoadOptions
 from lapinfer.runtime.ops import Limits
+from lapinfer.runtime.slots import can_shorten
 from lapinfer.text import prefix_files, prefixes
 from lapinfer.text.decoding import Conversation
 from lapinfer.text.generation import Token
@@ -297,6 +298,28 @@ def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(notes) == 1
     assert "No space left on device" in notes[0]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
+    model.close()
+
+
+def test_a_damaged_file_is_not_taken_for_the_next_best_one(kind: str, tmp_path: Path) -> None:
+    """A slot never counts as holding more, or other positions, than what was put into it."""
+    ids = [*SYSTEM, *USERS[0]]
+    (expected,) = alone(kind, [ids])
+    model = LanguageModel(made(kind, slots=1))
+    store = PrefixStore(model.model, tmp_path, PLENTY)
+    shorter = [*SYSTEM[:60], *USERS[1]] if can_shorten(model.spec, 80, 60) else SYSTEM[:60]
+    for text in (shorter, SYSTEM):
+        model.model.prefill(text)
+        assert store.add(text, model.model.save_slot(0, len(text)))
+    store.close()
+    model.model.prefill(prompt(170, 99))  # the slot holds nothing of them
+    shorter_file, path = sorted(tmp_path.glob(f"*/*{prefix_files.SUFFIX}"), key=lambda path: path.stat().st_size)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    model.forget()
+    model.prefixes.store = PrefixStore(model.model, tmp_path, PLENTY, memory=0)
+    assert answer(model, ids)[0] == expected
+    assert shorter_file.exists()
     model.close()
 
 

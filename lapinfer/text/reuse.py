@@ -133,15 +133,19 @@ class Reuse:
         if store is None or known is None:
             return []
 
-        def restored(find: Callable[[Sequence[int]], SlotState | None]) -> bool:
-            if (state := find(ids)) is not None:
-                self._model.restore_slot(slot, state)
-            return state is not None
+        def restored(find: Callable[[Sequence[int]], SlotState | None], count: int) -> bool:
+            with suppress(MemoryError):
+                state = find(ids)
+                # Other than what is known: a file was damaged, or another process has written or removed some.
+                if state is not None and state.count == count:
+                    self._model.restore_slot(slot, state)
+                    return True
+            return False
 
         memory, disk = known.memory, known.disk
         return [
-            _Source(IN_MEMORY * memory, min(memory, most), partial(restored, store.from_memory), "memory"),
-            _Source(OPENED + ON_DISK * disk, min(disk, most), partial(restored, store.from_disk), "disk"),
+            _Source(IN_MEMORY * memory, min(memory, most), partial(restored, store.from_memory, memory), "memory"),
+            _Source(OPENED + ON_DISK * disk, min(disk, most), partial(restored, store.from_disk, disk), "disk"),
         ]
 
     def _stops(self, ids: Sequence[int], known: Known | None) -> list[int]:
