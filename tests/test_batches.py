@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_model import FakeModel
 from test_determinism import build, decoder, hybrid_decoder, prompt, routed_decoder, tree_decoder
 
 from lapinfer.errors import InputError, LapinferError
+from lapinfer.options import SamplingParams
+from lapinfer.text.decoding import Conversation, Decoding, common
 from lapinfer.text.language_model import LanguageModel
 from lapinfer.text.pace import Pace
+from lapinfer.text.sampling import Sampler
+from lapinfer.text.shared_steps import SharedSteps
 from lapinfer.text.step_times import StepTimes
 
 SPECS = {
@@ -151,3 +157,47 @@ def test_a_step_that_guesses_spoil_is_run_without_them(monkeypatch: pytest.Monke
     assert spoiled
     assert [len(answer.tokens) for answer in answers] == [60, 60]
     assert all(answer.timings.drafted_tokens == 0 for answer in answers)
+
+
+def test_prompts_do_not_wait_for_the_end_of_guesses() -> None:
+    """Where a step without prompts is to be measured, it runs without guesses: else none ever would."""
+    model = repeating(0.01)
+    steps = SharedSteps(model.model, model.conversations, model.speculation)
+    for first in (1, 2):
+        steps.begin(model.request([first], max_tokens=300, temperature=0), 0.0)
+    for _ in range(40):
+        steps.step()
+    assert model.model.steps[-1] > 2  # type: ignore[attr-defined]
+    steps._pace = Pace()
+    new = steps.begin(model.request([3] * 8, max_tokens=9, temperature=0), 0.0)
+    steps.step()
+    assert model.model.steps[-1] == 2  # type: ignore[attr-defined]
+    steps.step()
+    assert new.left < 8
+
+
+def test_a_grammar_that_fails_beside_others_ends_its_answer() -> None:
+    """Though logits of the others are masked, none of its own is taken."""
+
+    class Fails:
+        def bits(self, ids: Sequence[int]) -> np.ndarray:
+            raise InputError("schema: beyond its bounds")
+
+        allowed = bits
+
+    model: Any = FakeModel()
+    decoding = Decoding(model, 0, Conversation(), [1, 2], Sampler(SamplingParams()), lambda ids: (), Fails())
+    assert decoding.bits() is None
+    logits = model.prefill([1, 2])
+    logits.masked = True
+    with pytest.raises(InputError, match="beyond its bounds"):
+        decoding.choose(logits, 0)
+
+
+def test_ids_that_become_fewer_while_they_are_compared() -> None:
+    class Shrinks(list[int]):
+        def __len__(self) -> int:
+            return 5
+
+    assert common(Shrinks([1, 2]), [1, 2, 3, 4, 5]) == 2
+    assert common([1, 2, 3, 4, 5], Shrinks([1, 2])) == 2

@@ -158,6 +158,8 @@ def test_one_that_leaves_frees_its_slot(fake: LanguageModel, gate: threading.Sem
         first.cancel()
         second.cancel()
         assert list(first) == list(second) == []
+        with pytest.raises(InputError, match="no whole answer"):
+            first.result()
         gate.release(100)
         assert third.result().finish_reason in ("stop", "length")
     stats = scheduler.stats()
@@ -173,6 +175,17 @@ def test_too_many_are_refused(fake: LanguageModel, gate: threading.Semaphore) ->
         assert caught.value.retry_after >= 1
         gate.release(100)
         assert all(ticket.result().tokens for ticket in tickets)
+
+
+def test_how_long_requests_have_a_slot_is_not_how_long_they_waited(
+    fake: LanguageModel, gate: threading.Semaphore
+) -> None:
+    with Scheduler(fake) as scheduler:
+        *_, last = (scheduler.submit(fake.request([i], max_tokens=2)) for i in range(3))
+        last.since -= 1000.0
+        gate.release(100)
+        assert last.result().tokens
+    assert 0 < scheduler._held < 100
 
 
 def test_clients_take_turns(fake: LanguageModel, gate: threading.Semaphore) -> None:

@@ -89,6 +89,7 @@ class Decoding:
         self.scores = scores
         self.reused = self.steps = self.drafted = self.kept = 0
         self._began, self._writer = False, object()
+        self._refused: LapinferError | None = None
         self._stops: list[int] = []
         """Counts of ids after which a step ends, and what the slot then holds is kept; in their order."""
 
@@ -221,10 +222,12 @@ class Decoding:
         """Which ids may follow `ids`, as in `model.Allowed`."""
         if self.allowed is None:
             return None
+        self._refused = None
         try:
             return self.allowed.bits(self.ids)
-        except LapinferError:
-            return None  # raised again by `choose`, when no one else is in the middle of a step
+        except LapinferError as error:
+            self._refused = error  # raised by `choose`, when no one else is in the middle of a step
+            return None
 
     def checked(self, logits: Logits, row: int, guesses: Sequence[int]) -> list[Chosen]:
         """The tokens that a step brings which has run guesses, too: logits from `row` on are those after each."""
@@ -233,6 +236,8 @@ class Decoding:
     def choose(self, logits: Logits, row: int) -> Chosen:
         """A token by one row of logits, appended to `ids`."""
         ids = self.ids
+        if self._refused is not None:
+            raise self._refused
         allowed = None if self.allowed is None or logits.masked else self.allowed.allowed(ids)
         values, block_max, masked = logits.values[row], logits.block_max[row], logits.masked
         chosen = self.sampler.sample(values, block_max, ids, self.banned(ids), allowed, masked)
@@ -246,7 +251,7 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
     for start in range(0, most, STRETCH):
         a, b = one[start : min(start + STRETCH, most)], other[start : min(start + STRETCH, most)]
         if a != b:  # in one go, which is much quicker than one by one
-            return start + next(i for i in range(len(a)) if a[i] != b[i])
+            return start + next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return most
 
 

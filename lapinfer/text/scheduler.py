@@ -153,7 +153,7 @@ class Scheduler:
     def _told(self, each: Running, event: Event | Exception) -> None:
         ticket = self._tickets[each]
         if isinstance(event, Exception):
-            self._sums["failed"] += 1
+            self._sums["failed"] += not ticket.cancelled
             ticket.end(event)
         else:
             self._sums["tokens"] += isinstance(event, Token)
@@ -167,7 +167,7 @@ class Scheduler:
         ticket = self._tickets.pop(each)
         self._cancelled.discard(ticket)
         self._sums["reused"] += each.generation.reused
-        seconds = perf_counter() - ticket.since
+        seconds = perf_counter() - each.began
         self._held += NEWEST * (seconds - self._held)
 
     def _admit(self) -> bool:

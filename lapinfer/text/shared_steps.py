@@ -7,7 +7,7 @@ each are those that it would have alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -73,7 +73,7 @@ class Asked(Protocol[E]):
 @dataclass(eq=False, slots=True)
 class Running:
     """A request that has a slot. client: whose it is; left: how much of its prompt there is to read, at most; touched:
-    by the steps that it took part in.
+    by the steps that it took part in; began: when it got its slot (perf_counter).
     """
 
     slot: int
@@ -81,6 +81,7 @@ class Running:
     generation: Runnable[Any]
     left: int
     touched: Touched
+    began: float = field(default_factory=perf_counter)
 
 
 Due = tuple[Running, Piece]
@@ -186,7 +187,7 @@ class SharedSteps:
         room, wanted = room - sum(len(piece.tokens) for _, piece in due), wanted - sum(piece.wanted for _, piece in due)
         if prompts := _portions(read, min(room, self._pace.room(len(due))), wanted):
             return due + prompts
-        if self._speculation is None:
+        if read or self._speculation is None:  # a step without prompts is due, to see what that takes: without guesses
             return due
         guesses = self._speculation.shared([_guesser(each) for each, _ in due])
         return [(each, piece._replace(guesses=of)) for (each, piece), of in zip(due, guesses, strict=True)]

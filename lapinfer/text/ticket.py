@@ -10,6 +10,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from lapinfer.errors import InputError
 from lapinfer.text.completion import Completion, completed
 from lapinfer.text.generation import Token
 from lapinfer.text.shared_steps import Asked, Event
@@ -38,14 +39,17 @@ class Ticket(Generic[E]):
         with self._changed:
             if self.ended:
                 return
-            self.cancelled = True
+            self.cancelled = self.ended = True
             self._tokens.clear()
-        self.end()
+            self._wake()
         self._cancel(self)
 
     def result(self: Ticket[Token]) -> Completion:
-        """The whole answer, once it is there; of tokens that nobody has taken."""
-        return completed(self)
+        """The whole answer, once it is there; InputError where its last token was taken, or it was cancelled."""
+        events = list(self)
+        if not events or events[-1].finish_reason is None:
+            raise InputError("there is no whole answer: the request was cancelled, or its tokens were taken before")
+        return completed(events)
 
     def push(self, token: E) -> None:
         """Called by who runs the request: its next token."""
