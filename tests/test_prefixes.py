@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from lapinfer.runtime.slots import SlotState, layout
 from lapinfer.spec import ModelSpec
 from lapinfer.text import prefix_files
 from lapinfer.text.prefix_files import PrefixFiles
+from lapinfer.text.prefix_writer import PrefixWriter
 from lapinfer.text.prefixes import PrefixStore, model_key
 
 IDS = prompt(120)
@@ -196,6 +198,27 @@ def test_a_folder_that_cannot_be_written_is_told(model: Model, tmp_path: Path) -
     found = find(store, IDS)  # in memory
     assert found is not None
     assert found.count == 60
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_could_not_be_written_is_not_tried_again() -> None:
+    written: list[int] = []
+
+    def add(ids: np.ndarray, state: SlotState) -> bool:
+        if len(ids) == 1:
+            raise RuntimeError("a mistake of this program")
+        written.append(len(ids))
+        return True
+
+    files: Any = SimpleNamespace(add=add)
+    writer = PrefixWriter(files)
+    for count in (1, 2):
+        assert writer.put(np.zeros(count, np.int32), SlotState(count, (), ()))
+        assert writer._thread is not None
+        if count == 1:
+            writer._thread.join()
+    writer.close()
+    assert written == [2]
 
 
 def test_models_are_told_apart(model: Model) -> None:

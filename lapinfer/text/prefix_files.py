@@ -83,8 +83,8 @@ class PrefixFiles:
         except (OSError, InputError) as error:  # the disk is full, say
             self._pause = time.monotonic() + PAUSE
             if not self._told:
-                self._notice(f"note: no prefix is kept in {self._folder} for now: {error}")
                 self._told = True
+                self._notice(f"note: no prefix is kept in {self._folder} for now: {error}")
             return False
         with self._known:
             self._ids[path.name] = ids

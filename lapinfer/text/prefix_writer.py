@@ -64,8 +64,10 @@ class PrefixWriter:
                 if not self._waiting:
                     return
                 ids, state = self._waiting[0]
-            self._files.add(ids, state)
-            with self._changed:
-                if self._waiting:
-                    self._waiting.popleft()
-                self._changed.notify_all()
+            try:
+                self._files.add(ids, state)
+            finally:  # what fails is not tried again
+                with self._changed:
+                    if self._waiting:
+                        self._waiting.popleft()
+                    self._changed.notify_all()

@@ -122,8 +122,9 @@ class PrefixStore:
 
     def nbytes(self) -> tuple[int, int]:
         """Bytes that are kept in memory, and of this model on disk."""
+        files = 0 if self._files is None else self._files.nbytes()  # steps do not wait for a disk here
         with self._lock:
-            return self._memory.nbytes, 0 if self._files is None else self._files.nbytes()
+            return self._memory.nbytes, files
 
     def flush(self) -> bool:
         """Wait until what was added is written, for at most some seconds; whether it is."""
