@@ -250,7 +250,7 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
     most = min(len(one), len(other))
     for start in range(0, most, STRETCH):
         a, b = one[start : min(start + STRETCH, most)], other[start : min(start + STRETCH, most)]
-        if a != b:  # in one go, which is much quicker than one by one
+        if a != b:  # in one go, which is much quicker than one by one; another thread may have shortened one meanwhile
             return start + next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return most
 
