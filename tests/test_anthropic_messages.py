@@ -85,6 +85,12 @@ def test_tools_are_given_and_forced(choice, forced, schema):
     assert read.options.get("schema", {}).get("properties", {}).get("name") == schema
 
 
+def test_many_tools_are_chosen_in_one_look():
+    tools = [{"name": f"f{i}", "input_schema": {}} for i in range(30_000)]  # each beside each: half a minute
+    schema = asked(body(tools=tools, tool_choice={"type": "any"})).options["schema"]
+    assert len(schema["anyOf"]) == len(tools)
+
+
 def test_names_of_a_tools_parameters_are_no_keywords():
     properties = {"definitions": {"type": "array"}, "$ref": {"$ref": "#/$defs/x"}, "kind": {"const": {"$defs": {}}}}
     tool = {"name": "look", "input_schema": {"properties": properties, "$defs": {"x": {"type": "string"}}}}

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
 
 from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
@@ -29,7 +28,7 @@ SECONDS_OF_SILENCE = 10.0
 
 async def messages(state: State, http: HttpRequest) -> Response:
     """POST /v1/messages: a message, or its events."""
-    read = asked(await _body(state, http))
+    read = await _asked(state, http)
     answer = await answer_of(state, http, read.model, lambda served: [_request(served, read)])
     reply = Reply(f"msg_{secrets.token_hex(12)}", read, len(answer.tickets[0].request.prompt))
     if read.stream:
@@ -43,7 +42,7 @@ async def messages(state: State, http: HttpRequest) -> Response:
 
 async def count_tokens(state: State, http: HttpRequest) -> Response:
     """POST /v1/messages/count_tokens: how many tokens the model would read."""
-    read = asked(await _body(state, http), counting=True)
+    read = await _asked(state, http, counting=True)
     with await state.models.lease(read.model) as served:
         request = await prepared(lambda: _request(served, read))
     return JSONResponse({"input_tokens": len(request.prompt)})
@@ -54,11 +53,13 @@ def _request(served: Served, read: Asked) -> Request:
     return served.model.chat_request(read.messages, **read.options)
 
 
-async def _body(state: State, http: HttpRequest) -> Any:
+async def _asked(state: State, http: HttpRequest, *, counting: bool = False) -> Asked:
+    data = await read_body(http, int(state.options.body * 1e6))
     try:
-        return from_json(await read_body(http, int(state.options.body * 1e6)), allow_inf_nan=False)
+        body = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
+    return await prepared(lambda: asked(body, counting=counting))
 
 
 async def _events(reply: Reply, answer: Answer[Token]) -> AsyncIterator[str]:

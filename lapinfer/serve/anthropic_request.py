@@ -96,7 +96,8 @@ def asked(body: Any, *, counting: bool = False) -> Asked:
     if choice:
         if schema is not None:
             raise InputError("tool_choice: a tool's call is forced, so output_config.format cannot be kept to as well")
-        schema = call_schema([tool for tool in tools if tool["function"]["name"] in choice])
+        forced = frozenset(choice)
+        schema = call_schema([tool for tool in tools if tool["function"]["name"] in forced])
     if schema is not None:
         options["schema"] = schema
     if messages[-1]["role"] == "assistant":
