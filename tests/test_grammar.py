@@ -20,7 +20,7 @@ from bench.random_schemas import random_schema
 from lapinfer.cli import app
 from lapinfer.errors import InputError
 from lapinfer.options import SamplingParams
-from lapinfer.text.grammar import Grammar, Grammars
+from lapinfer.text.grammar import JSON, Grammar, Grammars, grammar_of
 from lapinfer.text.language_model import LanguageModel
 from lapinfer.text.sampling import Sampler
 from lapinfer.text.tokenizer import Tokenizer
@@ -77,10 +77,21 @@ def test_finished_answers_are_valid_json_of_any_schema(model, number):
     ],
 )
 def test_what_a_schema_allows_can_be_said(grammars, tokenizer, schema, text):
-    constraint, ids = grammars.constraint(Grammar("schema", json.dumps(schema)), 0), tokenizer.encode(text)
+    grammar = grammar_of(schema=schema)
+    assert grammar is not None
+    constraint, ids = grammars.constraint(grammar, 0), tokenizer.encode(text)
     for i, id in enumerate(ids):
         assert constraint.allowed(ids[:i])[id], text[:i]
     assert constraint.allowed(ids)[EOS]
+
+
+@pytest.mark.parametrize("space", [" ", "\n" + 20 * " "])
+def test_whitespace_comes_to_an_end(grammars, tokenizer, space):
+    """Weak models write lines without an end where they may."""
+    constraint = grammars.constraint(Grammar("schema", '{"type": "array"}'), 0)
+    ids = tokenizer.encode("[" + space, special=False)
+    assert not any(constraint.allowed(ids)[id] for id in tokenizer.encode(" \n\t\r", special=False))
+    assert constraint.allowed(ids)[tokenizer.encode("]", special=False)[0]]
 
 
 def test_regex_and_lark(model):
@@ -103,7 +114,8 @@ def test_a_mask_is_that_of_llguidance_wherever_it_is_asked(grammars, tokenizer):
     constraint = grammars.constraint(Grammar("schema", json.dumps(schema)), 2)
 
     def expected(answer):
-        matcher = LLMatcher(grammars._tokens, LLMatcher.grammar_from_json_schema(json.dumps(schema)), log_level=0)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=JSON)
+        matcher = LLMatcher(grammars._tokens, grammar, log_level=0)
         assert matcher.consume_tokens(answer)
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         return np.unpackbits(bits, bitorder="little")[:300].astype(bool)

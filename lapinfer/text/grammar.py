@@ -21,6 +21,8 @@ from lapinfer.errors import InputError
 from lapinfer.text.tokenizer import Tokenizer
 
 Kind = Literal["schema", "regex", "lark"]
+JSON: Any = {"whitespace_pattern": r" |\n[ \t]{0,20}"}
+"""Between its parts JSON may have any whitespace: a weak model would write nothing else, without an end."""
 T = TypeVar("T")
 
 
@@ -53,7 +55,9 @@ def _json_of(schema: Any) -> str:
         value = json.loads(schema) if isinstance(schema, str) else schema
         if not isinstance(value, Mapping | bool):
             raise InputError(f"schema: expected a JSON schema (an object, true or false), got {described(value)}")
-        return json.dumps(dict(value) if isinstance(value, Mapping) else value, allow_nan=False)
+        if not isinstance(value, Mapping):
+            value = {"anyOf": [value]}  # llguidance takes options for objects alone
+        return json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"schema: not JSON ({error})") from error
 
@@ -93,7 +97,7 @@ class Grammars:
 
         def matcher() -> Any:
             read = {
-                "schema": LLMatcher.grammar_from_json_schema,
+                "schema": lambda schema: LLMatcher.grammar_from_json_schema(schema, defaults=JSON),
                 "regex": LLMatcher.grammar_from_regex,
                 "lark": LLMatcher.grammar_from_lark,
             }[grammar.kind]
