@@ -1,6 +1,7 @@
 """What a tokenizer's file can cost: time and memory have bounds, whoever wrote it."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -115,6 +116,25 @@ def test_patterns_of_strangers_have_a_time(tmp_path, monkeypatch):
 def test_known_patterns_are_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr("lapinfer.text.tokenizer.within_time", None)
     assert len(Tokenizer.from_folder(byte_tokenizer_folder(tmp_path)).encode("ab" * 3000)) == 6000
+
+
+def test_others_go_on_while_a_long_text_is_read(tmp_path):
+    tokenizer, ended, moments = Tokenizer.from_folder(byte_tokenizer_folder(tmp_path)), threading.Event(), []
+
+    def live():
+        while not ended.wait(0.002):
+            moments.append(time.monotonic())
+
+    living = threading.Thread(target=live)
+    living.start()
+    try:
+        began = time.monotonic()
+        tokenizer.encode("x y " * 100_000)
+        end = time.monotonic()
+    finally:
+        ended.set()
+        living.join()
+    assert len([moment for moment in moments if began < moment < end]) > 5
 
 
 def test_a_pattern_that_is_exponential_is_one_line(tmp_path):

@@ -144,15 +144,15 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"the text is not valid Unicode: {error}") from error
-        if self._patterns_are_known or len(text) <= SHORT:
+        if len(text) <= SHORT:
             return _guarded("the tokenizer failed", lambda: self._backend.encode(text, add_special_tokens=special).ids)
-        # Of a batch, the library lets go of Python's lock, so that it can be waited for.
-        return _guarded(
-            "the tokenizer failed",
-            lambda: within_time(
-                lambda: self._backend.encode_batch([text], add_special_tokens=special)[0].ids, len(text), self._where
-            ),
-        )
+
+        def encoded() -> list[int]:
+            # Of a batch, the library lets go of Python's lock: other threads go on, and it can be waited for.
+            return self._backend.encode_batch([text], add_special_tokens=special)[0].ids
+
+        known, size = self._patterns_are_known, len(text)
+        return _guarded("the tokenizer failed", encoded if known else lambda: within_time(encoded, size, self._where))
 
     def special_among(self, texts: Iterable[str]) -> dict[int, str]:
         """Those of some texts that are special tokens, by their ids."""
