@@ -48,8 +48,8 @@ def task(folder: Path) -> dict[str, Any]:
 def evaluated(url: str, name: str, folder: Path, *, concurrent: int = 2) -> dict[str, Any]:
     """lm-eval's results and samples. It reads no hub: all there is are the server and `folder`."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "OPENAI_API_KEY": KEY}
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     arguments = {
         "model": name, "base_url": f"{url}/v1/completions", "tokenizer_backend": "remote", "auth_token": KEY,

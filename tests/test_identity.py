@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -248,7 +249,7 @@ class Nothing:
     compile_s, slots, pool, ctx, max_step, max_wanted = 0.0, 1, None, 8, 8, 8
 
     def __init__(self, spec, weights, limits, *, name, texts, notice):
-        self.spec, self.texts, self.name = spec, texts, name
+        self.spec, self.texts, self.name, self.lock = spec, texts, name, nullcontext()
 
     def close(self):
         pass
