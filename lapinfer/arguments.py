@@ -36,6 +36,20 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def json_object(name: str, value: Any) -> Mapping[str, Any]:
+    """What JSON has in braces."""
+    if isinstance(value, Mapping):
+        return value
+    raise InputError(f"{name}: expected an object, got {described(value)}")
+
+
+def json_list(name: str, value: Any) -> Sequence[Any]:
+    """What JSON has in brackets."""
+    if isinstance(value, list):
+        return value
+    raise InputError(f"{name}: expected a list, got {described(value)}")
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False, and nothing that only counts as such."""
     if isinstance(value, bool):

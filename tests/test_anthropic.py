@@ -14,8 +14,6 @@ pytest.importorskip("uvicorn")
 from serving import KEY, NAME, running, served, state_of  # noqa: E402
 from talking_model import talking_model  # noqa: E402
 
-from lapinfer.serve import anthropic as endpoints  # noqa: E402
-
 WEATHER = {
     "name": "weather",
     "description": "Tells.",
@@ -275,7 +273,8 @@ def test_who_hangs_up_frees_the_model(slow):
 
 def test_pings_fill_a_silence(slow, monkeypatch):
     client, _, model = slow
-    monkeypatch.setattr(endpoints, "SECONDS_OF_SILENCE", 0.02)
+    monkeypatch.setattr("lapinfer.serve.sse.SECONDS_OF_SILENCE", 0.02)
+    monkeypatch.setattr("lapinfer.serve.sse.LEAST_SECONDS", 0.01)
     create = client.messages.with_streaming_response.create
     with ExitStack() as stack:
         with model.lock:

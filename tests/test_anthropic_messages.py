@@ -197,7 +197,7 @@ def told(said, **fields):
     answer = Reply("msg_1", Asked("m", [], {}, **options), prompt=7)
     events = list(answer.start())
     for token in tokens(*said, **end):
-        events += answer.push(token)
+        events += answer.push(0, token)
     return events, answer.message()
 
 

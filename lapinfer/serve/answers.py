@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import Generic, TypeVar
@@ -169,6 +170,13 @@ async def whole(answer: Answer[E], http: HttpRequest) -> list[list[E]]:
     finally:
         answer.cancel()
     return tokens
+
+
+async def told(answer: Answer[E], http: HttpRequest, push: Callable[[int, E], Iterable[object]]) -> None:
+    """Tell a reply, which is to be whole, all tokens; what its `push` gives is for streams."""
+    for index, tokens in enumerate(await whole(answer, http)):
+        for token in tokens:
+            deque(push(index, token), maxlen=0)
 
 
 async def unless_left(http: HttpRequest, work: Awaitable[T]) -> T:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lapinfer.serve.anthropic_request import Asked
 from lapinfer.serve.figures import figures
-from lapinfer.serve.forced_calls import forced_call
+from lapinfer.serve.forced_calls import Calls
 from lapinfer.text.generation import Token
 from lapinfer.text.tool_calls import ToolCall
 
@@ -21,7 +21,7 @@ PING: Event = {"type": "ping"}
 
 
 class Reply:
-    """One message, told by its tokens: `start()`, then `push(token)` for each; the last one ends it.
+    """One message, told by its tokens: `start()`, then `push` for each; the last one ends it.
 
     Blocks of thinking, text and calls come in the order in which the model says them. `message()` is what all events
     make together; the last events have figures of ours besides. prompt: how many tokens the request has.
@@ -34,20 +34,19 @@ class Reply:
         self._tokens = self._reused = 0
         self._end: tuple[str | None, str | None] = None, None
         self._figures: dict[str, Any] = {}
-        self._forced = ""  # the text of a call that is forced, which is only told when it is whole
+        self._calls = Calls(id, forced=asked.forced, single=asked.single)
 
     def start(self) -> Iterator[Event]:
         yield {"type": "message_start", "message": self.message()}
         yield PING
 
-    def push(self, token: Token) -> Iterator[Event]:
+    def push(self, _index: int, token: Token) -> Iterator[Event]:
+        """Events; there is one answer alone."""
+        token = self._calls.push(token)
         self._tokens += 1
         self._prompt, self._reused = token.timings.prompt_tokens, token.timings.reused_tokens
         yield from self._grow("thinking", token.thinking)
-        if self._asked.forced:
-            self._forced += token.text
-        else:
-            yield from self._grow("text", token.text)
+        yield from self._grow("text", token.text)
         for call in token.tool_calls:
             yield from self._call(call)
         if token.finish_reason is not None:
@@ -88,8 +87,6 @@ class Reply:
         yield self._delta({"type": f"{kind}_delta", kind: text})
 
     def _call(self, call: ToolCall) -> Iterator[Event]:
-        if self._asked.single and any(block["type"] == "tool_use" for block in self._content):
-            return
         yield from self._begin({"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
         self._content[-1]["input"] = json.loads(call.arguments)
         yield self._delta({"type": "input_json_delta", "partial_json": call.arguments})
@@ -113,12 +110,6 @@ class Reply:
         return {"type": "content_block_delta", "index": len(self._content) - 1, "delta": delta}
 
     def _finish(self, last: Token) -> Iterator[Event]:
-        if self._forced:
-            call = forced_call(self._forced, self._id)
-            if call is None:  # cut before it was whole
-                yield from self._grow("text", self._forced)
-            else:
-                yield from self._call(call)
         yield from self._close()
         self._end = self._reason(last)
         delta = {"stop_reason": self._end[0], "stop_sequence": self._end[1]}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lapinfer.arguments import described, flag, texts, whole
+from lapinfer.arguments import described, flag, json_list, json_object, texts, whole
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.forced_calls import call_schema
@@ -70,7 +70,7 @@ def asked(body: Any, *, counting: bool = False) -> Asked:
     InputError names the field that is wrong; UnsupportedError for images and whatever else no model here can take;
     ApiError for threads.
     """
-    given = _object("body", body)
+    given = json_object("body", body)
     if given.get("thread") is not None:
         raise NoThreadsError
     for name, value in given.items():
@@ -86,9 +86,9 @@ def asked(body: Any, *, counting: bool = False) -> Asked:
     check_stops("stop_sequences", stop)
     if stop:
         options["stop"] = stop
-    output = {} if (output := given.get("output_config")) is None else _object("output_config", output)
+    output = {} if (output := given.get("output_config")) is None else json_object("output_config", output)
     options |= _template(given.get("thinking"), output.get("effort"))
-    tools = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(_list("tools", given.get("tools") or []))]
+    tools = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(json_list("tools", given.get("tools") or []))]
     choice, single = _choice(given.get("tool_choice"), [tool["function"]["name"] for tool in tools])
     schema = _output_schema(output.get("format"))
     if tools and choice != ():
@@ -116,9 +116,9 @@ def _system(where: str, given: Any) -> list[dict[str, Any]]:
 def _messages(given: Any) -> list[dict[str, Any]]:
     """Neighbours of one role are one turn, as Anthropic has it, so that templates that want turns to alternate do."""
     turns: list[tuple[str, list[tuple[str, Mapping[str, Any]]]]] = []
-    for i, item in enumerate(_list("messages", given)):
+    for i, item in enumerate(json_list("messages", given)):
         where = f"messages[{i}]"
-        message = _object(where, item)
+        message = json_object(where, item)
         role = message.get("role")
         if role not in ("user", "assistant", "system"):
             raise InputError(f"{where}.role: expected 'user' or 'assistant', got {described(role)}")
@@ -149,7 +149,7 @@ def _blocks(where: str, content: Any) -> list[tuple[str, Mapping[str, Any]]]:
         return [(where, {"type": "text", "text": content})]
     if not isinstance(content, list):
         raise InputError(f"{where}: expected text or a list of blocks, got {described(content)}")
-    return [(f"{where}[{i}]", _object(f"{where}[{i}]", block)) for i, block in enumerate(content)]
+    return [(f"{where}[{i}]", json_object(f"{where}[{i}]", block)) for i, block in enumerate(content)]
 
 
 def _said(blocks: Sequence[tuple[str, Mapping[str, Any]]], names: dict[str, str]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _said(blocks: Sequence[tuple[str, Mapping[str, Any]]], names: dict[str, str]
             case "tool_use":
                 id, name = _text(f"{where}.id", block.get("id")), _text(f"{where}.name", block.get("name"))
                 names[id] = name
-                function = {"name": name, "arguments": dict(_object(f"{where}.input", block.get("input")))}
+                function = {"name": name, "arguments": dict(json_object(f"{where}.input", block.get("input")))}
                 calls.append({"id": id, "type": "function", "function": function})
             case other:
                 raise _unknown(where, other, "an assistant's message")
@@ -221,7 +221,7 @@ def _template(thinking: Any, effort: Any) -> dict[str, Any]:
     """What templates are told: nothing where nothing was asked for. A budget is not kept to."""
     variables: dict[str, Any] = {}
     if thinking is not None:
-        kind = _object("thinking", thinking).get("type")
+        kind = json_object("thinking", thinking).get("type")
         if kind not in ("enabled", "disabled", "adaptive", "between_tools"):
             raise InputError(f"thinking.type: expected 'enabled', 'adaptive' or 'disabled', got {described(kind)}")
         variables["enable_thinking"] = kind != "disabled"
@@ -233,13 +233,13 @@ def _template(thinking: Any, effort: Any) -> dict[str, Any]:
 
 
 def _tool(where: str, given: Any) -> dict[str, Any]:
-    tool = _object(where, given)
+    tool = json_object(where, given)
     if tool.get("type") not in (None, "custom"):
         raise UnsupportedError(f"{where}: {described(tool['type'])} is a tool of Anthropic's own servers")
     function = {
         "name": _text(f"{where}.name", tool.get("name")),
         "description": _text(f"{where}.description", tool.get("description") or "", empty=True),
-        "parameters": dict(_object(f"{where}.input_schema", tool.get("input_schema"))),
+        "parameters": dict(json_object(f"{where}.input_schema", tool.get("input_schema"))),
     }
     return {"type": "function", "function": function}
 
@@ -248,7 +248,7 @@ def _choice(given: Any, names: Sequence[str]) -> tuple[tuple[str, ...] | None, b
     """The tools of which one must be called, () where none may be, None where the model decides; whether only one."""
     if given is None:
         return None, False
-    choice = _object("tool_choice", given)
+    choice = json_object("tool_choice", given)
     single = flag("tool_choice.disable_parallel_tool_use", choice.get("disable_parallel_tool_use", False))
     match choice.get("type"):
         case "auto":
@@ -270,22 +270,10 @@ def _choice(given: Any, names: Sequence[str]) -> tuple[tuple[str, ...] | None, b
 def _output_schema(format: Any) -> Any:
     if format is None:
         return None
-    kind = _object("output_config.format", format).get("type")
+    kind = json_object("output_config.format", format).get("type")
     if kind != "json_schema":
         raise InputError(f"output_config.format.type: expected 'json_schema', got {described(kind)}")
-    return dict(_object("output_config.format.schema", format.get("schema")))
-
-
-def _object(where: str, value: Any) -> Mapping[str, Any]:
-    if isinstance(value, Mapping):
-        return value
-    raise InputError(f"{where}: expected an object, got {described(value)}")
-
-
-def _list(where: str, value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    raise InputError(f"{where}: expected a list, got {described(value)}")
+    return dict(json_object("output_config.format.schema", format.get("schema")))
 
 
 def _text(where: str, value: Any, empty: bool = False) -> str:

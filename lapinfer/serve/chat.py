@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from lapinfer.errors import InputError
-from lapinfer.serve.answers import Answer, answer_of, whole
+from lapinfer.serve.answers import Answer, answer_of, told
 from lapinfer.serve.chat_answer import ChatAnswer, Choice
 from lapinfer.serve.errors import ApiError
-from lapinfer.serve.forced_calls import check_told
+from lapinfer.serve.forced_calls import Calls, check_told
 from lapinfer.serve.models import Served
+from lapinfer.serve.openai_chunks import chunks
 from lapinfer.serve.openai_fields import Sampled
 from lapinfer.serve.openai_messages import answer_options, forced_of, is_begun, messages_of, schema_of, tools_of
 from lapinfer.serve.openai_usage import Usage
-from lapinfer.serve.sse import DONE, EventStream, event
+from lapinfer.serve.sse import EventStream
 from lapinfer.serve.state import State
 from lapinfer.text.generation import Request, Token
 
@@ -75,14 +76,11 @@ async def completions(state: State, http: HttpRequest) -> Response:
     """POST /v1/chat/completions."""
     body = await state.body(http, ChatBody)
     answer = await answer_of(state, http, body.model, lambda served: _requests(served, body), count=body.choices)
-    told = _told(body, answer)
+    reply = _reply(body, answer)
     if body.stream:
-        return EventStream(_chunks(body, told, answer), answer)
-    for index, tokens in enumerate(await whole(answer, http)):
-        for token in tokens:
-            for _ in told.push(index, token):
-                pass
-    return JSONResponse(told.whole())
+        return EventStream(chunks(reply, answer, usage=body.tells_usage), answer)
+    await told(answer, http, reply.push)
+    return JSONResponse(reply.whole())
 
 
 def _requests(served: Served, body: ChatBody) -> list[Request]:
@@ -93,21 +91,10 @@ def _requests(served: Served, body: ChatBody) -> list[Request]:
     ]  # each has a grammar of its own
 
 
-def _told(body: ChatBody, answer: Answer[Token]) -> ChatAnswer:
+def _reply(body: ChatBody, answer: Answer[Token]) -> ChatAnswer:
     id, single = f"chatcmpl-{secrets.token_hex(12)}", body.parallel_tool_calls is False
     forced = bool(forced_of(body.tool_choice, tools_of(body.tools or [])))
-    choices = [Choice(i, id, forced=forced, single=single) for i in range(body.choices)]
+    choices = [Choice(i, Calls(f"{id} {i}", forced=forced, single=single)) for i in range(body.choices)]
     served, usage = answer.lease.served, Usage([len(answer.tickets[0].request.prompt)])
     texts = served.texts if body.logprobs else None
     return ChatAnswer(id, int(time.time()), served.name, choices, usage, texts)
-
-
-async def _chunks(body: ChatBody, told: ChatAnswer, answer: Answer[Token]) -> AsyncIterator[str]:
-    for chunk in told.start():
-        yield event(chunk)
-    async for index, token in answer.events():
-        for chunk in told.push(index, token):
-            yield event(chunk)
-    if body.tells_usage:
-        yield event(told.last())
-    yield DONE

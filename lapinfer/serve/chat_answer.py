@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lapinfer.serve.figures import figures
-from lapinfer.serve.forced_calls import forced_call
+from lapinfer.serve.forced_calls import Calls
 from lapinfer.serve.openai_usage import Usage
 from lapinfer.serve.token_texts import TokenTexts
 from lapinfer.text.generation import Token
@@ -17,36 +16,25 @@ from lapinfer.text.tool_calls import ToolCall
 
 
 class Choice:
-    """One answer: `push` gives what grows, `message` all of it so far.
+    """One answer: `push` gives what grows, `message` all of it so far."""
 
-    forced: it is a call, which is only told when it is whole. single: of several calls, the first alone.
-    """
-
-    def __init__(self, index: int, id: str, *, forced: bool, single: bool) -> None:
-        self.index, self._id, self._forced, self._single = index, id, forced, single
-        self._text = self._thinking = self._held = ""
+    def __init__(self, index: int, calls: Calls) -> None:
+        self.index, self._told = index, calls
+        self._text = self._thinking = ""
         self._calls: list[dict[str, Any]] = []
         self.last: Token | None = None
 
     def push(self, token: Token) -> Iterator[dict[str, Any]]:
         """Deltas of a message."""
-        self.last = token
+        self.last = token = self._told.push(token)
         if token.thinking:
             self._thinking += token.thinking
             yield {"reasoning_content": token.thinking}
-        text, calls = token.text, token.tool_calls
-        if self._forced:
-            self._held += text
-            text = ""
-            if token.finish_reason is not None:
-                call = forced_call(self._held, f"{self._id} {self.index}")
-                text, calls = (self._held, ()) if call is None else ("", (call,))
-        if text:
-            self._text += text
-            yield {"content": text}
-        for call in calls:
-            if not (self._single and self._calls):
-                yield {"tool_calls": [{"index": len(self._calls)} | self._called(call)]}
+        if token.text:
+            self._text += token.text
+            yield {"content": token.text}
+        for call in token.tool_calls:
+            yield {"tool_calls": [{"index": len(self._calls)} | self._called(call)]}
 
     def _called(self, call: ToolCall) -> dict[str, Any]:
         function = {"name": call.name, "arguments": call.arguments}
@@ -90,7 +78,7 @@ class ChatAnswer:
     def push(self, index: int, token: Token) -> Iterator[dict[str, Any]]:
         """Chunks; log-probabilities go with the first, as a token is told in the chunk of its text or before it."""
         self.usage.push(index, token)
-        choice, told = self._choices[index], self._judged(token)
+        choice, told = self._choices[index], [] if self._texts is None else self._texts.judged(token)
         self._logprobs[index] += told
         deltas = [*choice.push(token)]
         if not deltas and told:
@@ -103,13 +91,7 @@ class ChatAnswer:
 
     def last(self) -> dict[str, Any]:
         """The chunk that has the numbers of tokens, and no choice."""
-        return self._object("chat.completion.chunk", []) | self._numbers()
-
-    def _numbers(self) -> dict[str, Any]:
-        """lapinfer: of the only answer, what it touched."""
-        (choice, *others) = self._choices
-        own = figures(choice.last) if choice.last is not None and not others else {}
-        return {"usage": self.usage.counts(), "lapinfer": own}
+        return self._object("chat.completion.chunk", []) | self.usage.numbers()
 
     def whole(self) -> dict[str, Any]:
         choices = [
@@ -121,15 +103,7 @@ class ChatAnswer:
             }
             for choice, told in zip(self._choices, self._logprobs, strict=True)
         ]
-        return self._object("chat.completion", choices) | self._numbers()
-
-    def _judged(self, token: Token) -> list[dict[str, Any]]:
-        """A token as it is told with its log-probability; that which ends an answer is none of it."""
-        if self._texts is None or token.finish_reason == "stop":
-            return []
-        texts = self._texts
-        top = [texts.entry(id, logprob) for id, logprob in token.top]
-        return [texts.entry(token.token, token.logprob) | {"top_logprobs": top}]
+        return self._object("chat.completion", choices) | self.usage.numbers()
 
     def _chunk(
         self, choice: Choice, delta: dict[str, Any], told: Sequence[Any] = (), finish: str | None = None

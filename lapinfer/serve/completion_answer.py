@@ -9,7 +9,6 @@ import codecs
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lapinfer.serve.figures import figures
 from lapinfer.serve.openai_usage import Usage
 from lapinfer.serve.token_texts import TokenTexts, finite
 from lapinfer.text.generation import Token
@@ -82,6 +81,10 @@ class CompletionAnswer:
         self._about = {"id": id, "object": "text_completion", "created": created, "model": model}
         self._choices, self.usage = choices, usage
 
+    def start(self) -> Iterator[dict[str, Any]]:
+        """Chunks before the first token: none."""
+        yield from ()
+
     def push(self, index: int, token: Token) -> Iterator[dict[str, Any]]:
         """Chunks."""
         choice = self._choices[index]
@@ -93,7 +96,7 @@ class CompletionAnswer:
 
     def last(self) -> dict[str, Any]:
         """The chunk that has the numbers of tokens, and no choice."""
-        return self._about | {"choices": []} | self._numbers()
+        return self._about | {"choices": []} | self.usage.numbers()
 
     def whole(self) -> dict[str, Any]:
         choices = [
@@ -105,9 +108,4 @@ class CompletionAnswer:
             }
             for each in self._choices
         ]
-        return self._about | {"choices": choices} | self._numbers()
-
-    def _numbers(self) -> dict[str, Any]:
-        (choice, *others) = self._choices
-        own = figures(choice.last) if choice.last is not None and not others else {}
-        return {"usage": self.usage.counts(), "lapinfer": own}
+        return self._about | {"choices": choices} | self.usage.numbers()

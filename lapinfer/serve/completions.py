@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from lapinfer.errors import InputError
-from lapinfer.serve.answers import Answer, answer_of, whole
+from lapinfer.serve.answers import Answer, answer_of, told
 from lapinfer.serve.completion_answer import CompletionAnswer, Continuation
 from lapinfer.serve.models import Served
+from lapinfer.serve.openai_chunks import chunks
 from lapinfer.serve.openai_fields import Prompts, Sampled, prompts_of
 from lapinfer.serve.openai_usage import Usage
-from lapinfer.serve.sse import DONE, EventStream, event
+from lapinfer.serve.sse import EventStream
 from lapinfer.serve.state import State
 from lapinfer.text.generation import Request, Token
 
@@ -54,14 +55,11 @@ async def completions(state: State, http: HttpRequest) -> Response:
     body = await state.body(http, CompletionBody)
     count = len(prompts_of(body.prompt)) * body.choices
     answer = await answer_of(state, http, body.model, lambda served: _requests(served, body), count=count)
-    told = _told(body, answer)
+    reply = _reply(body, answer)
     if body.stream:
-        return EventStream(_chunks(body, told, answer), answer)
-    for index, tokens in enumerate(await whole(answer, http)):
-        for token in tokens:
-            for _ in told.push(index, token):
-                pass
-    return JSONResponse(told.whole())
+        return EventStream(chunks(reply, answer, usage=body.tells_usage), answer)
+    await told(answer, http, reply.push)
+    return JSONResponse(reply.whole())
 
 
 def _requests(served: Served, body: CompletionBody) -> list[Request]:
@@ -76,7 +74,7 @@ def _requests(served: Served, body: CompletionBody) -> list[Request]:
     ]
 
 
-def _told(body: CompletionBody, answer: Answer[Token]) -> CompletionAnswer:
+def _reply(body: CompletionBody, answer: Answer[Token]) -> CompletionAnswer:
     count, served, tickets = body.choices, answer.lease.served, answer.tickets
     texts = served.texts if body.logprobs is not None else None
     echoes = [_echo(served, prompt) if body.echo else None for prompt in prompts_of(body.prompt)]
@@ -89,12 +87,3 @@ def _echo(served: Served, prompt: str | list[int]) -> str:
     if isinstance(prompt, str):
         return prompt
     return "" if served.model.tokenizer is None else served.model.tokenizer.decode(prompt)
-
-
-async def _chunks(body: CompletionBody, told: CompletionAnswer, answer: Answer[Token]) -> AsyncIterator[str]:
-    async for index, token in answer.events():
-        for chunk in told.push(index, token):
-            yield event(chunk)
-    if body.tells_usage:
-        yield event(told.last())
-    yield DONE

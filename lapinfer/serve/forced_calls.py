@@ -1,4 +1,5 @@
-"""Calls that must be made: the answer is a JSON object that keeps to a schema of tools, and nothing else.
+"""Which calls clients are told: where one must be made, the answer is a JSON object that keeps to a schema of tools,
+and nothing else.
 
 Where the model decides, it must have been told of the tools (`check_told`).
 """
@@ -6,11 +7,13 @@ Where the model decides, it must have been told of the tools (`check_told`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lapinfer.errors import UnsupportedError
+from lapinfer.text.generation import Token
 from lapinfer.text.language_model import LanguageModel
-from lapinfer.text.tool_calls import ToolCall, call_of_object, identified, parsed
+from lapinfer.text.tool_calls import call_of_object, identified, parsed
 
 DEFINITIONS = ("$defs", "definitions")
 """Where a schema has those that it refers to."""
@@ -72,7 +75,26 @@ def _moved(schema: Any, prefix: str, definitions: dict[str, Any]) -> Any:
     return moved
 
 
-def forced_call(text: str, about: str) -> ToolCall | None:
-    """The call that an answer is; None where it was cut before it was whole. about: what its id is made of."""
-    call = call_of_object(parsed(text))
-    return None if call is None else identified([call], about, 1)[0]
+class Calls:
+    """Tokens of an answer, with the calls that its client is told of.
+
+    forced: the answer is one call, or text where it was cut before that was whole; neither is told before the end.
+    single: of several calls, the first alone. about: what the id of a forced call is made of.
+    """
+
+    def __init__(self, about: str, *, forced: bool, single: bool) -> None:
+        self._about, self._forced, self._single = about, forced, single
+        self._held, self._made = "", 0
+
+    def push(self, token: Token) -> Token:
+        text, calls = token.text, token.tool_calls
+        if self._forced:
+            self._held += text
+            text = ""
+            if token.finish_reason is not None:
+                call = call_of_object(parsed(self._held))
+                text, calls = (self._held, ()) if call is None else ("", tuple(identified([call], self._about, 1)))
+        if self._single:
+            calls = calls[: 1 - min(self._made, 1)]
+        self._made += len(calls)
+        return token if (text, calls) == (token.text, token.tool_calls) else replace(token, text=text, tool_calls=calls)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lapinfer.arguments import described
+from lapinfer.arguments import described, json_list, json_object
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.serve.forced_calls import call_schema
 from lapinfer.text.tool_calls import parsed
@@ -21,18 +21,18 @@ def messages_of(given: Any) -> list[dict[str, Any]]:
     wrong; UnsupportedError for images and other parts that are no text.
     """
     names: dict[str, str] = {}
-    return [_message(f"messages[{i}]", each, names) for i, each in enumerate(_list("messages", given))]
+    return [_message(f"messages[{i}]", each, names) for i, each in enumerate(json_list("messages", given))]
 
 
 def _message(where: str, given: Any, names: dict[str, str]) -> dict[str, Any]:
-    message = dict(_object(where, given))
+    message = dict(json_object(where, given))
     if message.get("role") == "developer":
         message["role"] = "system"
     if (content := message.get("content")) is not None:
         message["content"] = text_of(f"{where}.content", content)
     if (calls := message.get("tool_calls")) is not None:
         message["tool_calls"] = [call_of(f"{where}.tool_calls[{i}]", call, names)
-                                 for i, call in enumerate(_list(f"{where}.tool_calls", calls))]  # fmt: skip
+                                 for i, call in enumerate(json_list(f"{where}.tool_calls", calls))]  # fmt: skip
         if not calls:
             del message["tool_calls"]
     if message.get("role") == "tool" and not message.get("name"):
@@ -46,8 +46,8 @@ def text_of(where: str, content: Any) -> str:
     if isinstance(content, str):
         return content
     texts: list[str] = []
-    for i, part in enumerate(_list(where, content)):
-        kind = _object(f"{where}[{i}]", part).get("type")
+    for i, part in enumerate(json_list(where, content)):
+        kind = json_object(f"{where}[{i}]", part).get("type")
         text = part.get("text", part.get(kind) if isinstance(kind, str) else None)
         if kind not in TEXTS:
             raise UnsupportedError(f"{where}[{i}]: models here read text alone, not a part of type {described(kind)}")
@@ -59,8 +59,8 @@ def text_of(where: str, content: Any) -> str:
 
 def call_of(where: str, given: Any, names: dict[str, str]) -> dict[str, Any]:
     """A call that a message makes; `names` learns the tool's by the call's id."""
-    call = dict(_object(where, given))
-    function = dict(_object(f"{where}.function", call.get("function")))
+    call = dict(json_object(where, given))
+    function = dict(json_object(f"{where}.function", call.get("function")))
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):
         raise InputError(f"{where}.function.name: expected text, got {described(name)}")
@@ -75,15 +75,15 @@ def call_of(where: str, given: Any, names: dict[str, str]) -> dict[str, Any]:
 def tools_of(given: Any) -> list[dict[str, Any]]:
     """Tools, each with a name and parameters."""
     tools: list[dict[str, Any]] = []
-    for i, item in enumerate(_list("tools", given)):
-        tool = dict(_object(f"tools[{i}]", item))
+    for i, item in enumerate(json_list("tools", given)):
+        tool = dict(json_object(f"tools[{i}]", item))
         if tool.get("type", "function") != "function":
             raise UnsupportedError(f"tools[{i}].type: this server has no tools of type {described(tool['type'])}")
-        function = dict(_object(f"tools[{i}].function", tool.get("function")))
+        function = dict(json_object(f"tools[{i}].function", tool.get("function")))
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise InputError(f"tools[{i}].function.name: expected text, got {described(function.get('name'))}")
         function["parameters"] = dict(
-            _object(f"tools[{i}].function.parameters", function.get("parameters") or {"type": "object"})
+            json_object(f"tools[{i}].function.parameters", function.get("parameters") or {"type": "object"})
         )
         tools.append({"type": "function", "function": function})
     return tools
@@ -107,7 +107,7 @@ def forced_of(choice: Any, tools: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 def schema_of(where: str, format: Any, inner: str | None = None) -> Any:
     """The JSON schema that an answer keeps to by its format; None for text. inner: the object that has the schema."""
-    given = _object(where, format or {"type": "text"})
+    given = json_object(where, format or {"type": "text"})
     match given.get("type"):
         case "text":
             return None
@@ -115,7 +115,7 @@ def schema_of(where: str, format: Any, inner: str | None = None) -> Any:
             return given.get("schema") or {"type": "object"}
         case "json_schema":
             where, holder = (where, given) if inner is None else (f"{where}.{inner}", given.get(inner))
-            return dict(_object(f"{where}.schema", _object(where, holder).get("schema")))
+            return dict(json_object(f"{where}.schema", json_object(where, holder).get("schema")))
         case other:
             raise InputError(f"{where}.type: expected text, json_object or json_schema, got {described(other)}")
 
@@ -148,15 +148,3 @@ def is_begun(messages: Sequence[Any]) -> bool:
     """Whether the last message is an answer that can be gone on with."""
     last = messages[-1] if messages else None
     return isinstance(last, Mapping) and last.get("role") == "assistant" and not last.get("tool_calls")
-
-
-def _object(where: str, value: Any) -> Mapping[str, Any]:
-    if isinstance(value, Mapping):
-        return value
-    raise InputError(f"{where}: expected an object, got {described(value)}")
-
-
-def _list(where: str, value: Any) -> Sequence[Any]:
-    if isinstance(value, list):
-        return value
-    raise InputError(f"{where}: expected a list, got {described(value)}")

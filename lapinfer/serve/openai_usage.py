@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lapinfer.serve.figures import figures
 from lapinfer.text.generation import Token
 
 
@@ -14,20 +15,25 @@ class Usage:
     def __init__(self, prompts: Sequence[int]) -> None:
         """prompts: how many tokens each of them has."""
         self._prompt, self._reused, self._made, self._thought = sum(prompts), 0, 0, 0
-        self._seen: set[int] = set()
+        self._last: dict[int, Token] = {}
         self._unthought: dict[int, int] = {}
 
     def push(self, index: int, token: Token, *, made: bool = True) -> None:
         """made: whether it is told; else what was reused of its prompt alone counts."""
         self._made += made
-        if index not in self._seen:
-            self._seen.add(index)
+        if index not in self._last:
             self._reused += token.timings.reused_tokens
+        self._last[index] = token
         # Those of markers have no text: they count as thinking where more of it follows.
         self._unthought[index] = self._unthought.get(index, 0) + 1
         if token.thinking:
             self._thought += self._unthought[index]
             self._unthought[index] = 0
+
+    def numbers(self) -> dict[str, Any]:
+        """What an answer, or the last of its chunks, tells; `lapinfer`: of the only one, what it touched."""
+        own = figures(*self._last.values()) if len(self._last) == 1 else {}
+        return {"usage": self.counts(), "lapinfer": own}
 
     def counts(self) -> dict[str, Any]:
         """As chats and completions have them."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
 from typing import Any, cast
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from lapinfer.serve.answers import Answer, answer_of, whole
-from lapinfer.serve.forced_calls import check_told
+from lapinfer.serve.answers import answer_of, told
+from lapinfer.serve.forced_calls import Calls, check_told
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_messages import forced_of
 from lapinfer.serve.openai_usage import Usage
 from lapinfer.serve.responses_answer import Reply
 from lapinfer.serve.responses_request import ResponseBody
-from lapinfer.serve.sse import EventStream, event
+from lapinfer.serve.sse import EventStream, typed_events
 from lapinfer.serve.state import State
-from lapinfer.text.generation import Request, Token
+from lapinfer.text.generation import Request
 
 
 async def responses(state: State, http: HttpRequest) -> Response:
@@ -27,17 +26,13 @@ async def responses(state: State, http: HttpRequest) -> Response:
     body = await state.body(http, ResponseBody)
     answer = await answer_of(state, http, body.model, lambda served: [_request(served, body)])
     served, request = answer.lease.served, cast(Request, answer.tickets[0].request)
-    reply = Reply(
-        f"resp_{secrets.token_hex(12)}", _about(body, served, request), Usage([len(request.prompt)]),
-        forced=bool(forced_of(body.tool_choice, body.known_tools())), single=body.parallel_tool_calls is False,
-        texts=served.texts if body.tells_logprobs else None,
-    )  # fmt: skip
+    id, forced = f"resp_{secrets.token_hex(12)}", bool(forced_of(body.tool_choice, body.known_tools()))
+    calls = Calls(id, forced=forced, single=body.parallel_tool_calls is False)
+    texts = served.texts if body.tells_logprobs else None
+    reply = Reply(id, _about(body, served, request), Usage([len(request.prompt)]), calls=calls, texts=texts)
     if body.stream:
-        return EventStream(_events(reply, answer), answer, error_name="error")
-    (tokens,) = await whole(answer, http)
-    for token in tokens:
-        for _ in reply.push(token):
-            pass
+        return EventStream(typed_events(reply, answer), answer, error_name="error")
+    await told(answer, http, reply.push)
     return JSONResponse(reply.response())
 
 
@@ -66,11 +61,3 @@ def _about(body: ResponseBody, served: Served, request: Request) -> dict[str, An
         "top_p": request.params.top_p,
         "truncation": "disabled",
     }
-
-
-async def _events(reply: Reply, answer: Answer[Token]) -> AsyncIterator[str]:
-    for each in reply.start():
-        yield event(each, each["type"])
-    async for _, token in answer.events():
-        for each in reply.push(token):
-            yield event(each, each["type"])

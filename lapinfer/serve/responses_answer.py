@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lapinfer.serve.figures import figures
-from lapinfer.serve.forced_calls import forced_call
+from lapinfer.serve.forced_calls import Calls
 from lapinfer.serve.openai_usage import Usage
 from lapinfer.serve.token_texts import TokenTexts
 from lapinfer.text.generation import Token
@@ -24,39 +24,29 @@ class Reply:
     """One response, told by its tokens: `start()`, then `push(token)` for each; the last one ends it."""
 
     def __init__(
-        self, id: str, about: Mapping[str, Any], usage: Usage, *, forced: bool, single: bool, texts: TokenTexts | None
+        self, id: str, about: Mapping[str, Any], usage: Usage, *, calls: Calls, texts: TokenTexts | None
     ) -> None:
-        """about: what the response repeats of its request. forced, single: as in chat_answer.Choice. texts: where
-        log-probabilities are told.
-        """
-        self._id, self._about, self._usage = id, about, usage
-        self._forced, self._single, self._texts = forced, single, texts
+        """about: what the response repeats of its request. texts: where log-probabilities are told."""
+        self._id, self._about, self._usage, self._calls, self._texts = id, about, usage, calls, texts
         self._output: list[dict[str, Any]] = []
         self._open: str | None = None
-        self._held, self._told, self._events = "", [], 0
+        self._told, self._events = [], 0
         self._last: Token | None = None
 
     def start(self) -> Iterator[Event]:
         yield self._event("response.created", response=self.response())
         yield self._event("response.in_progress", response=self.response())
 
-    def push(self, token: Token) -> Iterator[Event]:
+    def push(self, _index: int, token: Token) -> Iterator[Event]:
+        """Events; there is one answer alone."""
         self._usage.push(0, token)
-        self._last = token
-        if self._texts is not None and token.finish_reason != "stop":
-            top = [self._texts.entry(id, logprob) for id, logprob in token.top]
-            self._told.append(self._texts.entry(token.token, token.logprob) | {"top_logprobs": top})
+        self._last = token = self._calls.push(token)
+        if self._texts is not None:
+            self._told += self._texts.judged(token)
         yield from self._grow("reasoning", token.thinking)
-        text, calls = token.text, token.tool_calls
-        if self._forced:
-            self._held += text
-            call = forced_call(self._held, self._id) if token.finish_reason is not None else None
-            text = self._held if call is None and token.finish_reason is not None else ""
-            calls = () if call is None else (call,)
-        yield from self._grow("message", text)
-        for call in calls:
-            if not (self._single and any(item["type"] == "function_call" for item in self._output)):
-                yield from self._call(call)
+        yield from self._grow("message", token.text)
+        for call in token.tool_calls:
+            yield from self._call(call)
         if token.finish_reason is not None:
             yield from self._close()
             kind = "response.incomplete" if token.finish_reason == "length" else "response.completed"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from lapinfer.arguments import described
+from lapinfer.arguments import described, json_object
 from lapinfer.errors import InputError, UnsupportedError
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.openai_fields import Sampling
@@ -97,9 +97,7 @@ def _messages(given: str | Sequence[Any]) -> list[dict[str, Any]]:
 
     for i, item in enumerate(given):
         where = f"input[{i}]"
-        if not isinstance(item, Mapping):
-            raise InputError(f"{where}: expected an object, got {described(item)}")
-        match item.get("type", "message"):
+        match json_object(where, item).get("type", "message"):
             case "message":
                 role = item.get("role")
                 if role not in ROLES:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lapinfer.errors import UnsupportedError
+from lapinfer.text.generation import Token
 from lapinfer.text.tokenizer import Tokenizer
 
 IMPOSSIBLE = -9999.0
@@ -51,6 +52,13 @@ class TokenTexts:
         """As chats have it."""
         data = self.bytes(id)
         return {"token": data.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": [*data]}
+
+    def judged(self, token: Token) -> list[dict[str, Any]]:
+        """A token as chats tell it with its log-probability; that which ends an answer is none of it."""
+        if token.finish_reason == "stop":
+            return []
+        top = [self.entry(id, logprob) for id, logprob in token.top]
+        return [self.entry(token.token, token.logprob) | {"top_logprobs": top}]
 
 
 def finite(logprob: float | None) -> float | None:
