@@ -13,6 +13,22 @@ from lapinfer.serve.state import State
 
 KEY = "secret-of-tests"
 NAME = "fake"
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+SCRIPT = {
+    "fox": "The quick fox, über all.",
+    "think": "<think>\nHm.\n</think>\n\nSo.",
+    "weather in": "I look.\n" + CALL,
+    "<tool_response>\nsunny": "It is sunny.",
+    "forced": '{"name": "weather", "arguments": {"city": "Bern"}}',
+    "count": "one two three four",
+}
+"""What models of these tests say, to what their last message has in it."""
 
 
 def state_of(models, *, memory=None, size=lambda path, options: 1, **options):

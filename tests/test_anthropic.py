@@ -11,24 +11,16 @@ import pytest
 anthropic = pytest.importorskip("anthropic")
 pydantic = pytest.importorskip("pydantic")
 pytest.importorskip("uvicorn")
-from serving import KEY, NAME, running, served, state_of  # noqa: E402
+import serving  # noqa: E402
+from serving import CITY, KEY, NAME, running, served, state_of  # noqa: E402
 from talking_model import talking_model  # noqa: E402
 
 WEATHER = {
     "name": "weather",
     "description": "Tells.",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "input_schema": CITY,
 }
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
-SCRIPT = {
-    "fox": "The quick fox, über all.",
-    "think": "<think>\nHm.\n</think>\n\nSo.",
-    "weather in": "I look.\n" + CALL,
-    "<tool_response>\nsunny": "It is sunny.",
-    "long": "word " * 500,
-    "count": "one two three four",
-    "object": '{"name": "fox", "legs": 4}',
-}
+SCRIPT = serving.SCRIPT | {"long": "word " * 500, "object": '{"name": "fox", "legs": 4}'}
 
 
 @pytest.fixture(scope="module")

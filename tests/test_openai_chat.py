@@ -10,28 +10,14 @@ from fake_model import FakeModel, byte_tokenizer_folder
 openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
-from serving import KEY, served  # noqa: E402
+import serving  # noqa: E402
+from serving import CALL, CITY, KEY, served  # noqa: E402
 from talking_model import talking_model  # noqa: E402
 
 from lapinfer.text.language_model import from_model  # noqa: E402
 
-CITY = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Tells.", "parameters": CITY}}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
-SCRIPT = {
-    "fox": "The quick fox, über all.",
-    "think": "<think>\nHm.\n</think>\n\nSo.",
-    "weather in": "I look.\n" + CALL + "\n" + CALL,
-    "<tool_response>\nsunny": "It is sunny.",
-    "forced": '{"name": "weather", "arguments": {"city": "Bern"}}',
-    "object": '{"legs": 4}',
-    "count": "one two three four",
-}
+SCRIPT = serving.SCRIPT | {"weather in": "I look.\n" + CALL + "\n" + CALL, "object": '{"legs": 4}'}
 
 
 @pytest.fixture(scope="module")

@@ -6,25 +6,11 @@ import pytest
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
-from serving import KEY, served  # noqa: E402
+import serving  # noqa: E402
+from serving import CITY, KEY, served  # noqa: E402
 
-CITY = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
 WEATHER = {"type": "function", "name": "weather", "description": "Tells.", "parameters": CITY, "strict": True}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
-SCRIPT = {
-    "fox": "The quick fox, über all.",
-    "think": "<think>\nHm.\n</think>\n\nSo.",
-    "weather in": "I look.\n" + CALL,
-    "<tool_response>\nsunny": "It is sunny.",
-    "forced": '{"name": "weather", "arguments": {"city": "Bern"}}',
-    "object": '{"legs": 4}',
-    "count": "one two three four",
-}
+SCRIPT = serving.SCRIPT | {"object": '{"legs": 4}'}
 
 
 @pytest.fixture(scope="module")

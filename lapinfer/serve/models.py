@@ -94,8 +94,15 @@ class Models:
 
     def put(self, name: str, model: LanguageModel) -> None:
         """A model that is loaded already."""
-        size = self._size(self.paths[name], self.options) if self.memory is not None else 0
-        self._loaded[name] = Served(name, model, Scheduler(model, most_waiting=self.queue), size)
+        self._put(name, model, self._size(self.paths[name], self.options) if self.memory is not None else 0)
+
+    def _put(self, name: str, model: LanguageModel, size: int) -> None:
+        try:
+            scheduler = Scheduler(model, most_waiting=self.queue)
+        except BaseException:  # the system refuses one more thread
+            model.close()
+            raise
+        self._loaded[name] = Served(name, model, scheduler, size)
 
     def known(self, name: str | None) -> str:
         """The name of a model; ApiError (404) for one that is not served. None is the first one."""
@@ -138,7 +145,7 @@ class Models:
                 if not self._loaded:
                     raise
             await self._let_go(end)
-        self._loaded[name] = Served(name, model, Scheduler(model, most_waiting=self.queue), needed)
+        self._put(name, model, needed)
 
     async def _let_go(self, end: float | None) -> None:
         """Close the least used model that nobody has, after waiting for one until `end`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -358,27 +358,23 @@ def open_model(path_or_name: str | Path, options: LoadOptions, progress: Progres
     """What `load` does, for callers that have LoadOptions."""
     from lapinfer.loading import load_model
 
-    model = load_model(path_or_name, options, progress=progress)
-    try:
+    with ExitStack() as undo:
+        model = load_model(path_or_name, options, progress=progress)
+        undo.callback(model.close)
         loaded = from_model(model)
         if options.draft is not None:
             alike = LoadOptions(threads=options.threads, ctx=model.ctx, slots=model.slots, kv=options.kv)
             draft = load_model(options.draft, alike, progress=progress, beside=model)
-            try:
-                loaded.use_draft(from_model(draft))
-            except BaseException:
-                draft.close()
-                raise
+            undo.callback(draft.close)
+            loaded.use_draft(from_model(draft))
         if options.prefix_cache is not None:
             notice = progress or (lambda line: None)
             loaded.prefixes.store = open_prefixes(model, options.prefix_cache, notice)
         if progress is not None:
             for note in loaded.recommended.notes:
                 progress(note)
+        undo.pop_all()
         return loaded
-    except BaseException:
-        model.close()
-        raise
 
 
 def from_model(model: Model) -> LanguageModel:
