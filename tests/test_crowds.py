@@ -94,18 +94,23 @@ def test_models_leave_neither_threads_nor_files() -> None:
     def counts() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
 
-    with load() as model:
-        text(model)
-    helpers = [thread for thread in threading.enumerate() if thread.name.startswith("lapinfer-")]
-    for helper in helpers:
-        helper.join(20)
-    before = counts()
-    for _ in range(5):
+    others = set(threading.enumerate())
+
+    def run() -> None:
         with load() as model:
             text(model)
-    for helper in threading.enumerate():
-        if helper.name.startswith("lapinfer-"):
-            helper.join(20)
+
+    def join() -> None:
+        for helper in set(threading.enumerate()) - others:
+            if helper.name.startswith("lapinfer-"):
+                helper.join(20)
+
+    run()
+    join()
+    before = counts()
+    for _ in range(5):
+        run()
+    join()
     after = counts()
     assert after[0] <= before[0]
     assert after[1] <= before[1]

@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn")
 from serving import KEY, running, served, state_of  # noqa: E402
 from talking_model import talking_model  # noqa: E402
 
-from lapinfer.errors import CheckpointError  # noqa: E402
+from lapinfer.errors import CheckpointError, LapinferError  # noqa: E402
 from lapinfer.serve import models  # noqa: E402
 
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
@@ -246,6 +246,19 @@ def test_who_waits_for_a_models_memory_is_told_after_its_time():
             assert [each.name for each in state.models.loaded] == ["b"]
 
     asyncio.run(ask())
+
+
+def test_a_model_that_gets_no_thread_is_closed(monkeypatch):
+    model, closed = SimpleNamespace(tokenizer=None), []
+    model.close = lambda: closed.append(True)
+
+    def none(*given, **options):
+        raise LapinferError("the system refuses one more thread")
+
+    monkeypatch.setattr(models, "Scheduler", none)
+    with pytest.raises(LapinferError, match="one more thread"):
+        asyncio.run(state_of({"a": lambda: model}).models.lease("a"))
+    assert closed
 
 
 @pytest.mark.parametrize(

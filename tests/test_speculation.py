@@ -443,6 +443,20 @@ def test_a_draft_must_fit_beside_the_model(monkeypatch: pytest.MonkeyPatch) -> N
     load("austen-dense", threads=1, ctx=64, draft="austen-dense").close()
 
 
+def test_what_was_loaded_is_closed_where_an_error_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    close = Model.close
+    monkeypatch.setattr(Model, "close", lambda model: (closed.append(model.name), close(model)))
+
+    def fails(model: LanguageModel, draft: LanguageModel) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LanguageModel, "use_draft", fails)
+    with pytest.raises(KeyboardInterrupt):
+        load("austen-dense", threads=1, ctx=64, draft="austen-fff")
+    assert closed == ["austen-fff", "austen-dense"]
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time passes in the steps of fake models alone, by their delays, however busy the machine is."""

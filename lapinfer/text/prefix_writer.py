@@ -16,6 +16,9 @@ MOST_WAITING = 256_000_000
 CLOSING = 10.0
 """Seconds that an end waits for what is not written yet."""
 
+IDLE = 2.0
+"""Seconds without work after which the thread ends: a store that nobody closes leaves none."""
+
 
 class PrefixWriter:
     """Adds states to files, in the order in which they come."""
@@ -60,8 +63,9 @@ class PrefixWriter:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._closed, IDLE)
+                if not self._waiting:  # the next one begins another thread
+                    self._thread = None
                     return
                 ids, state = self._waiting[0]
             try:
