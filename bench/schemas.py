@@ -1,17 +1,19 @@
 """Random JSON schemas: is every finished answer valid, and what does decoding by a schema cost?
 
-    python bench/schemas.py MODEL [--schemas 1000] [--tokens 1000] [--seconds 1200] [--turns 5] [-o OUT.json]
+    python bench/schemas.py MODEL [--schemas 1000] [--tokens 400] [--seconds 3600] [--turns 5] [-o OUT.json]
 
-Each schema gets one answer at temperature 1, without top-k, which validates by the package jsonschema, or was cut by
-its length. Schemas that llguidance does not know how to meet are counted. Then the same prompt is answered with and
+Each schema gets one answer at temperature 1, without top-k, eight in shared steps, until as many as wanted have come to
+their end, and each of these validates by the package jsonschema. Those that were cut by their length, and schemas that
+llguidance does not know how to meet, are counted. Before that the same prompt is answered with and
 without a schema in turns, each also with all logits, as if no head were read in two passes; nothing is guessed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -23,36 +25,50 @@ from random_schemas import random_schema
 
 from lapinfer.errors import InputError
 from lapinfer.text.language_model import LanguageModel, load
+from lapinfer.text.scheduler import Scheduler
+from lapinfer.text.ticket import Ticket
 
 PROMPT = "Write a long list of animals as JSON."
 ANIMALS = {"type": "array", "items": {"type": "string"}, "minItems": 60}
 ANSWER = 160
+SLOTS = 8
+Schema = dict[str, Any]
 
 
 def answered(model: LanguageModel, count: int, tokens: int, seconds: float) -> dict[str, Any]:
-    """Counts of valid, cut and refused answers; wrong ones are told whole."""
+    """Counts of valid, wrong, cut and refused answers; wrong ones are told whole."""
     counts: Counter[str] = Counter()
     wrong, refused, until = [], Counter[str](), time.monotonic() + seconds
-    for seed in range(count):
-        if time.monotonic() > until:
-            break
-        schema = random_schema(Random(seed))
-        try:
-            answer = model.generate("JSON: ", schema=schema, temperature=1.0, top_k=0, seed=seed, max_tokens=tokens)
-        except InputError as error:
-            counts["refused"] += 1
-            refused[str(error)[:80]] += 1
-            continue
-        if answer.finish_reason != "stop":
-            counts["cut"] += 1
-            continue
-        try:
-            jsonschema.validate(json.loads(answer.text), schema)
-            counts["valid"] += 1
-        except (ValueError, jsonschema.ValidationError) as error:
-            counts["wrong"] += 1
-            wrong.append({"seed": seed, "text": answer.text, "reason": str(error).splitlines()[0]})
+    running: deque[tuple[int, Schema, Ticket]] = deque()
+    with Scheduler(model) as scheduler:
+        for seed in itertools.count():
+            if counts["valid"] + counts["wrong"] >= count or time.monotonic() > until:
+                break
+            schema = random_schema(Random(seed))
+            options: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "seed": seed, "max_tokens": tokens}
+            try:
+                running.append((seed, schema, scheduler.submit(model.request("JSON: ", schema=schema, **options))))
+            except InputError as error:
+                counts["refused"] += 1
+                refused[str(error)[:80]] += 1
+            if len(running) > SLOTS:
+                _judge(*running.popleft(), counts, wrong)
+        for entry in running:
+            _judge(*entry, counts, wrong)
     return {**counts, "refusals": dict(refused), "wrongs": wrong}
+
+
+def _judge(seed: int, schema: Schema, ticket: Ticket, counts: Counter[str], wrong: list[dict[str, Any]]) -> None:
+    answer = ticket.result()
+    if answer.finish_reason != "stop":
+        counts["cut"] += 1
+        return
+    try:
+        jsonschema.validate(json.loads(answer.text), schema)
+        counts["valid"] += 1
+    except (ValueError, jsonschema.ValidationError) as error:
+        counts["wrong"] += 1
+        wrong.append({"seed": seed, "text": answer.text, "reason": str(error).splitlines()[0]})
 
 
 def speeds(model: LanguageModel, turns: int) -> dict[str, Any]:
@@ -75,12 +91,12 @@ def speeds(model: LanguageModel, turns: int) -> dict[str, Any]:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("model")
-    parser.add_argument("--schemas", type=int, default=1000)
-    parser.add_argument("--tokens", type=int, default=1000, help="most of an answer")
-    parser.add_argument("--seconds", type=float, default=1200)
+    parser.add_argument("--schemas", type=int, default=1000, help="answers that come to their end")
+    parser.add_argument("--tokens", type=int, default=400, help="most of an answer")
+    parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
-    with load(options.model, threads=options.threads) as model:
+    with load(options.model, threads=options.threads, slots=SLOTS, ctx=2 * options.tokens) as model:
         result = {"model": Path(options.model).name, "decode": speeds(model, options.turns)}
         result["schemas"] = answered(model, options.schemas, options.tokens, options.seconds)
     print_result(result)

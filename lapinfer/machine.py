@@ -19,6 +19,8 @@ from lapinfer import __version__, limits
 LARGEST_PAGE = 16384
 """Bytes of a page of memory where they are largest (Apple): what begins at multiples of it can be mapped anywhere."""
 
+_M_ARENA_MAX = -8  # glibc's malloc.h
+
 
 def cpu_name() -> str:
     """The processor's name as the system tells it."""
@@ -139,3 +141,14 @@ def return_freed_memory() -> None:
     gc.collect()
     with suppress(AttributeError, OSError, TypeError):  # the GNU C library has it
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_one_heap() -> None:
+    """Let all threads allocate from one heap: for programs that run long, with many threads.
+
+    The GNU C library gives each thread a heap of its own, up to eight a core, and what one has freed serves no other.
+    So a server's memory creeps up for hours, though nothing is kept. Python allocates under its lock and kernels not
+    at all, so heaps of their own bring threads nothing here.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)

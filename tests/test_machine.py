@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -187,3 +188,26 @@ def test_work_for_several_threads_is_done_by_those_that_can_be_had(monkeypatch: 
     assert in_threads(lambda n: n * n, range(9), 3) == [n * n for n in range(9)]
     with pytest.raises(ZeroDivisionError):
         in_threads(lambda n: 1 // n, [1, 0, 2], 3)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of threads are glibc's")
+def test_one_heap_serves_all_threads() -> None:
+    code = """
+import ctypes, sys, threading
+from lapinfer.machine import keep_one_heap
+if "keep" in sys.argv: keep_one_heap()
+held, libc = threading.Barrier(5), ctypes.CDLL(None)
+def allocate():
+    kept = bytearray(9000)
+    held.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+[thread.start() for thread in threads]
+held.wait(); [thread.join() for thread in threads]
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+"""
+
+    def heaps(*arguments: str) -> int:
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.count("<heap nr=")
+
+    assert heaps("keep") == 1 < heaps()

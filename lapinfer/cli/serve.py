@@ -34,7 +34,7 @@ def serve(
     """
     _check_installed()
     from lapinfer.loading import memory_needed
-    from lapinfer.machine import available_memory
+    from lapinfer.machine import available_memory, keep_one_heap
     from lapinfer.serve.limits import is_local
     from lapinfer.serve.models import Models
     from lapinfer.serve.server import address_of, listening, run
@@ -42,6 +42,7 @@ def serve(
     from lapinfer.text.language_model import open_model as open_quietly
 
     _log(verbose)
+    keep_one_heap()
     paths = _paths(models)
     first, path = next(iter(paths.items()))
     listener = listening(serving.host, serving.port)
