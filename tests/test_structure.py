@@ -1,4 +1,4 @@
-"""The shape of the project: what imports what, how long files are, what the wheel holds, what the README promises."""
+"""The shape of the project: what imports what, how long files are, what the README promises."""
 
 import ast
 import re
@@ -6,13 +6,11 @@ import shlex
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 import typer.main
 
-from lapinfer.checkpoint.shipped import SHIPPED
 from lapinfer.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -155,23 +153,6 @@ def test_files_are_short():
     long = {str(path.relative_to(PACKAGE)) for _, path in modules() if len(path.read_text().splitlines()) > LONGEST}
     assert long == set(LONGER)
     assert not [path for path in (ROOT / "bench").rglob("*.py") if len(path.read_text().splitlines()) > LONGEST]
-
-
-def test_the_wheel_holds_the_package_alone(tmp_path):
-    pytest.importorskip("hatchling")
-    from hatchling.builders.wheel import WheelBuilder
-
-    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
-    names = zipfile.ZipFile(wheel).namelist()
-    assert "lapinfer/py.typed" in names
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
-    assert {f"lapinfer/report/{name}" for name in ("passage.txt", "style.css", "whatif.js")} <= set(names)
-    for model in SHIPPED:
-        for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
-            assert f"lapinfer/weights/{model}/{file}" in names
-    assert Path(wheel).stat().st_size < 25e6
-    assert all(name.startswith(("lapinfer/", "lapinfer-")) for name in names)
-    assert not [name for name in names if "test" in name or "__pycache__" in name]
 
 
 def commands():
