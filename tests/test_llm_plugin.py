@@ -29,7 +29,7 @@ from lapinfer.errors import DoesNotFitError  # noqa: E402
 from lapinfer.options import SamplingParams, declared  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-DOC = (ROOT / "docs" / "companions.md").read_text(encoding="utf-8")
+DOC = (ROOT / "docs" / "guides" / "companions.md").read_text(encoding="utf-8")
 ANSWER, BASE = "Paris.", "http://127.0.0.1:8080/v1"
 TOOLS = (
     "{% for t in tools or [] %}{{ t.function.name }}?{% endfor %}{% for m in messages %}[{{ m.role }} {{ m.content }}"
@@ -62,7 +62,7 @@ def fake(tmp_path, monkeypatch):
 
 
 def blocks(kind: str) -> list[str]:
-    """Code blocks of docs/companions.md."""
+    """Code blocks of docs/guides/companions.md."""
     return re.findall(rf"```{kind}\n(.*?)```", DOC, re.DOTALL)
 
 
@@ -240,7 +240,7 @@ def test_the_command_line_of_llm(fake):
 
 def test_python_and_settings_of_the_documentation(fake, tmp_path, capsys):
     for example in blocks("python"):
-        code = compile(example, "docs/companions.md", "exec")
+        code = compile(example, "docs/guides/companions.md", "exec")
         if "import llm\n" in example:
             exec(code)
     assert capsys.readouterr().out == ANSWER
