@@ -34,8 +34,8 @@ class _Noted:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if Ctrl-C was pressed while it was held."""
-    if _Noted.pressed:
+    """Raise KeyboardInterrupt if Ctrl-C was pressed while it was held: in the main thread, whose Ctrl-C is."""
+    if _Noted.pressed and threading.current_thread() is threading.main_thread():
         _Noted.pressed = False
         raise KeyboardInterrupt
 

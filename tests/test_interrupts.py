@@ -60,6 +60,7 @@ def test_a_handler_of_the_program_stays() -> None:
 
 
 def test_other_threads_get_no_signals() -> None:
+    """Nor what the main thread holds: a scheduler's would end by it, and the program go on without."""
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -69,9 +70,15 @@ def test_other_threads_get_no_signals() -> None:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
+    def beside() -> None:
+        with held():
+            press()
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+
+    with pytest.raises(KeyboardInterrupt):
+        beside()
     assert not errors
 
 

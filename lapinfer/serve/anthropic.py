@@ -6,11 +6,12 @@ import secrets
 
 from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lapinfer.serve.answers import answer_of, prepared, told
 from lapinfer.serve.anthropic_answer import PING, Reply
 from lapinfer.serve.anthropic_request import Asked, asked
+from lapinfer.serve.encoding import Json
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.forced_calls import check_told
 from lapinfer.serve.limits import read_body
@@ -28,7 +29,7 @@ async def messages(state: State, http: HttpRequest) -> Response:
     if read.stream:
         return EventStream(typed_events(reply, answer), answer, error_name="error", silence=event(PING, "ping"))
     await told(answer, http, reply.push)
-    return JSONResponse(reply.message())
+    return Json(reply.message())
 
 
 async def count_tokens(state: State, http: HttpRequest) -> Response:
@@ -36,7 +37,7 @@ async def count_tokens(state: State, http: HttpRequest) -> Response:
     read = await _asked(state, http, counting=True)
     with await state.models.lease(read.model) as served:
         request = await prepared(lambda: _request(served, read))
-    return JSONResponse({"input_tokens": len(request.prompt)})
+    return Json({"input_tokens": len(request.prompt)})
 
 
 def _request(served: Served, read: Asked) -> Request:

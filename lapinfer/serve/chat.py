@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lapinfer.errors import InputError
 from lapinfer.serve.answers import Answer, answer_of, told
 from lapinfer.serve.chat_answer import ChatAnswer, Choice
+from lapinfer.serve.encoding import Json
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.forced_calls import Calls, check_told
 from lapinfer.serve.models import Served
@@ -80,7 +81,7 @@ async def completions(state: State, http: HttpRequest) -> Response:
     if body.stream:
         return EventStream(chunks(reply, answer, usage=body.tells_usage), answer)
     await told(answer, http, reply.push)
-    return JSONResponse(reply.whole())
+    return Json(reply.whole())
 
 
 def _requests(served: Served, body: ChatBody) -> list[Request]:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lapinfer.errors import InputError
 from lapinfer.serve.answers import Answer, answer_of, told
 from lapinfer.serve.completion_answer import CompletionAnswer, Continuation
+from lapinfer.serve.encoding import Json
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_chunks import chunks
 from lapinfer.serve.openai_fields import Prompts, Sampled, prompts_of
@@ -59,7 +60,7 @@ async def completions(state: State, http: HttpRequest) -> Response:
     if body.stream:
         return EventStream(chunks(reply, answer, usage=body.tells_usage), answer)
     await told(answer, http, reply.push)
-    return JSONResponse(reply.whole())
+    return Json(reply.whole())
 
 
 def _requests(served: Served, body: CompletionBody) -> list[Request]:

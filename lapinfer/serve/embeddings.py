@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lapinfer.serve.answers import answer_of, whole
+from lapinfer.serve.encoding import encoded
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_fields import Prompts, prompts_of
@@ -40,16 +41,15 @@ async def embeddings(state: State, http: HttpRequest) -> Response:
     texts = prompts_of(body.input)
     if not 0 < len(texts) <= MOST:
         raise ApiError(400, f"input: expected 1 to {MOST:,} texts, got {len(texts):,}", param="input")
-    found: list[Embedding] = []
+    tokens, parts = 0, list[bytes]()  # of two thousand vectors: made as they come, so that nobody waits for all of them
     for at in range(0, len(texts), AT_ONCE):
-        found += await _embedded(state, http, body, texts[at : at + AT_ONCE])
-    data = [
-        {"object": "embedding", "index": i, "embedding": _told(each.vector, body.encoding_format)}
-        for i, each in enumerate(found)
-    ]
-    tokens = sum(each.prompt_tokens for each in found)
-    about = {"object": "list", "model": state.models.known(body.model)}
-    return JSONResponse(about | {"data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+        for each in await _embedded(state, http, body, texts[at : at + AT_ONCE]):
+            vector = _told(each.vector, body.encoding_format)
+            parts.append(encoded({"object": "embedding", "index": len(parts), "embedding": vector}))
+            tokens += each.prompt_tokens
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    about = encoded({"object": "list", "model": state.models.known(body.model), "usage": usage})
+    return Response(about[:-1] + b',"data":[' + b",".join(parts) + b"]}", media_type="application/json")
 
 
 async def _embedded(

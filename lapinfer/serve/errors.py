@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lapinfer.errors import CheckpointError, ContextError, DoesNotFitError, InputError, QueueFullError, UnsupportedError
+from lapinfer.serve.encoding import Json
 
 LOG = logging.getLogger("lapinfer.serve")
 LEFT = 499
@@ -106,7 +107,7 @@ def response_to(error: BaseException, path: str) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=LEFT)
     told = api_error(error)
-    return JSONResponse(told.body(path), status_code=told.status, headers=told.headers)
+    return Json(told.body(path), status_code=told.status, headers=told.headers)
 
 
 async def handle(request: Request, error: Exception) -> Response:

@@ -7,9 +7,10 @@ import time
 from typing import Any, cast
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lapinfer.serve.answers import answer_of, told
+from lapinfer.serve.encoding import Json
 from lapinfer.serve.forced_calls import Calls, check_told
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_messages import forced_of
@@ -33,7 +34,7 @@ async def responses(state: State, http: HttpRequest) -> Response:
     if body.stream:
         return EventStream(typed_events(reply, answer), answer, error_name="error")
     await told(answer, http, reply.push)
-    return JSONResponse(reply.response())
+    return Json(reply.response())
 
 
 def _request(served: Served, body: ResponseBody) -> Request:

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
-from pydantic_core import to_json
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from lapinfer.serve.answers import Answer
+from lapinfer.serve.encoding import encoded
 from lapinfer.serve.errors import api_error
 from lapinfer.text.generation import Token
 
@@ -25,7 +25,7 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 def event(data: Any, name: str | None = None) -> str:
     """One event; `name` is its type, where the protocol has these."""
-    text = to_json(data, inf_nan_mode="null").decode()  # json.dumps takes ten times as long
+    text = encoded(data).decode()
     return f"event: {name}\ndata: {text}\n\n" if name else f"data: {text}\n\n"
 
 

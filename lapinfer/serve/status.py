@@ -8,8 +8,9 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from lapinfer.serve.encoding import Json
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.state import State
 
@@ -18,7 +19,7 @@ async def health(state: State, http: Request) -> Response:
     """GET /health: as llama-server has it; 503 while the server ends."""
     if state.draining:
         raise ApiError(503, "the server ends")
-    return JSONResponse({"status": "ok"})
+    return Json({"status": "ok"})
 
 
 async def metrics(state: State, http: Request) -> Response:
@@ -31,12 +32,12 @@ async def models(state: State, http: Request) -> Response:
     """GET /v1/models: all that can be asked for, loaded or not; a list of OpenAI's, and a page of Anthropic's."""
     names = list(state.models.paths)
     page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
-    return JSONResponse({"object": "list", "data": [_entry(state, name) for name in names]} | page)
+    return Json({"object": "list", "data": [_entry(state, name) for name in names]} | page)
 
 
 async def model(state: State, http: Request) -> Response:
     """GET /v1/models/NAME."""
-    return JSONResponse(_entry(state, state.models.known(http.path_params["name"])))
+    return Json(_entry(state, state.models.known(http.path_params["name"])))
 
 
 def _entry(state: State, name: str) -> dict[str, Any]:

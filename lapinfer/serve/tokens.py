@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lapinfer.errors import UnsupportedError
 from lapinfer.serve.answers import prepared
+from lapinfer.serve.encoding import Json
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.models import Served
 from lapinfer.serve.state import Body, Ids, State
@@ -61,7 +62,7 @@ def _tokens(served: Served, body: TokenizeBody, text: str, special: bool) -> Res
     ids = _tokenizer(served).encode(text, special)
     about = {} if body.prompt is None else {"count": len(ids), "max_model_len": served.model.model.ctx}
     told = [{"id": id, "piece": _piece(served, id)} for id in ids] if body.with_pieces else ids
-    return JSONResponse({"tokens": told} | about)
+    return Json({"tokens": told} | about)
 
 
 async def detokenize(state: State, http: HttpRequest) -> Response:
@@ -69,7 +70,7 @@ async def detokenize(state: State, http: HttpRequest) -> Response:
     body = await state.body(http, DetokenizeBody)
     with await state.models.lease(body.model) as served:
         text = await prepared(lambda: _text(served, body.tokens))
-    return JSONResponse({"content": text, "prompt": text})
+    return Json({"content": text, "prompt": text})
 
 
 def _text(served: Served, ids: Sequence[int]) -> str:
@@ -84,7 +85,7 @@ async def info(state: State, http: HttpRequest) -> Response:
         template = served.model.template
         told = {"bos_token": None, "eos_token": None, "pad_token": None} | _tokenizer(served).special_tokens
         told["chat_template"] = None if template is None else template.source()
-    return JSONResponse(told)
+    return Json(told)
 
 
 def _tokenizer(served: Served) -> Tokenizer:

@@ -64,8 +64,9 @@ class Stats:
 class Scheduler:
     """Runs requests of one model, as many at once as it has slots; the others wait, and clients share slots evenly.
 
-    Each gets the tokens that it would get alone. most_waiting: beyond that, `submit` raises QueueFullError. Close it
-    before the model; as a context manager it is closed at the end of the block.
+    Each gets the tokens that it would get alone. The model's slots are the scheduler's while it is open: what else runs
+    the model meanwhile, `generate` say, would overwrite them. most_waiting: beyond that, `submit` raises
+    QueueFullError. Close it before the model; as a context manager it is closed at the end of the block.
     """
 
     def __init__(self, model: Served, *, most_waiting: int = 256) -> None:
