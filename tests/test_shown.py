@@ -208,20 +208,20 @@ def test_a_terminal_gets_no_control_sequence_from_a_model(tmp_path, more):
         assert "\\u001b]0;owned\\u0007\\u001b[2J\\u202e\\u009b é\\r\\n\\rend" in text
 
 
-def test_a_bar_names_what_it_is_about(monkeypatch):
+def test_a_bar_names_what_it_is_about():
     """Rich would take brackets for its own, and fail on those that close nothing."""
     from rich.console import Console
-    from rich.progress import Progress as Bars
 
-    from lapinfer.cli import console
+    from lapinfer.cli.bars import line
+    from lapinfer.cli.eta import Pace
+    from lapinfer.cli.last_line import LastLine
+    from lapinfer.progress import Phase
 
     out = io.StringIO()
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=out, width=100, force_terminal=True))
-    with console.Progress() as progress:
-        progress(f"pulling [bold]x[/red] {TITLE}", 1, 2)
-        assert isinstance(progress._bars, Bars)
-        progress._bars.refresh()
+    LastLine().show(
+        Console(file=out, width=100, force_terminal=True),
+        line(Phase(f"pulling [bold]x[/red] {TITLE}"), Pace(1, 2), since=0, width=99),
+    )
     text = re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", out.getvalue())  # Rich's own colours
     assert "pulling [bold]x[/red] \\x1b]0;owned\\x07\\x1b[2J" in text
 

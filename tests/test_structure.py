@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lapinfer"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
-    ("errors", "limits", "locks", "outputs", "parallel", "private", "shown"),
+    ("digits", "errors", "limits", "locks", "outputs", "parallel", "private", "progress", "shown"),
     ("arguments", "home", "interrupts", "machine", "texts"),
     ("spec",),
     ("quant",),

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from bench.studies import STUDIES
-from lapinfer.cli.console import Progress, note, print_json
+from lapinfer.cli.bars import Progress
+from lapinfer.cli.console import note, print_json
 from lapinfer.cli.failures import application
 from lapinfer.cli.options import Json, Verbose
 from lapinfer.errors import InputError

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note, note_lines, say
+from lapinfer.cli.bars import Progress
+from lapinfer.cli.console import note, note_lines, say
 from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, load_declaration, option, with_groups
 from lapinfer.interrupts import KEYBOARD
 

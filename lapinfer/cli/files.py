@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note, print_json, say
+from lapinfer.cli.bars import Progress
+from lapinfer.cli.console import note, print_json, say
 from lapinfer.cli.models import CHAT_MODEL, pull_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Verbose, load_option
 from lapinfer.shown import shown_line

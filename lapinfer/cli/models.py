@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lapinfer.cli.console import Progress, note
+from lapinfer.cli.bars import Progress
+from lapinfer.cli.console import note
 from lapinfer.interrupts import KEYBOARD
 from lapinfer.options import LoadOptions
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note, note_replaced, print_json, say
+from lapinfer.cli.bars import Progress
+from lapinfer.cli.console import note, note_replaced, print_json, say
 from lapinfer.cli.models import open_model
 from lapinfer.cli.options import Force, Json, LoadingChunks, Model, Verbose, load_option, with_groups
 

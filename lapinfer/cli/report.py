@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, note, note_replaced
+from lapinfer.cli.bars import Progress
+from lapinfer.cli.console import note, note_replaced
 from lapinfer.cli.options import SIZE, Force, LoadingPage, Models, Verbose, option, with_groups
 from lapinfer.interrupts import KEYBOARD
 

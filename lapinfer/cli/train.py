@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import Progress, print_figures
+from lapinfer.cli.bars import Progress
+from lapinfer.cli.console import print_figures
 from lapinfer.cli.options import Json, Verbose
 from lapinfer.errors import InputError
 

@@ -96,7 +96,7 @@ def _progress() -> Any:
     """What shows a terminal that a model is packed or compiled."""
     if not sys.stderr.isatty():
         return nullcontext()
-    from lapinfer.cli.console import Progress
+    from lapinfer.cli.bars import Progress
 
     return Progress()
 
