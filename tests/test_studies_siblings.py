@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,10 @@ def test_runs_and_goes_on(tmp_path):
     again = run_study(study, setting, tmp_path / "out")
     assert json.dumps(again["arms"]) == json.dumps(summary["arms"])
     assert (tmp_path / "out" / "trials.jsonl").read_bytes() == began
+    some = run_study(study, replace(setting, only=("moe/*", "none/0")), tmp_path / "out")
+    assert some["arms"] == {name: summary["arms"][name] for name in ("moe", "none")}
+    with pytest.raises(InputError, match="--only"):
+        run_study(study, replace(setting, only=("moe",)), tmp_path / "out")
 
 
 def test_one_text_is_not_enough(tmp_path):

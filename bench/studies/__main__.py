@@ -31,6 +31,10 @@ def add_command(name: str) -> None:
         jobs: Annotated[
             int, typer.Option("--jobs", min=0, help="Trainings at a time.", show_default="one per core")
         ] = 0,
+        only: Annotated[
+            list[str] | None,
+            typer.Option("--only", metavar="PATTERN", help="Trials by name, such as 'moe/*'.", show_default="all"),
+        ] = None,
         quick: Annotated[bool, typer.Option("--quick", help="A minute's version, which shows that it runs.")] = False,
         json: Json = False,
         verbose: Verbose = False,
@@ -40,8 +44,9 @@ def add_command(name: str) -> None:
         except ImportError as error:
             raise InputError(str(error)) from error
         chosen = find_study(name)
+        setting = Setting(tuple(data), seeds, quick, tuple(only or ()))
         with Progress() as progress:
-            summary = run_study(chosen, Setting(tuple(data), seeds, quick), output, jobs=jobs, progress=progress)
+            summary = run_study(chosen, setting, output, jobs=jobs, progress=progress)
         print_json(summary) if json else print(chosen.text(summary))
         note(f"wrote {output / name}.json, .md, .svg")
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -35,12 +36,17 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the command says: files to learn from, seeds of each cell (0: the study's own number), and whether a minute
-    must do (`quick`)."""
+    """What the command says: files to learn from, seeds of each cell (0: the study's own number), whether a minute
+    must do (`quick`), and patterns of the trials that are wanted (none: all)."""
 
     data: tuple[Path, ...] = ()
     seeds: int = 0
     quick: bool = False
+    only: tuple[str, ...] = ()
+
+    def wants(self, name: str) -> bool:
+        """Whether the trial of this name is to be run."""
+        return not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,9 @@ def run_study(
     say = progress or (lambda *_: None)
     setting = replace(setting, seeds=setting.seeds or study.seeds)
     data = study.read(setting.data)
-    trials = _normal(study.trials(data, setting))
+    trials = [trial for trial in _normal(study.trials(data, setting)) if setting.wants(trial.name)]
+    if setting.only and not trials:
+        raise InputError(f"--only: none of this study's trials is called {' or '.join(setting.only)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         log = Log(out / "trials.jsonl")
