@@ -25,6 +25,10 @@ class CheckpointError(LapinferError):
     """A file of a checkpoint is missing, damaged, or says something that cannot be true."""
 
 
+class TemplateError(CheckpointError):
+    """A chat template failed on what it was given: it is wrong, or made for other messages."""
+
+
 class UnsupportedError(LapinferError):
     """The checkpoint is well-formed, but asks for something that would be computed wrongly here."""
 

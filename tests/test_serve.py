@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn")
 from serving import KEY, running, served, state_of  # noqa: E402
 from talking_model import talking_model  # noqa: E402
 
-from lapinfer.errors import CheckpointError, LapinferError  # noqa: E402
+from lapinfer.errors import CheckpointError, LapinferError, TemplateError  # noqa: E402
 from lapinfer.serve import models  # noqa: E402
 
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
@@ -266,6 +266,7 @@ def test_a_model_that_gets_no_thread_is_closed(monkeypatch):
     [
         (3, None, 503),
         (1, CheckpointError("/home/me/secret/model.safetensors: is damaged"), 500),
+        (1, TemplateError("/home/me/secret/tokenizer_config.json:3: the chat template failed"), 400),
         (1, KeyError("x"), 500),
     ],
 )

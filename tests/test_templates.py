@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_model import CHAT
 
-from lapinfer.errors import CheckpointError, InputError
+from lapinfer.errors import CheckpointError, InputError, TemplateError
 from lapinfer.text.template import ChatTemplate
 
 USER = [{"role": "user", "content": "hi"}]
@@ -235,5 +235,5 @@ def test_a_template_that_is_no_text_is_told_when_it_is_needed(tmp_path):
 
 
 def test_an_error_names_the_line():
-    with pytest.raises(CheckpointError, match=r"^where:3: the chat template failed: 'nothing' is undefined"):
+    with pytest.raises(TemplateError, match=r"^where:3: the chat template failed: 'nothing' is undefined"):
         ChatTemplate("a\n{# b #}\n{{ nothing.at.all }}", "where").render(USER)

@@ -15,7 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from lapinfer.errors import CheckpointError, ContextError, DoesNotFitError, InputError, QueueFullError, UnsupportedError
+from lapinfer.errors import (
+    CheckpointError,
+    ContextError,
+    DoesNotFitError,
+    InputError,
+    QueueFullError,
+    TemplateError,
+    UnsupportedError,
+)
 from lapinfer.serve.encoding import Json
 
 LOG = logging.getLogger("lapinfer.serve")
@@ -72,7 +80,7 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(429, "the server is busy: try again later", code="rate_limit_exceeded", headers=after)
         case ContextError():
             return ApiError(400, str(error), code="context_length_exceeded")
-        case InputError() | UnsupportedError():
+        case InputError() | UnsupportedError() | TemplateError():  # which others' messages may suit
             return ApiError(400, PATHS.sub("", str(error)))
         case HTTPException():
             return ApiError(error.status_code, error.detail.lower(), headers=error.headers)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lapinfer.errors import CheckpointError, InputError
+from lapinfer.errors import CheckpointError, InputError, TemplateError
 from lapinfer.text.messages import REASONING, Messages, conversation, document_list, plain, tool_schemas
 from lapinfer.text.template_files import DEFAULT, TOOL_USE, Source, template_sources
 
@@ -182,7 +182,7 @@ class _Template:
                 raise InputError(f"the chat template refuses these messages: {error}") from error
             except Exception as error:  # a template can raise anything: TypeError, RecursionError, MemoryError, …
                 reason = shortened(error) or type(error).__name__
-                raise CheckpointError(f"{self.where}{_line(error)}: the chat template failed: {reason}") from error
+                raise TemplateError(f"{self.where}{_line(error)}: the chat template failed: {reason}") from error
 
 
 def _line(error: BaseException) -> str:
