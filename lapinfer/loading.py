@@ -188,9 +188,7 @@ def _read_packed(found: Packed, notice: Progress) -> tuple[ModelSpec, PackedFile
 
 def _limits(spec: ModelSpec, options: LoadOptions, quant: str) -> Limits:
     """What buffers are allocated for; InputError for a context that the model cannot have."""
-    ctx = default_ctx(spec) if options.ctx is None else options.ctx
-    if spec.positions and ctx > spec.positions:
-        raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
+    ctx = default_ctx(spec) if options.ctx is None else checked_ctx(spec, options.ctx)
     activations = options.activations
     if activations == "auto":
         activations = "q16" if parameters(spec) < SMALL else "q8"
@@ -203,6 +201,13 @@ def _limits(spec: ModelSpec, options: LoadOptions, quant: str) -> Limits:
 def default_ctx(spec: ModelSpec) -> int:
     """Positions of the context where none are asked for: the model's own, at most 4,096."""
     return min(spec.context, DEFAULT_CTX)
+
+
+def checked_ctx(spec: ModelSpec, ctx: int) -> int:
+    """A length of context that was asked for; InputError for one that the model cannot have."""
+    if spec.positions and ctx > spec.positions:
+        raise InputError(f"ctx {ctx} is more than the {spec.positions} positions that this model has learned")
+    return ctx
 
 
 def check_memory(weights: PackedFile, spec: ModelSpec, limits: Limits, beside: Model | None = None) -> None:
@@ -255,7 +260,7 @@ def bounded_model(
 
     InputError for a model without experts, DoesNotFitError when not even the experts of one token would fit.
     """
-    routed = _experts_on_disk(spec)
+    routed = experts_on_disk(spec)
     bound = int(memory * 1e9)
     strides = {i: weights.tensor(f"layers.{i}.experts").shape[1] for i in routed}
     shared = sum(ff.shared * strides[i] for i, ff in routed.items())
@@ -294,11 +299,11 @@ def mapped_model(spec: ModelSpec, weights: PackedFile, limits: Limits, **options
 
     InputError for a model without experts.
     """
-    _experts_on_disk(spec)
+    experts_on_disk(spec)
     return Model(spec, weights, replace(limits, experts="mapped"), **options)
 
 
-def _experts_on_disk(spec: ModelSpec) -> dict[int, FeedForwardSpec]:
+def experts_on_disk(spec: ModelSpec) -> dict[int, FeedForwardSpec]:
     """The feed-forwards of the routed layers; InputError if they cannot be left on disk."""
     layers = enumerate(spec.layers)
     routed = {i: layer.feed_forward for i, layer in layers if layer.feed_forward.router is not None}

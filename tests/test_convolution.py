@@ -155,7 +155,7 @@ def test_a_layer_has_one_mixer() -> None:
 def test_info_and_explain_tell_of_convolutions(tmp_path: Path) -> None:
     config, stored, _, _ = tiny.read_golden(tiny.GOLDEN / "lfm2_moe-plain.npz")
     folder = write_folder(tmp_path / "folder", config, stored)
-    told, _ = info(str(folder))
+    told, *_ = info(str(folder))
     assert told["convolutions"] == {"of 3 tokens": "in 2 layers"}
     assert (told["heads"], told["windows"]) == (4, {"none": "in 1 layers"})
     model = load_model(pack_calibrated(FolderCheckpoint(folder), tmp_path / "packed", "q8"), LoadOptions(ctx=40))

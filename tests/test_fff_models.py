@@ -140,7 +140,7 @@ def test_every_format_is_packed_and_runs(quant: str, tmp_path: Path) -> None:
     error = np.sqrt(((got - expected) ** 2).mean() / (expected**2).mean())
     assert error < {"q8": 0.1, "q4": 0.6, "f16": 0.02}[quant]  # one turned decision is worth a tenth
     model.close()
-    shown, _ = info(str(packed))
+    shown, *_ = info(str(packed))
     assert "a tree of depth 2 with leaves of 5 silu gated" in json.dumps(shown, default=str)
 
 

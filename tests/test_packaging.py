@@ -37,6 +37,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path):
         about = {Path(name).name: archive.read(name) for name in names if ".dist-info/" in name}
     assert "lapinfer/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert "lapinfer/checkpoint/popular.toml" in names
     assert {f"lapinfer/report/{name}" for name in ("passage.txt", "style.css", "whatif.js")} <= set(names)
     for model in SHIPPED:
         for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):

@@ -163,11 +163,17 @@ WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
+def has_only_config(path: Path) -> bool:
+    """Whether a folder has a config.json, and weights of no kind."""
+    weights = any((path / name).is_file() for name in WEIGHTS)
+    return (path / "config.json").is_file() and not weights and not any(_found(path, row) for row in FOLDERS)
+
+
 def of_folder(path: Path) -> LapinferError:
     """The error for a folder that cannot be opened as a checkpoint."""
     weights = any((path / name).is_file() for name in WEIGHTS)
     for row in () if weights else FOLDERS:
-        if (found := next(_matching(path, row.files), None)) is not None:
+        if (found := _found(path, row)) is not None:
             words = {"base": _base_model(path), "found": quoted(found.name), "blobs": _largest_gguf(path)}
             return UnsupportedError(f"{path}: is {row.what.format(**words)}; {row.do.format(**words)}")
     config = (path / "config.json").is_file()
@@ -221,6 +227,10 @@ def hub_snapshot(path: Path) -> Path | None:
     if len(chosen) > 1:
         raise CheckpointError(f"{path}: has {len(chosen)} snapshots, name one of them, as {chosen[0]}")
     return chosen[0]
+
+
+def _found(path: Path, row: Foreign) -> Path | None:
+    return next(_matching(path, row.files), None)
 
 
 def _matching(path: Path, patterns: tuple[str, ...]) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from lapinfer.checkpoint.gguf import GGUFCheckpoint
 from lapinfer.checkpoint.gguf_parts import set_of
 from lapinfer.checkpoint.home import is_packed, packed_models, pulled_models
 from lapinfer.checkpoint.magic import look_at
+from lapinfer.checkpoint.popular import like
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.checkpoint.smollm2 import Progress
 from lapinfer.checkpoint.texts import TEMPLATES, TEXTS
@@ -49,7 +50,7 @@ def resolve(name: str | Path) -> Checkpoint | Path:
     if REPOSITORY.fullmatch(name):
         return _open(_local(name) or pull(name))
     known = (*ALIASES, *SHIPPED)
-    close = difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(name, known, 1) or like(name, 1)
     raise CheckpointError(
         f"{name}: no such folder or file, and neither one of {', '.join(known)} nor org/name on the Hugging Face hub"
         f"{f'; did you mean {close[0]}?' if close else '; lapinfer ls shows what is here'}"

@@ -68,7 +68,7 @@ def print_figures(figures: dict[str, Any], json: bool) -> None:
     names = {key: shown_line(key) for key in figures}
     width = max(map(columns, names.values()), default=0)
     for key, value in figures.items():
-        _print_wrapped(f"{padded(names[key], width)}  ", shown_line(_in_words(value)))
+        print_wrapped(f"{padded(names[key], width)}  ", shown_line(_in_words(value)))
 
 
 def _in_words(value: Any) -> str:
@@ -84,7 +84,7 @@ def _in_a_list(value: Any) -> str:
     return number(value).replace(",", "") if isinstance(value, float) else str(value)
 
 
-def _print_wrapped(first: str, text: str) -> None:
+def print_wrapped(first: str, text: str) -> None:
     """At a terminal, lines that are too long continue below the text of the first one."""
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     if len(first) + len(text) <= room or room < len(first) + 20:

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
-from lapinfer.cli.console import print_figures, print_json, say
+from lapinfer.cli.console import print_figures, print_json, print_wrapped, say
 from lapinfer.cli.models import default_model, open_model
 from lapinfer.cli.options import DefaultModel, Json, LoadingFit, LoadingInMemory, Verbose, load_option, with_groups
 from lapinfer.errors import InputError
+from lapinfer.shown import shown_line
 
 
 @with_groups
@@ -25,22 +26,32 @@ def info(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """What a model is, what it takes in memory, and how fast it will be here; reads no weights.
+    """Whether a model will fit, what it takes in memory, and how fast it will be here; reads no weights.
 
-    Of org/name that is not on this computer, only the config.json is fetched.
+    A config.json is enough, in a folder or fetched from the hub; of many models lapinfer knows the sizes itself.
     """
+    from lapinfer.checkpoint.home import packed_models
     from lapinfer.machine import default_threads
+    from lapinfer.report.disk import read_rate
+    from lapinfer.report.fit_tables import fit_tables
     from lapinfer.report.info import info
     from lapinfer.report.roofline import weights_bandwidth
 
-    figures, fits_memory = info(
+    threads = loading.threads or default_threads()
+    figures, estimates, fits_memory = info(
         model or default_model(), ctx=loading.ctx, kv=loading.kv, quant=quant, memory=memory,
-        bandwidth=lambda format: weights_bandwidth(format, loading.threads or default_threads()),
+        bandwidth=lambda format: weights_bandwidth(format, threads), disk=lambda: read_rate(packed_models(), threads),
     )  # fmt: skip
-    only_json = {name: figures.pop(name) for name in ("fit", "notes")}
-    print_figures(figures | (only_json if json else {}), json)
-    for line in only_json["notes"] if not json else ():
-        say(f"note: {line}")
+    if json:
+        print_json(figures)
+    else:
+        only_json = {name: figures.pop(name) for name in ("fits", "memory", "fit", "notes")}
+        print_wrapped("", shown_line(only_json["fits"]))
+        say("")
+        print_figures(figures, False)
+        say(f"\n{fit_tables(estimates, only_json['memory'])}")
+        for line in only_json["notes"]:
+            say(f"note: {line}")
     if memory is not None and not fits_memory:
         raise typer.Exit(3)
 

@@ -1,55 +1,83 @@
-"""Will it fit, and how fast will it be? From a model's config.json and this machine's bandwidth, before any weights."""
+"""Will it fit, and how fast will it be? From a model's config.json and this machine's bandwidth, before any weights.
+
+Bytes are those that a loaded model has, and that its meter would tell: the same sums of terms (runtime/predict.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lapinfer import machine
+from lapinfer.loading import checked_ctx, default_ctx
 from lapinfer.options import KVOption
 from lapinfer.packing.coarse import with_coarse_head
 from lapinfer.packing.pack import choose_formats
-from lapinfer.quant.choice import MODELS, Stored
+from lapinfer.quant.choice import AUTO, Stored
 from lapinfer.report.costs import Costs
+from lapinfer.report.on_disk import OnDisk, experts_in
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes, kv_format
 from lapinfer.runtime.ops import Limits
 from lapinfer.spec import ModelSpec
+from lapinfer.tensors import tensors
 
-QUANTS = (MODELS["large"], MODELS["small"], "f16")
+QUANTS = ("q4", "q4_1", "q5", "q6", "q8")
+"""What a model may be packed as, besides floats and what `auto` makes of it."""
+LONG = 32_768
+"""Positions of a long context, for which memory is told besides the usual and the longest one."""
 PROCESS_BYTES = 210_000_000
 """Python, NumPy, the compiled kernels and the buffers of a step, as measured with small models."""
 OP_SECONDS = 9e-6
 """What an op takes per token beside its bytes: handing over between threads, small ops, Python (bench/LOG.md)."""
 OPS_OF_A_LAYER, OPS_OF_ROUTING = 9, 3
 
+Bandwidth = Callable[[str], float]
+"""Bytes per second of weights in a format that this machine multiplies a token with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that a context of `ctx` positions takes: kv, of its cache; memory, of everything."""
+
+    ctx: int
+    kv: int
+    memory: int
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """Of a model packed as `quant`: bytes in memory with a context of `ctx`, bytes that a token touches, and speed.
 
-    memory: weights, KV cache and the process. touched: of a token after half of the context. tokens_per_second: at
-    the rate that was measured; None without one, and where weights stay in caches, which are faster than that.
+    format: that most of its weights have; default: whether `--quant auto` packs it so. memory: weights, KV cache and
+    the process. touched: of a token after half of the context. tokens_per_second: at the rate that was measured; None
+    without one, where it does not fit, and where weights stay in caches, which are faster than that. contexts: memory
+    with other contexts, too. on_disk: with experts on disk, where all of them do not fit.
     """
 
     quant: str
+    format: str
+    default: bool
     packed: int
     memory: int
     touched: int
     ctx: int
     tokens_per_second: float | None
+    contexts: tuple[Room, ...]
+    on_disk: OnDisk | None = None
 
-    def __str__(self) -> str:
-        rate = self.tokens_per_second
-        speed = "" if rate is None else f", about {f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'} tok/s"
-        return (
-            f"{self.packed / 1e6:,.0f} MB packed, {self.memory / 1e6:,.0f} MB in memory with {self.ctx:,} positions, "
-            f"{self.touched / 1e6:,.1f} MB touched per token{speed}"
-        )
+    @property
+    def label(self) -> str:
+        """The way to pack it, and what `auto` comes to where it is none of the others."""
+        return self.quant if self.quant != AUTO else f"{AUTO} ({self.format})"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def most_positions(self, bound: int) -> int:
+        """The longest of the contexts with which it fits into so many bytes; 0: none."""
+        return max((room.ctx for room in self.contexts if room.memory <= bound), default=0)
 
 
 def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:
@@ -58,35 +86,111 @@ def decode_seconds(spec: ModelSpec, touched: float, bandwidth: float) -> float:
     return touched / bandwidth + OP_SECONDS * ops
 
 
+def contexts(spec: ModelSpec, ctx: int | None) -> list[int]:
+    """Lengths of contexts that are told of: the one asked for or the usual one, a long one, and the model's longest."""
+    first = default_ctx(spec) if ctx is None else checked_ctx(spec, ctx)
+    return sorted({first, *(n for n in (LONG, spec.context) if first < n <= spec.context)})
+
+
+def formats_of(spec: ModelSpec, quant: str, stored: Callable[[str], Stored]) -> dict[str, str]:
+    """The format of each matrix of a model that is packed as `quant`; stored: those that it is made of."""
+    return with_coarse_head(spec, choose_formats(spec, quant, stored))
+
+
+def all_formats(spec: ModelSpec, stored: Callable[[str], Stored]) -> dict[str, dict[str, str]]:
+    """`formats_of` for each way to pack a model; `auto` stands by itself only where it is none of the others."""
+    made_of = [stored(tensor.name) for tensor in tensors(spec).values() if tensor.is_matrix]
+    floats = "f16" if {"f16"} in made_of else "bf16"
+    found = {quant: formats_of(spec, quant, stored) for quant in (*QUANTS, floats)}
+    auto = formats_of(spec, AUTO, stored)
+    return found if auto in found.values() else {AUTO: auto, **found}
+
+
 def fits(
-    spec: ModelSpec, stored: Callable[[str], Stored], ctx: int, kv: KVOption = "auto",
-    quants: Sequence[str] = QUANTS, bandwidth: Callable[[str], float] | None = None,
+    spec: ModelSpec, ways: Mapping[str, Mapping[str, str]], ctx: int | None = None, kv: KVOption = "auto", *,
+    auto: Mapping[str, str] | None = None, bound: int | None = None, bandwidth: Bandwidth | None = None,
+    disk: Callable[[], float | None] = lambda: None,
 ) -> list[Fit]:  # fmt: skip
-    """stored: formats that a matrix is made of in its checkpoint; bandwidth: bytes per second of a format's weights."""
+    """What a model takes for each way to pack it, which has a format for each matrix (`all_formats`).
+
+    auto: the formats of `--quant auto`. bound: bytes of memory that there are. disk: bytes per second that a disk
+    gives, asked where experts would have to be read from it; None: not known.
+    """
+    rates: dict[str, float] = {}
+
+    def rate(format: str) -> float | None:
+        if bandwidth is not None and format not in rates:
+            rates[format] = bandwidth(format)
+        return rates.get(format)
+
     estimates = []
-    for quant in quants:
-        formats, kind = with_coarse_head(spec, choose_formats(spec, quant, stored)), kv_format(kv, quant)
-        costs, limits = Costs(spec, formats, kind), Limits(ctx, kv=kind)
-        packed = costs.weight_bytes
-        cache = cache_bytes(spec, kind, 1, ctx, min(limits.step, ctx))
-        memory = packed + cache + context_bytes(spec, limits) + PROCESS_BYTES
-        touched = costs.decoded(ctx // 2)
-        rate = None if bandwidth is None else bandwidth(costs.main_format)
-        speed = None if rate is None or packed <= machine.largest_cache() else 1 / decode_seconds(spec, touched, rate)
-        estimates.append(Fit(quant, packed, memory, touched, ctx, speed))
+    for quant, chosen in ways.items():
+        costs = Costs(spec, chosen, kv_format(kv, quant))
+        packed, rooms = costs.weight_bytes, tuple(_room(costs, n) for n in contexts(spec, ctx))
+        first, format = rooms[0], costs.main_format
+        touched = costs.decoded(first.ctx // 2)
+        fit = Fit(quant, format, chosen == auto, packed, first.memory, touched, first.ctx, None, rooms)
+        if bound is None or first.memory <= bound:
+            if packed > machine.largest_cache() and (measured := rate(format)) is not None:
+                fit = replace(fit, tokens_per_second=1 / decode_seconds(spec, touched, measured))
+        elif (kept := experts_in(costs, first.memory, bound)) is not None:
+            read = disk()
+            if read is not None and (measured := rate(format)) is not None:
+                seconds = decode_seconds(spec, touched, measured) + kept.read / read
+                kept = replace(kept, tokens_per_second=1 / seconds)
+            fit = replace(fit, on_disk=kept)
+        estimates.append(fit)
     return estimates
 
 
-def verdict(estimates: Sequence[Fit], memory: float | None) -> tuple[bool, str]:
-    """Whether any fits in `memory` GB (10^9 bytes), or in what is free now; and that in words."""
-    free = machine.available_memory() if memory is None else int(memory * 1e9)
-    if free is None:
+def _room(costs: Costs, ctx: int) -> Room:
+    limits = Limits(ctx, kv=costs.kv if isinstance(costs.kv, str) else "f16")
+    kv = cache_bytes(costs.spec, costs.kv, 1, ctx, min(limits.step, ctx))
+    return Room(ctx, kv, costs.weight_bytes + kv + context_bytes(costs.spec, limits) + PROCESS_BYTES)
+
+
+def verdict(estimates: Sequence[Fit], bound: int | None, memory: float | None = None) -> tuple[bool, str]:
+    """Whether any fits into `bound` bytes, and that in words. memory: GB that were asked for; None: bound is free."""
+    if bound is None:
         return True, "the system does not tell how much memory is free"
-    where = f"{free / 1e6:,.0f} MB {'that are free now' if memory is None else 'of --memory'}"
-    if fitting := [fit.quant for fit in estimates if fit.memory <= free]:
-        return True, f"{', '.join(fitting)} in the {where}"
+    where = f"{size(bound)} free now" if memory is None else f"--memory {memory:g}"
+    positions: dict[int, list[Fit]] = {}
+    for fit in estimates:
+        if most := fit.most_positions(bound):
+            positions.setdefault(most, []).append(fit)
+    if positions:
+        found = sorted(positions.items(), reverse=True)
+        said = [f"in {_together([fit.label for fit in those])} with {most:,}" for most, those in found]
+        best = min((fit for fit in estimates if fit.memory <= bound), key=lambda fit: (not fit.default, fit.memory))
+        more = "".join(f", {each}" for each in said[1:])
+        return True, f"fits {said[0]} positions{more} ({where}){_about(best, best.tokens_per_second)}"
     least = min(estimates, key=lambda fit: fit.memory)
-    return False, (
-        f"no: {least.quant} needs {least.memory / 1e6:,.0f} MB, more than the {where} (weights "
-        f"{least.packed / 1e6:,.0f} MB, Python and kernels {PROCESS_BYTES / 1e6:,.0f}, the rest buffers and KV cache)"
-    )
+    needs = f"{least.label} needs {size(least.memory)} with {least.ctx:,} positions"
+    from_disk = [fit for fit in estimates if fit.on_disk is not None]
+    if not from_disk:
+        return False, f"does not fit in any form: {needs} ({where})"
+    best = min(from_disk, key=lambda fit: (not fit.default, fit.memory))
+    about = _about(best, best.on_disk.tokens_per_second if best.on_disk else None)
+    bounded = f"{bound // 100_000_000 / 10:g}" if memory is None else f"{memory:g}"
+    return False, f"does not fit: {needs} ({where}); with --memory {bounded} experts are read from disk{about}"
+
+
+def _about(fit: Fit, tokens_per_second: float | None) -> str:
+    return "" if tokens_per_second is None else f": about {speed(tokens_per_second)} tok/s in {fit.label}"
+
+
+def _together(names: Sequence[str]) -> str:
+    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+
+
+def speed(tokens_per_second: float) -> str:
+    """Two digits: the third is not known."""
+    decimals = 0 if tokens_per_second >= 10 else 1 if tokens_per_second >= 1 else 2
+    return f"{tokens_per_second:,.{decimals}f}"
+
+
+def size(nbytes: float) -> str:
+    """Bytes in MB or GB, with three digits."""
+    value, unit = (nbytes / 1e9, "GB") if nbytes >= 1e9 else (nbytes / 1e6, "MB")
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{decimals}f} {unit}"

@@ -1,24 +1,19 @@
-"""What a checkpoint is, and whether it will fit, from its headers and configs alone."""
+"""What a model is, and whether it will fit, from its headers and configs alone."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from math import prod
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lapinfer.checkpoint.hub import remote_config, resolve
-from lapinfer.checkpoint.json_files import read_json
-from lapinfer.errors import CheckpointError
-from lapinfer.families import sources_for, spec_from_config
-from lapinfer.loading import default_ctx
+from lapinfer import machine
 from lapinfer.options import KVOption
-from lapinfer.packing.assemble import Assembler
-from lapinfer.packing.reader import read_packed
-from lapinfer.quant.choice import Stored
+from lapinfer.quant.choice import AUTO
 from lapinfer.report.costs import Costs
-from lapinfer.report.fit import QUANTS, fits, verdict
+from lapinfer.report.fit import Bandwidth, Fit, all_formats, fits, formats_of, verdict
+from lapinfer.report.known import Known, known
 from lapinfer.runtime.predict import expected_experts
 from lapinfer.spec import LayerSpec, ModelSpec, TreeSpec
 from lapinfer.tensors import active_parameters, parameters
@@ -32,58 +27,65 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 
 def info(
     name: str, *, ctx: int | None = None, kv: KVOption = "auto", quant: str | None = None, memory: float | None = None,
-    bandwidth: Callable[[str], float] | None = None,
-) -> tuple[dict[str, Any], bool]:  # fmt: skip
-    """Family, sizes, stored formats (share of the weights in each), tokenizer, what it will take, and the notes that
-    loading would give of its files; whether it fits.
+    bandwidth: Bandwidth | None = None, disk: Callable[[], float | None] = lambda: None,
+) -> tuple[dict[str, Any], list[Fit], bool]:  # fmt: skip
+    """Family, sizes, stored formats (share of the weights in each), tokenizer, and the notes that loading would give of
+    its files; what it will take, packed in each way; whether it fits.
 
-    Reads no weights; of a model that is not on this computer, its config.json alone. ctx, kv, quant: for how many
-    positions, and packed as what; memory: GB that it must fit into, else what is free. bandwidth: measures the bytes
-    per second of weights in a format that this machine multiplies a token with.
+    Reads no weights, and needs none: a config.json will do, or the name of a model that lapinfer has the sizes of. ctx,
+    kv, quant: for how many positions, and packed as what; memory: GB that it must fit into, else what is free.
+    bandwidth: measures the bytes per second of weights in a format that this machine multiplies a token with; disk:
+    those that are read from disk.
     """
-    formats: dict[str, str] = {}
-    text: dict[str, Any] = {}
-    notes: list[str] = []
-    if (remote := remote_config(name)) is not None:
-        spec = spec_from_config(read_json(remote), str(remote), notes.append)
-        source: dict[str, Any] = {"path": f"{name} (not on this computer)", "packed": False}
-        made_of: Callable[[str], Stored] = lambda _: {"bf16"}  # noqa: E731
-    else:
-        checkpoint = resolve(name)
-        if isinstance(checkpoint, Path):
-            path = folder = checkpoint
-            spec, packed = read_packed(folder, notes.append)
-            stored = _shares((packed.format(n) or "f32", prod(packed.shape(n))) for n in packed.names())
-            formats = {name: str(packed.format(name)) for name in packed.names()}
-            quant = packed.metadata.get("quant", "auto")
-            made_of = lambda name: {formats[name]}  # noqa: E731
-        else:
-            path, folder = checkpoint.path, checkpoint.folder
-            notes += checkpoint.notices
-            spec = spec_from_config(checkpoint.config, str(path), notes.append)
-            stored = _shares((checkpoint.stored_as(n), prod(checkpoint.shape(n))) for n in checkpoint.names())
-            made_of = _formats_in(Assembler(checkpoint, sources_for(spec, checkpoint.names())))
-        source = {"path": str(path), "packed": bool(formats), "stored": stored}
-        tokenizer = Tokenizer.from_folder(folder)
-        text = {
-            "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens",
-            "chat_template": tokenizer is not None and _template(folder),
-        }
-        if tokenizer is not None:
-            notes += read_generation(folder, spec.vocab).notes
-    ctx = default_ctx(spec) if ctx is None else ctx
-    estimates = fits(spec, made_of, ctx, kv, QUANTS if quant is None else (quant,), bandwidth)
-    fitting, words = verdict(estimates, memory)
-    figures = source | {
+    model = known(name)
+    estimates, bound = _estimates(model, ctx, kv, quant, memory, bandwidth, disk)
+    fitting, words = verdict(estimates, bound, memory)
+    text, notes = _texts(model)
+    spec = model.spec
+    figures = {
+        "fits": words,
+        "path": model.path,
+        "packed": bool(model.packed),
+        **({"stored": model.shares} if model.shares else {}),
         "parameters": parameters(spec),
         "active_parameters": active_parameters(spec),
         **_sizes(spec),
-        **_placement(spec, formats),
-        **{f"as {estimate.quant}": str(estimate) for estimate in estimates},
-        "fits": words,
+        **_placement(spec, model.packed),
+        **text,
+        "memory": bound,
         "fit": [estimate.as_dict() for estimate in estimates],
+        "notes": [line.removeprefix("note: ") for line in notes],
     }
-    return figures | text | {"notes": [line.removeprefix("note: ") for line in notes]}, fitting
+    return figures, estimates, fitting
+
+
+def _estimates(
+    model: Known, ctx: int | None, kv: KVOption, quant: str | None, memory: float | None,
+    bandwidth: Bandwidth | None, disk: Callable[[], float | None],
+) -> tuple[list[Fit], int | None]:  # fmt: skip
+    """What the model takes for each way to pack it that is asked for, and the bytes that there are."""
+    bound = machine.available_memory() if memory is None else int(memory * 1e9)
+    if model.packed:
+        ways, auto = {model.quant or AUTO: model.packed}, model.packed
+    else:
+        ways = all_formats(model.spec, model.stored)
+        auto = formats_of(model.spec, AUTO, model.stored)
+    if quant is not None and not model.packed:
+        ways = {quant: formats_of(model.spec, quant, model.stored)}
+    given = {"auto": auto, "bound": bound, "bandwidth": bandwidth, "disk": cache(disk)}
+    return fits(model.spec, ways, ctx, kv, **given), bound
+
+
+def _texts(model: Known) -> tuple[dict[str, Any], list[str]]:
+    """Tokenizer and template, where there are files of them; and all notes."""
+    notes = [*model.notes]
+    if model.folder is None:
+        return {}, notes
+    tokenizer = Tokenizer.from_folder(model.folder)
+    if tokenizer is None:
+        return {"tokenizer": "none", "chat_template": False}, notes
+    notes += read_generation(model.folder, model.spec.vocab).notes
+    return {"tokenizer": f"{tokenizer.vocab_size} tokens", "chat_template": _template(model.folder)}, notes
 
 
 def _template(folder: Path) -> bool | str:
@@ -91,18 +93,6 @@ def _template(folder: Path) -> bool | str:
     template = ChatTemplate.from_folder(folder)
     problem = None if template is None else template.problem()
     return template is not None if problem is None else f"broken: {problem}"
-
-
-def _formats_in(assembler: Assembler) -> Callable[[str], Stored]:
-    """Formats that matrices are stored in; none where tensors are missing, which loading will tell."""
-
-    def formats(name: str) -> Stored:
-        try:
-            return assembler.formats_of(name)
-        except CheckpointError:
-            return set()
-
-    return formats
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
@@ -163,11 +153,3 @@ def _placement(spec: ModelSpec, formats: dict[str, str]) -> dict[str, Any]:
             for tokens in BATCHES
         }
     return placed
-
-
-def _shares(weights: Iterable[tuple[str, int]]) -> dict[str, str]:
-    counts: Counter[str] = Counter()
-    for kind, n in weights:
-        counts[kind] += n
-    total = max(counts.total(), 1)
-    return {kind: f"{100 * n / total:.1f} %" for kind, n in counts.most_common()}
