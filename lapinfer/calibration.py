@@ -24,6 +24,7 @@ from lapinfer.families import spec_from_config
 from lapinfer.home import home
 from lapinfer.machine import default_threads
 from lapinfer.model import Model
+from lapinfer.packing.copies import Use
 from lapinfer.packing.entries import PackedEntry
 from lapinfer.packing.pack import Progress, pack_checkpoint
 from lapinfer.packing.quantize import Inputs
@@ -42,6 +43,8 @@ CHUNK = 512
 """Tokens of a sequence; fewer where the model's context is shorter."""
 RANDOM_CHUNKS, TEXT_CHUNKS = 8, 24
 FEW_TOKENS = 64
+CALIBRATION = "calibration"
+"""Of folders in LAPINFER_HOME, each with a copy that is run once."""
 COVARIANCE_BYTES = 1 << 28
 """Covariances held at once; the tokens run again for each further group of matrices."""
 
@@ -279,9 +282,10 @@ class TokenCalibration:
         digest = hashlib.sha256(
             f"{self._folder.resolve()} {self._checkpoint.contents.identity()}".encode()
         ).hexdigest()[:12]
-        temporary = home() / "calibration" / digest
+        temporary = home() / CALIBRATION / digest
         length = self.tokens.chunks.shape[1]
         limits = Limits(length, step=length, threads=default_threads(), activations="q16")
+        use = Use(temporary, self._checkpoint.path)
         try:
             pack_checkpoint(
                 self._checkpoint,
@@ -299,6 +303,7 @@ class TokenCalibration:
                 model.close()
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            use.close()
 
 
 def pack_calibrated(

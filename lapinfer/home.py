@@ -40,6 +40,24 @@ def cache_folder() -> Path:
     return folder
 
 
+def pulled_models() -> Path:
+    """The folder of models fetched by an alias, each in a folder of that name."""
+    return home() / "models"
+
+
+def packed_models() -> Path:
+    """The folder of packed copies, each in a folder of its own."""
+    return home() / "packed"
+
+
+def hub_cache() -> Path:
+    """The cache folder of huggingface_hub, found as that package does."""
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return expanded(cache)
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expanded(os.environ.get("HF_HOME") or Path(base) / "huggingface") / "hub"
+
+
 def expanded(path: str | Path) -> Path:
     """The path with ~ and ~user replaced, where these have a home folder; else as it is."""
     return Path(os.path.expanduser(path))

@@ -13,20 +13,22 @@ from typing import Any
 from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.checkpoint.folder import read_json
-from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_models, packed_path
+from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_path
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
 from lapinfer.families import sources_for, spec_from_config
+from lapinfer.home import packed_models
 from lapinfer.machine import available_memory, default_threads, resident_bytes
 from lapinfer.model import Model
 from lapinfer.options import SYSTEM, LoadOptions, Policy
 from lapinfer.outputs import replaced
 from lapinfer.packing.assemble import Assembler
 from lapinfer.packing.coarse import with_coarse_head
+from lapinfer.packing.copies import Use, cached_folder
 from lapinfer.packing.integrity import DamagedError, LoadingCheck
 from lapinfer.packing.memory import CopiedWeights
-from lapinfer.packing.pack import cached_folder, choose_formats
+from lapinfer.packing.pack import choose_formats
 from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.packing.target import beside, check_target
 from lapinfer.private import make_folders
@@ -81,7 +83,9 @@ def load_model(
         try:
             model = _checked_model(found, options, str(path_or_name), say, beside)
         except DamagedError as again:
-            raise DamagedError(f"{again} (a packed copy: delete {found.folder}, and it is packed again)") from again
+            raise DamagedError(
+                f"{again} (a packed copy: lapinfer rm {found.folder.name}, and it is packed again)"
+            ) from again
     model.pack_s = pack_s
     model.load_s = time.perf_counter() - began - pack_s - model.compile_s
     return model
@@ -119,7 +123,7 @@ def _model(
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A packed folder, and where its texts are; source: the checkpoint, if the folder is our copy of one.
+    """A packed folder, and where its texts are; source: the checkpoint, if the folder is our copy of one, and our use.
 
     A copy gives weights alone: config, tokenizer and templates are read where the checkpoint lies, as they are now.
     """
@@ -127,6 +131,7 @@ class Packed:
     folder: Path
     texts: Path
     source: Checkpoint | None = None
+    use: Use | None = None
 
     @property
     def is_copy(self) -> bool:
@@ -162,13 +167,15 @@ def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress, besid
         for line in source.notices:
             say(line)
         folder = cached_folder(source, quant, packed_models(), progress=say)
-        if not is_packed(folder):
+        use = Use(folder, source.path, say) if is_packed(folder) else None
+        if not is_packed(folder):  # or no longer: another process was removing it
             spec = spec_from_config(source.config, str(source.path))
             _check_memory(source.path.name, 0, spec, _limits(spec, options, quant), beside)
             with suppress(OSError):  # told when the copy is written
                 make_folders(folder.parent)
+            use = use or Use(folder, source.path, say)
             pack_calibrated(source, folder, quant, progress=_packing(say), force=True, notice=say)
-        return Packed(folder, source.folder, source)
+        return Packed(folder, source.folder, source, use)
     stored = read_metadata(packed_path(source)).get("quant")
     if quant not in ("auto", stored):
         raise InputError(f"{source} is already packed as {stored}, not as {quant}")
@@ -181,7 +188,7 @@ def _read_packed(found: Packed, notice: Progress) -> tuple[ModelSpec, PackedFile
         return read_packed(found.folder, notice)
     spec = spec_from_config(found.source.config, str(found.source.path), notice)
     try:
-        return spec, PackedFile(found.folder, tensors(spec, coarse=True).values())
+        return spec, PackedFile(found.folder, tensors(spec, coarse=True).values(), found.use)
     except CheckpointError as error:
         raise DamagedError(str(error)) from error
 

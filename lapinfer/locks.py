@@ -12,25 +12,29 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+HAS_LOCKS = fcntl is not None
 LOOK = 0.1
 """Seconds between two tries."""
 
 
-def locked(descriptor: int) -> bool:
-    """Whether this process has the lock of an open file now; always where the platform has none."""
+def locked(descriptor: int, *, shared: bool = False) -> bool:
+    """Whether this process has the lock of an open file now; always where the platform has none.
+
+    shared: with others who share it, which keeps away those who want it alone.
+    """
     if fcntl is None:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def wait_for_lock(descriptor: int, told: Callable[[str], object]) -> None:
+def wait_for_lock(descriptor: int, told: Callable[[str], object], *, shared: bool = False) -> None:
     """Have the lock of an open file. `told` hears who has it, in words, whenever that changes."""
     before = ""
-    while not locked(descriptor):
+    while not locked(descriptor, shared=shared):
         now = holder(descriptor)
         if now != before:
             told(now)

@@ -19,7 +19,7 @@ from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError
 from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
-from lapinfer.packing.pack import cached_folder
+from lapinfer.packing.copies import cached_folder
 from lapinfer.text.language_model import from_model
 
 

@@ -22,8 +22,8 @@ from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.errors import CheckpointError, InputError
 from lapinfer.loading import convert, load_model
 from lapinfer.options import LoadOptions
+from lapinfer.packing.copies import cached_folder
 from lapinfer.packing.integrity import damaged
-from lapinfer.packing.pack import cached_folder
 from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.quant.blocks import unpack
 from lapinfer.quant.formats import group_format

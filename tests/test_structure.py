@@ -41,7 +41,7 @@ LAYERS = [
     ("layers",),
     ("loading",),
     ("text",),
-    ("report",),
+    ("report", "storage"),
     ("train",),
     ("serve",),
     ("cli", "companions"),

@@ -192,7 +192,7 @@ def test_damage_that_comes_back_says_what_to_delete(tmp_path, no_models, monkeyp
         raise DamagedError("still damaged")
 
     monkeypatch.setattr(LoadingCheck, "finish", finish)
-    with pytest.raises(DamagedError, match=r"still damaged \(a packed copy: delete .*, and it is packed again\)"):
+    with pytest.raises(DamagedError, match=r"still damaged \(a packed copy: lapinfer rm model-auto-.*, and it is packed again\)"):
         load(folder, [])
     assert no_models.count("closed") == 2
 
@@ -221,7 +221,7 @@ def test_verify_reads_a_checkpoint_and_its_copies(tmp_path, no_models):
     done = invoke("--json", folder)
     assert done.exit_code == 1
     (problem,) = json.loads(done.stdout)[1]["problems"]
-    assert problem.endswith(f"differs from what was written; delete {copy}, and it is packed again")
+    assert problem.endswith(f"differs from what was written; lapinfer rm {copy.name}, and it is packed again")
 
 
 def test_verify_without_names_reads_all_copies_and_what_is_shipped(tmp_path, no_models, monkeypatch):

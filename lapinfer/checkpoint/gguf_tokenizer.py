@@ -36,6 +36,8 @@ from lapinfer.private import make_folders
 
 RULES = 4
 """To be raised when a tokenizer is rebuilt in another way: files made before are not used then."""
+FOLDER = "gguf"
+"""In LAPINFER_HOME: of texts made from GGUF files, by name, header and RULES."""
 
 KINDS = ("gpt2", "llama")
 
@@ -63,7 +65,7 @@ def write_folder(file: GGUFParts, config: dict[str, Any], special: SpecialTokens
     digest = hashlib.sha256(file.header)
     digest.update(json.dumps(config, sort_keys=True).encode())
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in file.path.stem)[:80]
-    folder = home() / "gguf" / f"{stem}-{digest.hexdigest()[:16]}-{RULES}"
+    folder = home() / FOLDER / f"{stem}-{digest.hexdigest()[:16]}-{RULES}"
 
     def files() -> dict[str, str]:
         texts = {"config.json": json.dumps(config, indent=2)} | _sampling(file)

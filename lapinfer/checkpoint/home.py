@@ -1,4 +1,4 @@
-"""Folders of what lapinfer makes and fetches, and how a packed one is told."""
+"""How a packed folder is told from others, and what lies in LAPINFER_HOME."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ from lapinfer.home import home
 
 FILE_NAME = "model.safetensors"
 """The weights in a packed folder."""
-
-
-def pulled_models() -> Path:
-    """The folder of models fetched by an alias, each in a folder of that name."""
-    return home() / "models"
-
-
-def packed_models() -> Path:
-    """The folder of packed copies, each in a folder of its own."""
-    return home() / "packed"
 
 
 def in_home(path: Path) -> bool:

@@ -15,14 +15,14 @@ from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.foreign import hub_snapshot, of_file
 from lapinfer.checkpoint.gguf import GGUFCheckpoint
 from lapinfer.checkpoint.gguf_parts import set_of
-from lapinfer.checkpoint.home import is_packed, packed_models, pulled_models
+from lapinfer.checkpoint.home import is_packed
 from lapinfer.checkpoint.magic import look_at
 from lapinfer.checkpoint.popular import like
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.checkpoint.smollm2 import Progress
 from lapinfer.checkpoint.texts import TEMPLATES, TEXTS
 from lapinfer.errors import CheckpointError
-from lapinfer.home import expanded
+from lapinfer.home import expanded, hub_cache, packed_models, pulled_models
 
 ALIASES = {smollm2.ALIAS: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -157,14 +157,6 @@ def _local(name: str) -> Path | None:
     return _snapshot(repository) if REPOSITORY.fullmatch(repository) else None
 
 
-def hub_cache() -> Path:
-    """The cache folder of huggingface_hub, found as that package does."""
-    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return expanded(cache)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(os.environ.get("HF_HOME") or Path(base) / "huggingface") / "hub"
-
-
 def _snapshot(repository: str) -> Path | None:
     """The folder of refs/main, when config and weights are all there."""
     folder = hub_cache() / f"models--{repository.replace('/', '--')}"
@@ -238,4 +230,4 @@ def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-__all__ = ["ALIASES", "LocalModel", "hub_cache", "is_local", "list_local", "pull", "remote_config", "resolve"]
+__all__ = ["ALIASES", "LocalModel", "is_local", "list_local", "pull", "remote_config", "resolve"]

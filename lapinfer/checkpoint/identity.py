@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lapinfer.checkpoint.home import home
 from lapinfer.checkpoint.reading import ChangedError, OpenFile
+from lapinfer.home import home
 from lapinfer.machine import default_threads
 from lapinfer.private import private_folder, read_private, write_private
 

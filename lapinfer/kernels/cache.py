@@ -86,15 +86,15 @@ def target() -> str:
 def sources() -> list[Path]:
     """Files whose functions or numbers become machine code: kernels, and what formats say of their layouts.
 
-    What operands.py takes from elsewhere are names whose order gives their numbers; `_fingerprint` has these by value.
+    What operands.py takes from elsewhere are names whose order gives their numbers; `version` has these by value.
     """
     packages = (Path(__file__).parent, Path(lapinfer.quant.__file__).parent)
     return [source for package in packages for source in sorted(package.rglob("*.py"))]
 
 
 @functools.cache
-def _fingerprint() -> str:
-    """A hash of what machine code depends on."""
+def version() -> str:
+    """A hash of what machine code depends on: 16 hexadecimal digits."""
     choices = (ACTIVATIONS, KV_KINDS, POLICIES, SCORES)
     versions = f"{sys.implementation.cache_tag} {numba.__version__} {llvmlite.__version__} {OPTIMIZATION}"
     digest = hashlib.sha256(f"{versions} {target()} {choices}".encode())
@@ -105,7 +105,7 @@ def _fingerprint() -> str:
 
 def store() -> Store:
     """Where machine code of these sources is kept."""
-    return open_store(_fingerprint())
+    return open_store(version())
 
 
 def address(name: str) -> int:

@@ -16,11 +16,14 @@ from pathlib import Path
 
 from lapinfer.errors import InputError
 from lapinfer.home import cache_folder, expanded, home
+from lapinfer.outputs import begins_with
 from lapinfer.private import private_folder, read_private, write_private
 
 MAGIC = b"lapinfer machine code 1\n"
 LARGEST = 64 << 20
 """Bytes; kernels take some ten thousand."""
+FOLDER, SUFFIX = "kernels", ".nbi"
+"""Of folders for each version, in a cache folder; and of a kernel's file."""
 
 
 def _bases() -> list[Path]:
@@ -70,10 +73,15 @@ class Store:
 
     def path(self, kernel: str) -> Path:
         assert self.folder is not None
-        return self.folder / f"{kernel}.nbi"
+        return self.folder / f"{kernel}{SUFFIX}"
 
     def _digest(self, kernel: str, kind: str, data: bytes) -> bytes:
         return hashlib.sha256("\0".join((self.version, kernel, kind, "")).encode() + data).digest()
+
+
+def is_machine_code(path: Path) -> bool:
+    """Whether a file is one of ours, by how it begins."""
+    return begins_with(path, len(MAGIC)) == MAGIC
 
 
 @functools.cache
@@ -82,7 +90,7 @@ def open_store(version: str) -> Store:
     reason = ""
     for base in _bases():
         try:
-            folder = private_folder(base, "kernels", version)
+            folder = private_folder(base, FOLDER, version)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(f"{folder} is read-only")
         except OSError as error:

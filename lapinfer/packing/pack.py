@@ -6,7 +6,6 @@ measured of their inputs (lapinfer.calibration): how large each column is, or th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -198,16 +197,3 @@ def _with_inputs(
     for entry in entries:
         if entry.name not in weighed:
             yield entry.name, {}
-
-
-def cached_folder(
-    checkpoint: Checkpoint, quant: str, home: Path, progress: Progress = lambda phase, done, total: None
-) -> Path:
-    """Where the packed copy of a checkpoint belongs: its content and the quant asked for decide that.
-
-    progress: of reading large files, which is done once.
-    """
-    identity = checkpoint.contents.identity(lambda done, total: progress("reading", done, total))
-    digest = hashlib.sha256(f"{identity} {quant} 6".encode()).hexdigest()[:16]
-    stem = checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name
-    return home / f"{stem}-{quant}-{digest}"

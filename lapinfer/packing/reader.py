@@ -30,6 +30,7 @@ from lapinfer.checkpoint.json_files import read_json
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
 from lapinfer.families import Notice, silent, spec_from_config
+from lapinfer.packing.copies import Use
 from lapinfer.packing.entries import ALIGN, DIGESTS, VERSION, BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import ModelSpec
@@ -39,13 +40,13 @@ from lapinfer.tensors import COARSE, Tensor, tensors
 class PackedFile:
     """An opened, checked packed file (or folder with one). Views stay valid as long as they are held."""
 
-    def __init__(self, path: str | Path, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, path: str | Path, tensors: Iterable[Tensor], use: Use | None = None) -> None:
         """tensors: of the config.json beside the file, which must hold these and no others, but that a coarse copy of
-        the head may be missing.
+        the head may be missing. use: of a packed copy, kept as long as this is.
 
         CheckpointError names the first tensor that is not what config.json or the file's own header says.
         """
-        self.path = packed_path(path)
+        self.path, self._use = packed_path(path), use
         self._file = SafetensorsFile(self.path)
         self.metadata = self._file.metadata
         for key, expected in (("format", "lapinfer"), ("version", VERSION)):
@@ -160,10 +161,8 @@ class PackedFile:
 
     @property
     def content(self) -> str | None:
-        """32 hexadecimal digits: the same for the same bytes, as the file's own digests tell; None if it has none."""
-        if DIGESTS not in self._file.tensors:
-            return None
-        return hashlib.sha256(self._file.view(DIGESTS).tobytes()).hexdigest()[:32]
+        """`content_of` the file."""
+        return content_of(self._file)
 
     def format(self, name: str) -> str | None:
         """The weight format of a matrix; None: float32 as it is."""
@@ -191,6 +190,13 @@ class PackedFile:
     def offset(self, name: str) -> int:
         """Where a matrix of a bank begins in each expert."""
         return self.banks[str(self[name].tensor.bank)].offset(name)
+
+
+def content_of(file: SafetensorsFile) -> str | None:
+    """32 hexadecimal digits: the same for the same bytes, as a packed file's digests tell; None if it has none."""
+    if DIGESTS not in file.tensors:
+        return None
+    return hashlib.sha256(file.view(DIGESTS).tobytes()).hexdigest()[:32]
 
 
 def read_packed(path: str | Path, notice: Notice = silent) -> tuple[ModelSpec, PackedFile]:

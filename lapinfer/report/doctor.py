@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lapinfer import __version__
-from lapinfer.checkpoint.home import packed_models, pulled_models
-from lapinfer.checkpoint.hub import hub_cache
+from lapinfer.home import hub_cache, packed_models, pulled_models
 from lapinfer.machine import available_memory, cpu_name, default_threads
 from lapinfer.report import roofline
 from lapinfer.report.bandwidth import read_bandwidth, thread_scaling

@@ -12,12 +12,13 @@ from typing import Any
 
 from lapinfer.checkpoint import Checkpoint, smollm2
 from lapinfer.checkpoint.folder import read_json
-from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_models, packed_path
+from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_path
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.checkpoint.reading import OpenFile
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.checkpoint.shipped import SHIPPED, card_figures, shipped_model
 from lapinfer.errors import CheckpointError, UnsupportedError
+from lapinfer.packing.copies import copies
 from lapinfer.packing.integrity import damaged, has_digests
 from lapinfer.packing.reader import read_packed
 from lapinfer.packing.target import config_digest
@@ -73,12 +74,11 @@ def verify_all(progress: Progress = lambda name, done, total: None) -> Iterator[
 
 def packed_copies() -> list[Path]:
     """Folders of packed copies, damaged ones included; not those that are still being packed."""
-    folder = packed_models()
-    return sorted(copy for copy in folder.iterdir() if (copy / FILE_NAME).is_file()) if folder.is_dir() else []
+    return [folder for folder in copies() if (folder / FILE_NAME).is_file()]
 
 
 def _copy(folder: Path, progress: Progress) -> Verified:
-    return _packed(folder.name, folder, f"delete {folder}, and it is packed again", progress)
+    return _packed(folder.name, folder, f"lapinfer rm {folder.name}, and it is packed again", progress)
 
 
 def _packed(name: str, folder: Path, remedy: str, progress: Progress) -> Verified:

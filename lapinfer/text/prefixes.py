@@ -31,6 +31,8 @@ from lapinfer.text.prefix_writer import PrefixWriter
 Ids = Sequence[int] | np.ndarray
 FOLDER = "prefixes"
 """Of files, in LAPINFER_HOME."""
+OF_ARITHMETIC, OF_CONTENT = 8, 8
+"""Hexadecimal digits that a key begins with: of what computes, then of the packed file's content."""
 OF_FREE = 4
 """What is kept in memory takes at most one part of so many of what is free when a model was loaded."""
 
@@ -157,15 +159,23 @@ def is_as_loaded(model: Model) -> bool:
 
 
 def model_key(model: Model) -> str | None:
-    """32 hexadecimal digits: the same for models whose slots hold the same after the same ids; None: not known."""
-    from lapinfer.kernels import cache  # imports Numba, as the model's runner has done
+    """48 hexadecimal digits: the same for models whose slots hold the same after the same ids; None: not known.
 
+    They begin with those of `arithmetic`, and the first 8 of the packed file's content, so that it can be told of what
+    is kept whether it can be of use again.
+    """
     content = getattr(model.weights, "content", None)
     if content is None:
         return None
-    arithmetic = cache.store().version, _ops(), np.__version__
-    said = (content, model.spec, model.limits.kv, model.limits.activations, arithmetic)
-    return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
+    said = (content, model.spec, model.limits.kv, model.limits.activations)
+    return arithmetic() + content[:OF_CONTENT] + hashlib.sha256(repr(said).encode()).hexdigest()[:32]
+
+
+def arithmetic() -> str:
+    """8 hexadecimal digits of whatever computes a slot's state in this process."""
+    from lapinfer.kernels import cache  # imports Numba, as a model's runner has done
+
+    return hashlib.sha256(repr((cache.version(), _ops(), np.__version__)).encode()).hexdigest()[:OF_ARITHMETIC]
 
 
 @functools.cache
