@@ -292,10 +292,21 @@ def test_version_and_help():
         assert invoke(command, "-h").exit_code == 0
 
 
-def test_help_has_nothing_that_markup_would_eat():
-    for command in typer.main.get_command(app).commands.values():
-        for parameter in command.params:
-            assert "[" not in (parameter.help or ""), (command.name, parameter.name)
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_shows_every_word_that_was_written(monkeypatch, width):
+    """Words in [brackets], which Rich takes for markup; long ones, which it would cut; flags, and short help of all."""
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", width)
+    group = typer.main.get_command(app)
+    for name, command in [("", group), *group.commands.items()]:
+        shown = re.sub("[│╭╮╰╯─,]", " ", invoke(*filter(None, [name]), "--help").stdout).split()
+        written = [command.help, *(getattr(param, "help", None) for param in command.params)]
+        written += [each.get_short_help_str(10_000) for each in getattr(command, "commands", {}).values()]
+        for text in filter(None, written):
+            left = iter(shown)
+            lost = [word for word in re.sub("[,─]", " ", text).split() if word not in left]
+            assert not lost, (name, text)
+        flags = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts) if flag[0] == "-"}
+        assert flags <= set(shown)
 
 
 def test_bench_makes_a_grid(fake):

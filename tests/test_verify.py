@@ -192,7 +192,9 @@ def test_damage_that_comes_back_says_what_to_delete(tmp_path, no_models, monkeyp
         raise DamagedError("still damaged")
 
     monkeypatch.setattr(LoadingCheck, "finish", finish)
-    with pytest.raises(DamagedError, match=r"still damaged \(a packed copy: lapinfer rm model-auto-.*, and it is packed again\)"):
+    with pytest.raises(
+        DamagedError, match=r"still damaged \(a packed copy: lapinfer rm model-auto-.*, and it is packed "
+    ):
         load(folder, [])
     assert no_models.count("closed") == 2
 

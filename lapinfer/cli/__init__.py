@@ -13,6 +13,7 @@ import typer
 from lapinfer import __version__
 from lapinfer.cli import bench, describe, disk, files, quality, report, run, serve, train
 from lapinfer.cli.failures import application, end, fail
+from lapinfer.cli.help_pages import Command
 from lapinfer.cli.streams import prepare_streams, tell_of_lost_characters
 from lapinfer.interrupts import KEYBOARD
 
@@ -24,7 +25,7 @@ for command in (
     report.report, train.train, describe.fff_sizes, files.pull, files.ls, disk.rm, disk.prune,
     files.verify, describe.doctor,
 ):  # fmt: skip
-    app.command(command.__name__.replace("_", "-"))(command)
+    app.command(command.__name__.replace("_", "-"), cls=Command)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -21,7 +21,7 @@ Yes = Annotated[bool, typer.Option("-y", "--yes", help="Remove it without asking
 def rm(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="As lapinfer ls shows them, or files that were packed."),
+        typer.Argument(metavar="NAME", help="As lapinfer ls shows them, or files that were packed."),
     ],
     yes: Yes = False,
     json: Json = False,

@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from lapinfer.cli.console import note, note_lines
+from lapinfer.cli.help_pages import as_text
 from lapinfer.errors import InputError, LapinferError
 from lapinfer.shown import shown_line
 
@@ -43,6 +44,9 @@ class UsageError(InputError):
 
 class Commands(TyperGroup):
     """The group of all commands: runs one, and turns what it raises into a line and an exit code."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        TyperGroup.format_help(as_text(self), ctx, formatter)
 
     def make_context(self, *arguments: Any, **more: Any) -> Any:
         with _usage_shown():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from lapinfer.text.generation import Token
     from lapinfer.text.language_model import LanguageModel
 
+_of_prompt = partial(typer.Option, rich_help_panel="Prompt")
+_of_answer = partial(typer.Option, rich_help_panel="Answer")
+_of_output = partial(typer.Option, rich_help_panel="Output")
 LONG_PROMPT = 1 << 16
 """Characters from which it is worth a look whether a prompt can fit at all."""
 
@@ -36,34 +40,41 @@ def run(
             "-m", "--model", help=MODEL_NAMES, show_default=f"{CHAT_MODEL} if it was pulled, else {SMALL_MODEL}"
         ),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer.")] = None,
+    max_tokens: Annotated[int | None, _of_answer("-n", "--max-tokens", min=1, help="Longest answer.")] = None,
     sampling: Sampling,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")] = None,
-    system: Annotated[str | None, typer.Option("-s", "--system", help="The system message.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")] = False,
+    stop: Annotated[list[str] | None, _of_answer("--stop", help="End before this text (repeatable).")] = None,
+    system: Annotated[str | None, _of_prompt("-s", "--system", help="The system message.")] = None,
+    raw: Annotated[bool, _of_prompt("--raw", help="Continue the prompt, without the chat template.")] = False,
     thinking: Annotated[
-        bool, typer.Option("--thinking", help="Show what the model thinks before its answer, too.")
+        bool,
+        _of_output("--thinking", help="Show what the model thinks before its answer, too."),
     ] = False,
     template_kwargs: Annotated[
         str | None,
-        typer.Option("--template-kwargs", help="What else the chat template knows: '{\"enable_thinking\": false}'."),
+        _of_prompt(
+            "--template-kwargs",
+            help="What else the chat template knows: '{\"enable_thinking\": false}'.",
+        ),
     ] = None,
     speculation: Annotated[
         bool,
-        typer.Option(
-            "--speculation/--no-speculation", help="Guess tokens, and check several at once: the same answer."
+        _of_answer(
+            "--speculation/--no-speculation",
+            help="Guess tokens, and check several at once: the same answer.",
         ),
     ] = True,
     schema: Annotated[
-        Path | None, typer.Option("--schema", help="Answer in JSON that keeps to the JSON schema in this file.")
+        Path | None,
+        _of_answer("--schema", help="Answer in JSON that keeps to the JSON schema in this file."),
     ] = None,
     loading: Loading,
     experts_report: Annotated[
-        Path | None, typer.Option("--experts-report", help="Write which experts were used: .html, .json or .npz.")
+        Path | None,
+        _of_output("--experts-report", help="Write which experts were used: .html, .json or .npz."),
     ] = None,
     force: Force = False,
     json: Json = False,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
+    no_stream: Annotated[bool, _of_output("--no-stream", help="Print the answer when it is complete.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Answer a prompt, or chat when there is none and stdin is a terminal.
