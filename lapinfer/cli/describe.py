@@ -30,7 +30,7 @@ def info(
 
     A config.json is enough, in a folder or fetched from the hub; of many models lapinfer knows the sizes itself.
     """
-    from lapinfer.checkpoint.home import packed_models
+    from lapinfer.home import packed_models
     from lapinfer.machine import default_threads
     from lapinfer.report.disk import read_rate
     from lapinfer.report.fit_tables import fit_tables
