@@ -90,9 +90,10 @@ class LlamaCpp:
 # ---- a process of its own, which answers one JSON line per request ----
 
 
-def serve_peer(gguf: str, threads: int) -> None:
-    """Runs in the peer's interpreter."""
-    peer = LlamaCpp(gguf, PROMPT + ANSWER, PROMPT, threads)
+def serve_peer(gguf: str, threads: int, repacked: bool) -> None:
+    """Runs in the peer's interpreter. repacked: ik_llama.cpp's -rtr, which reads the file and doesn't map it."""
+    loading = {"repack_tensors": True, "use_mmap": False} if repacked else {}
+    peer = LlamaCpp(gguf, PROMPT + ANSWER, PROMPT, threads, **loading)
     print(json.dumps(peer.about()), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -125,8 +126,8 @@ def quantize_peer(source: str, target: str, kind: str) -> None:
 class Peer:
     """llama.cpp with one file, at the other end of a pipe."""
 
-    def __init__(self, python: str, gguf: Path, threads: int):
-        command = [python, __file__, "--serve", str(gguf), str(threads)]
+    def __init__(self, python: str, gguf: Path, threads: int, *, repacked: bool = False):
+        command = [python, __file__, "--serve", str(gguf), str(threads), *(["--repacked"] if repacked else [])]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -260,6 +261,6 @@ def peer_file(source: Path, kind: str, work: Path, python: str) -> Path:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        serve_peer(sys.argv[2], int(sys.argv[3]))
+        serve_peer(sys.argv[2], int(sys.argv[3]), "--repacked" in sys.argv)
     else:
         quantize_peer(*sys.argv[2:5])

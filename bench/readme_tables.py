@@ -1,7 +1,7 @@
-"""The README's tables of speed, made from bench/results.
+"""The tables of speed in README.md and docs/benchmarks.md, made from bench/results.
 
-python bench/readme_tables.py            write them into README.md, between their marks
-python bench/readme_tables.py --check    exit 1 where README.md has others
+python bench/readme_tables.py            write them into the pages, between their marks
+python bench/readme_tables.py --check    exit 1 where a page has others
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, README = ROOT / "bench" / "results", ROOT / "README.md"
+RESULTS = ROOT / "bench" / "results"
+ENGINES = "engines-zen4.json"
+"""What compare_engines.py found. Where it is not there yet, README has the table of steps."""
+NAMES = {
+    "SmolLM2-135M-Instruct.Q4_1": "SmolLM2-135M", "llama-1b": "Llama shape, 1.07 B, random weights",
+    "granite-1b": "Granite 3 shape, 1.33 B, 8 of 32 experts, random weights",
+}  # fmt: skip
+STEPS = (
+    ("SmolLM2-135M", "steps-smollm2-zen4.json"),
+    ("Llama shape, 1.07 B, random weights", "steps-llama1b-zen4.json"),
+)
+STEP_SIZES = ("1", "4", "16")
 
 LLAMACPP = (
     ("SmolLM2-135M", "llamacpp-smollm2-zen4.json"),
@@ -80,12 +91,63 @@ def shapes() -> str:
     return table(["", *(model.partition("-")[2] for model in models)], lines)
 
 
-TABLES = {"llamacpp": llamacpp, "shapes": shapes}
+def peers_of(about: list[dict[str, str]]) -> str:
+    return " and ".join(f"{peer['name']} ({PACKAGES[peer['name']]} {peer['version']})" for peer in about)
 
 
-def filled(text: str) -> str:
-    """The README with all tables anew."""
-    for name, make in TABLES.items():
+PACKAGES = {"llama.cpp": "llama-cpp-python", "ik_llama.cpp": "ik-llama-cpp-python"}
+
+
+def engines() -> str:
+    """Three engines, one run: the better of both ways to load counts for ik_llama.cpp."""
+    if not (RESULTS / ENGINES).exists():
+        return steps()
+    found = read(ENGINES)
+    names = list(dict.fromkeys(peer["name"] for peer in found["peers"].values()))
+    rows = []
+    for model in found["models"]:
+        for mine in dict.fromkeys(pair["ours"] for pair in model["pairs"]):
+            pairs = [pair for pair in model["pairs"] if pair["ours"] == mine]
+            cells = [NAMES[model["model"]] + mine.removeprefix("lapinfer")]
+            for test in ("prefill", "decode"):
+                cells.append(f"**{pairs[0][f'{test}_{mine}']:,.0f}**")
+                for name in names:
+                    best = max(p[f"{test}_{p['theirs']}"] for p in pairs if p["theirs"].startswith(name))
+                    cells.append(f"{best:,.0f}")
+            rows.append(cells)
+    head = ["4-bit weights, tokens per second"]
+    for what in ("prompt of 512", "64 after it"):
+        head += [f"{what}: lapinfer", *names]
+    peers = list({peer["name"]: peer for peer in found["peers"].values()}.values())
+    return f"""{table(head, rows)}
+
+One run on {found["machine"]["cpu"]}, {found["threads"]} threads, {found["when"][:10]}; against {peers_of(peers)}."""
+
+
+def steps() -> str:
+    """Steps of a few tokens, three engines: one run for each model."""
+    rows, about = [], ""
+    for label, name in STEPS:
+        found = read(name)
+        sides = list(found["ms"])
+        for tokens in STEP_SIZES:
+            times = [f"{found['ms'][side][tokens]:.1f} ms" for side in sides]
+            rows.append([label, tokens, f"**{times[0]}**", *times[1:]])
+            label = ""
+        about = f"On {found['machine']['cpu']}, {found['threads']} threads; against {peers_of(found['peers'])}."
+    head = ["4-bit weights, behind a prompt of 512", "tokens of a step", "lapinfer", *sides[1:]]
+    return f"{table(head, rows)}\n\n{about}"
+
+
+PAGES = {
+    ROOT / "README.md": {"engines": engines},
+    ROOT / "docs" / "benchmarks.md": {"llamacpp": llamacpp, "shapes": shapes, "steps": steps},
+}
+
+
+def filled(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """A page with all its tables anew."""
+    for name, make in tables.items():
         begin, end = f"<!-- {name}: bench/readme_tables.py -->", f"<!-- end of {name} -->"
         assert text.count(begin) == text.count(end) == 1, name
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", f"{begin}\n{make()}\n{end}", text, flags=re.DOTALL)
@@ -93,10 +155,13 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    if "--check" in sys.argv:
-        sys.exit(filled(text) != text and "README.md: other tables than bench/results; run bench/readme_tables.py")
-    README.write_text(filled(text), encoding="utf-8")
+    for page, tables in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        new = filled(text, tables)
+        if "--check" not in sys.argv:
+            page.write_text(new, encoding="utf-8")
+        elif new != text:
+            sys.exit(f"{page.name}: other tables than bench/results; run bench/readme_tables.py")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ELSEWHERE = {"weights.md": "weights/README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+ELSEWHERE = {
+    "weights.md": "weights/README.md",
+    "examples.md": "examples/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
+}
 """Pages, and the files that they are."""
 FENCE_OR_LINK = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`|(?<=\]\()([^)\s]+)(?=\))", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"^<!--.*?-->\n", re.DOTALL | re.MULTILINE)
