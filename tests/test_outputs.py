@@ -34,7 +34,7 @@ def test_a_new_file_and_its_mode(tmp_path):
 @pytest.mark.parametrize("leads", ["to a file", "to a report", "to nothing"])
 def test_links_are_not_followed(tmp_path, leads):
     target, link = tmp_path / "target.html", tmp_path / "link.html"
-    page = document("t", "i", "b").encode()
+    page = document("t", "i", []).encode()
     if leads != "to nothing":
         target.write_bytes(page if leads == "to a report" else b"somebody's")
     before = target.read_bytes() if target.exists() else None
@@ -76,7 +76,7 @@ def test_what_is_no_name_of_a_report_is_refused_in_words(name, tmp_path):
 @pytest.mark.parametrize(
     ("ending", "ours", "others"),
     [
-        (".html", document("t", "i", "b").encode(), b"<!DOCTYPE html><title>notes on lapinfer 0.1.0</title>"),
+        (".html", document("t", "i", []).encode(), b"<!DOCTYPE html><title>notes on lapinfer 0.1.0</title>"),
         (".json", b'{"lapinfer": "0.1.0", "x": 1}', b'{"by": "lapinfer", "lapinfer": 1}'),
         (".json", b'{\n "lapinfer": "0.1.0"\n}', b'[{"lapinfer": 1}]'),
         (".png", b"\x89PNG\r\n\x1a\n....IHDR....tEXtSoftware\0lapinfer 0.1.0", b"\x89PNG....tEXtSoftware\0Matplotlib"),
@@ -103,7 +103,7 @@ def test_a_file_that_comes_meanwhile_is_seen(tmp_path):
     reports.check_ending(path, (".html",))
     path.write_text("written while the report was made")
     with pytest.raises(InputError, match="not written by lapinfer"):
-        reports.write_whole(path, document("t", "i", "b").encode())
+        reports.write_whole(path, document("t", "i", []).encode())
     assert path.read_text() == "written while the report was made"
 
 

@@ -38,7 +38,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path):
     assert "lapinfer/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "lapinfer/checkpoint/popular.toml" in names
-    assert {f"lapinfer/report/{name}" for name in ("passage.txt", "style.css", "whatif.js")} <= set(names)
+    assert {f"lapinfer/report/{name}" for name in ("passage.txt", "style.css", "marks.js", "whatif.js")} <= set(names)
     for model in SHIPPED:
         for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
             assert f"lapinfer/weights/{model}/{file}" in names

@@ -162,17 +162,24 @@ def test_measured_memory_exceeds_the_largest_cache(monkeypatch: pytest.MonkeyPat
 
 
 def test_against_dense() -> None:
-    dense = Figures("dense", 1000, 1000, 10.0, 8.0, [5.0] * 5, 30.0)
-    small = Figures("small", 400, 400, 4.0, 3.0, [12.0] * 5, 40.0)
-    moe = Figures("moe", 1010, 405, 11.0, 4.0, [10.0] * 5, 33.0)
-    other = Figures("other", 5000, 600, 50.0, 6.0, [2.0] * 5, None)
+    dense = Figures("dense", 1000, 1000, 10e6, 8e6, [5.0] * 5, 30.0)
+    small = Figures("small", 400, 400, 4e6, 3e6, [12.0] * 5, 40.0)
+    moe = Figures("moe", 1010, 405, 11e6, 4e6, [10.0] * 5, 33.0)
+    other = Figures("other", 5000, 600, 50e6, 6e6, [2.0] * 5, None)
     assert against_dense([dense, small, moe, other]) == [
-        "moe instead of dense (as many parameters): 1.10x the memory, 0.50x the bytes per token, 2.00x (2.00 "
-        "to 2.00) the decoding speed, perplexity 33.0 instead of 30.0",
-        "moe instead of small (as many as a token uses): 2.75x the memory, 1.33x the bytes per token, 0.83x (0.83 "
-        "to 0.83) the decoding speed, perplexity 33.0 instead of 40.0",
+        "A token of moe touches 4.00 MB, 2.0 times less than one of dense, which has as many parameters. It decodes "
+        "2.00 times as fast (2.00 to 2.00). Its weights take 1.1 times the memory. Perplexity is 33.0 against 30.0 "
+        "(lower is better).",
+        "A token of moe touches 4.00 MB, 1.3 times as much as one of small, which has as many parameters as a token "
+        "uses. It decodes 0.83 times as fast (0.83 to 0.83). Its weights take 2.8 times the memory. Perplexity is 33.0 "
+        "against 40.0 (lower is better).",
     ]
     assert against_dense([dense, small]) == []
+    alike = Figures("alike", 1000, 500, 10.1e6, 8.1e6, [5.0] * 5, None)
+    (line,) = against_dense([dense, alike])
+    assert "touches 8.10 MB, about as much (1.01 times) as one of dense" in line
+    assert "Its weights take the same memory (1.01 times)." in line
+    assert "Perplexity" not in line
 
 
 DENSE = [5.0, 5.2, 4.9, 5.1, 5.0]
@@ -181,12 +188,12 @@ DENSE = [5.0, 5.2, 4.9, 5.1, 5.0]
 @pytest.mark.parametrize(
     ("speeds", "paired", "told"),
     [
-        ([1.1 * v for v in DENSE], True, "1.10x (1.10 to 1.10) the decoding speed"),
-        ([5.5, 5.3, 5.4, 5.6, 5.5], True, "1.10x (1.02 to 1.10) the decoding speed"),
-        ([4.0, 4.1, 4.0, 4.2, 4.1], True, "0.82x"),
-        ([7.0, 6.0, 4.8, 9.0, 8.0], True, "cannot be told apart"),  # one turn says the opposite
-        ([10.0] * 4, True, "not compared (4 of at least 5 turns)"),
-        ([10.0] * 5, False, "not compared (not measured in turns)"),
+        ([1.1 * v for v in DENSE], True, "decodes 1.10 times as fast (1.10 to 1.10)"),
+        ([5.5, 5.3, 5.4, 5.6, 5.5], True, "decodes 1.10 times as fast (1.02 to 1.10)"),
+        ([4.0, 4.1, 4.0, 4.2, 4.1], True, "decodes 0.82 times as fast"),
+        ([7.0, 6.0, 4.8, 9.0, 8.0], True, "Which one decodes faster cannot be told"),  # one turn says the opposite
+        ([10.0] * 4, True, "not compared: 4 of at least 5 turns"),
+        ([10.0] * 5, False, "not compared: they were not measured in turns"),
     ],
 )
 def test_a_ratio_that_may_be_chance_is_withheld(speeds: list[float], paired: bool, told: str) -> None:

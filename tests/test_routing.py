@@ -212,17 +212,19 @@ def test_json_and_npz_hold_the_arrays(routing, tmp_path):
 def test_the_page_is_whole_and_alone(routing, tmp_path):
     report.write(tmp_path / "r.html", routing, "a <b> & c")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert not [word for word in ("//", "<script", "url(", "@import", "src=", "href=") if word in text]
+    assert not [word for word in ("http:", "https:", "url(", "@import", "src=", 'href="/') if word in text]
     assert "prefers-color-scheme: dark" in text
     root = ET.fromstring(text)
     assert root.findtext(".//h1") == "Experts of a <b> & c"
-    cells = root.findall(".//svg[@class='map']/rect")
-    assert len(cells) == 12 + 6
-    titles = [cell.findtext("title") or "" for cell in cells]
-    assert titles[11] == "layer 0, expert 11: 0 tokens, 0.00 × the mean"
-    assert cells[11].get("class") == "none"
-    assert titles[12].startswith("layer 2, expert 0: ")
-    assert len(root.findall(".//tbody/tr")) == 2
+    rows = root.findall(".//table[@class='map']/tbody/tr")
+    assert [row.findtext("th") for row in rows] == ["0", "2"]
+    cells = [row.findall("td") for row in rows]
+    counts = routing.arrays()["tokens_routed"]
+    assert [[int(cell.text or "") for cell in row] for row in cells] == [counts[0].tolist(), counts[1, :6].tolist()]
+    assert cells[0][11].get("class") == "none"
+    assert [float(row.get("data-mean", "")) for row in rows] == pytest.approx(
+        [counts[0].mean(), counts[1].sum() / 6], 1e-3
+    )
     assert len(root.findall(".//circle[title]")) == 2  # steps of 1 and of 30 tokens
 
 

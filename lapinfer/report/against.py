@@ -1,4 +1,4 @@
-"""What experts and trees bring and cost, said against the dense models beside them."""
+"""What experts and trees bring and cost, said in words against the dense models beside them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from math import comb
 from statistics import median
 
+from lapinfer.report.drawing import megabytes
+
 ALIKE = 0.1
 """Models whose parameters differ by less than this share are compared."""
+SAME = 0.05
+"""Bytes that differ by less than this share are called the same."""
 FEWEST = 5
 """Turns in pairs, below which chance alone may have all of them say the same."""
 UNSURE = 0.1
@@ -17,9 +21,9 @@ UNSURE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of a model: parameters in all and those that a token uses, bytes in memory and those that a token reads, decoded
-    tokens per second in each turn, and perplexity (None: not known, or not of the same text). paired: the models took
-    turns; else their speeds are of different times, and are not compared."""
+    """Of a model: parameters in all and those that a token uses, bytes of its weights in memory and those that a token
+    touches, decoded tokens per second in each turn, and perplexity (None: not known, or not of the same text). paired:
+    the models took turns; else their speeds are of different times, and are not compared."""
 
     name: str
     parameters: int
@@ -32,38 +36,52 @@ class Figures:
 
 
 def against_dense(models: Sequence[Figures]) -> list[str]:
-    """A sentence for each routed model and each dense one of as many parameters, or of as many as a token uses."""
+    """A line for each routed model and each dense one of as many parameters, or of as many as a token uses."""
     dense = [m for m in models if m.active == m.parameters]
-    sentences = []
+    lines = []
     for m in models:
         if m in dense:
             continue
         for d in dense:
             if abs(d.parameters / m.parameters - 1) < ALIKE:
-                sentences.append(_against(m, d, "as many parameters"))
+                lines.append(_against(m, d, "which has as many parameters"))
             elif abs(d.parameters / m.active - 1) < ALIKE:
-                sentences.append(_against(m, d, "as many as a token uses"))
-    return sentences
+                lines.append(_against(m, d, "which has as many parameters as a token uses"))
+    return lines
 
 
 def _against(m: Figures, d: Figures, alike: str) -> str:
     quality = ""
     if m.perplexity is not None and d.perplexity is not None:
-        quality = f", perplexity {m.perplexity:.1f} instead of {d.perplexity:.1f}"
+        quality = f" Perplexity is {m.perplexity:.1f} against {d.perplexity:.1f} (lower is better)."
     return (
-        f"{m.name} instead of {d.name} ({alike}): {m.memory / d.memory:.2f}x the memory, "
-        f"{m.touched / d.touched:.2f}x the bytes per token, {_speed(m, d)}{quality}"
+        f"A token of {m.name} touches {megabytes(m.touched)} MB, {_bytes(m.touched / d.touched, d.name)}, "
+        f"{alike}. {_speed(m, d)} Its weights take {_memory(m.memory / d.memory)}.{quality}"
     )
+
+
+def _bytes(ratio: float, name: str) -> str:
+    if abs(ratio - 1) < SAME:
+        return f"about as much ({ratio:.2f} times) as one of {name}"
+    return (
+        f"{ratio:.1f} times as much as one of {name}" if ratio > 1 else f"{1 / ratio:.1f} times less than one of {name}"
+    )
+
+
+def _memory(ratio: float) -> str:
+    return f"the same memory ({ratio:.2f} times)" if abs(ratio - 1) < SAME else f"{ratio:.1f} times the memory"
 
 
 def _speed(m: Figures, d: Figures) -> str:
     """The ratio of speeds, unless it may be chance."""
     if not (m.paired and d.paired):
-        return "speeds not compared (not measured in turns)"
+        return "Their speeds are not compared: they were not measured in turns."
     found = ratio(m.speeds, d.speeds)
     if found.turns < FEWEST:
-        return f"speeds not compared ({found.turns} of at least {FEWEST} turns)"
-    return f"{found} the decoding speed" if found.told else "a decoding speed that cannot be told apart"
+        return f"Their speeds are not compared: {found.turns} of at least {FEWEST} turns."
+    if not found.told:
+        return "Which one decodes faster cannot be told."
+    return f"It decodes {found.middle:.2f} times as fast ({found.low:.2f} to {found.high:.2f})."
 
 
 @dataclass(frozen=True, slots=True)

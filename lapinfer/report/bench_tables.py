@@ -145,7 +145,7 @@ def _conclusions(rows: Sequence[Row]) -> list[str]:
             r.model_n_params,
             r.n_params_active,
             r.model_size,
-            r.touched_mb,
+            1e6 * r.touched_mb,
             r.samples_ts,
             r.perplexity,
             r.paired,

@@ -1,13 +1,14 @@
-"""What every page is made of: one HTML file that needs nothing else, with its style, sections, tables and legends."""
+"""What every page is made of: one HTML file that needs nothing else, with its style, contents, sections and script."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 
-from lapinfer.report.drawing import Bars, Chart, Key, svg, svg_shape
+from lapinfer.report.labels import FONT
 from lapinfer.report.outputs import GENERATOR
 from lapinfer.shown import escape
 
@@ -38,71 +39,75 @@ COLOURS = {
 """What has a colour of its own in charts: kind → name in the palette. A later kind goes before an earlier one."""
 
 
+MARKS = (files("lapinfer.report") / "marks.js").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """id: what links to it name; heading and text are plain, inner is HTML."""
+
+    id: str
+    heading: str
+    text: str
+    inner: str
+
+    def html(self) -> str:
+        text = f"<p>{escape(self.text)}</p>\n" if self.text else ""
+        return (
+            f'<section aria-labelledby="{self.id}"><h2 id="{self.id}">{escape(self.heading)}</h2>\n{text}'
+            f"{self.inner}</section>\n"
+        )
+
+
+Part = Section | tuple[Section, ...]
+"""Sections of a tuple stand side by side where there is room."""
+
+
 def style() -> str:
     def variables(palette: dict[str, str]) -> str:
         return "; ".join(f"--{name}: {colour}" for name, colour in palette.items())
 
     own = " ".join(f".{kind} {{ --own: var(--{colour}) }}" for kind, colour in COLOURS.items())
     return (
-        f":root {{ color-scheme: light dark; {variables(LIGHT)} }}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}\n{own}\n"
+        f":root {{ color-scheme: light; {variables(LIGHT)} }}\n"
+        "@media screen and (prefers-color-scheme: dark) "
+        f"{{ :root {{ color-scheme: dark; {variables(DARK)} }} }}\n"
+        f"{own}\n.chart text {{ font-size: {FONT}px }}\n"
         + (files("lapinfer.report") / "style.css").read_text(encoding="utf-8")
     )
 
 
-def document(title: str, introduction: str, body: str, script: str = "") -> str:
-    """The whole file; introduction and body are HTML.
+def document(title: str, introduction: str, parts: Sequence[Part], script: str = "") -> str:
+    """The whole file; introduction is HTML.
 
-    script: runs at its end. No other is run, and nothing is fetched, whatever names of models may hold.
+    script: runs after that of the marks. No other is run, and nothing is fetched, whatever names of models may hold.
     """
-    code = f"//<![CDATA[\n{script}\n//]]>"
-    allowed = f"'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" if script else "'none'"
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
-    body += f"<script>{code}</script>\n" if script else ""
+    code = f"//<![CDATA[\n{MARKS}marks();\n{script}\n//]]>"
+    digest = b64encode(sha256(code.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    groups = [part if isinstance(part, tuple) else (part,) for part in parts]
+    body = "".join(
+        html if len(group) == 1 else f'<div class="pair">{html}</div>\n'
+        for group in groups
+        for html in ["".join(section.html() for section in group)]
+    )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/><meta name="generator" content="{GENERATOR}"/>
 <meta http-equiv="Content-Security-Policy" content="{policy}"/><title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"/><style>{style()}</style></head><body>
-<h1>{escape(title)}</h1>
+<header><h1>{escape(title)}</h1>
 <p>{introduction}</p>
-{body}</body></html>
+{_contents([section for group in groups for section in group])}</header>
+<main>
+{body}</main>
+<script>{code}</script>
+</body></html>
 """
 
 
-def section(heading: str, text: str, inner: str) -> str:
-    """heading and text are plain, inner is HTML."""
-    return f"<section><h2>{escape(heading)}</h2>\n<p>{escape(text)}</p>\n{inner}</section>\n"
-
-
-def pair(*sections: str) -> str:
-    """Side by side where there is room."""
-    return f'<div class="pair">{"".join(sections)}</div>\n'
-
-
-def wide(inner: str) -> str:
-    """What may be wider than the page, and is scrolled then."""
-    return f'<div class="wide">{inner}</div>'
-
-
-def items(kind: str, lines: Sequence[str]) -> str:
-    return f'<ul class="{kind}">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>'
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """Cells are HTML."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return wide(f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>')
-
-
-def legend(keys: Sequence[Key]) -> str:
-    entries = "".join(
-        f'<li><svg width="22" height="12" aria-hidden="true">{svg_shape(key.shape())}</svg>{escape(key.label)}</li>'
-        for key in keys
-    )
-    return f'<ul class="legend">{entries}</ul>' if keys else ""
-
-
-def figure(chart: Chart | Bars) -> str:
-    """A chart below its legend."""
-    return legend(chart.keys) + svg(chart.drawing())
+def _contents(sections: Sequence[Section]) -> str:
+    links = "".join(f'<li><a href="#{section.id}">{escape(section.heading)}</a></li>' for section in sections)
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n' if len(sections) > 1 else ""

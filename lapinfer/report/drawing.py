@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import ceil, floor, log10
 from typing import Literal
 
+from lapinfer.report.labels import ASCENT, DESCENT, FONT, Labels, Point, width_of
 from lapinfer.shown import escape
 
-WIDTH, HEIGHT = 420, 300
+WIDTH, HEIGHT = 420, 310
 """Of a chart: text stays readable on a telephone."""
-LEFT, RIGHT, TOP, BOTTOM = 50, 16, 26, 42
+LEFT, RIGHT, TOP, BOTTOM = 54, 22, 34, 46
 """Between its edges and what the axes enclose."""
-LETTER = 6.4
-"""Width of a letter of a label, about."""
 BAR = 24
 """Height of a bar and of the room around it."""
-
-Point = tuple[float, float]
+BUBBLE = 6
+"""A mark with a larger radius may be written on."""
+MOST_TICKS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +64,19 @@ Shape = Polyline | Circle | Box | Text
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """fixed: as many pixels as units; else as wide as there is room."""
-
     label: str
     width: float
     height: float
     shapes: Sequence[Shape]
-    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures in words: the first cell of a row says what the others are of. Cells are plain text."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +127,12 @@ class Axis:
             return [step * i for i in range(ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9) + 1)]
         decades = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
         ticks: list[float] = []
-        for digits in ((1, 2, 5), (1, 3), (1,)):
+        for digits in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
             ticks = [d * 10.0**e for e in decades for d in digits]
             ticks = [v for v in ticks if self.low * 0.999 <= v <= self.high * 1.001]
-            if len(ticks) <= 7:
+            if len(ticks) <= MOST_TICKS:
                 return ticks
-        return ticks[:: ceil(len(ticks) / 7)]
+        return ticks[:: ceil(len(ticks) / MOST_TICKS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,81 +159,101 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Lines and marks between two axes. Marks are drawn in their order, above all lines."""
+    """Lines and marks between two axes. Marks are drawn in their order, above all lines. table: the same in figures."""
 
     label: str
     x: Axis
     y: Axis
-    lines: Sequence[Line] = ()
-    marks: Sequence[Mark] = ()
-    keys: Sequence[Key] = ()
+    lines: Sequence[Line]
+    marks: Sequence[Mark]
+    keys: Sequence[Key]
+    table: Table
 
     def drawing(self) -> Drawing:
         def place(x: float, y: float) -> Point:
             across, up = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
             return LEFT + across * self.x.place(x), HEIGHT - BOTTOM - up * self.y.place(y)
 
-        shapes, labels = self._axes(), _Labels()
-        for line in self.lines:
-            points = [place(*point) for point in line.points]
-            shapes.append(Polyline(points, f"line {line.kind}"))
-            labels.keep_clear_of_line(points)
-            if line.name:
-                left, base = points[0][0] + 6, points[0][1] + 14
-                shapes.append(Text(left, base, line.name, "name"))
-                labels.keep_clear_of_text(left, base, line.name)
+        shapes, labels = self._axes(), Labels((LEFT, TOP - ASCENT, WIDTH - 2, HEIGHT - BOTTOM))
         placed = [(mark, *place(mark.x, mark.y)) for mark in self.marks]
         for mark, x, y in placed:
-            if mark.radius < BAR / 4:  # a bubble may be written on
+            if mark.radius < BUBBLE:
                 labels.keep_clear(x, y, mark.radius)
+        lines = [(line, [place(*point) for point in line.points]) for line in self.lines]
+        for line, points in lines:
+            shapes.append(Polyline(points, f"line {line.kind}"))
+            labels.keep_clear_of_line(points)
+        for line, points in lines:
+            if line.name and (found := labels.along(points, line.name)):
+                shapes.append(Text(*found, line.name, "name"))
+        for mark, x, y in placed:
             shapes.append(
                 Box(x - mark.radius, y - mark.radius, 2 * mark.radius, 2 * mark.radius, mark.kind, mark.tooltip)
                 if mark.square
                 else Circle(x, y, mark.radius, mark.kind, mark.tooltip)
             )
         for mark, x, y in placed:
-            if mark.label:
-                shapes += labels.place(x, y, mark.radius + 3, mark.label)
+            away = mark.radius + 3
+            if mark.label and (found := labels.beside(x, y, away, mark.label)):
+                half = width_of(mark.label) / 2
+                middle = found[0] + half, found[1] - (ASCENT - DESCENT) / 2
+                if abs(middle[0] - x) + abs(middle[1] - y) > away + half + 14:  # far from what it names
+                    shapes.append(Polyline([(x, y), middle], "leader"))
+                shapes.append(Text(*found, mark.label, "label"))
         return Drawing(self.label, WIDTH, HEIGHT, shapes)
 
     def _axes(self) -> list[Shape]:
-        """Rules, their values, and what they are."""
+        """Rules, their values where these do not meet, and what they are."""
         shapes: list[Shape] = []
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         for value in self.y.ticks():
             y = bottom - (bottom - TOP) * self.y.place(value)
             shapes += [Polyline([(LEFT, y), (right, y)], "grid"), Text(LEFT - 5, y + 4, short(value), "end")]
+        taken = 0.0
         for value in self.x.ticks():
-            x = LEFT + (right - LEFT) * self.x.place(value)
-            shapes += [Polyline([(x, TOP), (x, bottom)], "grid"), Text(x, bottom + 15, short(value), "middle")]
-        return [*shapes, Text((LEFT + right) / 2, bottom + 33, self.x.label, "middle axis"),
-                Text(4, TOP - 4, self.y.label, "axis")]  # fmt: skip
+            x, text = LEFT + (right - LEFT) * self.x.place(value), short(value)
+            shapes.append(Polyline([(x, TOP), (x, bottom)], "grid"))
+            if x - width_of(text) / 2 > taken:
+                shapes.append(Text(x, bottom + FONT + 4, text, "middle"))
+                taken = x + width_of(text) / 2
+        return [*shapes, Text((LEFT + right) / 2, HEIGHT - DESCENT - 4, self.x.label, "middle axis"),
+                Text(4, ASCENT + 2, self.y.label, "axis")]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """parts: (length, kind, tooltip), one after the other; total: written at their end."""
+    """parts: (length, kind, tooltip), one after the other; total: what they are together, in words. beyond: (length,
+    tooltip) of what lies behind them and is not counted in them."""
 
     name: str
     parts: Sequence[tuple[float, str, str]]
     total: str
+    beyond: tuple[float, str] = (0.0, "")
+    letter: str = ""
+
+    @property
+    def length(self) -> float:
+        return sum(length for length, _, _ in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """One below the other; lengths are relative to the longest."""
+    """One below the other; lengths are relative to the longest. table: the same in figures."""
 
     label: str
     bars: Sequence[Bar]
-    keys: Sequence[Key] = ()
+    keys: Sequence[Key]
+    table: Table
 
     def drawing(self) -> Drawing:
-        left, right = 16 + LETTER * max(len(bar.name) for bar in self.bars), 60
-        longest = max(sum(length for length, _, _ in bar.parts) for bar in self.bars) or 1
+        """For pictures, where bars have short names, and what lies beyond them is left out."""
+        names = [bar.letter or bar.name for bar in self.bars]
+        left, right = 16 + max(map(width_of, names)), 12 + max(width_of(bar.total) for bar in self.bars)
+        longest = max(bar.length for bar in self.bars) or 1
         shapes: list[Shape] = []
-        for i, bar in enumerate(self.bars):
+        for i, (name, bar) in enumerate(zip(names, self.bars, strict=True)):
             x, top = left, i * BAR + 4
-            shapes.append(Text(left - 8, top + 13, bar.name, "end label"))
+            shapes.append(Text(left - 8, top + 13, name, "end label"))
             for length, kind, tooltip in bar.parts:
                 width = (WIDTH - left - right) * length / longest
                 shapes.append(Box(x, top, max(width, 0.3), BAR - 7, f"part {kind}", tooltip))
@@ -237,58 +262,13 @@ class Bars:
         return Drawing(self.label, WIDTH, len(self.bars) * BAR + 6, shapes)
 
 
-class _Labels:
-    """Places labels beside points: where they meet neither each other, nor points, nor the chart's edge."""
-
-    def __init__(self) -> None:
-        self._taken: list[tuple[float, float, float, float]] = []
-
-    def keep_clear(self, x: float, y: float, radius: float) -> None:
-        self._taken.append((x - radius, y - radius, x + radius, y + radius))
-
-    def keep_clear_of_line(self, points: Sequence[Point]) -> None:
-        for (x0, y0), (x1, y1) in pairwise(points):
-            for i in range(9):
-                self.keep_clear(x0 + (x1 - x0) * i / 8, y0 + (y1 - y0) * i / 8, 2)
-
-    def keep_clear_of_text(self, left: float, base: float, text: str) -> None:
-        self._taken.append((left, base - 9, left + LETTER * len(text), base + 2))
-
-    def place(self, x: float, y: float, away: float, label: str) -> list[Shape]:
-        """A label of the point (x, y), at least `away` from it."""
-        width, best, least = LETTER * len(label), (x + away, y + 4.0), float("inf")
-        for further in (0.0, 8.0, 16.0, 26.0):
-            a = away + further
-            for left, base in (
-                (x + a, y + 4), (x - a - width, y + 4), (x - width / 2, y - a), (x - width / 2, y + a + 9),
-                (x + 0.7 * a, y - 0.7 * a), (x + 0.7 * a, y + 0.7 * a + 8),
-                (x - 0.7 * a - width, y - 0.7 * a), (x - 0.7 * a - width, y + 0.7 * a + 8),
-            ):  # fmt: skip
-                if (cost := self._cost(left, base, width) + further / 10) < least:
-                    best, least = (left, base), cost
-        left, base = best
-        self.keep_clear_of_text(left, base, label)
-        text = Text(left, base, label, "label")
-        if abs(left + width / 2 - x) + abs(base - 4 - y) > away + width / 2 + 14:  # far from what it names
-            return [Polyline([(x, y), (left + width / 2, base - 4)], "leader"), text]
-        return [text]
-
-    def _cost(self, left: float, base: float, width: float) -> float:
-        box = (left, base - 9, left + width, base + 2)
-        if box[0] < LEFT or box[2] > WIDTH - 2 or box[1] < TOP - 1 or box[3] > HEIGHT - BOTTOM + 2:
-            return 1000.0
-        overlaps = (
-            max(min(box[2], t[2]) - max(box[0], t[0]), 0) * max(min(box[3], t[3]) - max(box[1], t[1]), 0)
-            for t in self._taken
-        )
-        return sum(overlaps)
-
-
 def svg(drawing: Drawing) -> str:
+    """Text is left to those who see it: a table beside it says the same (document.py)."""
     inner = "".join(map(svg_shape, drawing.shapes))
-    size = f'width="{drawing.width:.0f}" height="{drawing.height:.0f}"'
-    size = f'class="map" {size}' if drawing.fixed else f'class="chart" viewBox="0 0 {drawing.width} {drawing.height}"'
-    return f'<svg {size} role="img" aria-label="{escape(drawing.label)}">{inner}</svg>'
+    return (
+        f'<svg class="chart" viewBox="0 0 {drawing.width:g} {drawing.height:g}" role="group" '
+        f'aria-label="{escape(drawing.label)}">{inner}</svg>'
+    )
 
 
 def svg_shape(shape: Shape) -> str:
@@ -297,7 +277,7 @@ def svg_shape(shape: Shape) -> str:
         case Polyline(points, kind):
             return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
         case Text(x, y, text, kind):
-            return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+            return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" aria-hidden="true">{escape(text)}</text>'
         case Circle(x, y, radius, kind):
             name, place = "circle", f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"'
         case Box(x, y, width, height, kind):

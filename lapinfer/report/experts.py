@@ -12,13 +12,13 @@ import numpy as np
 
 from lapinfer import __version__
 from lapinfer.errors import InputError
-from lapinfer.report.charts import LOAD_KEYS, load_map, recorded_distinct_chart, reuse_chart
-from lapinfer.report.document import document, figure, legend, pair, section, table, wide
-from lapinfer.report.drawing import svg
+from lapinfer.report.document import Part, Section, document
+from lapinfer.report.drawing import Table
+from lapinfer.report.expert_charts import LOAD_KEYS, load_map, recorded_distinct_chart, reuse_chart
 from lapinfer.report.outputs import check_ending, write_whole
+from lapinfer.report.pieces import figure, heat_map, items, legend, meanings, table
 from lapinfer.report.tables import aligned
 from lapinfer.report.texts import chunk, text_ids
-from lapinfer.shown import escape
 
 if TYPE_CHECKING:
     from lapinfer.runtime.routing import Routing
@@ -103,20 +103,41 @@ def to_html(routing: Routing, name: str = "") -> bytes:
         f"{layers} routed layer{'s' * (layers != 1)},\n"
         f"{span(arrays['experts'])} experts each, {span(arrays['top_k'])} per token. lapinfer {__version__}"
     )
-    meanings = "".join(
-        f"<dt>{escape(head)}</dt><dd>{escape(meaning)}</dd>" for head, (meaning, _) in columns(summary).items()
+    distinct = recorded_distinct_chart(arrays, summary["step_sizes"])
+    load = load_map(
+        "Tokens that each expert got, by layer",
+        arrays["layers"].tolist(),
+        arrays["tokens_routed"],
+        arrays["experts"].tolist(),
     )
-    body = "".join((
-        section("Load", "A row per layer, a column per expert; colours say how many tokens an expert got, by the mean "
-                "of its layer.", legend(LOAD_KEYS) + wide(svg(load_map(arrays)))),
-        pair(section("Different experts in a step", "Mean over the layers. A step reads the weights of each expert "
-                     "that any of its tokens got, once.",
-                     figure(recorded_distinct_chart(arrays, summary["step_sizes"]))),
-             section("Tokens since an expert's last use", "Share of all uses. A cache of experts lives on short "
-                     "distances.", figure(reuse_chart(arrays)))),
-        section("Layers", "", f"{layer_table(summary)}<dl>{meanings}</dl>"),
-    ))  # fmt: skip
-    return document(f"Experts of {name}" if name else "Experts", introduction, body).encode()
+    parts: list[Part] = [
+        Section("found", "What was found", "", items("answers", found(summary))),
+        Section("load", "Load", "A row per layer, a column per expert; colours say how many tokens an expert got, "
+                "by the mean of its layer.", legend(LOAD_KEYS) + heat_map(load)),
+        (Section("steps", "Different experts in a step", "Mean over the layers. A step reads the weights of each "
+                 "expert that any of its tokens got, once.", figure(distinct)),
+         Section("reuse", "Tokens since an expert's last use", "Share of all uses. A cache of experts lives on short "
+                 "distances.", figure(reuse_chart(arrays)))),
+        Section("layers", "Layers", "", layer_table(summary, name or "all") +
+                meanings([(head, meaning) for head, (meaning, _) in columns(summary).items()])),
+    ]  # fmt: skip
+    return document(f"Experts of {name}" if name else "Experts", introduction, parts).encode()
+
+
+def found(summary: dict[str, Any]) -> list[str]:
+    """The answers, in plain words."""
+    layers = summary["layers"]
+    if not summary["tokens"] or not layers:
+        return ["No token was routed."]
+    busiest = max(layers, key=lambda layer: layer["max_over_mean"])
+    unused, experts = (sum(layer[name] for layer in layers) for name in ("unused", "experts"))
+    again, chance = (100 * np.mean([layer[name] for layer in layers]) for name in ("repeat_share", "repeat_chance"))
+    return [
+        f"The busiest expert got {busiest['max_over_mean']:.1f} times the mean of its layer (layer "
+        f"{busiest['layer']}). {unused:,} of {experts:,} experts were never used.",
+        f"A token has {again:.0f} % of its experts in common with the token before; independent tokens would have "
+        f"{chance:.0f} %.",
+    ]
 
 
 WRITERS: dict[str, Callable[[Routing, str], bytes]] = {".json": to_json, ".npz": to_npz, ".html": to_html}
@@ -151,11 +172,11 @@ def columns(summary: dict[str, Any]) -> dict[str, tuple[str, Callable[[dict[str,
     return COLUMNS | OF_TREES if trees else COLUMNS
 
 
-def layer_table(summary: dict[str, Any]) -> str:
-    """HTML: a row for each layer."""
+def layer_table(summary: dict[str, Any], of: str) -> str:
+    """HTML: a row for each layer of a model of this name."""
     shown = columns(summary)
-    rows = [[escape(cell(layer)) for _, cell in shown.values()] for layer in summary["layers"]]
-    return table([escape(head) for head in shown], rows)
+    rows = [[cell(layer) for _, cell in shown.values()] for layer in summary["layers"]]
+    return table(Table(f"Routing by layer, {of}", list(shown), rows))
 
 
 def span(values: Sequence[int] | np.ndarray) -> str:

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-from lapinfer.report.charts import letter
+from lapinfer.report.charts import part_keys, part_name, title
 from lapinfer.report.measured import Machine, Measured
+from lapinfer.report.pieces import legend
+from lapinfer.runtime.predict import PARTS
 from lapinfer.shown import escape
 
 SCRIPT = (files("lapinfer.report") / "whatif.js").read_text(encoding="utf-8")
@@ -23,8 +25,8 @@ FIELDS = (
 )
 RESULTS = (
     ("touched", "touched per token", "ratio"),
-    ("stored", "weights and KV cache", "predicted"),
-    ("speed", "by bandwidth alone", "measured"),
+    ("stored", "weights and KV cache in memory", "stored-ratio"),
+    ("speed", "decoding, by bandwidth alone", "measured"),
 )
 
 
@@ -32,26 +34,48 @@ def inlined(machine: Machine, m: Measured) -> dict[str, Any]:
     """What the script knows of a model."""
     own = {"context": m.context, "top_k": None, "doublings": 0, "scale": 1}
     return {
-        "terms": [asdict(term) for term in m.terms], "own": own, "bits": round(m.bits, 4),
+        "terms": [asdict(term) for term in m.terms], "own": own, "bits": round(m.bits, 4), "cache": machine.caches,
         "bandwidth": round(machine.bandwidth / 1e9, 1), "speed": m.decode.speed,
     }  # fmt: skip
 
 
+def first_shown(models: Sequence[Measured]) -> int:
+    """The model that all sliders can change: a mixture, else trees, else the first one."""
+    kinds = [m.kind for m in models]
+    return next((kinds.index(kind) for kind in ("moe", "fff") if kind in kinds), 0)
+
+
 def whatif(machine: Machine, models: Sequence[Measured]) -> str:
     """The form that `script` fills."""
-    options = "".join(f'<option value="{i}">{letter(i)} {escape(m.name)}</option>' for i, m in enumerate(models))
+    first, chosen = first_shown(models), ' selected="selected"'
+    options = "".join(
+        f'<option value="{i}"{chosen if i == first else ""}>{escape(title(i, m))}</option>'
+        for i, m in enumerate(models)
+    )
     rows = "".join(
-        f'<label for="{name}">{label}</label><output id="{name}-now" for="{name}"></output>'
-        f'<input type="range" id="{name}" min="0" max="1" value="0"/>'
+        f'<label for="{name}">{label}</label><span id="{name}-now" aria-hidden="true"></span>'
+        f'<input type="range" id="{name}" min="0" max="1" value="0" autocomplete="off"/>'
         for name, label in FIELDS
     )
     results = "".join(
         f'<div><b id="{name}"></b><span>{label}</span><span id="{below}"></span></div>'
         for name, label, below in RESULTS
     )
-    return f"""<div id="whatif" hidden="hidden">
-<div><label for="model">Model</label> <select id="model">{options}</select></div>
-<div class="sliders">{rows}</div><div class="results">{results}</div></div>
+    present = [part for part in PARTS if any(term.part == part for m in models for term in m.terms)]
+    names = json.dumps({part: part_name(part) for part in present})
+    pieces = "".join(f'<i class="part {part}" title="{part}"></i>' for part in present)  # filled by the script
+    bars = "".join(
+        f'<div class="bar"><span>{label}</span><span id="{id}-total"></span><div id="{id}">{pieces}</div></div>'
+        for id, label in (("bar-own", "as it is"), ("bar-set", "as you set it"))
+    )
+    return f"""<div id="whatif" hidden="hidden" data-parts='{escape(names)}'>
+<p><label for="model">Model</label> <select id="model" autocomplete="off">{options}</select>
+<button type="button" id="reset">As it is</button></p>
+<div class="whatif"><div class="sliders">{rows}</div>
+<div><div class="results" role="status">{results}</div>
+{legend(part_keys(present))}
+<div class="bars" role="group" aria-label="Bytes that a decoded token would touch, by part">{bars}</div>
+</div></div></div>
 <noscript><p>The sliders need JavaScript.</p></noscript>"""
 
 

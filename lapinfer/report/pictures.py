@@ -7,9 +7,11 @@ from collections.abc import Callable
 from textwrap import wrap
 from typing import Any
 
-from lapinfer.report.charts import distinct_shares_chart, letter, parts_chart, roofline_chart, tradeoff_chart
+from lapinfer.report.charts import parts_chart, roofline_chart, title, tradeoff_chart
 from lapinfer.report.document import COLOURS, LIGHT
-from lapinfer.report.drawing import LETTER, WIDTH, Bars, Box, Chart, Circle, Polyline, Shape, Text
+from lapinfer.report.drawing import WIDTH, Bars, Box, Chart, Circle, Polyline, Shape, Text
+from lapinfer.report.expert_charts import distinct_shares_chart
+from lapinfer.report.labels import FONT, width_of
 from lapinfer.report.measured import Report
 from lapinfer.report.outputs import GENERATOR
 
@@ -27,7 +29,7 @@ ROW = 16
 
 def pictures(report: Report) -> dict[str, bytes]:
     """File name → PNG."""
-    names = wrap(", ".join(f"{letter(i)} {m.name}" for i, m in enumerate(report.models)), int(WIDTH / LETTER))
+    names = wrap(", ".join(title(i, m) for i, m in enumerate(report.models)), int(WIDTH / width_of("n")))
     routed = any(m.routed is not None for m in report.models)
     return {
         f"{name}.png": _png(chart(report), names) for name, chart in PICTURES.items() if routed or name != "distinct"
@@ -44,7 +46,7 @@ def _png(chart: Chart | Bars, names: list[str]) -> bytes:
     x, y = 8.0, float(ROW * (len(names) + 1))
     keys: list[tuple[Shape, float, float]] = []
     for key in chart.keys:
-        width = 26 + LETTER * len(key.label)
+        width = 26 + width_of(key.label)
         if x + width > WIDTH:
             x, y = 8.0, y + ROW
         keys.append((key.shape(), x, y - 10))
@@ -86,7 +88,7 @@ def _paint(ax: Any, shape: Shape, dx: float, dy: float) -> None:
             )  # fmt: skip
         case Text(x, y, text):
             ax.text(
-                x + dx, y + dy, text, fontsize=11 * points, va="baseline",
+                x + dx, y + dy, text, fontsize=FONT * points, va="baseline",
                 ha="right" if "end" in kind else "center" if "middle" in kind else "left",
                 color=LIGHT["ink" if {"axis", "label"} & {*kind} else "soft"],
                 fontweight="bold" if "label" in kind else "normal",

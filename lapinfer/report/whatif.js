@@ -30,14 +30,17 @@ function formula() {  // whatif.py, line by line
   }
   const size = (t, times, s) => Math.floor(times * t.bytes * (t.packed ? s.scale : 1) + 0.5);
   const sum = (terms, s, times) => terms.reduce((all, t) => all + size(t, times(t, s), s), 0);
-  return { experts, chosen, touched: (terms, s) => sum(terms, s, timesTouched),
+  const part = (terms, name, s) => sum(terms.filter(t => t.part === name), s, timesTouched);
+  return { experts, chosen, part, touched: (terms, s) => sum(terms, s, timesTouched),
            stored: (terms, s) => sum(terms, s, timesStored) };
 }
 function sliders(models, f) {
   const get = id => document.getElementById(id), names = ["k", "e", "bits", "context", "bandwidth"];
-  const near = (list, own) => list.indexOf(own);
-  const mb = n => (n / 1e6).toLocaleString("en", { maximumSignificantDigits: 4 });
-  let m, stops;
+  const digits = n => ({ [n < 1e4 ? "maximumSignificantDigits" : "maximumFractionDigits"]: n < 1e4 ? 4 : 0 });
+  const mb = n => (n / 1e6).toLocaleString("en", digits(n / 1e6)) + " MB";
+  const times = (now, own) => now === own ? "as it is" : (now / own).toFixed(2) + " × as it is";
+  const parts = JSON.parse(get("whatif").dataset.parts);
+  let m, stops, own;
   function pick() {
     m = models[get("model").value];
     const t = m.terms.find(t => t.by === "expert"), sorted = list => [...new Set(list)].sort((a, b) => a - b);
@@ -47,13 +50,22 @@ function sliders(models, f) {
       bits: sorted([2, 3, 4, 4.5, 5, 6.25, 8.5, 16, 32, m.bits]),
       context: sorted([128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, m.own.context]),
       bandwidth: sorted([5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400, 800, m.bandwidth]) };
-    const own = { k: free ? t.top_k : stops.k[0], e: 0, bits: m.bits, context: m.own.context, bandwidth: m.bandwidth };
+    own = { k: free ? t.top_k : stops.k[0], e: 0, bits: m.bits, context: m.own.context, bandwidth: m.bandwidth };
     for (const name of names) {
-      get(name).max = stops[name].length - 1;
-      get(name).value = near(stops[name], own[name]);
+      get(name).max = Math.max(stops[name].length - 1, 1);
+      get(name).value = stops[name].indexOf(own[name]);
       get(name).disabled = stops[name].length < 2;
     }
     show();
+  }
+  function bar(id, s, longest) {
+    get(id + "-total").textContent = mb(f.touched(m.terms, s));
+    for (const piece of get(id).children) {
+      const name = piece.classList[1], bytes = f.part(m.terms, name, s);
+      piece.hidden = !bytes;
+      piece.style.width = 100 * bytes / longest + "%";
+      piece.setAttribute("aria-label", parts[name] + ": " + mb(bytes));
+    }
   }
   function show() {
     const v = Object.fromEntries(names.map(name => [name, stops[name][get(name).value]]));
@@ -64,18 +76,25 @@ function sliders(models, f) {
       e: t ? f.experts(t, s).toLocaleString("en") + " per layer" : "none: dense",
       bits: v.bits.toFixed(2) + (v.bits === m.bits ? " (its own)" : ""), context: v.context.toLocaleString("en"),
       bandwidth: v.bandwidth.toFixed(1) + " GB/s" + (v.bandwidth === m.bandwidth ? " (this machine)" : "") };
-    for (const name of names) get(name + "-now").textContent = told[name];
-    const touched = f.touched(m.terms, s), own = f.touched(m.terms, m.own);
-    get("touched").textContent = mb(touched) + " MB";
-    get("ratio").textContent = touched === own ? "as it is" : (touched / own).toFixed(2) + " × as it is";
-    get("stored").textContent = mb(f.stored(m.terms, s)) + " MB";
-    const most = v.bandwidth * 1e9 / touched;
-    get("speed").textContent = "≤ " + most.toLocaleString("en", { maximumSignificantDigits: 3 }) + " tok/s";
-    get("predicted").textContent = "predicted";
-    get("measured").textContent = "measured as it is: " + m.speed.toLocaleString("en", { maximumSignificantDigits: 3 });
-    get("model").parentNode.dataset.bytes = touched;
+    for (const name of names) {
+      get(name + "-now").textContent = told[name];
+      get(name).setAttribute("aria-valuetext", told[name]);
+    }
+    const touched = f.touched(m.terms, s), before = f.touched(m.terms, m.own), stored = f.stored(m.terms, s);
+    get("touched").textContent = mb(touched);
+    get("ratio").textContent = times(touched, before);
+    get("stored").textContent = mb(stored);
+    get("stored-ratio").textContent = times(stored, f.stored(m.terms, m.own));
+    const speed = n => n.toLocaleString("en", { maximumSignificantDigits: 3 }) + " tok/s";
+    get("speed").textContent = stored > m.cache ? "≤ " + speed(v.bandwidth * 1e9 / touched) : "no bound";
+    get("measured").textContent = (stored > m.cache ? "" : "it fits the caches; ") + "measured as it is: " + speed(m.speed);
+    bar("bar-own", m.own, Math.max(before, touched));
+    bar("bar-set", s, Math.max(before, touched));
+    get("whatif").dataset.bytes = touched;
+    get("whatif").dataset.stored = stored;
   }
   get("model").addEventListener("change", pick);
+  get("reset").addEventListener("click", pick);
   for (const name of names) get(name).addEventListener("input", show);
   get("whatif").hidden = false;
   pick();
