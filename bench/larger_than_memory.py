@@ -7,7 +7,8 @@ included, cold (the file's pages dropped before) and again warm (as the run befo
 of slots with each policy (`--memory` of the same bound), our mapped file with requests (policy system), and
 llama.cpp's mmap of a GGUF file (without repacking, which would copy it into memory). The tokens are given, random ones,
 since a model of random weights would repeat itself, and with it its experts; the likeliest next token of every step is
-compared with that of an unlimited run.
+compared with that of an unlimited run. What `lapinfer info` foresees of it is measured right before, with the disk that
+has the file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +127,22 @@ def child(args: argparse.Namespace) -> None:
     print(json.dumps(result), flush=True)
 
 
+def foreseen(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Experts kept, bytes read and speed, as `lapinfer info` tells them."""
+    from lapinfer.report.disk import read_rate
+    from lapinfer.report.info import info
+    from lapinfer.report.roofline import weights_bandwidth
+
+    rates = {"disk": read_rate(args.packed, args.threads)}
+    _, (fit,), _ = info(
+        str(args.packed), ctx=PROMPT + args.tokens, memory=args.limit, disk=lambda: rates["disk"],
+        bandwidth=lambda format: rates.setdefault("weights", weights_bandwidth(format, args.threads)),
+    )  # fmt: skip
+    told = None if fit.on_disk is None else asdict(fit.on_disk) | {"rates": rates}
+    print(f"foreseen: {told}", flush=True)
+    return told
+
+
 def run_child(args: argparse.Namespace, variant: str, group: Path | None) -> dict[str, Any]:
     python = args.peer if variant == "llama.cpp" else sys.executable
     command = [python, __file__, str(args.packed), "--child", variant, "--limit", str(args.limit), "-n",
@@ -162,6 +180,7 @@ def main() -> None:
     expected = run_child(args, "unlimited", None)
     result["unlimited"] = expected
     print(f"unlimited: {expected['decode_tok_s']:.1f} tok/s, {result['file_mb']:.0f} MB file", flush=True)
+    result["foreseen"] = foreseen(args)
     group = limited(args.limit)
     variants = [*args.variants.split(","), *(["llama.cpp"] if args.peer else [])]
     for _ in range(args.repetitions):

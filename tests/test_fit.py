@@ -164,7 +164,7 @@ def test_verdicts_say_in_words_what_to_do():
     )  # fmt: skip
     assert fit.verdict([dense], 600_000_000, 0.6)[1].endswith("with 1,024 positions (--memory 0.6)")
     assert fit.verdict([dense], 600_000_000)[1].startswith("does not fit in any form")
-    assert fit.verdict([dense], 10**9) == (True, "fits in q4 with 4,096 positions (1.00 GB free now)")
+    assert fit.verdict([dense], 10**9) == (True, "fits in q4 with 4,096 positions (1.0 GB free now)")
     assert fit.verdict([dense], None)[0]
 
 

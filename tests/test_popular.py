@@ -107,6 +107,8 @@ def test_a_model_on_this_computer_wins(tmp_path, monkeypatch):
     monkeypatch.setattr("lapinfer.checkpoint.bare.is_local", lambda name: name == "Qwen/Qwen3-0.6B")
     assert local_name("qwen3-0.6b") == "Qwen/Qwen3-0.6B"
     assert local_name("Qwen3-1.7B") == "Qwen3-1.7B"
+    monkeypatch.setattr("lapinfer.checkpoint.bare.is_local", lambda name: name == "smollm2")
+    assert local_name("SmolLM2-135M-Instruct") == "smollm2"
 
 
 def test_that_a_model_is_here_is_told(tmp_path, monkeypatch):
@@ -205,7 +207,7 @@ def test_what_is_no_config_gives_one_line(config, text):
 
 
 def test_the_largest_sizes_that_are_read_are_told_at_once(config):
-    said = {"num_hidden_layers": 1024, "hidden_size": 1 << 24, "vocab_size": 1 << 24, "num_attention_heads": 1 << 10,
+    said = {"num_hidden_layers": 200, "hidden_size": 1 << 24, "vocab_size": 1 << 24, "num_attention_heads": 1 << 10,
             "num_experts": 128, "moe_intermediate_size": 1 << 20, "max_position_embeddings": 1 << 24}  # fmt: skip
     config.write_text(json.dumps(popular.popular("Qwen3-30B-A3B").config | said))
     result = invoke("info", config.parent, "--memory", "12")

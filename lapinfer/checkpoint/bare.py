@@ -34,8 +34,10 @@ def local_name(name: str | Path) -> str | Path:
     """The name under which a model is on this computer, where `name` is another way to write it; else `name`."""
     if is_local(name) or _exists(expanded(name)):
         return name
-    known = popular(str(name))
-    return known.name if known is not None and is_local(known.name) else name
+    if (known := popular(str(name))) is None:
+        return name
+    others = (known.name, *(alias for alias, repository in ALIASES.items() if repository == known.name))
+    return next((other for other in others if is_local(other)), name)
 
 
 def bare_config(name: str | Path) -> BareConfig | None:

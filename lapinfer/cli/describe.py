@@ -1,6 +1,7 @@
 """What a model is, and what this computer can do: info, explain, doctor, fff-sizes."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -10,13 +11,15 @@ from lapinfer.cli.options import DefaultModel, Json, LoadingFit, LoadingInMemory
 from lapinfer.errors import InputError
 from lapinfer.shown import shown_line
 
+Rate = TypeVar("Rate")
+
 
 @with_groups
 def info(
     model: DefaultModel = None,
     *,
     quant: Annotated[
-        str | None, load_option("quant", help="Only packed as this.", show_default="q4, q8 and f16")
+        str | None, load_option("quant", help="Only packed as this.", show_default="in each format")
     ] = None,
     memory: Annotated[
         float | None,
@@ -30,18 +33,27 @@ def info(
 
     A config.json is enough, in a folder or fetched from the hub; of many models lapinfer knows the sizes itself.
     """
+    from lapinfer.cli.bars import Progress
     from lapinfer.home import packed_models
     from lapinfer.machine import default_threads
+    from lapinfer.progress import Phase
     from lapinfer.report.disk import read_rate
     from lapinfer.report.fit_tables import fit_tables
     from lapinfer.report.info import info
     from lapinfer.report.roofline import weights_bandwidth
 
     threads = loading.threads or default_threads()
-    figures, estimates, fits_memory = info(
-        model or default_model(), ctx=loading.ctx, kv=loading.kv, quant=quant, memory=memory,
-        bandwidth=lambda format: weights_bandwidth(format, threads), disk=lambda: read_rate(packed_models(), threads),
-    )  # fmt: skip
+    with Progress(still=True) as progress:
+
+        def measured(what: str, measure: Callable[[], Rate]) -> Rate:
+            progress(Phase("measuring", beside=what), 0, None)
+            return measure()
+
+        figures, estimates, fits_memory = info(
+            model or default_model(), ctx=loading.ctx, kv=loading.kv, quant=quant, memory=memory,
+            bandwidth=lambda format: measured(f"memory, {format}", lambda: weights_bandwidth(format, threads)),
+            disk=lambda: measured("disk", lambda: read_rate(packed_models(), threads)),
+        )  # fmt: skip
     if json:
         print_json(figures)
     else:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lapinfer import machine
+from lapinfer.digits import number, size
 from lapinfer.loading import checked_ctx, default_ctx
 from lapinfer.options import KVOption
 from lapinfer.packing.coarse import with_coarse_head
@@ -114,7 +115,8 @@ def fits(
     """What a model takes for each way to pack it, which has a format for each matrix (`all_formats`).
 
     auto: the formats of `--quant auto`. bound: bytes of memory that there are. disk: bytes per second that a disk
-    gives, asked where experts would have to be read from it; None: not known.
+    gives, asked where experts would have to be read from it; None: not known. Then the disk is what takes long, and
+    weights in memory are taken to be read as fast as those of the first way: each rate takes a second to measure.
     """
     rates: dict[str, float] = {}
 
@@ -134,8 +136,8 @@ def fits(
             if packed > machine.largest_cache() and (measured := rate(format)) is not None:
                 fit = replace(fit, tokens_per_second=1 / decode_seconds(spec, touched, measured))
         elif (kept := experts_in(costs, first.memory, bound)) is not None:
-            read = disk()
-            if read is not None and (measured := rate(format)) is not None:
+            first_format = estimates[0].format if estimates else format
+            if (read := disk()) is not None and (measured := rate(first_format)) is not None:
                 seconds = decode_seconds(spec, touched, measured) + kept.read / read
                 kept = replace(kept, tokens_per_second=1 / seconds)
             fit = replace(fit, on_disk=kept)
@@ -176,21 +178,8 @@ def verdict(estimates: Sequence[Fit], bound: int | None, memory: float | None = 
 
 
 def _about(fit: Fit, tokens_per_second: float | None) -> str:
-    return "" if tokens_per_second is None else f": about {speed(tokens_per_second)} tok/s in {fit.label}"
+    return "" if tokens_per_second is None else f": about {number(tokens_per_second, 2)} tok/s in {fit.label}"
 
 
 def _together(names: Sequence[str]) -> str:
     return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
-
-
-def speed(tokens_per_second: float) -> str:
-    """Two digits: the third is not known."""
-    decimals = 0 if tokens_per_second >= 10 else 1 if tokens_per_second >= 1 else 2
-    return f"{tokens_per_second:,.{decimals}f}"
-
-
-def size(nbytes: float) -> str:
-    """Bytes in MB or GB, with three digits."""
-    value, unit = (nbytes / 1e9, "GB") if nbytes >= 1e9 else (nbytes / 1e6, "MB")
-    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{decimals}f} {unit}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lapinfer.report.fit import Fit, size, speed
+from lapinfer.digits import number, size
+from lapinfer.report.fit import Fit
 from lapinfer.report.tables import aligned
 
 UNKNOWN = "–"
@@ -55,4 +56,4 @@ def _name(fit: Fit) -> str:
 
 
 def _speed(tokens_per_second: float | None) -> str:
-    return UNKNOWN if tokens_per_second is None else speed(tokens_per_second)
+    return UNKNOWN if tokens_per_second is None else number(tokens_per_second, 2)
