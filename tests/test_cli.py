@@ -281,7 +281,7 @@ def test_info_reads_headers_alone(tmp_path, monkeypatch):
     value = json.loads(invoke("info", folder, "--json").stdout)
     assert (value["family"], value["kv_heads"], value["stored"]) == ("llama", 1, {"F16": "100.0 %"})
     assert (value["tokenizer"], value["chat_template"]) == ("258 tokens", True)
-    assert invoke("info", folder).stdout.startswith("path")
+    assert invoke("info", folder).stdout.startswith("fits in every format with 64 positions")
     (folder / "config.json").write_text("{")
     assert invoke("info", folder).exit_code == 1
 

@@ -162,7 +162,7 @@ def verdict(estimates: Sequence[Fit], bound: int | None, memory: float | None = 
             positions.setdefault(most, []).append(fit)
     if positions:
         found = sorted(positions.items(), reverse=True)
-        said = [f"in {_together([fit.label for fit in those])} with {most:,}" for most, those in found]
+        said = [f"in {_together(those, len(estimates))} with {most:,}" for most, those in found]
         best = min((fit for fit in estimates if fit.memory <= bound), key=lambda fit: (not fit.default, fit.memory))
         more = "".join(f", {each}" for each in said[1:])
         return True, f"fits {said[0]} positions{more} ({where}){_about(best, best.tokens_per_second)}"
@@ -181,5 +181,8 @@ def _about(fit: Fit, tokens_per_second: float | None) -> str:
     return "" if tokens_per_second is None else f": about {number(tokens_per_second, 2)} tok/s in {fit.label}"
 
 
-def _together(names: Sequence[str]) -> str:
-    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+def _together(those: Sequence[Fit], ways: int) -> str:
+    *names, last = (fit.label for fit in those)
+    if names and len(those) == ways:
+        return "every format"
+    return f"{', '.join(names)} and {last}" if names else last
