@@ -76,8 +76,9 @@ def test_a_name_that_is_missed_is_suggested():
 
 
 def test_will_it_fit_is_answered_without_a_file():
-    told, estimates, fitting = info("qwen3-30b-a3b", memory=12, bandwidth=lambda format: 3e10, disk=lambda: 2e9)
-    assert not fitting
+    told, estimates, runs = info("qwen3-30b-a3b", memory=12, bandwidth=lambda format: 3e10, disk=lambda: 2e9)
+    assert runs
+    assert not info("qwen3-30b-a3b", memory=1)[2]
     assert told["fits"].startswith(
         "does not fit: q4 needs 18.2 GB with 4,096 positions (--memory 12); with --memory 12"
     )

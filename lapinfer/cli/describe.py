@@ -23,7 +23,12 @@ def info(
     ] = None,
     memory: Annotated[
         float | None,
-        typer.Option("--memory", min=0.001, help="GB to fit into (else exit 3).", show_default="what is free"),
+        typer.Option(
+            "--memory",
+            min=0.001,
+            help="GB to run in, experts on disk if need be (else exit 3).",
+            show_default="what is free",
+        ),
     ] = None,
     loading: LoadingFit,
     json: Json = False,
@@ -49,7 +54,7 @@ def info(
             progress(Phase("measuring", beside=what), 0, None)
             return measure()
 
-        figures, estimates, fits_memory = info(
+        figures, estimates, runs = info(
             model or default_model(), ctx=loading.ctx, kv=loading.kv, quant=quant, memory=memory,
             bandwidth=lambda format: measured(f"memory, {format}", lambda: weights_bandwidth(format, threads)),
             disk=lambda: measured("disk", lambda: read_rate(packed_models(), threads)),
@@ -64,7 +69,7 @@ def info(
         say(f"\n{fit_tables(estimates, only_json['memory'])}")
         for line in only_json["notes"]:
             say(f"note: {line}")
-    if memory is not None and not fits_memory:
+    if memory is not None and not runs:
         raise typer.Exit(3)
 
 

@@ -152,7 +152,10 @@ def _room(costs: Costs, ctx: int) -> Room:
 
 
 def verdict(estimates: Sequence[Fit], bound: int | None, memory: float | None = None) -> tuple[bool, str]:
-    """Whether any fits into `bound` bytes, and that in words. memory: GB that were asked for; None: bound is free."""
+    """Whether any runs in `bound` bytes, and how, in words: in memory, or with experts on disk.
+
+    memory: GB that were asked for; None where bound is what is free, into which a model without that option must fit.
+    """
     if bound is None:
         return True, "the system does not tell how much memory is free"
     where = f"{size(bound)} free now" if memory is None else f"--memory {memory:g}"
@@ -174,7 +177,8 @@ def verdict(estimates: Sequence[Fit], bound: int | None, memory: float | None = 
     best = min(from_disk, key=lambda fit: (not fit.default, fit.memory))
     about = _about(best, best.on_disk.tokens_per_second if best.on_disk else None)
     bounded = f"{bound // 100_000_000 / 10:g}" if memory is None else f"{memory:g}"
-    return False, f"does not fit: {needs} ({where}); with --memory {bounded} experts are read from disk{about}"
+    words = f"does not fit: {needs} ({where}); with --memory {bounded} experts are read from disk{about}"
+    return memory is not None, words
 
 
 def _about(fit: Fit, tokens_per_second: float | None) -> str:

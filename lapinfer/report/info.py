@@ -30,7 +30,7 @@ def info(
     bandwidth: Bandwidth | None = None, disk: Callable[[], float | None] = lambda: None,
 ) -> tuple[dict[str, Any], list[Fit], bool]:  # fmt: skip
     """Family, sizes, stored formats (share of the weights in each), tokenizer, and the notes that loading would give of
-    its files; what it will take, packed in each way; whether it fits.
+    its files; what it will take, packed in each way; whether it runs.
 
     Reads no weights, and needs none: a config.json will do, or the name of a model that lapinfer has the sizes of. ctx,
     kv, quant: for how many positions, and packed as what; memory: GB that it must fit into, else what is free.
