@@ -39,16 +39,17 @@ def noun(m: Measured) -> str:
 class LoadMap:
     """A row for each layer, a column for each expert or leaf, or for neighbours together.
 
-    columns: their names; rows: (layer, its mean load, [(tokens, kind of colour)]).
+    noun: what a column is; columns: their numbers; rows: (layer, its mean load, [(tokens, kind of colour)]).
     """
 
     caption: str
+    noun: str
     columns: Sequence[str]
     rows: Sequence[tuple[str, float, Sequence[tuple[int, str]]]]
 
 
 def load_map(
-    caption: str, layers: Sequence[int], load: np.ndarray, experts: Sequence[int], merged: int = 1
+    caption: str, noun: str, layers: Sequence[int], load: np.ndarray, experts: Sequence[int], merged: int = 1
 ) -> LoadMap:  # fmt: skip
     """load: tokens [L, cells], of `merged` neighbours each; experts: of each layer."""
     cells = load.shape[1]
@@ -58,7 +59,7 @@ def load_map(
         own = counts[: -(-E // merged)].tolist()
         mean = sum(own) / len(own)
         rows.append((str(layer), mean, [(count, _load_kind(count / (mean or 1))) for count in own]))
-    return LoadMap(caption, names, rows)
+    return LoadMap(caption, noun, names, rows)
 
 
 def _load_kind(ratio: float) -> str:

@@ -106,6 +106,7 @@ def to_html(routing: Routing, name: str = "") -> bytes:
     distinct = recorded_distinct_chart(arrays, summary["step_sizes"])
     load = load_map(
         "Tokens that each expert got, by layer",
+        "expert",
         arrays["layers"].tolist(),
         arrays["tokens_routed"],
         arrays["experts"].tolist(),

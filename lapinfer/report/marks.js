@@ -7,8 +7,8 @@ function marks() {  // What charts, bars and maps say of each value: when it is 
   const number = n => n.toLocaleString("en");
   function ofCell(cell) {
     const row = cell.parentNode, head = cell.closest("table").tHead.rows[0].cells, mean = +row.dataset.mean;
-    const many = head[cell.cellIndex].textContent, count = +cell.textContent;
-    return `layer ${row.cells[0].textContent}, number ${many}: ${number(count)} tokens` +
+    const noun = cell.closest("table").dataset.noun, count = +cell.textContent;
+    return `layer ${row.cells[0].textContent}, ${noun} ${head[cell.cellIndex].textContent}: ${number(count)} tokens` +
       (mean ? `, ${(count / mean).toFixed(2)} × the mean` : "");
   }
   const told = mark => mark.localName === "td" ? ofCell(mark) : mark.getAttribute("aria-label");
@@ -80,6 +80,11 @@ function marks() {  // What charts, bars and maps say of each value: when it is 
     });
     chart.addEventListener("pointerleave", () => show(focused));
   }
+  for (const wide of document.querySelectorAll(".wide"))  // a stop only where there is something to scroll
+    new ResizeObserver(() => {
+      if (wide.scrollWidth > wide.clientWidth && !wide.querySelector(".map")) wide.setAttribute("tabindex", 0);
+      else wide.removeAttribute("tabindex");
+    }).observe(wide);
   document.addEventListener("keydown", event => { if (event.key === "Escape") show(null); });
   addEventListener("scroll", () => { if (shown) show(shown === focused ? shown : null); }, true);
 }

@@ -123,6 +123,7 @@ def _routing(i: int, m: Measured) -> tuple[Section, Section]:
     )
     load = load_map(
         f"Tokens that {of} of {title(i, m)} got, by layer",
+        of if routed.merged > 1 else "leaf" if m.kind == "fff" else "expert",
         routed.layers,
         np.array(routed.load),
         routed.experts,

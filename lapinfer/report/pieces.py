@@ -23,8 +23,8 @@ def meanings(words: Sequence[tuple[str, str]]) -> str:
 
 
 def wide(name: str, inner: str) -> str:
-    """What may be wider than the page: it is scrolled then, by keys, too."""
-    return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">{inner}</div>'
+    """What may be wider than the page: it is scrolled then, by keys, too (marks.js)."""
+    return f'<div class="wide" role="group" aria-label="{escape(name)}">{inner}</div>'
 
 
 def table(of: Table, kind: str = "", notes: Sequence[str] = (), keys: Sequence[str] = ()) -> str:
@@ -107,7 +107,7 @@ def heat_map(of: LoadMap) -> str:
         for layer, mean, cells in of.rows
     )
     kind = "map low" if len(of.rows) > 32 else "map"
-    return _table(of.caption, kind, top, rows, f' style="--columns:{len(of.columns)}"')
+    return _table(of.caption, kind, top, rows, f' style="--columns:{len(of.columns)}" data-noun="{of.noun}"')
 
 
 def _cells(cells: Sequence[tuple[int, str]]) -> str:
