@@ -23,7 +23,7 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.delenv("HUGGINGFACE_HUB_CACHE", raising=False)
-    monkeypatch.setattr(hub, "_download", refuse)
+    monkeypatch.setattr(hub, "pull_repository", refuse)
 
 
 def pulled_or_cached():

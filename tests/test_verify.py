@@ -280,7 +280,7 @@ def test_files_of_the_hubs_cache_are_known_by_their_names(tmp_path):
     assert (found.problems, found.unchecked) == ((), ())
     flip(tmp_path / "blobs" / digest, os.stat(tmp_path / "blobs" / digest).st_size - 1)
     (found,) = verify(str(folder))
-    assert "has SHA-256" in found.problems[0]
+    assert "has the digest" in found.problems[0]
     assert f"expected {digest[:16]}…; fetch it again" in found.problems[0]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+if TYPE_CHECKING:  # names of models are completed in a shell without NumPy
+    import numpy as np
 
-from lapinfer.checkpoint.identity import Contents
-from lapinfer.quant.groups import Grouped
+    from lapinfer.checkpoint.identity import Contents
+    from lapinfer.quant.groups import Grouped
 
 
 class Checkpoint(Protocol):

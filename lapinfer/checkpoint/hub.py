@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,13 @@ from lapinfer.checkpoint.gguf import GGUFCheckpoint
 from lapinfer.checkpoint.gguf_parts import set_of
 from lapinfer.checkpoint.home import is_packed
 from lapinfer.checkpoint.magic import look_at
+from lapinfer.checkpoint.names import ALIASES, REPOSITORY, copy_folders, entry_name, folders_in, hub_entries
 from lapinfer.checkpoint.popular import like
+from lapinfer.checkpoint.repository import pull_repository
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
 from lapinfer.checkpoint.smollm2 import Progress
-from lapinfer.checkpoint.texts import TEMPLATES, TEXTS
-from lapinfer.errors import CheckpointError
-from lapinfer.home import expanded, hub_cache, packed_models, pulled_models
-
-ALIASES = {smollm2.ALIAS: "HuggingFaceTB/SmolLM2-135M-Instruct"}
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", *TEXTS, f"{TEMPLATES}/*.jinja"]
-"""What is downloaded of a repository."""
+from lapinfer.errors import CheckpointError, LapinferError
+from lapinfer.home import expanded, hub_cache, pulled_models
 
 
 def resolve(name: str | Path) -> Checkpoint | Path:
@@ -47,7 +43,7 @@ def resolve(name: str | Path) -> Checkpoint | Path:
         return _open(shipped)
     if name in ALIASES:
         return _open(_local(name) or _missing(name, f"run: lapinfer pull {name}"))
-    if REPOSITORY.fullmatch(name):
+    if REPOSITORY.fullmatch(_parts(name)[0]):
         return _open(_local(name) or pull(name))
     known = (*ALIASES, *SHIPPED)
     close = difflib.get_close_matches(name, known, 1) or like(name, 1)
@@ -69,18 +65,21 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def pull(name: str, progress: Progress = lambda done, total: None) -> Path:
+def pull(
+    name: str, progress: Progress = lambda done, total: None, told: Callable[[str], object] = lambda line: None
+) -> Path:
     """Download an alias or org/name where it is not there yet; its folder or file.
 
-    `progress(done_bytes, total_bytes)` is for what is fetched here; the hub's client shows its own.
+    org/name:Q8_0 is that of several GGUF models in a repository which has Q8_0 in its name. progress(done_bytes,
+    total_bytes). told: hears of what failed and is tried again, and of another process that pulls the same.
     """
     if (local := _local(name)) is not None:
         return local
-    repository = ALIASES.get(name, name)
+    repository, tag = _parts(ALIASES.get(name, name))
     if not REPOSITORY.fullmatch(repository):
         raise CheckpointError(f"{name}: can't be pulled, expected {', '.join(ALIASES)} or org/name")
     try:
-        return _download(repository)
+        return pull_repository(repository, tag, progress, told)
     except CheckpointError as error:
         if name != smollm2.ALIAS:
             raise
@@ -153,41 +152,43 @@ def _local(name: str) -> Path | None:
         return shipped
     if name == smollm2.ALIAS and smollm2.pulled_file().is_file():
         return smollm2.pulled_file()
-    repository = ALIASES.get(name, name)
-    return _snapshot(repository) if REPOSITORY.fullmatch(repository) else None
+    repository, tag = _parts(ALIASES.get(name, name))
+    if not REPOSITORY.fullmatch(repository):
+        return None
+    return _snapshot(repository) if tag is None else _tagged(repository, tag)
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    """org/name, and which of its GGUF models: org/name:Q8_0."""
+    repository, _, tag = name.partition(":")
+    return repository, tag or None
+
+
+def _tagged(repository: str, tag: str) -> Path | None:
+    """The one GGUF model in the cache of the hub that has this in its name."""
+    found = (hub_cache() / entry_name(repository)).glob("snapshots/*/*.gguf")
+    models = [path for path in _models_among(sorted(found)) if tag.lower() in path.name.lower()]
+    return models[0] if len(models) == 1 else None
 
 
 def _snapshot(repository: str) -> Path | None:
-    """The folder of refs/main, when config and weights are all there."""
-    folder = hub_cache() / f"models--{repository.replace('/', '--')}"
+    """The folder of refs/main, when config and weights are all there, or the one GGUF model that it has."""
+    folder = hub_cache() / entry_name(repository)
     try:
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
     snapshot = folder / "snapshots" / commit
-    if not re.fullmatch(r"[0-9A-Za-z]+", commit) or not (snapshot / "config.json").is_file():
+    if not re.fullmatch(r"[0-9A-Za-z]+", commit):
         return None
+    if not (snapshot / "config.json").is_file():
+        models = _models_among(sorted(snapshot.glob("*.gguf")))
+        return models[0] if len(models) == 1 else None
     try:
         whole = FolderCheckpoint(snapshot).is_complete
-    except CheckpointError:
+    except LapinferError:  # links to what was removed, too
         return None
-    return snapshot if whole else None  # of a download that was broken off: the hub's client completes it
-
-
-def _download(repository: str) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise CheckpointError(
-            f'{repository}: not in {hub_cache()}; downloading it needs: pip install "lapinfer[hub]"'
-        ) from None
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=FILES))
-    except Exception as error:  # of several HTTP libraries and of the hub, without a common base
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{repository}: not in {hub_cache()}, and not from the hub: {type(error).__name__}: {reason}"
-        ) from error
+    return snapshot if whole else None  # of a download that was broken off: pulling it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,25 +209,18 @@ def list_local() -> list[LocalModel]:
     shipped = [(name, path) for name in SHIPPED if (path := shipped_model(name)) is not None]
     found = [LocalModel(name, "shipped", str(path), _size(path)) for name, path in shipped]
     found += [
-        LocalModel(p.name, "pulled", str(p), _size(p)) for p in _folders(pulled_models()) if any(p.glob("*.gguf"))
+        LocalModel(p.name, "pulled", str(p), _size(p)) for p in folders_in(pulled_models()) if any(p.glob("*.gguf"))
     ]
-    found += [LocalModel(p.name, "packed", str(p), _size(p)) for p in _folders(packed_models()) if is_packed(p)]
-    for folder in _folders(hub_cache()):
-        if folder.name.startswith("models--"):
-            repository = folder.name.removeprefix("models--").replace("--", "/", 1)
-            if (snapshot := _snapshot(repository)) is not None:
-                found.append(LocalModel(repository, "hub", str(snapshot), _size(snapshot)))
+    found += [LocalModel(p.name, "packed", str(p), _size(p)) for p in copy_folders() if is_packed(p)]
+    for repository, _ in hub_entries():
+        if (snapshot := _snapshot(repository)) is not None:
+            found.append(LocalModel(repository, "hub", str(snapshot), _size(snapshot)))
     return found
 
 
-def _folders(path: Path) -> Iterator[Path]:
-    try:
-        yield from sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError:  # not there, or another user's
-        return
-
-
 def _size(folder: Path) -> int:
+    if folder.is_file():
+        return folder.stat().st_size
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lapinfer.cli.bars import Progress
+from lapinfer.cli.complete import models as models_here
 from lapinfer.cli.console import note, note_lines, say
 from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage, load_declaration, option, with_groups
 from lapinfer.interrupts import KEYBOARD
@@ -34,7 +35,8 @@ def bench(
     models: Models = None,
     *,
     model: Annotated[
-        list[str] | None, typer.Option("-m", "--model", help="The same, as llama-bench has it; repeatable.")
+        list[str] | None,
+        typer.Option("-m", "--model", help="The same, as llama-bench has it; repeatable.", autocompletion=models_here),
     ] = None,
     shapes: Annotated[
         str | None, option(SIZE, "--shapes", help="Random weights instead, dense and routed, of this size.")

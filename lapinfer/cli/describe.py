@@ -7,7 +7,16 @@ import typer
 
 from lapinfer.cli.console import print_figures, print_json, print_wrapped, say
 from lapinfer.cli.models import default_model, open_model
-from lapinfer.cli.options import DefaultModel, Json, LoadingFit, LoadingInMemory, Verbose, load_option, with_groups
+from lapinfer.cli.options import (
+    DefaultModel,
+    Json,
+    KnownModel,
+    LoadingFit,
+    LoadingInMemory,
+    Verbose,
+    load_option,
+    with_groups,
+)
 from lapinfer.errors import InputError
 from lapinfer.shown import shown_line
 
@@ -16,7 +25,7 @@ Rate = TypeVar("Rate")
 
 @with_groups
 def info(
-    model: DefaultModel = None,
+    model: KnownModel = None,
     *,
     quant: Annotated[
         str | None, load_option("quant", help="Only packed as this.", show_default="in each format")

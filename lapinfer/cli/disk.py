@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lapinfer.cli.bars import Progress
+from lapinfer.cli.complete import removable
 from lapinfer.cli.console import note, print_json, say
 from lapinfer.cli.failures import UsageError
 from lapinfer.cli.options import Json, Verbose
@@ -21,7 +22,9 @@ Yes = Annotated[bool, typer.Option("-y", "--yes", help="Remove it without asking
 def rm(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME", help="As lapinfer ls shows them, or files that were packed."),
+        typer.Argument(
+            metavar="NAME", help="As lapinfer ls shows them, or files that were packed.", autocompletion=removable
+        ),
     ],
     yes: Yes = False,
     json: Json = False,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lapinfer.cli.bars import Progress
+from lapinfer.cli.complete import models, models_and_copies, models_to_pull
 from lapinfer.cli.console import note, print_json, say
 from lapinfer.cli.disk import print_sizes
 from lapinfer.cli.models import CHAT_MODEL, pull_model
@@ -14,7 +15,7 @@ from lapinfer.shown import shown_line
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help=MODEL_NAMES)],
+    source: Annotated[str, typer.Argument(metavar="SRC", help=MODEL_NAMES, autocompletion=models)],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     quant: Annotated[str, load_option("quant")] = "q4",
     calibrate: Annotated[
@@ -35,7 +36,10 @@ def verify(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODELS...]", help=MODEL_NAMES, show_default="all packed copies, and what comes with lapinfer"
+            metavar="[MODELS...]",
+            help=MODEL_NAMES,
+            show_default="all packed copies, and what comes with lapinfer",
+            autocompletion=models_and_copies,
         ),
     ] = None,
     json: Json = False,
@@ -62,8 +66,20 @@ def verify(
         raise typer.Exit(1)
 
 
-def pull(name: Annotated[str, typer.Argument(help="smollm2, or org/name.")], verbose: Verbose = False) -> None:
-    """Download a model."""
+def pull(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="smollm2, or org/name; org/name:Q8_0 of several .gguf models in one place.",
+            autocompletion=models_to_pull,
+        ),
+    ],
+    verbose: Verbose = False,
+) -> None:
+    """Download a model: what lapinfer reads of it, checked by its digests.
+
+    A download that was ended goes on where it was. Models of the hub lie in its own cache, which other programs share.
+    """
     say(str(pull_model(name)))
 
 

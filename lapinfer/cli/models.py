@@ -9,6 +9,7 @@ from lapinfer.cli.bars import Progress
 from lapinfer.cli.console import note
 from lapinfer.interrupts import KEYBOARD
 from lapinfer.options import LoadOptions
+from lapinfer.progress import Phase
 
 if TYPE_CHECKING:
     from lapinfer.text.language_model import LanguageModel
@@ -38,7 +39,8 @@ def pull_model(name: str) -> Path:
     from lapinfer.checkpoint import hub
 
     with Progress() as progress, KEYBOARD.wakes():  # it waits for the network, and removes what is not whole
-        return hub.pull(name, lambda done, total: progress(f"pulling {name}", done, total))
+        phase = Phase(f"pulling {name}", "bytes")
+        return hub.pull(name, lambda done, total: progress(phase, done, total), progress)
 
 
 def open_model(name: str, options: LoadOptions, verbose: bool = False) -> LanguageModel:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lapinfer.cli import complete
 from lapinfer.cli.failures import UsageError
 from lapinfer.errors import InputError
 from lapinfer.options import LoadOptions, Option, SamplingParams, ServeOptions, choice, declared
@@ -44,6 +45,8 @@ def option(declaration: Option, *flags: str, **more: Any) -> Any:
 
     metavar = f"[{'|'.join(declaration.choices)}]" if declaration.choices else None
     given = {"help": declaration.help, "show_default": declaration.unset or True, "metavar": metavar} | more
+    if declaration.choices:
+        given["autocompletion"] = complete.one_of(declaration.choices)
     return typer.Option(*flags, callback=check, **given)
 
 
@@ -152,10 +155,19 @@ Serving = Annotated[ServeOptions, serve_group()]
 LoadingPage = Annotated[LoadOptions, load_group("quant", "threads")]
 Sampling = Annotated[dict[str, Any], sampling_group()]
 
-Model = Annotated[str, typer.Argument(help=MODEL_NAMES)]
-DefaultModel = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_NAMES)]
+Model = Annotated[str, typer.Argument(help=MODEL_NAMES, autocompletion=complete.models)]
+DefaultModel = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_NAMES, autocompletion=complete.models)
+]
+KnownModel = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_NAMES, autocompletion=complete.known_models)
+]
+"""Of info, which knows more models by their sizes."""
 Models = Annotated[
-    list[str] | None, typer.Argument(metavar="[MODELS...]", help=MODEL_NAMES, show_default=SHIPPED_MODELS)
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODELS...]", help=MODEL_NAMES, show_default=SHIPPED_MODELS, autocompletion=complete.models
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[

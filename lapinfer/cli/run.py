@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lapinfer.cli.answers import Answer, answer_to, print_answer
+from lapinfer.cli.complete import models
 from lapinfer.cli.console import note, note_replaced, print_json
 from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Loading, Sampling, Verbose, with_groups
@@ -37,7 +38,11 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            "-m", "--model", help=MODEL_NAMES, show_default=f"{CHAT_MODEL} if it was pulled, else {SMALL_MODEL}"
+            "-m",
+            "--model",
+            help=MODEL_NAMES,
+            show_default=f"{CHAT_MODEL} if it was pulled, else {SMALL_MODEL}",
+            autocompletion=models,
         ),
     ] = None,
     max_tokens: Annotated[int | None, _of_answer("-n", "--max-tokens", min=1, help="Longest answer.")] = None,

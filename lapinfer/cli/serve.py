@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lapinfer.cli.complete import models as model_names
 from lapinfer.cli.console import note, note_lines
 from lapinfer.cli.models import default_name, open_model, pull_model
 from lapinfer.cli.options import MODEL_NAMES, LoadingServed, Serving, Verbose, with_groups
@@ -20,7 +21,12 @@ from lapinfer.options import LoadOptions
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODELS...]", help=MODEL_NAMES, show_default="all that lapinfer ls shows, but copies"),
+        typer.Argument(
+            metavar="[MODELS...]",
+            help=MODEL_NAMES,
+            show_default="all that lapinfer ls shows, but copies",
+            autocompletion=model_names,
+        ),
     ] = None,
     *,
     serving: Serving,

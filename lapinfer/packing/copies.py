@@ -19,7 +19,6 @@ from types import TracebackType
 from lapinfer.checkpoint import Checkpoint
 from lapinfer.checkpoint.home import FILE_NAME, is_packed
 from lapinfer.checkpoint.safetensors import read_metadata
-from lapinfer.home import packed_models
 from lapinfer.locks import wait_for_lock
 from lapinfer.outputs import NOT_FOLLOWED
 from lapinfer.private import make_folders
@@ -48,14 +47,6 @@ def cached_folder(
 
 def _digest(identity: str, quant: str) -> str:
     return hashlib.sha256(f"{identity} {quant} {LAYOUT}".encode()).hexdigest()[:16]
-
-
-def copies() -> list[Path]:
-    """Folders of packed copies, damaged ones and those that are being packed included; no links, which are a user's."""
-    try:
-        return sorted(folder for folder in packed_models().iterdir() if folder.is_dir() and not folder.is_symlink())
-    except OSError:  # not there, or another user's
-        return []
 
 
 def is_outdated(folder: Path, metadata: Mapping[str, str]) -> bool:
@@ -164,4 +155,4 @@ def _opener(path: str, flags: int) -> int:
     return os.open(path, flags | NOT_FOLLOWED | getattr(os, "O_NONBLOCK", 0))
 
 
-__all__ = ["NOTE", "Use", "cached_folder", "copies", "is_outdated", "last_used", "metadata_of", "sources"]
+__all__ = ["NOTE", "Use", "cached_folder", "is_outdated", "last_used", "metadata_of", "sources"]

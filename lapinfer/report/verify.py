@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from lapinfer.checkpoint import Checkpoint, smollm2
+from lapinfer.checkpoint.fetch import git_sha1
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_path
 from lapinfer.checkpoint.hub import resolve
+from lapinfer.checkpoint.names import copy_folders
 from lapinfer.checkpoint.reading import OpenFile
 from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.checkpoint.shipped import SHIPPED, card_figures, shipped_model
+from lapinfer.checkpoint.texts import texts_in
 from lapinfer.errors import CheckpointError, UnsupportedError
-from lapinfer.packing.copies import copies
 from lapinfer.packing.integrity import damaged, has_digests
 from lapinfer.packing.reader import read_packed
-from lapinfer.packing.target import config_digest
+from lapinfer.packing.target import CONFIG, config_digest
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
 
@@ -74,7 +76,7 @@ def verify_all(progress: Progress = lambda name, done, total: None) -> Iterator[
 
 def packed_copies() -> list[Path]:
     """Folders of packed copies, damaged ones included; not those that are still being packed."""
-    return [folder for folder in copies() if (folder / FILE_NAME).is_file()]
+    return [folder for folder in copy_folders() if (folder / FILE_NAME).is_file()]
 
 
 def _copy(folder: Path, progress: Progress) -> Verified:
@@ -105,19 +107,22 @@ def _packed(name: str, folder: Path, remedy: str, progress: Progress) -> Verifie
 def _source(name: str, checkpoint: Checkpoint, progress: Progress) -> Verified:
     """A checkpoint whose header, sizes and index agree, as it could be opened: its files against known digests."""
     size, problems, unchecked = 0, [], []
-    for path in checkpoint.contents.paths:
+    weights = checkpoint.contents.paths
+    texts = [checkpoint.folder / text for text in (CONFIG, *texts_in(checkpoint.folder))]
+    for path in (*weights, *texts):
         expected = _known_digest(path)
-        size += path.stat().st_size
-        if expected is None:
-            unchecked.append(f"{path.name} agrees with its header in sizes; nobody has told what its weights are")
-        else:
+        if path in weights:
+            size += path.stat().st_size
+            if expected is None:
+                unchecked.append(f"{path.name} agrees with its header in sizes; nobody has told what its weights are")
+        if expected is not None:
             try:
-                found = _sha256(path, lambda *counts: progress(name, *counts))
+                found = _digest(path, len(expected), lambda *counts: progress(name, *counts))
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
             if found != expected:
-                problems.append(f"{path.name} has SHA-256 {found[:16]}…, expected {expected[:16]}…; fetch it again")
+                problems.append(f"{path.name} has the digest {found[:16]}…, expected {expected[:16]}…; fetch it again")
     problems += _of_texts(checkpoint.folder)
     return Verified(name, str(checkpoint.path), size, tuple(problems), tuple(unchecked))
 
@@ -138,9 +143,12 @@ def _of_texts(folder: Path) -> list[str]:
 
 
 def _known_digest(path: Path) -> str | None:
-    """SHA-256 of a file as its publisher has told it: of what is shipped, pulled, or named by it in the hub's cache."""
+    """The digest of a file as its publisher has told it: of what is shipped, pulled, or named by it in the hub's cache.
+
+    SHA-256, or of the hub's small files git's SHA-1, which has 40 hexadecimal digits.
+    """
     blob = Path(os.path.realpath(path))
-    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
         return blob.name
     if path == smollm2.pulled_file():
         return smollm2.MEMBER_SHA256
@@ -150,8 +158,9 @@ def _known_digest(path: Path) -> str | None:
     return None
 
 
-def _sha256(path: Path, progress: Callable[[int, int], Any]) -> str:
-    file, digest, done = OpenFile(path), hashlib.sha256(), 0
+def _digest(path: Path, digits: int, progress: Callable[[int, int], Any]) -> str:
+    file, done = OpenFile(path), 0
+    digest = hashlib.sha256() if digits == 64 else git_sha1(file.nbytes)
     for piece in file.pieces(0, file.nbytes):
         digest.update(piece)
         done += len(piece)

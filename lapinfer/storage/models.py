@@ -9,14 +9,11 @@ from pathlib import Path
 
 from lapinfer.checkpoint import hub, smollm2
 from lapinfer.checkpoint.home import FILE_NAME
+from lapinfer.checkpoint.names import copy_folders, hub_entries
 from lapinfer.errors import CheckpointError
-from lapinfer.home import hub_cache
 from lapinfer.packing import copies
 from lapinfer.packing.writer import PARTIAL
 from lapinfer.storage.owned import disk_bytes, is_used
-
-ENTRY = "models--"
-"""How folders of models are called in the cache of the hub, org--name after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ def stored_models() -> list[Stored]:
 
 def packed_copies() -> Iterator[Copy]:
     """The packed copies in the cache, with those that are not whole."""
-    for folder in copies.copies():
+    for folder in copy_folders():
         weights, note = folder / FILE_NAME, folder / copies.NOTE
         partial = weights.with_name(FILE_NAME + PARTIAL)
         try:
@@ -94,19 +91,6 @@ def packed_copies() -> Iterator[Copy]:
             tuple(map(str, copies.sources(folder))), weights.is_file(), copies.is_outdated(folder, metadata),
             is_used(note) or is_used(partial),
         )  # fmt: skip
-
-
-def hub_entries() -> list[tuple[str, Path]]:
-    """Names org/name and folders of the hub's cache, whole or not; no links."""
-    try:
-        folders = sorted(hub_cache().iterdir())
-    except OSError:
-        return []
-    return [
-        (folder.name.removeprefix(ENTRY).replace("--", "/", 1), folder)
-        for folder in folders
-        if folder.name.startswith(ENTRY) and folder.is_dir() and not folder.is_symlink()
-    ]
 
 
 def _sources() -> Iterator[tuple[str, str, Path]]:

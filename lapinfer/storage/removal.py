@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lapinfer.checkpoint import hub, smollm2
+from lapinfer.checkpoint.fetch import HALF
 from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.checkpoint.texts import TEMPLATES, texts_in
@@ -18,12 +19,9 @@ from lapinfer.packing.copies import NOTE
 from lapinfer.packing.reader import content_of
 from lapinfer.packing.target import CONFIG
 from lapinfer.packing.writer import JOURNAL, PARTIAL
-from lapinfer.storage.models import Copy, Stored, hub_entries, packed_copies, stored_models
+from lapinfer.storage.models import Copy, Stored, packed_copies, stored_models
 from lapinfer.storage.owned import Owned, disk_bytes
 from lapinfer.text import prefixes
-
-HALF = ".incomplete"
-"""How names of files end that are being downloaded into the hub's cache."""
 
 
 def owned_by(name: str) -> list[Owned]:
@@ -122,6 +120,3 @@ def _nothing(name: str, models: list[Stored]) -> str:
     known = [*(model.name for model in models), *(copy.name for model in models for copy in model.copies)]
     close = difflib.get_close_matches(name, known, 1)
     return f"{name}: no such model here; {f'did you mean {close[0]}?' if close else 'lapinfer ls shows what there is'}"
-
-
-__all__ = ["HALF", "hub_entries", "owned_by", "owned_copy", "owned_entry"]
