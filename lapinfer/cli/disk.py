@@ -10,6 +10,7 @@ from lapinfer.cli.complete import removable
 from lapinfer.cli.console import note, print_json, say
 from lapinfer.cli.failures import UsageError
 from lapinfer.cli.options import Json, Verbose
+from lapinfer.digits import size
 from lapinfer.errors import InputError
 from lapinfer.shown import columns, padded, shown_line
 
@@ -68,8 +69,12 @@ def prune(
     Packed copies whose source is gone or has changed, or that this version makes anew; packings that were broken off;
     machine code, beginnings of prompts and texts of GGUF files of other versions; what killed processes have left.
     """
+    from lapinfer.storage.models import half_downloads
     from lapinfer.storage.prune import prunable
 
+    for half in half_downloads() if not json else ():
+        goes_on = f"lapinfer pull {half.name} goes on with it, lapinfer rm {half.name} removes it"
+        note(f"note: {half.name} is half a download in the hub's cache ({size(half.bytes)}): {goes_on}")
     with Progress() as progress:
         found = list(prunable(older_than, progress))
     if not yes and (json or not found or not sys.stdin.isatty()):
@@ -91,7 +96,7 @@ def _tell(found: "list[Owned]", json: bool, *, removed: bool, problems: tuple[st
         return
     for each in found:
         say(shown_line(str(each)))
-    say(f"{sum(each.bytes for each in found) / 1e6:10,.1f} MB  in all" if found else "nothing to remove")
+    say(f"{size(sum(each.bytes for each in found)):>8}  in all" if found else "nothing to remove")
 
 
 SHOWN = ("what", "why", "path", "bytes")
@@ -117,7 +122,7 @@ def _remove(found: "list[Owned]", yes: bool, json: bool) -> None:
     if json:
         _tell(gone, json, removed=True, problems=tuple(problems))
     else:
-        note(f"removed {sum(each.bytes for each in gone) / 1e6:,.1f} MB")
+        note(f"removed {size(sum(each.bytes for each in gone))}")
     if problems:
         raise typer.Exit(1)
 
@@ -138,6 +143,6 @@ def print_sizes(json: bool) -> None:
     say("")
     rest = found.rest()
     width = max(len(what) for what, _ in rest)
-    for what, size in rest:
-        say(f"{what:{width}}  {size:>12}")
+    for what, much in rest:
+        say(f"{what:{width}}  {much:>12}")
     say(shown_line(f"in {found.home}; the hub's cache is {found.hub_cache}"))

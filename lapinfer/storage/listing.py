@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from lapinfer.digits import size
 from lapinfer.errors import InputError
 from lapinfer.home import home, hub_cache
 from lapinfer.kernels.store import FOLDER as KERNELS
 from lapinfer.storage.models import Stored, stored_models
-from lapinfer.storage.owned import MEGA, disk_bytes
+from lapinfer.storage.owned import disk_bytes
 from lapinfer.text.prefixes import FOLDER as PREFIXES
 
 FREE = ("shipped", "yours")
@@ -73,4 +74,4 @@ def sizes() -> Sizes:
 
 
 def _size(count: int) -> str:
-    return f"{count / MEGA:,.1f} MB" if count else "-"
+    return size(count) if count else "-"

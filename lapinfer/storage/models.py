@@ -75,6 +75,11 @@ def stored_models() -> list[Stored]:
     return models + [Stored(copy.name, "packed", copy.path, 0, (copy,)) for copy in left.values()]
 
 
+def half_downloads() -> list[Stored]:
+    """Of the hub's cache, which is not lapinfer's alone."""
+    return [model for model in stored_models() if model.kind == "half" and model.name != smollm2.ALIAS]
+
+
 def packed_copies() -> Iterator[Copy]:
     """The packed copies in the cache, with those that are not whole."""
     for folder in copy_folders():

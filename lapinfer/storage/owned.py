@@ -13,10 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lapinfer.digits import size
 from lapinfer.locks import HAS_LOCKS, holder, locked
 from lapinfer.outputs import NOT_FOLLOWED
-
-MEGA = 1e6
 
 
 class InUseError(Exception):
@@ -40,7 +39,7 @@ class Owned:
     locks: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.bytes / MEGA:10,.1f} MB  {self.what}{self.why and f': {self.why}'}  {self.path}"
+        return f"{size(self.bytes):>8}  {self.what}{self.why and f': {self.why}'}  {self.path}"
 
 
 def removed(owned: Owned) -> str | None:

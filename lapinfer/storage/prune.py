@@ -135,8 +135,9 @@ def _leftovers() -> Iterator[Owned]:
     for folder in kernel_folders():
         begun += folder.glob("*.partial")
     for path in sorted(set(begun)):
-        if _is_settled(path):
-            yield _whole(path)
+        locks = (path,) if path.is_file() else ()
+        if _is_settled(path) and not is_used(path):
+            yield _whole(path, locks)
 
 
 def _is_settled(path: Path) -> bool:

@@ -82,10 +82,10 @@ def owned_entry(name: str, folder: Path) -> Owned:
 
 def _pulled() -> Iterable[Owned]:
     """What pulling the alias has written, and nothing else that lies in its folder."""
-    file = smollm2.pulled_file()
-    files = (*(path for path in (file,) if path.is_file()), *smollm2.half_downloads())
-    if files:
-        yield Owned(f"{smollm2.ALIAS}, pulled", "", str(file), disk_bytes(*files), files, (file.parent,))
+    file, halves = smollm2.pulled_file(), tuple(smollm2.half_downloads())
+    locks = tuple(path for path in halves if path.is_file())
+    if files := (*(path for path in (file,) if path.is_file()), *halves):
+        yield Owned(f"{smollm2.ALIAS}, pulled", "", str(file), disk_bytes(*files), files, (file.parent,), locks)
 
 
 def _prefixes_of(weights: Path) -> tuple[Path, ...]:
