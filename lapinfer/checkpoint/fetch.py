@@ -289,7 +289,6 @@ def _refused(file: Wanted, error: urllib.error.HTTPError) -> RefusedError:
 
 
 def _wanted_pause(headers: Any) -> float:
-    """Seconds of Retry-After, as far as it is a number."""
-    with suppress(TypeError, ValueError):
-        return float((headers or {}).get("Retry-After"))
-    return 0.0
+    """Seconds of Retry-After, where it is a number and no date."""
+    said = (headers or {}).get("Retry-After") or ""
+    return float(said) if re.fullmatch(r"[0-9]{1,6}", said) else 0.0

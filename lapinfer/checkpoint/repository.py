@@ -149,8 +149,9 @@ def _shards(repository: Repository, index: Path) -> list[str]:
     """The files that an index names, which must be in the repository."""
     named = read_json(index).get("weight_map")
     shards = sorted({str(shard) for shard in named.values()}) if isinstance(named, dict) else []
-    if not shards or (missing := next((shard for shard in shards if shard not in repository.files), None)) is not None:
-        what = f"names {missing[:80]!r}, which the repository lacks" if shards and missing else "names no files"
+    missing = [shard for shard in shards if shard not in repository.files]
+    if missing or not shards:
+        what = f"names {missing[0][:80]!r}, which the repository lacks" if missing else "names no files"
         raise CheckpointError(f"{repository.name}: {index.name} {what}; it is not whole on the hub")
     return shards
 
