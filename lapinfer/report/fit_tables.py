@@ -24,15 +24,15 @@ def _memory_table(estimates: Sequence[Fit], bound: int | None) -> str:
     lengths = [room.ctx for room in estimates[0].contexts]
     head = ["as", "packed", *(f"{ctx:,}" for ctx in lengths), "a token", "tok/s"]
     head[2] = f"with {head[2]}"
-    missing = False
-    rows = []
+    missing, rows = False, []
+    marks = len(estimates) > 1 and any(fit.default for fit in estimates)
     for fit in estimates:
         memory = [_memory(room.memory, bound) for room in fit.contexts]
         missing |= any(cell.startswith("(") for cell in memory)
-        rows.append([_name(fit), size(fit.packed), *memory, size(fit.touched), _speed(fit.tokens_per_second)])
+        rows.append([_name(fit, marks), size(fit.packed), *memory, size(fit.touched), _speed(fit.tokens_per_second)])
     meanings = [f"with …: memory for so many positions{', (…): more than there is' * missing}"]
     meanings.append(f"a token: what it touches, after {lengths[0] // 2:,} others; tok/s: decoding, foreseen")
-    if any(fit.default for fit in estimates) and len(estimates) > 1:
+    if marks:
         meanings.append("*: as --quant auto packs it")
     return "\n".join((aligned([head, *rows], left=1), *meanings))
 
@@ -43,7 +43,7 @@ def _disk_table(estimates: Sequence[Fit]) -> str:
     for fit in estimates:
         if (kept := fit.on_disk) is not None:
             share = f"{kept.kept:,} of {kept.experts:,} ({kept.share:.0%})"
-            rows.append([_name(fit), share, size(kept.read), _speed(kept.tokens_per_second)])
+            rows.append([_name(fit, len(estimates) > 1), share, size(kept.read), _speed(kept.tokens_per_second)])
     return aligned([head, *rows], left=1) + "\nexperts on disk, as --memory has them, if all are chosen alike"
 
 
@@ -51,8 +51,8 @@ def _memory(nbytes: int, bound: int | None) -> str:
     return size(nbytes) if bound is None or nbytes <= bound else f"({size(nbytes)})"
 
 
-def _name(fit: Fit) -> str:
-    return f"{fit.label}{' *' * fit.default}"
+def _name(fit: Fit, marks: bool) -> str:
+    return f"{fit.label}{' *' * (marks and fit.default)}"
 
 
 def _speed(tokens_per_second: float | None) -> str:
