@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from lapinfer.checkpoint import fetch, hub
 from lapinfer.checkpoint.fetch import Wanted, fetch_all
 from lapinfer.cli import app
+from lapinfer.cli.models import Rate
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.home import hub_cache
 from lapinfer.report.verify import verify
@@ -253,6 +254,15 @@ def test_two_at_once_fetch_once(remote: Hub, monkeypatch: pytest.MonkeyPatch) ->
     assert target.read_bytes() == WEIGHTS
     assert len(remote.asked) == 1
     assert [path.name for path in hub_cache().iterdir()] == ["file"]
+
+
+def test_the_rate_is_that_of_the_last_second() -> None:
+    now = [0.0]
+    rate = Rate(lambda: now[0])
+    said = []
+    for now[0], done in ((0.5, 10), (1.0, 2e6), (1.5, 9e6), (3.0, 10e6), (4.0, 5e6)):
+        said.append(rate.told(done))
+    assert said == ["", "2.0 MB/s", "2.0 MB/s", "4.0 MB/s", "0 B/s"]
 
 
 def test_verify_knows_what_the_hub_has_told(remote: Hub) -> None:
