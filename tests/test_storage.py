@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -12,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from test_pack import write
 from typer.testing import CliRunner
 
+from lapinfer import loading
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.home import FILE_NAME
 from lapinfer.cli import app
 from lapinfer.errors import InputError
 from lapinfer.home import home, hub_cache, packed_models, pulled_models
 from lapinfer.kernels import cache, store
+from lapinfer.options import LoadOptions
 from lapinfer.packing import copies
 from lapinfer.packing.copies import Use, cached_folder
 from lapinfer.packing.entries import PackedEntry
@@ -168,6 +172,20 @@ def test_what_is_in_use_stays_whole(tmp_path: Path) -> None:
         assert not list(prunable(0))
     assert remove(copy.name) == []
     assert not copy.exists()
+
+
+def test_a_loaded_model_keeps_its_copy(tmp_path: Path) -> None:
+    source = str(write(tmp_path / "model").path)
+    found = loading._packed(source, LoadOptions(quant="f16"), lambda *told: None, None)
+    folder, (_, weights) = found.folder, loading._read_packed(found, print)
+    del found
+    (problem,) = remove(source)
+    assert "in use by process" in problem
+    assert weights.names()
+    del weights
+    gc.collect()
+    assert remove(source) == []
+    assert not folder.exists()
 
 
 def test_who_waited_for_a_removal_gets_a_new_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,9 +166,10 @@ class _Fetching:
             try:
                 wait_for_lock(self._descriptor, lambda who: self._told(f"{self._file.name}: waiting for {who}"))
                 if self._file.target.is_file():
-                    if os.path.samestat(os.stat(half), os.fstat(self._descriptor)):
+                    is_mine = os.path.samestat(os.stat(half), os.fstat(self._descriptor))
+                    self._close()  # Windows removes no open file
+                    if is_mine:
                         half.unlink()
-                    self._close()
                     return False
                 if os.path.samestat(os.stat(half), os.fstat(self._descriptor)):
                     return True

@@ -101,6 +101,7 @@ class Use:
         if self._descriptor >= 0:
             with suppress(OSError):
                 self._note(source)
+                os.utime(folder / NOTE)
 
     def _note(self, source: Path | None) -> None:
         if source is not None:
@@ -109,7 +110,6 @@ class Use:
             before = os.read(self._descriptor, LONGEST_NOTE)
             if line not in before.splitlines(keepends=True) and len(before) + len(line) <= LONGEST_NOTE:
                 os.write(self._descriptor, line)  # whole, at the end, whoever else writes
-        os.utime(self._descriptor)
 
     def close(self) -> None:
         if self._descriptor >= 0:
