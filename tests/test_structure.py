@@ -1,17 +1,10 @@
 """The shape of the project: what imports what, how long files are, what the README promises."""
 
 import ast
-import re
-import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-import pytest
-import typer.main
-
-from lapinfer.cli import app
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lapinfer"
@@ -153,41 +146,6 @@ def test_files_are_short():
     long = {str(path.relative_to(PACKAGE)) for _, path in modules() if len(path.read_text().splitlines()) > LONGEST}
     assert long == set(LONGER)
     assert not [path for path in (ROOT / "bench").rglob("*.py") if len(path.read_text().splitlines()) > LONGEST]
-
-
-def commands():
-    """Every `lapinfer …` line of the README's code blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = [
-        part.split("#")[0] for block in blocks for line in block.splitlines() for part in re.split("·|&&|\\|", line)
-    ]
-    return [line.strip() for line in lines if line.strip().startswith("lapinfer ")]
-
-
-@pytest.mark.parametrize("line", commands())
-def test_commands_of_the_readme_parse(line):
-    _, name, *arguments = shlex.split(line)
-    group = typer.main.get_command(app)
-    command = group.commands[name]
-    command.make_context(name, arguments, resilient_parsing=False).close()
-
-
-def test_python_of_the_readme_compiles():
-    from lapinfer import LanguageModel
-    from lapinfer.layers import FFF
-
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert examples
-    for example in examples:
-        compile(example, "README.md", "exec")
-        for kind, name in ((LanguageModel, "model"), (FFF, "layer")):
-            for method in set(re.findall(rf"\b{name}\.(\w+)", example)):
-                assert hasattr(kind, method), method
-
-
-def test_links_of_the_readme_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
 
 
 def test_tables_of_the_readme_are_those_of_the_results():
