@@ -133,9 +133,12 @@ def found(summary: dict[str, Any]) -> list[str]:
     busiest = max(layers, key=lambda layer: layer["max_over_mean"])
     unused, experts = (sum(layer[name] for layer in layers) for name in ("unused", "experts"))
     again, chance = (100 * np.mean([layer[name] for layer in layers]) for name in ("repeat_share", "repeat_chance"))
+    step = min(summary["step_sizes"], key=lambda step: step["tokens"])
     return [
-        f"The busiest expert got {busiest['max_over_mean']:.1f} times the mean of its layer (layer "
-        f"{busiest['layer']}). {unused:,} of {experts:,} experts were never used.",
+        f"The busiest expert got {busiest['max_over_mean']:.1f} times the mean of its layer, {busiest['layer']}.",
+        f"{unused:,} of {experts:,} experts were never used." if unused else f"All {experts:,} experts were used.",
+        f"A step of {step['tokens']:.4g} token{'s' * (step['tokens'] != 1)} touches {step['distinct']:.1f} of "
+        f"{experts / len(layers):.4g} experts per layer; with even loads, chance would touch {step['uniform']:.1f}.",
         f"A token has {again:.0f} % of its experts in common with the token before; independent tokens would have "
         f"{chance:.0f} %.",
     ]
