@@ -26,9 +26,10 @@ from lapinfer.machine import default_threads
 from lapinfer.model import Model
 from lapinfer.packing.copies import Use
 from lapinfer.packing.entries import PackedEntry
-from lapinfer.packing.pack import Progress, pack_checkpoint
+from lapinfer.packing.pack import MEASURED, pack_checkpoint
 from lapinfer.packing.quantize import Inputs
 from lapinfer.packing.reader import PackedFile
+from lapinfer.progress import Phase, Progress, silent
 from lapinfer.quant.calibrate import feedback_factors
 from lapinfer.quant.choice import FED_BACK
 from lapinfer.runtime.ops import Limits
@@ -47,6 +48,8 @@ CALIBRATION = "calibration"
 """Of folders in LAPINFER_HOME, each with a copy that is run once."""
 COVARIANCE_BYTES = 1 << 28
 """Covariances held at once; the tokens run again for each further group of matrices."""
+
+CALIBRATING = Phase("calibrating", "tokens", part=(2, MEASURED))
 
 FEEDBACK_COLUMNS = 4096
 """Wider matrices are not quantized with error feedback: their Cholesky factor takes minutes and a gigabyte."""
@@ -197,9 +200,9 @@ def _run(
     want = np.full(length, any(tensor.layer < 0 for tensor in matrices))
     with traced(model, before, after):
         for i, ids in enumerate(chunks):
-            progress("calibrating", i * length, chunks.size)
+            progress(CALIBRATING, i * length, chunks.size)
             model.step(ids, np.zeros(length, np.int64), np.arange(length), want)
-    progress("calibrating", chunks.size, chunks.size)
+    progress(CALIBRATING, chunks.size, chunks.size)
 
 
 def _ops_of(tensor: Tensor, spec: ModelSpec) -> tuple[str, ...]:
@@ -243,23 +246,25 @@ class TokenCalibration:
         weighed, fed = [], []
         for entry in matrices:
             (fed if self.of_text and _feeds_back(entry) else weighed).append(entry.tensor)
+        by_name: dict[str, list[Tensor]] = {}
+        for tensor in fed:
+            by_name.setdefault(_stored_name(tensor), []).append(tensor)
+        groups = [*groups_within({name: sum(map(_covariance_bytes, parts)) for name, parts in by_name.items()})]
+        runs = bool(weighed) + len(groups)
         inputs: dict[str, dict[str, np.ndarray]] = {}
         with self._model(progress) as model:
-            moments = second_moments(model, self.tokens.chunks, weighed, progress) if weighed else {}
+            told = _of_run(0, runs, progress)
+            moments = second_moments(model, self.tokens.chunks, weighed, told) if weighed else {}
             for tensor in weighed:
                 moment = moments.pop(tensor.name)
                 if tensor.inputs_vary and not self.of_text:
                     moment = np.sqrt(moment)
                 inputs.setdefault(_stored_name(tensor), {})[tensor.name] = _of_each_matrix(moment, tensor, 1)
-            by_name: dict[str, list[Tensor]] = {}
-            for tensor in fed:
-                by_name.setdefault(_stored_name(tensor), []).append(tensor)
             for name in [name for name in inputs if name not in by_name]:
                 yield name, inputs.pop(name)
-            sizes = {name: sum(map(_covariance_bytes, parts)) for name, parts in by_name.items()}
-            for group in groups_within(sizes):
+            for run, group in enumerate(groups, runs - len(groups)):
                 parts = [tensor for name in group for tensor in by_name[name]]
-                products = covariances(model, self.tokens.chunks, parts, progress)
+                products = covariances(model, self.tokens.chunks, parts, _of_run(run, runs, progress))
                 for name in group:
                     for tensor in by_name[name]:
                         factors = self._factors(tensor, products.pop(tensor.name))
@@ -292,7 +297,7 @@ class TokenCalibration:
                 temporary,
                 "q8",
                 force=True,
-                progress=lambda _, done, total: progress("preparing", done, total),
+                progress=lambda phase, *counts: progress(Phase("preparing", phase.unit, part=(1, MEASURED)), *counts),
                 coarse=False,
             )
             weights = PackedFile(temporary, tensors(self._spec).values())
@@ -308,7 +313,7 @@ class TokenCalibration:
 
 def pack_calibrated(
     checkpoint: Checkpoint, folder: Path, quant: str = "auto", *, text: Path | None = None,
-    progress: Progress = lambda phase, done, total: None, force: bool = False,
+    progress: Progress = silent, force: bool = False,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Path:  # fmt: skip
     """Pack a checkpoint into `folder`, weighed by the inputs that random tokens give, or those of a text."""
@@ -316,6 +321,11 @@ def pack_calibrated(
     return pack_checkpoint(
         checkpoint, folder, quant, calibration=calibration, progress=progress, force=force, notice=notice
     )
+
+
+def _of_run(run: int, runs: int, progress: Progress) -> Progress:
+    """Of one of several runs over the same tokens, what all of them are told of."""
+    return lambda phase, done, total: progress(phase, run * total + done, runs * total)
 
 
 def _stored_name(tensor: Tensor) -> str:

@@ -29,6 +29,14 @@ def number(value: float, digits: int = DIGITS) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def measured(value: float, error: float) -> str:
+    """With its standard error: as many places of both as say two digits of that."""
+    if not (error > 0 and math.isfinite(error) and math.isfinite(value)):
+        return number(value)
+    places = max(1 - math.floor(math.log10(error)), 0)
+    return f"{value:,.{places}f} ± {error:,.{places}f}"
+
+
 def size(n: float) -> str:
     """Bytes in a unit in which they have at most three digits before the point, and two figures."""
     power = min(max(int(math.log10(n)) // 3, 0), len(_SIZES) - 1) if n >= 1 else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from lapinfer.packing.pack import choose_formats
 from lapinfer.packing.reader import PackedFile, read_packed
 from lapinfer.packing.target import beside, check_target
 from lapinfer.private import make_folders
+from lapinfer.progress import Phase, Progress, silent
 from lapinfer.quant.choice import AUTO, FED_BACK, SMALL
 from lapinfer.runtime.build.sizes import context_bytes
 from lapinfer.runtime.kv import cache_bytes, kv_format
@@ -40,9 +40,6 @@ from lapinfer.runtime.predict import packed_bytes
 from lapinfer.spec import FeedForwardSpec, ModelSpec, with_top_k
 from lapinfer.tensors import parameters, tensors
 from lapinfer.text.tokenizer import Tokenizer
-
-Progress = Callable[..., Any]
-"""progress(what, done, total) for long work; progress(line) for a notice."""
 
 DEFAULT_CTX = 4096
 MARGIN = 24_000_000
@@ -68,7 +65,7 @@ def load_model(
     beside: a loaded model that memory must hold, too. InputError for options that the model cannot have,
     CheckpointError for bad files, DoesNotFitError when memory or disk is too small.
     """
-    options, say = options or LoadOptions(), progress or (lambda *args: None)
+    options, say = options or LoadOptions(), progress or silent
     began = time.perf_counter()
     found = _packed(path_or_name, options, say, beside)
     pack_s = time.perf_counter() - began
@@ -95,7 +92,8 @@ def _checked_model(found: Packed, options: LoadOptions, name: str, say: Progress
     """The model of a packed folder; DamagedError when its file isn't what was written, as far as it is read."""
     spec, weights = _read_packed(found, say)
     with LoadingCheck(weights.stored) as check:
-        model = _model(spec, weights, options, {"name": name, "texts": found.texts, "notice": say}, beside)
+        about = {"name": name, "texts": found.texts, "notice": say, "progress": say}
+        model = _model(spec, weights, options, about, beside)
         try:
             check.finish()
         except DamagedError:
@@ -321,14 +319,14 @@ def experts_on_disk(spec: ModelSpec) -> dict[int, FeedForwardSpec]:
     return routed
 
 
-def _packing(say: Progress) -> Callable[[str, int, int], None]:
-    told = False
+def _packing(say: Progress) -> Progress:
+    """Says of the first phase what all of them are for."""
+    first = ""
 
-    def progress(phase: str, done: int, total: int) -> None:
-        nonlocal told
-        if not told:
-            say(f"packing {total / 1e6:,.0f} M weights (once)")
-            told = True
+    def progress(phase: Phase, done: int, total: int) -> None:
+        nonlocal first
+        if phase == (first := first or phase):
+            phase = Phase(phase, phase.unit, said=f"packing {total / 1e6:,.0f} M weights (once)", part=phase.part)
         say(phase, done, total)
 
     return progress
@@ -351,7 +349,7 @@ def convert(
     target = Path(target)
     if calibrate is not None and quant not in (AUTO, *FED_BACK):
         raise InputError(f"a calibration text is for {' or '.join(FED_BACK)}; quant is {quant}")
-    say = progress or (lambda *args: None)
+    say = progress or silent
     for line in checkpoint.notices:
         say(line)
     for goes in check_target(checkpoint, target, beside(checkpoint), force=force):

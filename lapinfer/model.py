@@ -39,6 +39,7 @@ from lapinfer.kernels.operands import (
 )
 from lapinfer.machine import default_threads as default_threads  # what Limits of a model are made with
 from lapinfer.options import KVName
+from lapinfer.progress import Notice, Progress, silent
 from lapinfer.quant.search import HALF_MAX
 from lapinfer.runtime.build.head import BestRows
 from lapinfer.runtime.build.model import build_model
@@ -47,7 +48,7 @@ from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.routing import Routing
-from lapinfer.runtime.runner import Notice, Runner
+from lapinfer.runtime.runner import Runner
 from lapinfer.runtime.slots import Slots, SlotState
 from lapinfer.runtime.widening import cache_kind, cache_kinds, widen
 from lapinfer.spec import AttentionSpec, ModelSpec
@@ -82,7 +83,7 @@ class Model:
 
     def __init__(
         self, spec: ModelSpec, weights: Weights, limits: Limits, *, name: str = "", texts: Path | None = None,
-        notice: Notice | None = None,
+        notice: Notice | None = None, progress: Progress = silent,
     ):  # fmt: skip
         self.spec, self.weights, self.limits = spec, weights, limits
         self.name, self.texts = name, texts
@@ -102,7 +103,7 @@ class Model:
         self.pool = built.pool
         if self.pool is not None:
             self.max_step = self.pool.most_tokens(limits.step)
-        self.runner = Runner(built.ops, limits.threads, notice=notice, apart=built.pool is not None)
+        self.runner = Runner(built.ops, limits.threads, progress=progress, apart=built.pool is not None)
         self._slots = Slots(spec, self.runner, limits.slots, limits.kv)
         self.threads = self.runner.team.threads
         if notice is not None and self.threads < limits.threads:

@@ -18,6 +18,9 @@ from typing import Any, Literal
 Progress = Callable[..., Any]
 """progress(phase, done, total) for long work, where total may be None; progress(line) for what should be noticed."""
 
+Notice = Callable[[str], object]
+"""What hears of lines alone."""
+
 Unit = Literal["", "bytes", "weights", "tokens", "steps", "kernels", "chunks", "texts", "trials", "runs", "parts"]
 """What is counted. Nothing: only the share is of interest."""
 
@@ -54,7 +57,7 @@ class Count:
     """
 
     def __init__(self, progress: Progress, name: str, total: int, unit: Unit = "parts") -> None:
-        self._progress, self._name, self._total, self._unit = progress, name, total, unit
+        self.progress, self._name, self._total, self._unit = progress, name, total, unit
         self._begun = 0
 
     def __call__(self, what: str) -> None:
@@ -63,8 +66,8 @@ class Count:
 
     def told(self, what: str, done: int) -> None:
         phase: Phase = Phase(self._name, self._unit, beside=what)  # pyright: ignore[reportArgumentType]
-        self._progress(phase, min(done, self._total), self._total)
+        self.progress(phase, min(done, self._total), self._total)
 
-    def skip(self, steps: int) -> None:
-        """So many will not be taken."""
-        self._begun += steps
+    def end(self) -> None:
+        """What was begun is done, and nothing else begins."""
+        self.told("", self._begun)

@@ -248,7 +248,7 @@ class Nothing:
 
     compile_s, slots, pool, ctx, max_step, max_wanted = 0.0, 1, None, 8, 8, 8
 
-    def __init__(self, spec, weights, limits, *, name, texts, notice):
+    def __init__(self, spec, weights, limits, *, name, texts, notice, progress):
         self.spec, self.texts, self.name, self.lock = spec, texts, name, nullcontext()
 
     def close(self):

@@ -28,8 +28,10 @@ from bench.studies import STUDIES
 from lapinfer import machine
 from lapinfer.errors import CheckpointError, InputError, TrainingError
 from lapinfer.outputs import write_whole
+from lapinfer.progress import Phase, Progress, silent
 
-Progress = Callable[..., None]
+TRIALS = Phase("trials", "trials")
+
 Data = TypeVar("Data")
 """What a study reads: data.Texts or data.Images."""
 
@@ -150,7 +152,7 @@ def run_study(
     study: Study[Any], setting: Setting, out: Path, *, jobs: int = 0, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run what is left of a study's trials, `jobs` at a time (0: one per processor); its summary, which is written."""
-    say = progress or (lambda *_: None)
+    say = progress or silent
     setting = replace(setting, seeds=setting.seeds or study.seeds)
     data = study.read(setting.data)
     trials = [trial for trial in _normal(study.trials(data, setting)) if setting.wants(trial.name)]
@@ -206,13 +208,14 @@ def _run_trials(
         running: dict[Future[dict[str, Any]], Trial] = {
             pool.submit(train, trial.arguments, log.folder(trial)): trial for trial in left
         }
+        say(TRIALS, total - len(left), total)
         try:
             while running:
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     trial = running.pop(future)
                     log.add(Done(trial, json.loads(json.dumps(future.result())), log.folder(trial)))
-                    say("trials", total - len(running), total)
+                    say(TRIALS, total - len(running), total)
         except BrokenProcessPool:
             raise TrainingError(
                 "the process of a trial was killed (memory?); what is finished is kept, and --jobs 1 needs less"

@@ -84,7 +84,7 @@ def bench(
     older_rows = None if compare is None else bench_tables.read_rows(compare)
     write = bench_tables.WRITERS[output]
     placed, failed, stopped = [], 0, False
-    with Progress() as progress, KEYBOARD.stops():
+    with Progress(still=True) as progress, KEYBOARD.stops():
         to_measure = candidates(names, [] if shapes is None else [shapes])
         if shapes is not None:
             note("random weights: speed and bytes are measured, quality is not")

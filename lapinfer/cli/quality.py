@@ -1,6 +1,5 @@
 """What a model makes of texts: perplexity, experts, embeddings."""
 
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,11 @@ from lapinfer.cli.bars import Progress
 from lapinfer.cli.console import note, note_replaced, print_json, say
 from lapinfer.cli.models import open_model
 from lapinfer.cli.options import Force, Json, LoadingChunks, Model, Verbose, load_option, with_groups
+from lapinfer.progress import Phase
 
 TOGETHER = 8
 """Texts that are read in the same steps."""
+EMBEDDING = Phase("embedding", "texts")
 
 
 @with_groups
@@ -51,9 +52,10 @@ def perplexity(
         with nullcontext() if reference is None else reference:
             if reference is not None and own_experts:
                 experts = {"experts": loading.experts, "reference_experts": experts_a_token(reference.spec)}
-            for result in perplexity(scored, text, ctx_size, chunks, reference):
-                if sys.stderr.isatty() or verbose:
-                    note(f"[{result.chunks}] {result.ppl:.4f}")
+            with Progress() as progress:
+                for result in perplexity(scored, text, ctx_size, chunks, reference, progress):
+                    if verbose:
+                        note(f"[{result.chunks}] {result.ppl:.4f}")
     if result is None:
         return
     if json:
@@ -90,13 +92,15 @@ def embed(
     pooled = checked_pooling(pooling)
     text = prompt_of("-") or "" if str(file) == "-" else read_text(file)
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line]
-    with open_model(model, replace(loading, ctx=ctx_size, slots=TOGETHER), verbose) as loaded:
+    with open_model(model, replace(loading, ctx=ctx_size, slots=TOGETHER), verbose) as loaded, Progress() as progress:
         for at in range(0, len(lines), TOGETHER):
+            progress(EMBEDDING, at, len(lines))
             some = lines[at : at + TOGETHER]
             vectors = loaded.embed([line for _, line in some], pooling=pooled, normalize=normalize)
             for (number, _), vector in zip(some, vectors, strict=True):
                 numbers = [float(f"{value:.9g}") for value in vector.tolist()]  # as many digits as float32 has
                 print_json({"line": number, "embedding": numbers}, on_one_line=True)
+        progress(EMBEDDING, len(lines), len(lines))
 
 
 @with_groups

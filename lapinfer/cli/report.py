@@ -43,7 +43,7 @@ def report(
         note_replaced(goes)
     passage = {} if text is None else {"text": read_text(text), "source": text.name}
     options = collect.Options(loading, ctx_size, **passage)
-    with Progress() as progress, KEYBOARD.stops():
+    with Progress(still=True) as progress, KEYBOARD.stops():
         measured = collect.collect(models or [], shapes or [], options, progress)
     if measured.models:
         for path in collect.write_report(measured, output, data, png, force=force):

@@ -32,17 +32,11 @@ from lapinfer.families.names import Source as Source
 from lapinfer.families.names import Sources, decoder_prefix, head_of, named_sources
 from lapinfer.families.quantized import refuse_quantized
 from lapinfer.families.stored import SECTION, with_stored
+from lapinfer.progress import Notice, silent
 from lapinfer.spec import ModelSpec
 
 REFUSED: Final = ("add_cross_attention", "is_encoder_decoder", "use_bidirectional_attention")
 """Options that no family here computes."""
-
-Notice = Callable[[str], object]
-"""Gets a line that a user should see."""
-
-
-def silent(line: str) -> None:
-    """The notice that is told to nobody."""
 
 
 def family(name: str) -> Family:

@@ -22,6 +22,7 @@ from lapinfer.checkpoint.safetensors import read_metadata
 from lapinfer.locks import wait_for_lock
 from lapinfer.outputs import NOT_FOLLOWED
 from lapinfer.private import make_folders
+from lapinfer.progress import Phase, Progress, silent
 
 NOTE = "sources.jsonl"
 LAYOUT = 6
@@ -30,17 +31,15 @@ LONGEST_NOTE = 64 << 10
 """Bytes: no more is read, nor written, whatever a checkpoint is called."""
 TRIES = 100
 """To make a note where others remove it."""
-Progress = Callable[[str, int, int], None]
+READING = Phase("reading", "bytes")
 
 
-def cached_folder(
-    checkpoint: Checkpoint, quant: str, home: Path, progress: Progress = lambda phase, done, total: None
-) -> Path:
+def cached_folder(checkpoint: Checkpoint, quant: str, home: Path, progress: Progress = silent) -> Path:
     """Where the packed copy of a checkpoint belongs: its content and the quant asked for decide that.
 
     progress: of reading large files, which is done once.
     """
-    identity = checkpoint.contents.identity(lambda done, total: progress("reading", done, total))
+    identity = checkpoint.contents.identity(lambda done, total: progress(READING, done, total))
     stem = checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name
     return home / f"{stem}-{quant}-{_digest(identity, quant)}"
 

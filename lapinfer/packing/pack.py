@@ -23,14 +23,16 @@ from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, par
 from lapinfer.packing.quantize import SLICE, Inputs, packed_slices, wider_formats
 from lapinfer.packing.target import beside, check_target, config_digest, write_beside
 from lapinfer.packing.writer import PackedWriter
+from lapinfer.progress import Phase, Progress, silent
 from lapinfer.quant.choice import FED_BACK, Stored, matrix_format, model_size, narrow_format, router_format
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.range import RangeError
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import COARSE, head_name, tensors
 
-Progress = Callable[[str, int, int], None]
-"""Called with the phase, what is done of it, and all that there is to do."""
+PACKING = Phase("packing", "weights")
+MEASURED = 3
+"""Phases of a packing that is calibrated: a copy to run, what its matrices multiply, and the packed file."""
 
 
 class Calibration(Protocol):
@@ -76,7 +78,7 @@ def pack_checkpoint(
     quant: str = "auto",
     *,
     calibration: Calibration | None = None,
-    progress: Progress = lambda phase, done, total: None,
+    progress: Progress = silent,
     force: bool = False,
     notice: Callable[[str], None] = lambda line: None,
     coarse: bool = True,
@@ -142,21 +144,24 @@ def _write(
     ):
         remaining = writer.remaining()
         done = total - sum(sizes[name] for name in remaining)
-        with closing(
-            _with_inputs([entries[name] for name in remaining if name in entries], lossy, calibration, progress)
-        ) as todo:
+        if 0 < done < total:
+            notice(f"going on with a packing that was stopped after {100 * done / total:.0f} %")
+        left = [entries[name] for name in remaining if name in entries]
+        weighed = _weighed(left, lossy) if calibration is not None else {}
+        packing = Phase(PACKING, PACKING.unit, part=(MEASURED, MEASURED)) if weighed else PACKING
+        with closing(_with_inputs(left, weighed, calibration, progress)) as todo:
             for name, inputs in todo:
-                progress("packing", done, total)
+                progress(packing, done, total)
                 for i, data in enumerate(packed_slices(assembler, entries[name], inputs)):
                     checkpoint.contents.check_unchanged()
                     writer.write(name, data)
-                    progress("packing", min(done + (i + 1) * SLICE, done + sizes[name]), total)
+                    progress(packing, min(done + (i + 1) * SLICE, done + sizes[name]), total)
                 done += sizes[name]
                 del inputs  # large, and what comes next is so, too
         for numbers in write_coarse_head(writer, entries[head], copy):
             done += numbers
-            progress("packing", min(done, total), total)
-        progress("packing", total, total)
+            progress(packing, min(done, total), total)
+        progress(packing, total, total)
         if not writer.finished:
             checkpoint.contents.check_unchanged(thoroughly=True)
         write_beside(texts, folder)
@@ -181,17 +186,20 @@ def _is_weighed(part: PackedEntry, assembler: Assembler) -> bool:
     return FORMATS[part.format].weighed and assembler.formats_of(part.name) != {part.format}
 
 
+def _weighed(entries: Sequence[PackedEntry | BankEntry], lossy: Sequence[PackedEntry]) -> dict[str, list[PackedEntry]]:
+    """Of those of these entries that have lossy matrices: these, by the entry's name."""
+    names = {part.name for part in lossy}
+    parts = {entry.name: [part for part in parts_of(entry) if part.name in names] for entry in entries}
+    return {name: weighed for name, weighed in parts.items() if weighed}
+
+
 def _with_inputs(
-    entries: Sequence[PackedEntry | BankEntry], lossy: Sequence[PackedEntry], calibration: Calibration | None,
-    progress: Progress,
+    entries: Sequence[PackedEntry | BankEntry], weighed: Mapping[str, Sequence[PackedEntry]],
+    calibration: Calibration | None, progress: Progress,
 ) -> Generator[tuple[str, Inputs], None, None]:  # fmt: skip
     """The names of all entries, those whose inputs are measured first."""
-    names = {part.name for part in lossy}
-    weighed = {entry.name: entry for entry in entries if any(part.name in names for part in parts_of(entry))}
-    if calibration is None:
-        weighed = {}
-    elif weighed:
-        matrices = [part for entry in weighed.values() for part in parts_of(entry) if part.name in names]
+    if calibration is not None and weighed:
+        matrices = [part for parts in weighed.values() for part in parts]
         with closing(calibration.measured(matrices, progress)) as measured:
             yield from measured
     for entry in entries:

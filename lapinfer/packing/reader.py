@@ -29,9 +29,10 @@ from lapinfer.checkpoint.home import packed_path
 from lapinfer.checkpoint.json_files import read_json
 from lapinfer.checkpoint.safetensors import SafetensorsFile
 from lapinfer.errors import CheckpointError
-from lapinfer.families import Notice, silent, spec_from_config
+from lapinfer.families import spec_from_config
 from lapinfer.packing.copies import Use
 from lapinfer.packing.entries import ALIGN, DIGESTS, VERSION, BankEntry, PackedEntry, packed_entries, parts_of
+from lapinfer.progress import Notice, silent
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import COARSE, Tensor, tensors

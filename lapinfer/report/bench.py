@@ -12,11 +12,10 @@ numbers of sequences within a model's turn. The machine's bandwidth is measured 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import DoesNotFitError, InputError, LapinferError
 from lapinfer.machine import available_memory
 from lapinfer.options import LoadOptions
+from lapinfer.progress import Count, Progress, silent
 from lapinfer.report import roofline
 from lapinfer.report.bench_copied import Copied
 from lapinfer.report.bench_runs import About, Row, Runs
@@ -34,7 +34,6 @@ from lapinfer.report.turns import Loaded, take_turns
 from lapinfer.text.language_model import LanguageModel
 from lapinfer.texts import read_text
 
-Progress = Callable[..., Any]
 ROOFLINE_S = 0.2
 """Seconds for each figure of the machine."""
 
@@ -79,6 +78,16 @@ class Tests:
         """(tokens of a prompt, or 0; tokens to generate, or 0)."""
         return [(p, 0) for p in self.n_prompt if p] + [(0, n) for n in self.n_gen if n]
 
+    def sizes(self, n_gen: int) -> Sequence[int]:
+        """Numbers of sequences that a test of so many generated tokens is taken with."""
+        return [*dict.fromkeys(self.sequences)] if n_gen else [1]
+
+    @property
+    def runs(self) -> int:
+        """Of one model."""
+        tests = sum(len(self.sizes(n)) + (self.copied and n > 0) for _, n in self.lengths)
+        return tests * len(self.depth) * (self.repetitions + 1)
+
     @property
     def ctx(self) -> int:
         longest = max(map(sum, self.lengths))
@@ -91,23 +100,23 @@ class Tests:
 
 def bench(
     candidates: Sequence[Candidate], options: LoadOptions, tests: Tests, threads: Sequence[int | None] = (None,),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Iterator[tuple[int, Row | Failure]]:  # fmt: skip
     """A row for each combination as soon as it is measured, with the place of its model and threads among all.
 
     A model that fails does not keep others from theirs.
     """
-    say = progress or (lambda *args: None)
     grid = list(itertools.product(candidates, threads))
+    count = Count(progress, "measuring", tests.runs * len(grid), "runs")
     sides = [
-        partial(_turns, candidate, replace(options, threads=n, ctx=tests.ctx, slots=tests.slots), tests, say)
+        partial(_turns, candidate, replace(options, threads=n, ctx=tests.ctx, slots=tests.slots), tests, count)
         for candidate, n in grid
     ]
     # A bound of memory is the process's: one model at a time may use it.
     groups = [range(len(sides))] if options.memory is None else [range(i, i + 1) for i in range(len(sides))]
     failed: set[Candidate] = set()
     for group in groups:
-        for turn in take_turns([sides[i] for i in group], available_memory(), say):
+        for turn in take_turns([sides[i] for i in group], available_memory(), progress):
             place = group[turn.side]
             candidate = grid[place][0]
             if isinstance(turn.value, Row):
@@ -118,10 +127,10 @@ def bench(
 
 
 def _turns(
-    candidate: Candidate, options: LoadOptions, tests: Tests, say: Progress
+    candidate: Candidate, options: LoadOptions, tests: Tests, count: Count
 ) -> Generator[Loaded | Row | None, None, None]:
     """A row at the end of each test, and nothing after the turns before."""
-    with candidate.open(options, say) as loaded:
+    with candidate.open(options, count.progress) as loaded:
         model = loaded.model
         if tests.slots > model.max_step:
             raise DoesNotFitError(
@@ -132,37 +141,37 @@ def _turns(
         ids, text = sample_ids(loaded.tokenizer, model.spec.vocab, passage())
         starts = np.arange(tests.slots) * (len(ids) // tests.slots)
         texts = np.stack([np.resize(np.roll(ids, -start), tests.ctx) for start in starts])
-        say(f"{model.name}: measuring this machine")
+        count.progress(f"{model.name}: measuring this machine")
         machine = roofline.measure(model.threads, seconds=ROOFLINE_S)
-        about = About(machine, text, *_perplexity(loaded, tests.text))
+        about = About(machine, text, *_perplexity(loaded, tests.text, count.progress))
         for (p, n), d in itertools.product(tests.lengths, tests.depth):
-            runs = [Runs(model, texts[:size], p, n, d) for size in (dict.fromkeys(tests.sequences) if n else (1,))]
+            runs = [Runs(model, texts[:size], p, n, d) for size in tests.sizes(n)]
             if n and tests.copied:
                 runs.append(Copied(model, texts[0], n, d))
-            yield from _rounds(runs, tests.repetitions, say)
+            yield from _rounds(runs, tests.repetitions, count)
             alone = next((run for run in runs if len(run.texts) == 1 and not isinstance(run, Copied)), None)
             for run in runs:
                 yield run.row(about, alone)
 
 
-def _perplexity(loaded: LanguageModel, text: Path | None) -> tuple[float | None, str | None]:
+def _perplexity(loaded: LanguageModel, text: Path | None, progress: Progress) -> tuple[float | None, str | None]:
     """Of a text, and its name; without one, what the card of a shipped model says."""
     if text is not None:
         ctx = min(loaded.model.ctx, loaded.spec.context)
-        *_, result = perplexity(loaded, read_text(text), ctx)
+        *_, result = perplexity(loaded, read_text(text), ctx, progress=progress)
         return result.ppl, text.name
     if (card := card_figures(loaded.model.name)) is None:
         return None, None
     return card["perplexity"], f"{card['text']} (from the card)"
 
 
-def _rounds(runs: Sequence[Runs], repetitions: int, progress: Progress) -> Iterator[None]:
+def _rounds(runs: Sequence[Runs], repetitions: int, count: Count) -> Iterator[None]:
     """All of a round before the next, every other one backwards; nothing after each but the last. One warms up."""
     for repetition in range(repetitions + 1):
         if repetition:
             yield None
         for run in runs[:: -1 if repetition % 2 else 1]:
-            progress(f"{run.model.name} {run.name}", repetition, repetitions + 1)
+            count(f"{run.model.name} {run.name}")
             with run.model.lock:
                 run.once(counted=repetition > 0)
-    progress(f"{runs[-1].model.name} {runs[-1].name}", repetitions + 1, repetitions + 1)
+    count.end()

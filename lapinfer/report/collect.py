@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from lapinfer import machine
 from lapinfer.checkpoint.shipped import card_figures
 from lapinfer.errors import InputError
 from lapinfer.home import expanded
 from lapinfer.options import LoadOptions
+from lapinfer.progress import Count, Progress, silent
 from lapinfer.report import roofline
 from lapinfer.report.candidates import Candidate, candidates
-from lapinfer.report.measure import BATCH_CONTEXT, BATCHES, measure_batches, measure_model
+from lapinfer.report.measure import BATCH_CONTEXT, BATCHES, MEASURED_PARTS, measure_batches, measure_model
 from lapinfer.report.measured import Machine, Measured, Report, to_json
 from lapinfer.report.outputs import check_ending, write_whole
 from lapinfer.report.page import page
@@ -25,8 +25,8 @@ from lapinfer.report.texts import passage
 from lapinfer.report.turns import Loaded, take_turns
 
 CONTEXT = 512
-
-Progress = Callable[..., Any]
+PARTS = MEASURED_PARTS + 1
+"""Of what is measured of a model, the batches being the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +41,30 @@ class Options:
 
 
 def collect(
-    names: Sequence[str], sizes: Sequence[str] = (), options: Options | None = None, progress: Progress | None = None
+    names: Sequence[str], sizes: Sequence[str] = (), options: Options | None = None, progress: Progress = silent
 ) -> Report:
     """Measure models by name, then the four random ones of each size; without any, the shipped ones.
 
     Ctrl-C ends it with what there is, and `interrupted`.
     """
-    options, say = options or Options(), progress or (lambda *args: None)
+    options = options or Options()
     todo = candidates(names, sizes)
     threads = options.loading.threads or machine.default_threads()
     text, source = (options.text, options.source) if options.text else (passage(), "the package's passage.txt")
-    say("measuring the machine")
+    progress("measuring the machine")
     roof = roofline.measure(threads)
     about = Machine(
         machine.description(), threads, roof.best_bandwidth, roof.peaks, roof.best_bandwidth, machine.largest_cache()
     )
     report = Report(about, source, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     shown = [_shown(candidate) for candidate in todo]
+    count = Count(progress, "measuring", PARTS * len(todo))
     sides = [
-        partial(_turns, candidate, options, threads, text, _of(say, name))
-        for candidate, name in zip(todo, shown, strict=True)
+        partial(_turns, candidate, options, threads, text, count) for candidate, name in zip(todo, shown, strict=True)
     ]
     latest: dict[int, Measured] = {}
     try:
-        for turn in take_turns(sides, machine.available_memory(), say):
+        for turn in take_turns(sides, machine.available_memory(), progress):
             name = shown[turn.side]
             if isinstance(turn.value, Measured):
                 latest[turn.side] = replace(turn.value, paired=turn.paired)
@@ -72,7 +72,7 @@ def collect(
             else:
                 latest.pop(turn.side, None)
                 report.failures.append((name, _message(turn.value)))
-                say(f"error: {name}: {_message(turn.value).removeprefix(f'{name}: ')}")
+                progress(f"error: {name}: {_message(turn.value).removeprefix(f'{name}: ')}")
     except KeyboardInterrupt:
         report.interrupted = True
     report.models += [latest[side] for side in sorted(latest)]
@@ -91,11 +91,6 @@ def _shown(candidate: Candidate) -> str:
     return path.resolve().name if candidate.kind is None and path.exists() else str(candidate)
 
 
-def _of(say: Progress, name: str) -> Progress:
-    """Progress of one model under its name, and notices as they are."""
-    return lambda what, *counts: say(name, *counts) if counts else say(what)
-
-
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror or error}"
@@ -103,24 +98,26 @@ def _message(error: BaseException) -> str:
 
 
 def _turns(
-    candidate: Candidate, options: Options, threads: int, text: str, say: Progress
+    candidate: Candidate, options: Options, threads: int, text: str, count: Count
 ) -> Generator[Loaded | Measured, None, None]:
     """One model, loaded for one sequence, and after its turns again for many short ones."""
     random = candidate.kind is not None
     loading = replace(options.loading, threads=threads, ctx=options.context, slots=1)
-    say(f"loading {_shown(candidate)}")
-    with candidate.open(loading, say) as model:
+    name = _shown(candidate)
+    count.progress(f"loading {name}")
+    with candidate.open(loading, count.progress) as model:
         yield Loaded.of(model.model)
         card = None if random or options.text else card_figures(candidate.name)
         known = None if card is None else card["perplexity"]
         measured = None
-        for measured in measure_model(model, _shown(candidate), text, options.context, say, random, known):
+        for measured in measure_model(model, name, text, options.context, count, random, known):
             yield measured
         loaded_bytes = _kept_bytes()
     assert measured is not None
     del model
     resident = max(loaded_bytes - _kept_bytes(), 0)
-    with candidate.open(replace(loading, ctx=BATCH_CONTEXT, slots=BATCHES[-1]), say) as model:
+    with candidate.open(replace(loading, ctx=BATCH_CONTEXT, slots=BATCHES[-1]), count.progress) as model:
+        count(f"{name}: batches")
         yield replace(measured, resident=resident, batches=measure_batches(model, text))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from lapinfer import __version__
 from lapinfer.errors import InputError
+from lapinfer.progress import Phase, Progress, silent
 from lapinfer.report.document import Part, Section, document
 from lapinfer.report.drawing import Table
 from lapinfer.report.expert_charts import LOAD_KEYS, load_map, recorded_distinct_chart, reuse_chart
@@ -31,7 +32,7 @@ def run_texts(
     texts: Sequence[str],
     ctx: int = 512,
     chunks: int | None = None,
-    progress: Callable[..., Any] | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Run texts in chunks of ctx tokens, each a fresh sequence, as the perplexity report does; at most `chunks` a text.
 
@@ -47,13 +48,13 @@ def run_texts(
         pieces += [chunk(model, ids, start, ctx) for start in range(0, len(ids), ctx)][:chunks]
     if not pieces:
         raise InputError("the text is empty: at least one token is needed")
-    say = progress or (lambda *args: None)
+    phase = Phase("reading", "chunks")
     for done, piece in enumerate(pieces):
-        say("reading", done, len(pieces))
+        progress(phase, done, len(pieces))
         with engine.lock:
             model.forget()
             engine.prefill(piece)
-    say("reading", len(pieces), len(pieces))
+    progress(phase, len(pieces), len(pieces))
 
 
 def experts_a_token(spec: ModelSpec) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, median
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +40,8 @@ MOST_CELLS = 128
 """Columns of the picture of load: of more experts, neighbours share one."""
 LONGEST_SCORED = 512
 
-Progress = Callable[..., Any]
+MEASURED_PARTS = TURNS + 3
+"""What `measure_model` begins one after the other: routing, perplexity, a turn that warms up, and turns."""
 
 
 def kind_of(spec: ModelSpec) -> Kind:
@@ -52,7 +52,7 @@ def kind_of(spec: ModelSpec) -> Kind:
 
 
 def measure_model(
-    loaded: LanguageModel, name: str, text: str, context: int, progress: Progress, random: bool = False,
+    loaded: LanguageModel, name: str, text: str, context: int, count: Callable[[str], object], random: bool = False,
     perplexity_known: float | None = None,
 ) -> Iterator[Measured]:  # fmt: skip
     """What is known after each of its turns. The first one warms up: it counts as long as there is no other.
@@ -67,11 +67,11 @@ def measure_model(
         raise InputError(f"{model.name}: a context of at least 2 is needed, got {context}")
     ids, kind_of_ids = sample_ids(loaded.tokenizer, spec.vocab, text)
     ran = np.resize(ids, context + (TURNS + 1) * (DECODED + 1))
-    progress("routing", 0, TURNS + 3)
+    count(f"{name}: routing")
     with model.lock:
         routed = _routed(model, ids, context) if kind_of(spec) != "dense" else None
         loaded.forget()
-    progress("perplexity", 1, TURNS + 3)
+    count(f"{name}: perplexity")
     if perplexity_known is not None:
         ppl, unscored = [perplexity_known, 0.0, 0.0], ""
     else:
@@ -79,7 +79,7 @@ def measure_model(
     prompts: list[Watch] = []
     decodes: list[Watch] = []
     for turn in range(TURNS + 1):
-        progress(f"turn {turn}", turn + 2, TURNS + 3)
+        count(f"{name}: turn {turn + 1} of {TURNS + 1}")
         with model.lock:
             prompts.append(_prompt(model, ran[: min(context, model.max_step)]))
             read = Costs.of(model).touched(prompts[-1].positions[0], read_by=model, best_blocks=prompts[-1].blocks[0])

@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lapinfer.digits import measured
 from lapinfer.errors import CheckpointError, InputError
+from lapinfer.progress import Phase, Progress, silent
 from lapinfer.report.texts import chunk, text_ids
 from lapinfer.text.likelihood import SCORED_PIECE, log_probs
+
+SCORING = "scoring"
 
 if TYPE_CHECKING:
     from lapinfer.text.language_model import LanguageModel
@@ -76,6 +80,7 @@ def perplexity(
     ctx: int = 512,
     chunks: int | None = None,
     reference: LanguageModel | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Perplexity]:
     """The estimate after each chunk; the last one is the result."""
     ids = _ids(model, text, ctx)
@@ -83,12 +88,13 @@ def perplexity(
         reference.spec.vocab != model.spec.vocab or not np.array_equal(ids, _ids(reference, text, ctx))
     ):
         raise InputError("the models have different tokenizers: their predictions cannot be compared")
-    available = len(ids) // ctx
+    wanted = min(chunks or len(ids), len(ids) // ctx)
     nll: list[np.ndarray] = []
     reference_nll: list[np.ndarray] = []
     divergence: list[np.ndarray] = []
     same: list[np.ndarray] = []
-    for i in range(min(chunks or available, available)):
+    progress(Phase(SCORING, "chunks"), 0, wanted)
+    for i in range(wanted):
         part = chunk(model, ids, i * ctx, ctx)
         first = ctx // 2
         others = None if reference is None else _log_probs(reference, part, first)
@@ -104,6 +110,7 @@ def perplexity(
         scored = np.concatenate(nll, dtype=np.float64)
         ppl, error = estimate(scored)
         result = Perplexity(ppl, error, len(scored), i + 1, ctx)
+        progress(Phase(SCORING, "chunks", beside=f"PPL {measured(ppl, error)}"), i + 1, wanted)
         if reference is not None:
             base = np.concatenate(reference_nll, dtype=np.float64)
             base_ppl, _ = estimate(base)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,11 @@ from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.packing.integrity import damaged, has_digests
 from lapinfer.packing.reader import read_packed
 from lapinfer.packing.target import CONFIG, config_digest
+from lapinfer.progress import Phase, Progress, silent
 from lapinfer.text.template import ChatTemplate
 from lapinfer.text.tokenizer import Tokenizer
 
-Progress = Callable[[str, int, int], Any]
-"""Called with the name of a model, and the bytes read and to be read of it."""
+READING = "reading"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Verified:
         return "\n".join(lines or [f"ok         {self.name}  {self.bytes / 1e6:,.1f} MB  {self.path}"])
 
 
-def verify(name: str, progress: Progress = lambda name, done, total: None) -> Iterator[Verified]:
+def verify(name: str, progress: Progress = silent) -> Iterator[Verified]:
     """The model that a name, folder or file means: itself, and the packed copies that were made of it."""
     try:
         found = resolve(name)
@@ -65,13 +67,20 @@ def verify(name: str, progress: Progress = lambda name, done, total: None) -> It
             yield _copy(copy, progress)
 
 
-def verify_all(progress: Progress = lambda name, done, total: None) -> Iterator[Verified]:
+def verify_all(progress: Progress = silent) -> Iterator[Verified]:
     """All packed copies in the cache, and the models that come with the package."""
-    for copy in packed_copies():
-        yield _copy(copy, progress)
-    for name in SHIPPED:
-        if (folder := shipped_model(name)) is not None and not isinstance(found := resolve(folder), Path):
-            yield _source(name, found, progress)
+    copies = packed_copies()
+    folders = [(name, folder) for name in SHIPPED if (folder := shipped_model(name)) is not None]
+    sizes = [packed_path(folder).stat().st_size for folder in (*copies, *(folder for _, folder in folders))]
+    told = [
+        lambda phase, done, _, before=before: progress(phase, before + done, sum(sizes))
+        for before in itertools.accumulate(sizes, initial=0)
+    ]
+    for copy, tell in zip(copies, told, strict=False):
+        yield _copy(copy, tell)
+    for (name, folder), tell in zip(folders, told[len(copies) :], strict=False):
+        if not isinstance(found := resolve(folder), Path):
+            yield _source(name, found, tell)
 
 
 def packed_copies() -> list[Path]:
@@ -92,8 +101,9 @@ def _packed(name: str, folder: Path, remedy: str, progress: Progress) -> Verifie
             return Verified(
                 name, str(folder), weights.nbytes, (), ("packed by an older lapinfer, without digests of its tensors",)
             )
-        problems = damaged(weights.stored, progress=lambda done: progress(name, done, weights.nbytes))
-        progress(name, weights.nbytes, weights.nbytes)
+        phase = Phase(READING, "bytes", beside=name)
+        problems = damaged(weights.stored, progress=lambda done: progress(phase, done, weights.nbytes))
+        progress(phase, weights.nbytes, weights.nbytes)
         known = weights.metadata.get("config")
         if known is not None and config_digest(read_json(path.parent / "config.json")) != known:
             problems.append("config.json, in what it says,")
@@ -109,15 +119,17 @@ def _source(name: str, checkpoint: Checkpoint, progress: Progress) -> Verified:
     size, problems, unchecked = 0, [], []
     weights = checkpoint.contents.paths
     texts = [checkpoint.folder / text for text in (CONFIG, *texts_in(checkpoint.folder))]
+    total, phase = sum(path.stat().st_size for path in weights), Phase(READING, "bytes", beside=name)
     for path in (*weights, *texts):
-        expected = _known_digest(path)
+        expected, before = _known_digest(path), size
         if path in weights:
             size += path.stat().st_size
             if expected is None:
                 unchecked.append(f"{path.name} agrees with its header in sizes; nobody has told what its weights are")
         if expected is not None:
             try:
-                found = _digest(path, len(expected), lambda *counts: progress(name, *counts))
+                told = partial(_of_weights, progress if path in weights else silent, phase, before, total)
+                found = _digest(path, len(expected), told)
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
@@ -158,11 +170,16 @@ def _known_digest(path: Path) -> str | None:
     return None
 
 
-def _digest(path: Path, digits: int, progress: Callable[[int, int], Any]) -> str:
+def _of_weights(progress: Progress, phase: Phase, before: int, total: int, done: int) -> None:
+    """Of one of several files, what is told of all."""
+    progress(phase, before + done, total)
+
+
+def _digest(path: Path, digits: int, progress: Callable[[int], Any]) -> str:
     file, done = OpenFile(path), 0
     digest = hashlib.sha256() if digits == 64 else git_sha1(file.nbytes)
     for piece in file.pieces(0, file.nbytes):
         digest.update(piece)
         done += len(piece)
-        progress(done, file.nbytes)
+        progress(done)
     return digest.hexdigest()

@@ -10,11 +10,10 @@ import numpy as np
 
 from lapinfer.interrupts import held
 from lapinfer.kernels.operands import CROWD, CROWD_TILES, LONE, ONE, STEP, TILE, TILES, TOKENS
+from lapinfer.progress import Progress, silent
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.plan import Op, Plan
 from lapinfer.runtime.team import Team
-
-Notice = Callable[[str], None]
 
 
 class Runner:
@@ -27,14 +26,15 @@ class Runner:
     overhead. run: runs a step; replaced while steps are traced (runtime/trace.py).
     """
 
-    def __init__(self, ops: list[Op], threads: int, *, notice: Notice | None = None, apart: bool = False):
-        """notice: called when kernels must be compiled. apart: compile them in a separate process."""
-        self._notice = notice
+    def __init__(self, ops: list[Op], threads: int, *, progress: Progress = silent, apart: bool = False):
+        """progress: of kernels that must be compiled. apart: compile them in a separate process."""
+        self._progress = progress
         began = time.perf_counter()
         with held():  # of the objects of Numba and LLVM, and of threads that are being started
             from lapinfer.kernels import library  # imports Numba
 
-            kernels = library.load([*{op.kernel.name for op in ops}, "lead", "follow", "read_clock"], notice, apart)
+            names = {op.kernel.name for op in ops} | {"lead", "follow", "read_clock"}
+            kernels = library.load(names, progress, apart=apart)
             self.compile_s = time.perf_counter() - began
             self.plan = Plan(ops, kernels)
             self.team = Team(threads, kernels)
@@ -56,7 +56,7 @@ class Runner:
         with held():
             from lapinfer.kernels import library
 
-            self.plan.replace(index, op, library.load([name], self._notice)[name])
+            self.plan.replace(index, op, library.load([name], self._progress)[name])
 
     def new_meter(self) -> Meter:
         """A meter that has counted nothing yet."""

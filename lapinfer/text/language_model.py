@@ -43,8 +43,8 @@ from lapinfer.text.tool_formats import call_format
 from lapinfer.text.tool_splitter import splitter
 
 if TYPE_CHECKING:
-    from lapinfer.loading import Progress
     from lapinfer.model import Model
+    from lapinfer.progress import Progress
     from lapinfer.runtime.routing import Routing
     from lapinfer.spec import ModelSpec
 
@@ -345,8 +345,8 @@ def load(
     activations, what quantized weights are multiplied with; experts, how many a token gets; memory, the GB that the
     process may take, for a mixture of experts that is larger (`model.pool.stats()` counts); policy, which experts it
     keeps; draft, a smaller model with the same tokens, which guesses them; prefix_cache, the GB of beginnings of texts
-    that are kept, in memory and on disk (`model.prefixes.stats()` counts). progress(what, done, total) is told of long
-    work, progress(line) of what should be noticed. Errors are `LapinferError`s.
+    that are kept, in memory and on disk (`model.prefixes.stats()` counts). progress(phase, done, total) is told of
+    long work, progress(line) of what should be noticed (lapinfer/progress.py). Errors are `LapinferError`s.
     """
     check_options(options, declared(LoadOptions), "load")
     if progress is not None and not callable(progress):

@@ -31,7 +31,7 @@ from lapinfer.locks import LOOK, locked
 from lapinfer.options import KVName
 from lapinfer.outputs import PART, whole_file
 from lapinfer.private import open_private, private_folder
-from lapinfer.runtime.runner import Notice
+from lapinfer.progress import Notice
 from lapinfer.runtime.slots import SlotState, can_shorten, layout
 from lapinfer.spec import ModelSpec
 

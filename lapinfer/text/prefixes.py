@@ -22,7 +22,7 @@ from lapinfer.errors import InputError
 from lapinfer.home import home
 from lapinfer.machine import available_memory
 from lapinfer.model import Model
-from lapinfer.runtime.runner import Notice
+from lapinfer.progress import Notice
 from lapinfer.runtime.slots import SlotState, shortened
 from lapinfer.text.prefix_files import PrefixFiles
 from lapinfer.text.prefix_memory import PrefixMemory

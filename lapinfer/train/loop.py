@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from lapinfer.digits import number
 from lapinfer.errors import InputError, TrainingError
 from lapinfer.outputs import write_whole
+from lapinfer.progress import Phase, Progress, silent
 from lapinfer.tensors import active_parameters
 from lapinfer.train import state
 from lapinfer.train.config import Config, Training
@@ -26,8 +28,7 @@ from lapinfer.train.evaluation import validate
 from lapinfer.train.export import export
 from lapinfer.train.routed import Balance, add_records, balances_of, penalty, routed_layers
 
-Progress = Callable[..., None]
-"""progress("training", done, total); progress("…") says a line."""
+TOKENIZING = "tokenizing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,14 @@ def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Pr
     """
     if not texts or not all(text.strip() for text in texts):
         raise InputError("no text to train on: expected texts that are not empty")
-    say, out, options = progress or (lambda *_: None), Path(out), config.training
+    say, out, options = progress or silent, Path(out), config.training
     texts_digest = digest(texts)
     begun = state.find_run(out, config, texts_digest) and (out / "tokenizer.json").is_file()
     if begun:
+        say(Phase(TOKENIZING), 0)
         tokenizer, corpus = prepare(texts, config, load_tokenizer(out / "tokenizer.json", config.model.vocab_size))
     else:  # nothing is written before all that can be wrong has been looked at
-        say("training the tokenizer")
+        say(Phase(TOKENIZING, said="training the tokenizer"), 0)
         tokenizer, corpus = prepare(texts, config)
     with state.only_run(out):
         if not begun:
@@ -67,7 +69,7 @@ def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Pr
         optimizer = adamw(model, options)
         step, records = state.restore(out / "state.safetensors", model, optimizer)
         if step:
-            say(f"going on after step {step}")
+            say(f"going on after step {step:,} of {options.steps:,}")
         records = _run(model, optimizer, corpus, out, step, records, say)
         checkpoint = export(model, out / "model", tokenizer, force=True)
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".noise." not in name)
@@ -86,11 +88,13 @@ def _run(
     metrics = state.Metrics(out / "metrics.jsonl", step)
     bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16())
     before = records.get("seconds", 0.0)
-    began = time.perf_counter()
+    began, first, tokens = time.perf_counter(), step, options.batch * model.config.length
+    say(Phase("training", "steps"), step, options.steps)
     while step < options.steps:
         figures = train_step(model, optimizer, batches.at(step), step, bf16)
         step += 1
         seconds, last = before + time.perf_counter() - began, step == options.steps
+        speed = tokens * (step - first) / (seconds - before)
         records = {**records, "loss": figures["loss"], "seconds": seconds}
         if step % options.log_every == 0 or last:
             last_batch = balances_of(model)
@@ -101,10 +105,10 @@ def _run(
             records["validation"] = validate(model, corpus.held_out, corpus.held_out_bytes, balances)
             records["validation"] |= _layers(balances)
             metrics.write({"step": step, "validation": records["validation"]})
-            say(_line(step, figures["loss"], records["validation"]))
+            say(_line(step, options.steps, figures["loss"], records["validation"], speed))
         if step % options.save_every == 0 or last:
             state.save(out / "state.safetensors", model, optimizer, step, records)
-        say("training", step, options.steps)
+        say(Phase("training", "steps", beside=_beside(figures["loss"], records, speed)), step, options.steps)
     return records
 
 
@@ -167,11 +171,18 @@ def _layers(balances: Sequence[Balance]) -> dict[str, Any]:
     return {"layers": [balance.as_dict() for balance in balances]} if balances else {}
 
 
-def _line(step: int, loss: float, validation: dict[str, Any]) -> str:
-    line = f"step {step}: loss {loss:.3f}, held-out perplexity {validation['ppl']:.2f}"
+def _beside(loss: float, records: dict[str, Any], speed: float) -> str:
+    """What is shown beside the bar: the loss of this step, tokens per second so far, the last held-out perplexity."""
+    held_out = f"  ppl {number(records['validation']['ppl'])}" if "validation" in records else ""
+    return f"loss {loss:.3f}{held_out}  {speed:,.0f} tok/s"
+
+
+def _line(step: int, steps: int, loss: float, validation: dict[str, Any], speed: float) -> str:
+    """What is said after a validation."""
+    line = f"step {step:,} of {steps:,}: loss {loss:.3f}, held-out perplexity {validation['ppl']:.2f}"
     if "soft_ppl" in validation:
         line += f" (soft {validation['soft_ppl']:.2f})"
     if layers := validation.get("layers"):
         line += f", max/mean load {max(layer['max_load'] for layer in layers):.2f}"
         line += f", {sum(layer['dead'] for layer in layers)} dead"
-    return line
+    return f"{line}, {speed:,.0f} tok/s"
