@@ -52,6 +52,8 @@ def test_names_are_those_of_what_can_be_done_with_them() -> None:
     assert "m-q4-0123" in complete.models_and_copies("m")
     assert "smollm2" in complete.models_to_pull("s")
     assert len(complete.known_models("Qwen/")) > 2
+    assert "Qwen3-30B-A3B" in complete.known_models("qwen3-30")
+    assert "Qwen3-30B-A3B" not in complete.known_models("")
     assert complete.one_of(("q4", "q8"))("Q8") == ["q8"]
 
 

@@ -17,8 +17,8 @@ def models(incomplete: str) -> list[str]:
 
 
 def known_models(incomplete: str) -> list[str]:
-    """The same, and those of the table that `info` knows."""
-    return _beginning(incomplete, _models, _popular)
+    """The same, and those of the table that `info` knows: of what is typed without org/, by the name alone."""
+    return _beginning(incomplete, _models, _popular, *[_bare_popular] * bool(incomplete))
 
 
 def models_to_pull(incomplete: str) -> list[str]:
@@ -87,3 +87,7 @@ def _popular() -> Iterable[str]:
     from lapinfer.checkpoint.popular import popular_names
 
     return popular_names()
+
+
+def _bare_popular() -> Iterable[str]:
+    return [name.partition("/")[2] for name in _popular()]
