@@ -1,4 +1,4 @@
-"""The shape of the project: what imports what, how long files are, what the README promises."""
+"""The shape of the project: what imports what, how long files are, and whose tables pages have."""
 
 import ast
 import subprocess
@@ -8,7 +8,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lapinfer"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LAYERS = [
     ("digits", "errors", "limits", "locks", "outputs", "parallel", "private", "progress", "shown"),
