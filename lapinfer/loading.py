@@ -160,7 +160,7 @@ def memory_needed(path_or_name: str | Path, options: LoadOptions) -> int:
 
 def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress, beside: Model | None) -> Packed:
     """Where the packed weights are; a copy of a checkpoint is made now if need be, and if it can be of use."""
-    source, quant = resolve(path_or_name), options.quant
+    source, quant = resolve(path_or_name, say), options.quant
     if not isinstance(source, Path):
         for line in source.notices:
             say(line)
@@ -343,7 +343,7 @@ def convert(
     calibrate: a text like those that the model will see, for q4 with error feedback; else q4 is calibrated with
     random tokens.
     """
-    checkpoint = resolve(source)
+    checkpoint = resolve(source, progress or silent)
     if isinstance(checkpoint, Path):
         raise InputError(f"{checkpoint} is packed already; convert the checkpoint that it was made from")
     target = Path(target)

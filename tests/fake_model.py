@@ -218,9 +218,9 @@ def install(monkeypatch, make, slow_load=0.0):
     def convert(source, target, quant, calibrate=None, progress=None, force=False):
         asked.append(("convert", source, target, quant, calibrate))
 
-    def pull(name, progress, told):
+    def pull(name, progress):
         asked.append(("pull", name))
-        progress(1, 2)
+        progress("pulling", 1, 2)
         return Path(name)
 
     modules = {

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,6 @@ from typer.testing import CliRunner
 from lapinfer.checkpoint import fetch, hub
 from lapinfer.checkpoint.fetch import Wanted, fetch_all
 from lapinfer.cli import app
-from lapinfer.cli.models import Rate
 from lapinfer.errors import CheckpointError, DoesNotFitError
 from lapinfer.home import hub_cache
 from lapinfer.report.verify import verify
@@ -54,7 +54,15 @@ def pulled(name: str = "org/name") -> tuple[Path, list[str], list[tuple[int, int
     """Where it is, what was said, and what progress was told."""
     said: list[str] = []
     counts: list[tuple[int, int]] = []
-    return hub.pull(name, lambda *both: counts.append(both), said.append), said, counts
+
+    def told(what: str, *both: int) -> None:
+        if both:
+            assert what == f"pulling {name}"
+            counts.append((both[0], both[1]))
+        else:
+            said.append(what)
+
+    return hub.pull(name, told), said, counts
 
 
 def test_what_is_needed_is_fetched_and_nothing_else(remote: Hub) -> None:
@@ -109,7 +117,7 @@ def test_what_breaks_off_goes_on(remote: Hub, trouble: list[str], words: str) ->
 def test_a_pull_that_is_killed_goes_on(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "CHUNK", 1000)
 
-    def stop(done: int, total: int) -> None:
+    def stop(what: str, done: int, total: int) -> None:
         if done > 20_000:
             raise KeyboardInterrupt
 
@@ -180,6 +188,21 @@ def test_refusals_are_a_line(remote: Hub, code: int, kind: str, words: str) -> N
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert "hf_secret" not in result.stderr
+
+
+def test_without_the_client_of_the_hub_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r'downloading it needs: pip install "lapinfer\[hub\]"'):
+        pulled()
+
+
+def test_a_hub_that_cannot_be_reached_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_server({}) as server:
+        gone = server.url
+    monkeypatch.setenv("HF_ENDPOINT", gone)
+    with pytest.raises(CheckpointError, match="the hub cannot be reached") as caught:
+        pulled()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_gated_file_of_an_open_list(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +281,7 @@ def test_two_at_once_fetch_once(remote: Hub, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_rate_is_that_of_the_last_second() -> None:
     now = [0.0]
-    rate = Rate(lambda: now[0])
+    rate = fetch.Rate(lambda: now[0])
     said = []
     for now[0], done in ((0.5, 10), (1.0, 2e6), (1.5, 9e6), (3.0, 10e6), (4.0, 5e6)):
         said.append(rate.told(done))

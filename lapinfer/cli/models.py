@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lapinfer.cli.bars import Progress
 from lapinfer.cli.console import note
-from lapinfer.digits import size
 from lapinfer.interrupts import KEYBOARD
 from lapinfer.options import LoadOptions
-from lapinfer.progress import Phase
 
 if TYPE_CHECKING:
     from lapinfer.text.language_model import LanguageModel
@@ -42,26 +38,7 @@ def pull_model(name: str) -> Path:
     from lapinfer.checkpoint import hub
 
     with Progress() as progress, KEYBOARD.wakes():  # it waits for the network, and removes what is not whole
-        rate = Rate()
-        return hub.pull(
-            name,
-            lambda done, total: progress(Phase(f"pulling {name}", "bytes", beside=rate.told(done)), done, total),
-            progress,
-        )
-
-
-class Rate:
-    """Bytes per second of the last second or more, in words; nothing at first."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._words = clock, ""
-        self._since, self._before = clock(), 0.0
-
-    def told(self, done: float) -> str:
-        if (seconds := self._clock() - self._since) >= 1.0:
-            self._words = f"{size(max(done - self._before, 0.0) / seconds)}/s"
-            self._since, self._before = self._clock(), done
-        return self._words
+        return hub.pull(name, progress)
 
 
 def open_model(name: str, options: LoadOptions, verbose: bool = False) -> LanguageModel:

@@ -156,18 +156,14 @@ LoadingPage = Annotated[LoadOptions, load_group("quant", "threads")]
 Sampling = Annotated[dict[str, Any], sampling_group()]
 
 Model = Annotated[str, typer.Argument(help=MODEL_NAMES, autocompletion=complete.models)]
-DefaultModel = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_NAMES, autocompletion=complete.models)
-]
+DefaultModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_NAMES, autocompletion=complete.models)]
 KnownModel = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_NAMES, autocompletion=complete.known_models)
+    str | None, typer.Argument(metavar="MODEL", help=MODEL_NAMES, autocompletion=complete.known_models)
 ]
 """Of info, which knows more models by their sizes."""
 Models = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[MODELS...]", help=MODEL_NAMES, show_default=SHIPPED_MODELS, autocompletion=complete.models
-    ),
+    typer.Argument(metavar="MODELS", help=MODEL_NAMES, show_default=SHIPPED_MODELS, autocompletion=complete.models),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[

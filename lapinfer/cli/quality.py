@@ -106,7 +106,7 @@ def embed(
 @with_groups
 def experts(
     model: Model,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The texts to read.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="The texts to read.")],
     *,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report, too: .html, .json or .npz.")

@@ -22,7 +22,7 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODELS...]",
+            metavar="MODELS",
             help=MODEL_NAMES,
             show_default="all that lapinfer ls shows, but copies",
             autocompletion=model_names,

@@ -13,7 +13,7 @@ from lapinfer.errors import InputError
 
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Sizes and options: docs/training.md.")],
-    files: Annotated[list[Path], typer.Argument(metavar="DATA...", help="The texts to train on.")],
+    files: Annotated[list[Path], typer.Argument(metavar="DATA", help="The texts to train on.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The run's folder.", show_default="CONFIG's name")
     ] = None,

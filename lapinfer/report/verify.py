@@ -68,19 +68,23 @@ def verify(name: str, progress: Progress = silent) -> Iterator[Verified]:
 
 
 def verify_all(progress: Progress = silent) -> Iterator[Verified]:
-    """All packed copies in the cache, and the models that come with the package."""
+    """All packed copies in the cache, the model that was pulled by its alias, and those that come with the package."""
     copies = packed_copies()
-    folders = [(name, folder) for name in SHIPPED if (folder := shipped_model(name)) is not None]
-    sizes = [packed_path(folder).stat().st_size for folder in (*copies, *(folder for _, folder in folders))]
+    pulled = [(smollm2.ALIAS, smollm2.pulled_file())] if smollm2.pulled_file().is_file() else []
+    sources = pulled + [(name, folder) for name in SHIPPED if (folder := shipped_model(name)) is not None]
+    sizes = [packed_path(path).stat().st_size for path in (*copies, *(path for _, path in sources))]
     told = [
         lambda phase, done, _, before=before: progress(phase, before + done, sum(sizes))
         for before in itertools.accumulate(sizes, initial=0)
     ]
     for copy, tell in zip(copies, told, strict=False):
         yield _copy(copy, tell)
-    for (name, folder), tell in zip(folders, told[len(copies) :], strict=False):
-        if not isinstance(found := resolve(folder), Path):
-            yield _source(name, found, tell)
+    for (name, path), tell in zip(sources, told[len(copies) :], strict=False):
+        try:
+            if not isinstance(found := resolve(path), Path):
+                yield _source(name, found, tell)
+        except CheckpointError as error:
+            yield Verified(name, str(path), 0, (str(error),))
 
 
 def packed_copies() -> list[Path]:
