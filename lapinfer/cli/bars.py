@@ -95,8 +95,11 @@ class Progress:
             self._over.set()
             LAST_LINE.clear()
             KEYBOARD.before_end = None
+            self._draws = False  # a model may tell of a kernel that it compiles later: in a line
         if kind is None and (line := self.summary()):
             note(line)
+        self._paces.clear()
+        self._phase = None
 
     def summary(self) -> str:
         """How long the phases took, where that was long."""
