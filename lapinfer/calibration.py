@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -24,6 +24,7 @@ from lapinfer.families import spec_from_config
 from lapinfer.home import home
 from lapinfer.machine import default_threads
 from lapinfer.model import Model
+from lapinfer.outputs import KEPT_WHILE_OPEN, release_files
 from lapinfer.packing.copies import Use
 from lapinfer.packing.entries import PackedEntry
 from lapinfer.packing.pack import MEASURED, pack_checkpoint
@@ -243,6 +244,24 @@ class TokenCalibration:
 
         Of a text, matrices whose format can be are quantized with error feedback, but for wide ones and large banks.
         """
+        digest = hashlib.sha256(
+            f"{self._folder.resolve()} {self._checkpoint.contents.identity()}".encode()
+        ).hexdigest()[:12]
+        temporary = home() / CALIBRATION / digest
+        use = Use(temporary, self._checkpoint.path)
+        try:
+            yield from self._measured_by_copy(temporary, matrices, progress)
+        finally:
+            release_files()
+            if KEPT_WHILE_OPEN:
+                use.close()
+            shutil.rmtree(temporary, ignore_errors=True)
+            use.close()
+
+    def _measured_by_copy(
+        self, temporary: Path, matrices: Sequence[PackedEntry], progress: Progress
+    ) -> Generator[tuple[str, Inputs], None, None]:
+        """The same, by a q8 copy of the model in that folder, which nothing holds afterwards."""
         weighed, fed = [], []
         for entry in matrices:
             (fed if self.of_text and _feeds_back(entry) else weighed).append(entry.tensor)
@@ -252,7 +271,7 @@ class TokenCalibration:
         groups = [*groups_within({name: sum(map(_covariance_bytes, parts)) for name, parts in by_name.items()})]
         runs = bool(weighed) + len(groups)
         inputs: dict[str, dict[str, np.ndarray]] = {}
-        with self._model(progress) as model:
+        with closing(self._copied_model(temporary, progress)) as model:
             told = _of_run(0, runs, progress)
             moments = second_moments(model, self.tokens.chunks, weighed, told) if weighed else {}
             for tensor in weighed:
@@ -281,34 +300,20 @@ class TokenCalibration:
             raise CheckpointError(f"{self._checkpoint.path}: {tensor.name}: {error}") from error
         return covariance
 
-    @contextmanager
-    def _model(self, progress: Progress) -> Iterator[Model]:
-        """The checkpoint as q8 in a folder that is removed afterwards."""
-        digest = hashlib.sha256(
-            f"{self._folder.resolve()} {self._checkpoint.contents.identity()}".encode()
-        ).hexdigest()[:12]
-        temporary = home() / CALIBRATION / digest
+    def _copied_model(self, folder: Path, progress: Progress) -> Model:
+        """The checkpoint as q8, packed into `folder`."""
         length = self.tokens.chunks.shape[1]
         limits = Limits(length, step=length, threads=default_threads(), activations="q16")
-        use = Use(temporary, self._checkpoint.path)
-        try:
-            pack_checkpoint(
-                self._checkpoint,
-                temporary,
-                "q8",
-                force=True,
-                progress=lambda phase, *counts: progress(Phase("preparing", phase.unit, part=(1, MEASURED)), *counts),
-                coarse=False,
-            )
-            weights = PackedFile(temporary, tensors(self._spec).values())
-            model = Model(self._spec, weights, limits, name=str(self._checkpoint.path))
-            try:
-                yield model
-            finally:
-                model.close()
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            use.close()
+        pack_checkpoint(
+            self._checkpoint,
+            folder,
+            "q8",
+            force=True,
+            progress=lambda phase, *counts: progress(Phase("preparing", phase.unit, part=(1, MEASURED)), *counts),
+            coarse=False,
+        )
+        weights = PackedFile(folder, tensors(self._spec).values())
+        return Model(self._spec, weights, limits, name=str(self._checkpoint.path))
 
 
 def pack_calibrated(

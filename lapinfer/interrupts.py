@@ -87,7 +87,8 @@ class Keyboard:
 
     def __enter__(self) -> Keyboard:
         reader, writer = os.pipe()
-        os.set_blocking(writer, False)
+        if hasattr(os, "set_blocking"):  # Windows has it from Python 3.12 on, and needs it for sockets alone
+            os.set_blocking(writer, False)
         self._watched = started(self._watch, reader, name="lapinfer-keyboard") is not None
         if self._watched:
             signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

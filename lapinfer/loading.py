@@ -21,7 +21,7 @@ from lapinfer.home import packed_models
 from lapinfer.machine import available_memory, default_threads, resident_bytes
 from lapinfer.model import Model
 from lapinfer.options import SYSTEM, LoadOptions, Policy
-from lapinfer.outputs import replaced
+from lapinfer.outputs import release_files, replaced
 from lapinfer.packing.assemble import Assembler
 from lapinfer.packing.coarse import with_coarse_head
 from lapinfer.packing.copies import Use, cached_folder
@@ -69,12 +69,15 @@ def load_model(
     began = time.perf_counter()
     found = _packed(path_or_name, options, say, beside)
     pack_s = time.perf_counter() - began
+    model = None
     try:
         model = _checked_model(found, options, str(path_or_name), say, beside)
     except DamagedError as error:
         if not found.is_copy:
             raise DamagedError(f"{error}; convert the checkpoint again") from error
         say(f"note: {error}; packing it again")
+    if model is None:  # not where the error is handled, whose traceback holds the file
+        release_files()
         (found.folder / FILE_NAME).unlink(missing_ok=True)
         found = _packed(path_or_name, options, say, beside)
         try:

@@ -1,28 +1,42 @@
-"""Locks on files between processes: who holds one, and waiting for it with a word. Standard library alone."""
+"""Locks on files between processes: who holds one, and waiting for it with a word. Standard library alone.
+
+A lock goes with the open file that has it. On Windows it keeps others from reading the first byte, and folders cannot
+be opened: there a file of its own is locked (`LOCK`), which nobody reads.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-try:
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
-HAS_LOCKS = fcntl is not None
+LOCK = ".lapinfer-lock"
+"""The name of a file that is there to be locked."""
 LOOK = 0.1
 """Seconds between two tries."""
 
 
 def locked(descriptor: int, *, shared: bool = False) -> bool:
-    """Whether this process has the lock of an open file now; always where the platform has none.
+    """Whether this process has the lock of an open file now.
 
-    shared: with others who share it, which keeps away those who want it alone.
+    shared: with others who share it, which keeps away those who want it alone. On Windows that is nothing: an open file
+    cannot be removed there.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
+        if shared:
+            return True
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # the first byte, which need not be there
+        except OSError:
+            return False
         return True
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -44,6 +58,8 @@ def wait_for_lock(descriptor: int, told: Callable[[str], object], *, shared: boo
 
 def holder(descriptor: int) -> str:
     """Who has the lock of an open file, as far as Linux tells: a process, and whether it is stopped."""
+    if sys.platform == "win32":
+        return "another process"
     found = os.fstat(descriptor)
     place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     try:

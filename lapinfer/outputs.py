@@ -6,9 +6,11 @@ Every command and function that writes to a path which its caller has named does
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,10 +20,18 @@ from lapinfer.errors import InputError
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Added to the flags of every file that is opened for writing."""
+KEPT_WHILE_OPEN = sys.platform == "win32"
+"""Whether the system neither renames, replaces nor removes a file that is open or mapped."""
 PART = ".lapinfer-"
 """How names of files begin that are not complete yet."""
 OR_FORCE = "name another, or replace it by --force (in Python: force=True)"
 FOREIGN = "not written by lapinfer"
+
+
+def release_files() -> None:
+    """Have forgotten objects close and unmap their files, where these could not be replaced or removed else."""
+    if KEPT_WHILE_OPEN:
+        gc.collect()
 
 
 def nothing(path: Path) -> bool:

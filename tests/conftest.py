@@ -20,6 +20,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_isa.py")
 
 
+@pytest.fixture
+def kept_while_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: what is open or mapped is neither renamed, replaced nor removed."""
+    import other_systems
+
+    from lapinfer import outputs
+    from lapinfer.packing import writer
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("sees open files as Linux tells of them")
+    for module in (outputs, writer):
+        monkeypatch.setattr(module, "KEPT_WHILE_OPEN", True)
+    other_systems.keep_open_files(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="module")
 def one_torch_thread():
     """PyTorch with one thread: small trainings are no faster with more, and much slower beside others."""

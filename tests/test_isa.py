@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -171,16 +172,25 @@ def test_an_older_processor_is_refused_what_it_lacks(monkeypatch: pytest.MonkeyP
         isa.apply()
 
 
-def test_arm_hosts_whose_features_llvm_does_not_know_use_the_dot_product(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("system", ["darwin", "win32", "linux"])
+@pytest.mark.parametrize("has", [True, False])
+def test_arm_hosts_whose_features_llvm_does_not_know_use_the_dot_product(
+    system: str, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system tells: of Windows IsProcessorFeaturePresent(43), of Linux a bit of AT_HWCAP; Apple's all have it."""
+    kernel32 = SimpleNamespace(IsProcessorFeaturePresent=lambda number: int(has and number == 43))
+    monkeypatch.setattr(isa.ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
+    libc = SimpleNamespace(getauxval=lambda kind: has << 20 if kind == 16 else 0)
+    monkeypatch.setattr(isa.ctypes, "CDLL", lambda name: libc)
     applied: dict[str, str] = {}
     monkeypatch.delenv("LAPINFER_ISA", raising=False)
     monkeypatch.delenv("NUMBA_CPU_NAME", raising=False)
     monkeypatch.setattr(isa, "architecture", lambda: "aarch64")
     monkeypatch.setattr(isa, "reported_features", set)
-    monkeypatch.setattr(isa.sys, "platform", "darwin")
+    monkeypatch.setattr(isa.sys, "platform", system)
     monkeypatch.setattr(isa, "_set", applied.update)
     isa.apply()
-    assert "+dotprod" in applied["NUMBA_CPU_FEATURES"]
+    assert ("+dotprod" in applied.get("NUMBA_CPU_FEATURES", "")) == (has or system == "darwin")
 
 
 def test_intrinsics_given_to_kernels_have_names_of_their_own() -> None:

@@ -94,6 +94,12 @@ def test_bytes_are_the_same_every_time_and_for_the_official_library(tmp_path):
     assert not list((tmp_path / "home" / "calibration").iterdir())  # the q8 copy is gone
 
 
+def test_the_copy_for_calibration_is_let_go_before_it_is_removed(tmp_path, kept_while_open):
+    pack_calibrated(write(tmp_path / "model"), tmp_path / "packed", "q4")
+    assert not list((tmp_path / "home" / "calibration").iterdir())
+    assert sorted(os.listdir(tmp_path / "packed")) == ["config.json", FILE_NAME]
+
+
 KILLED = """
 import sys, time
 from pathlib import Path

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import other_systems
 import pytest
 import safetensors.numpy
 
@@ -159,6 +160,7 @@ KILLED = """
 import sys, os
 sys.path.insert(0, sys.argv[2])
 from test_packed import *
+{begin}
 with PackedWriter(__import__("pathlib").Path(sys.argv[1]), ENTRIES, METADATA) as writer:
     writer.write("embed", arrays()["embed"])
     writer.write("layers.0.qkv", arrays()["layers.0.qkv"][:1])
@@ -167,8 +169,8 @@ with PackedWriter(__import__("pathlib").Path(sys.argv[1]), ENTRIES, METADATA) as
 """
 
 
-def start(path, end):
-    code = KILLED.replace("{end}", end)
+def start(path, end, begin=""):
+    code = KILLED.replace("{end}", end).replace("{begin}", begin)
     return subprocess.Popen([sys.executable, "-c", code, path, os.path.dirname(__file__)], stdout=subprocess.PIPE)
 
 
@@ -181,15 +183,24 @@ def test_a_killed_packing_leaves_no_whole_file(path):
     np.testing.assert_array_equal(opened(path).tensor("layers.0.qkv"), arrays()["layers.0.qkv"])
 
 
-@pytest.mark.skipif(writing.fcntl is None, reason="no file locks here")
-def test_a_second_process_waits_and_finds_the_file(path):
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_second_process_waits_and_finds_the_file(path, kept, request):
+    """kept: on Windows nobody can rename what somebody has open, so who waits must not have it open."""
+    if kept:
+        request.getfixturevalue("kept_while_open")
     end = "import time; time.sleep(0.5); writer.write('layers.0.qkv', arrays()['layers.0.qkv'][1:])"
     end += "; [writer.write(n, arrays()[n]) for n in writer.remaining()]; writer.finish()"
-    process = start(path, end)
+    process = start(path, end, f"writing.KEPT_WHILE_OPEN = {kept}")
     assert process.stdout
     process.stdout.readline()
     heard: list[str] = []
-    with PackedWriter(path, ENTRIES, METADATA, notice=heard.append) as writer:
+
+    def hear(line: str) -> None:
+        heard.append(line)
+        if kept:
+            assert not [file for file in other_systems.open_files() if file.startswith(str(path))]
+
+    with PackedWriter(path, ENTRIES, METADATA, notice=hear) as writer:
         assert writer.finished
         assert not writer.remaining()
         writer.finish()

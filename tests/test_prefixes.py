@@ -135,7 +135,7 @@ def only_file(folder: Path) -> Path:
     return path
 
 
-def test_damaged_files_are_removed_with_one_note(model: Model, tmp_path: Path) -> None:
+def test_damaged_files_are_removed_with_one_note(model: Model, tmp_path: Path, kept_while_open: None) -> None:
     """A bit anywhere, a part missing, something added, another name, a count that would take all memory."""
     notes: list[str] = []
     state = state_of(model, IDS[:40])

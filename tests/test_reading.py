@@ -51,6 +51,7 @@ def test_bytes_are_those_of_the_file(tmp_path, monkeypatch, positioned):
     content = np.random.default_rng(1).bytes(5000)
     (tmp_path / "x").write_bytes(content)
     monkeypatch.setattr(reading, "STEP", 512)
+    monkeypatch.setattr(reading, "MOST", 300)
     file = OpenFile(tmp_path / "x")
     assert file.read(7, 4001).tobytes() == content[7:4001]
     assert b"".join(map(bytes, file.pieces(3, 4000))) == content[3:4000]

@@ -185,6 +185,10 @@ def test_a_damaged_copy_is_packed_again_with_a_notice(tmp_path, no_models, where
     assert "\n" not in said[0]
 
 
+def test_a_damaged_copy_is_let_go_before_it_is_replaced(tmp_path, no_models, kept_while_open):
+    test_a_damaged_copy_is_packed_again_with_a_notice(tmp_path, no_models, "weights")
+
+
 def test_damage_that_comes_back_says_what_to_delete(tmp_path, no_models, monkeypatch):
     folder = write(tmp_path / "model").path
 

@@ -24,8 +24,8 @@ from typing import Any, Final, Literal
 
 from lapinfer.digits import size
 from lapinfer.errors import CheckpointError, DoesNotFitError
-from lapinfer.locks import HAS_LOCKS, wait_for_lock
-from lapinfer.outputs import NOT_FOLLOWED
+from lapinfer.locks import wait_for_lock
+from lapinfer.outputs import KEPT_WHILE_OPEN, NOT_FOLLOWED
 
 HALF: Final = ".incomplete"
 """Added to the names of files that are not whole yet."""
@@ -161,7 +161,7 @@ class _Fetching:
             try:
                 self._fetch()
                 os.fsync(self._descriptor)
-                if not HAS_LOCKS:  # Windows renames no open file
+                if KEPT_WHILE_OPEN:
                     self._close()
                 os.replace(file.half, file.target)
             finally:

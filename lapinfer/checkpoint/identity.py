@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -31,7 +32,7 @@ PIECE = 16 << 20
 TICK_NS = 2_000_000_000
 """The clock of no file system is coarser."""
 LONGEST_NOTE = 200
-HAS_CHANGE_TIME = os.name != "nt"
+HAS_CHANGE_TIME = sys.platform != "win32"
 """Elsewhere st_ctime is the time of creation, which says nothing of what was written since."""
 
 Progress = Callable[[int, int], None]

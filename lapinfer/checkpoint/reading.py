@@ -22,6 +22,10 @@ STEP = 1 << 20
 """Bytes that are looked at together where a whole file goes by: they stay in a core's cache."""
 
 
+MOST = 1 << 30
+"""Bytes of one call: macOS refuses 2 GiB."""
+
+
 class ChangedError(CheckpointError):
     """A file isn't what it was when it was opened."""
 
@@ -77,7 +81,7 @@ class OpenFile:
         left, stop = memory.data, start + memory.nbytes
         while left:
             try:
-                count = self._read_into(left, stop - len(left))
+                count = self._read_into(left[:MOST], stop - len(left))
             except OSError as error:
                 raise self._cannot_be_read(error) from error
             if not count:

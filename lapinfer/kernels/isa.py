@@ -66,13 +66,18 @@ def host_features() -> set[str]:
     have = reported_features()
     if architecture() == "aarch64":
         have |= set(_ARM)  # part of the architecture
-        if sys.platform == "darwin" or _linux_has_dotprod():  # every Apple M has it
+        if _arm_has_dotprod():
             have.add("dotprod")
     return have
 
 
-def _linux_has_dotprod() -> bool:
-    """The kernel's word (getauxval), for where LLVM does not look."""
+def _arm_has_dotprod() -> bool:
+    """The system's word, for where LLVM does not look."""
+    if sys.platform == "darwin":
+        return True  # every Apple M has it
+    if sys.platform == "win32":
+        pf_arm_v82_dp_instructions_available = 43
+        return bool(ctypes.windll.kernel32.IsProcessorFeaturePresent(pf_arm_v82_dp_instructions_available))
     at_hwcap, asimddp = 16, 1 << 20
     try:
         return bool(ctypes.CDLL(None).getauxval(at_hwcap) & asimddp)

@@ -20,15 +20,9 @@ import numpy as np
 from lapinfer.checkpoint.home import in_home, is_packed
 from lapinfer.checkpoint.safetensors import layout
 from lapinfer.errors import CheckpointError, DoesNotFitError
-from lapinfer.locks import wait_for_lock
-from lapinfer.outputs import NOT_FOLLOWED, append, begins_with, check_place, write_whole
+from lapinfer.locks import LOCK, wait_for_lock
+from lapinfer.outputs import KEPT_WHILE_OPEN, NOT_FOLLOWED, append, begins_with, check_place, write_whole
 from lapinfer.packing.entries import ALIGN, DIGESTS, VERSION, BankEntry, PackedEntry, parts_of
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes that pack the same model do the work twice
-    fcntl = None
-
 
 PARTIAL, JOURNAL = ".partial", ".journal"
 """Added to the name of a file that is being written, and of the list of its complete tensors."""
@@ -74,14 +68,15 @@ class PackedWriter:
         self._written = dict.fromkeys(self._places, 0)
         self._hashes = {name: hashlib.sha256() for name in self._places}
         self._done: dict[str, bytes] = {}  # with their digests
-        self._fd = -1
+        self._fd = self._lock = -1
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = self._locked_partial()
             try:
+                self._fd = self._locked_partial()
                 self.finished = self._already_there()
                 if self.finished:
                     self._done = dict.fromkeys(self._places, b"")
+                    self._let_go()
                     self._partial.unlink()
                 else:
                     check_place(self._partial, is_begun, force=self._force, otherwise="not begun by lapinfer")
@@ -158,8 +153,7 @@ class PackedWriter:
             self._write_at(self._digests_at, b"".join(digests))
             os.fsync(self._fd)
             check_place(self.path, is_packed, force=self._force)
-            if fcntl is None:  # Windows cannot rename an open file
-                self.close()
+            self._let_go()
             os.replace(self._partial, self.path)
             self._journal.unlink(missing_ok=True)
         self.finished = True
@@ -170,8 +164,7 @@ class PackedWriter:
         if self.finished:
             return
         with self._errors():
-            if fcntl is None:  # Windows cannot remove an open file
-                self.close()
+            self._let_go()
             self._journal.unlink(missing_ok=True)
             self._partial.unlink(missing_ok=True)
         self.close()
@@ -179,6 +172,17 @@ class PackedWriter:
     def close(self) -> None:
         """Let go of the file and its lock; what is done stays for the next writer."""
         if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+            with suppress(OSError):  # another process waits for it, and removes it in turn
+                self.path.with_name(LOCK).unlink()
+
+    def _let_go(self) -> None:
+        """Close the file, and keep the lock, where the system would not rename or remove it else."""
+        if KEPT_WHILE_OPEN:
             os.close(self._fd)
             self._fd = -1
 
@@ -192,12 +196,14 @@ class PackedWriter:
 
     def _locked_partial(self) -> int:
         """Open and lock the partial file. A waiter may get the lock on a file that has its final name by then."""
+        if KEPT_WHILE_OPEN:  # nobody could rename the file that another process waits for
+            self._lock = os.open(self.path.with_name(LOCK), os.O_RDWR | os.O_CREAT | NOT_FOLLOWED, 0o666)
+            self._wait_for(self._lock)
+            return self._open_partial()
         while True:
             fd = self._open_partial()
-            if fcntl is None:
-                return fd
             try:
-                wait_for_lock(fd, lambda who: self._notice(f"{self.path.parent}: waiting for {who}: it packs here"))
+                self._wait_for(fd)
                 try:
                     if os.path.samestat(os.stat(self._partial), os.fstat(fd)):
                         return fd
@@ -207,6 +213,9 @@ class PackedWriter:
                 os.close(fd)
                 raise
             os.close(fd)
+
+    def _wait_for(self, descriptor: int) -> None:
+        wait_for_lock(descriptor, lambda who: self._notice(f"{self.path.parent}: waiting for {who}: it packs here"))
 
     def _open_partial(self) -> int:
         """Open or make the partial file: of this name alone, and no link."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,8 @@ from lapinfer.serve.app import application
 from lapinfer.serve.connections import Connection
 from lapinfer.serve.state import State
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if sys.platform == "win32" else []))
+"""What asks for an end; SIGBREAK is Ctrl-Break, which programs on Windows can send each other."""
 SECONDS_UNREAD = 60
 """After which a connection ends whose other side takes nothing any more, or has left without a word."""
 
@@ -41,7 +43,9 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InputError(f"--host {host}: {error.strerror or error}; try 127.0.0.1") from error
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The port of a server that has just ended is free. On Windows the same word would share that of one that runs.
+        alone = socket.SO_EXCLUSIVEADDRUSE if sys.platform == "win32" else socket.SO_REUSEADDR
+        listener.setsockopt(socket.SOL_SOCKET, alone, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have what their listener has
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SECONDS_UNREAD * 1000)

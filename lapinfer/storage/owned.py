@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lapinfer.digits import size
-from lapinfer.locks import HAS_LOCKS, holder, locked
-from lapinfer.outputs import NOT_FOLLOWED
+from lapinfer.locks import holder, locked
+from lapinfer.outputs import KEPT_WHILE_OPEN, NOT_FOLLOWED
 
 
 class InUseError(Exception):
@@ -80,7 +80,7 @@ def _remove_empty(folder: Path) -> None:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """With the lock of a file, if it is there; InUseError where another process has it."""
-    if not HAS_LOCKS:  # Windows removes no file that somebody has mapped
+    if KEPT_WHILE_OPEN:
         yield
         return
     try:

@@ -51,6 +51,10 @@ FIRST = 16
 """Characters of a name that tell the first ids."""
 
 
+class _DamagedError(Exception):
+    """A file is not what was written."""
+
+
 class PrefixFiles:
     """The files of one model, in a folder of those of several; `limit` is of all of them together, in bytes."""
 
@@ -134,10 +138,10 @@ class PrefixFiles:
         for name in [name for name, stored in alike.items() if stored is None]:
             path = self._folder / self._key / name
             with self._opened(path) as file:
-                if file is not None and (head := self._head(file, path)) is not None:
-                    alike[name] = head[0]
+                if file is not None:
+                    alike[name] = head = self._head(file, path)[0]
                     with self._known:
-                        self._ids[name] = head[0]
+                        self._ids[name] = head
         return {name: stored for name, stored in alike.items() if stored is not None}
 
     def _forget_beginnings(self, ids: np.ndarray) -> None:
@@ -154,14 +158,18 @@ class PrefixFiles:
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BinaryIO | None]:
-        """The file, if it is as private as it must be; foreign ones are removed."""
+        """The file, if it is as private as it must be; foreign ones are removed, and damaged ones when it is closed."""
         with open_private(path, self._limit) as file:
-            if file is None and os.path.lexists(path):
-                self._remove(path)
-            yield file
+            damaged = file is None and os.path.lexists(path)
+            try:
+                yield file
+            except _DamagedError:
+                damaged = True
+        if damaged:  # not while it is open, which Windows refuses
+            self._remove(path)
 
-    def _head(self, file: BinaryIO, path: Path) -> tuple[np.ndarray, bytes] | None:
-        """The ids, and the digest that the body must have; None, and the file removed, where it is damaged."""
+    def _head(self, file: BinaryIO, path: Path) -> tuple[np.ndarray, bytes]:
+        """The ids, and the digest that the body must have."""
         size = os.fstat(file.fileno()).st_size
         fixed = file.read(FIXED)
         count = int.from_bytes(fixed[-4:], "little")
@@ -173,18 +181,16 @@ class PrefixFiles:
                 is_whole = fixed[len(MAGIC) : len(MAGIC) + DIGEST] == self._digest(ids, body)
                 if is_whole and path.name == _name(ids):
                     return ids, body
-        self._remove(path)
-        return None
+        raise _DamagedError
 
     def _read(self, path: Path) -> tuple[np.ndarray, SlotState] | None:
         """The ids and the state in a file; None, and the file removed, where it is damaged."""
         with self._opened(path) as file:
-            head = None if file is None else self._head(file, path)
-            if file is None or head is None:
+            if file is None:
                 with self._known:
                     self._ids.pop(path.name, None)
                 return None
-            (ids, expected), digest = head, hashlib.sha256()
+            (ids, expected), digest = self._head(file, path), hashlib.sha256()
             layers: list[tuple[np.ndarray, ...]] = []
             for shapes in layout(self._spec, self._kind, len(ids)):
                 arrays = tuple(np.empty(shape, kind) for shape, kind in shapes)
@@ -193,9 +199,9 @@ class PrefixFiles:
                     digest.update(array.data)
                 layers.append(arrays)
             if digest.digest() != expected:
-                self._remove(path)
-                return None
-        return ids, SlotState(len(ids), (self._kind,) * len(self._spec.layers), tuple(layers))
+                raise _DamagedError
+            return ids, SlotState(len(ids), (self._kind,) * len(self._spec.layers), tuple(layers))
+        return None
 
     def _write(self, file: BinaryIO, ids: np.ndarray, state: SlotState) -> None:
         arrays = [array for layer in state.layers for array in layer]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lapinfer.errors import CheckpointError, InputError
-from lapinfer.locks import holder, locked
+from lapinfer.locks import LOCK, holder, locked
 from lapinfer.outputs import PART, append, cannot_write, whole_file, write_whole
 from lapinfer.train.config import Config
 from lapinfer.train.decoder import Decoder
@@ -76,16 +77,17 @@ def _described(config: Config, digest: str) -> dict[str, Any]:
 def only_run(folder: Path) -> Iterator[None]:
     """The folder, there and locked for this process; InputError when another one trains in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    if os.name == "nt":  # folders cannot be opened
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    apart = sys.platform == "win32"  # where folders cannot be opened
+    descriptor = os.open(folder / LOCK if apart else folder, os.O_RDWR | os.O_CREAT if apart else os.O_RDONLY)
     try:
         if not locked(descriptor):
             raise InputError(f"{folder}: {holder(descriptor)} trains here; wait for it, or name another folder")
         yield
     finally:
         os.close(descriptor)
+        if apart:
+            with suppress(OSError):  # another process looks at it, and removes it in turn
+                (folder / LOCK).unlink()
 
 
 def _difference(name: str, stored: Any, wanted: Any) -> str | None:
