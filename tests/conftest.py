@@ -25,12 +25,13 @@ def kept_while_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows: what is open or mapped is neither renamed, replaced nor removed."""
     import other_systems
 
-    from lapinfer import outputs
+    from lapinfer import calibration, outputs
     from lapinfer.packing import writer
+    from lapinfer.storage import owned
 
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("sees open files as Linux tells of them")
-    for module in (outputs, writer):
+    for module in (outputs, writer, calibration, owned):
         monkeypatch.setattr(module, "KEPT_WHILE_OPEN", True)
     other_systems.keep_open_files(monkeypatch.setattr)
 

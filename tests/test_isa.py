@@ -177,7 +177,7 @@ def test_an_older_processor_is_refused_what_it_lacks(monkeypatch: pytest.MonkeyP
 def test_arm_hosts_whose_features_llvm_does_not_know_use_the_dot_product(
     system: str, has: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the system tells: of Windows IsProcessorFeaturePresent(43), of Linux a bit of AT_HWCAP; Apple's all have it."""
+    """As the system tells: Windows by IsProcessorFeaturePresent(43), Linux by a bit of AT_HWCAP; Apple has it."""
     kernel32 = SimpleNamespace(IsProcessorFeaturePresent=lambda number: int(has and number == 43))
     monkeypatch.setattr(isa.ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
     libc = SimpleNamespace(getauxval=lambda kind: has << 20 if kind == 16 else 0)
