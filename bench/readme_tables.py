@@ -108,7 +108,7 @@ def engines() -> str:
     for model in found["models"]:
         for mine in dict.fromkeys(pair["ours"] for pair in model["pairs"]):
             pairs = [pair for pair in model["pairs"] if pair["ours"] == mine]
-            cells = [NAMES[model["model"]] + mine.removeprefix("lapinfer")]
+            cells = [NAMES.get(model["model"], model["model"]) + mine.removeprefix("lapinfer")]
             for test in ("prefill", "decode"):
                 cells.append(f"**{pairs[0][f'{test}_{mine}']:,.0f}**")
                 for name in names:

@@ -37,6 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    repository = config.extra["repository"]
     source = ELSEWHERE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     pages = {file: uri for uri, file in ELSEWHERE.items()} | {
         f"docs/{file.src_uri}": file.src_uri for file in files if file.src_uri not in ELSEWHERE
@@ -48,8 +49,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         path, _, anchor = link.partition("#")
         anchor = f"#{anchor}" if anchor else ""
-        if path.startswith(f"{config.repo_url}/blob/main/"):
-            target = path.removeprefix(f"{config.repo_url}/blob/main/")
+        if path.startswith(f"{repository}/blob/main/"):
+            target = path.removeprefix(f"{repository}/blob/main/")
         elif re.match(r"[a-z]+:", path):
             return link
         else:
@@ -59,6 +60,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if not (ROOT / target).exists():
             logger.warning("%s links to %s, which does not exist", source, link)
         kind = "tree" if (ROOT / target).is_dir() else "blob"
-        return f"{config.repo_url}/{kind}/main/{target}{anchor}"
+        return f"{repository}/{kind}/main/{target}{anchor}"
 
     return FENCE_OR_LINK.sub(moved, COMMENT.sub("", markdown))
