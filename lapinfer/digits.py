@@ -80,6 +80,7 @@ def counted(done: float, total: float | None, unit: str) -> str:
     if total is None:
         return f"{many(done)} {unit}"
     for power, letter in _MANY:
-        if total >= 10 * power:
-            return f"{done / power:,.0f}/{total / power:,.0f} {letter} {unit}"
+        if total >= power:
+            places = int(total < 10 * power)
+            return f"{done / power:,.{places}f}/{total / power:,.{places}f} {letter} {unit}"
     return f"{done:,.0f}/{total:,.0f} {unit}"

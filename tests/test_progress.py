@@ -39,7 +39,7 @@ SMALLEST, LARGEST = 1e-9, 1e15
         (duration(1e6), "11 d 14 h"),
         (counted(3, 8, "steps"), "3/8 steps"), (counted(84e6, 135e6, "weights"), "84/135 M weights"),
         (counted(12.1e6, 1.2e9, "bytes"), "12.1 MB/1.2 GB"), (counted(5, None, "texts"), "5 texts"),
-        (counted(5, 9, ""), ""),
+        (counted(5, 9, ""), ""), (counted(2_135_274, 2_617_592, "weights"), "2.1/2.6 M weights"),
     ],
 )  # fmt: skip
 def test_numbers_have_the_digits_that_people_read(shown: str, expected: str) -> None:

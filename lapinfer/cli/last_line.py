@@ -20,17 +20,20 @@ class LastLine:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._console: Any = None
+        self._text = ""
 
     def show(self, console: Any, text: str) -> None:
         """A text of one line in place of what stands there. console: Rich's, which knows the terminal."""
         from rich.text import Text
 
         with self.lock, suppress(OSError, ValueError), console:  # within `console` all of it is one write
+            if self._console is not None and text == self._text:
+                return
             self.clear()
             line = Text(text, no_wrap=True, overflow="crop")
             line.highlight_regex("[━#]+", "cyan")
             console.print(line, end="")
-            self._console = console
+            self._console, self._text = console, text
 
     def clear(self) -> None:
         """Nothing stands there."""
