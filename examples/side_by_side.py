@@ -11,7 +11,6 @@ The default text is a page that the siblings were trained on, so it flatters the
 import argparse
 import sys
 from pathlib import Path
-from textwrap import fill
 
 import lapinfer
 from lapinfer.report.perplexity import perplexity
@@ -28,9 +27,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="default: a passage that comes with lapinfer")
     parser.add_argument("--tokens", type=int, default=100, help="how many are generated to measure (default 100)")
     args = parser.parse_args()
-    text = "\n\n".join(map(fill, passage().split("\n\n")))  # in short lines, as the siblings' novels are
-    if args.text is not None:
-        text = args.text.read_text(encoding="utf-8")
+    text = passage() if args.text is None else args.text.read_text(encoding="utf-8")
     rows = []
     for name in args.models:
         with lapinfer.load(name) as model:
