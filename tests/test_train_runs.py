@@ -102,6 +102,38 @@ def test_a_run_that_was_stopped_has_the_losses_of_one_that_was_not(kind: str, pr
     assert metrics(parts) == metrics(whole)
 
 
+def test_ctrl_c_saves_the_step_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, texts, told = config("moe", save_every=100), [training_runs.text()], []
+    train(made, texts, tmp_path / "whole")
+    real = loop.train_step
+
+    def pressed(model: Any, optimizer: Any, windows: Any, step: int, bf16: bool) -> Any:
+        if step == 6:
+            signal.raise_signal(signal.SIGINT)
+        return real(model, optimizer, windows, step, bf16)
+
+    def progress(what: str, done: float | None = None, total: float | None = None) -> None:
+        if done is None:
+            told.append(what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(made, texts, tmp_path / "parts", progress=progress)
+    assert _metadata(tmp_path / "parts")["step"] == "7"
+    assert told[-1].startswith("stopped after step 7 of 12")
+    train(made, texts, tmp_path / "parts", progress=progress)
+    assert "going on after step 7 of 12" in told
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_a_run_is_saved_after_some_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVED_WITHIN", -1.0)
+    with pytest.raises(Stopped):
+        train(config("moe", save_every=100), [training_runs.text()], tmp_path, progress=stopping_at(3))
+    assert _metadata(tmp_path)["step"] == "3"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("kind", ["moe", "fff"])
 def test_a_killed_process_loses_nothing_before_the_last_checkpoint(kind: str, tmp_path: Path) -> None:
@@ -394,6 +426,9 @@ def test_the_command_trains_and_goes_on(tmp_path: Path) -> None:
     toml.write_text("\n".join(lines))
     text = tmp_path / "text.txt"
     text.write_text(training_runs.text())
+    shorter = invoke(toml, text, "-o", tmp_path / "shorter", "--steps", 2)
+    assert shorter.exit_code == 0, shorter.stderr
+    assert "step 2 of 2" in shorter.stderr
     result = invoke(toml, text, "-o", tmp_path / "run", "--seed", 4, "--json")
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)

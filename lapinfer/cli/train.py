@@ -9,6 +9,7 @@ from lapinfer.cli.bars import Progress
 from lapinfer.cli.console import print_figures
 from lapinfer.cli.options import Json, Verbose
 from lapinfer.errors import InputError
+from lapinfer.interrupts import KEYBOARD
 
 
 def train(
@@ -21,6 +22,9 @@ def train(
         int | None,
         typer.Option("--seed", min=0, help="Seed of all random numbers.", show_default="the configuration's"),
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="How long to train.", show_default="the configuration's")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -32,10 +36,10 @@ def train(
     except ImportError as error:
         raise InputError(str(error)) from error
     settings = training.Config.from_toml(config)
-    if seed is not None:
-        settings = replace(settings, training=replace(settings.training, seed=seed))
+    given = {name: value for name, value in (("seed", seed), ("steps", steps)) if value is not None}
+    settings = replace(settings, training=replace(settings.training, **given))
     texts = training.read_texts(files)
-    with Progress() as progress:
+    with Progress() as progress, KEYBOARD.stops():
         result = training.train(settings, texts, Path(config.stem) if output is None else output, progress=progress)
     figures = {
         "checkpoint": str(result.checkpoint),

@@ -23,7 +23,8 @@ def read_texts(paths: Sequence[str | Path]) -> list[str]:
     texts = []
     for path in map(Path, paths):
         if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a text to train on")
+            what = "a folder, whose files are to be named (FOLDER/*.txt)" if path.is_dir() else "no such file"
+            raise InputError(f"{path}: {what}; expected a text to train on")
         texts.append(read_text(path))
         if not texts[-1].strip():
             raise InputError(f"{path}: empty; expected a text to train on")

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from lapinfer.digits import number
 from lapinfer.errors import InputError, TrainingError
+from lapinfer.interrupts import held
 from lapinfer.outputs import write_whole
 from lapinfer.progress import Phase, Progress, silent
 from lapinfer.tensors import active_parameters
@@ -29,6 +30,8 @@ from lapinfer.train.export import export
 from lapinfer.train.routed import Balance, add_records, balances_of, penalty, routed_layers
 
 TOKENIZING = "tokenizing"
+SAVED_WITHIN = 60.0
+"""Seconds of a run that a process which is killed loses at most, but for a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Trained:
 
 def train(config: Config, texts: Sequence[str], out: str | Path, *, progress: Progress | None = None) -> Trained:
     """Train on texts, in the folder `out`; call it again to go on with a run that was stopped.
+
+    Ctrl-C is raised after the step at hand, which is saved first.
 
     InputError when the texts are too short, `out` holds another run, or another process trains there; TrainingError
     when the loss is no number.
@@ -89,26 +94,41 @@ def _run(
     bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16())
     before = records.get("seconds", 0.0)
     began, first, tokens = time.perf_counter(), step, options.batch * model.config.length
-    say(Phase("training", "steps"), step, options.steps)
-    while step < options.steps:
-        figures = train_step(model, optimizer, batches.at(step), step, bf16)
-        step += 1
-        seconds, last = before + time.perf_counter() - began, step == options.steps
-        speed = tokens * (step - first) / (seconds - before)
-        records = {**records, "loss": figures["loss"], "seconds": seconds}
-        if step % options.log_every == 0 or last:
-            last_batch = balances_of(model)
-            add_records(last_batch, model)
-            metrics.write({"step": step, **figures, "seconds": round(seconds, 3), **_layers(last_batch)})
-        if step % options.validate_every == 0 or last:
-            balances = balances_of(model)
-            records["validation"] = validate(model, corpus.held_out, corpus.held_out_bytes, balances)
-            records["validation"] |= _layers(balances)
-            metrics.write({"step": step, "validation": records["validation"]})
-            say(_line(step, options.steps, figures["loss"], records["validation"], speed))
-        if step % options.save_every == 0 or last:
+    saved, saved_at, whole = step, began, True
+    said = f"training: {options.steps - step:,} steps of {tokens:,} tokens" if step < options.steps else ""
+    say(Phase("training", "steps", said=said), step, options.steps)
+    try:
+        while step < options.steps:
+            line = None
+            with held():  # Ctrl-C comes when nothing is half done; pressed twice, it comes at once
+                whole = False
+                figures = train_step(model, optimizer, batches.at(step), step, bf16)
+                step += 1
+                seconds, last = before + time.perf_counter() - began, step == options.steps
+                speed = tokens * (step - first) / (seconds - before)
+                records = {**records, "loss": figures["loss"], "seconds": seconds}
+                if step % options.log_every == 0 or last:
+                    last_batch = balances_of(model)
+                    add_records(last_batch, model)
+                    metrics.write({"step": step, **figures, "seconds": round(seconds, 3), **_layers(last_batch)})
+                if step % options.validate_every == 0 or last:
+                    balances = balances_of(model)
+                    records["validation"] = validate(model, corpus.held_out, corpus.held_out_bytes, balances)
+                    records["validation"] |= _layers(balances)
+                    metrics.write({"step": step, "validation": records["validation"]})
+                    line = _line(step, options.steps, figures["loss"], records["validation"], speed)
+                whole = True
+                if step % options.save_every == 0 or last or time.perf_counter() - saved_at > SAVED_WITHIN:
+                    state.save(out / "state.safetensors", model, optimizer, step, records)
+                    saved, saved_at = step, time.perf_counter()
+            if line is not None:
+                say(line)
+            say(Phase("training", "steps", beside=_beside(figures["loss"], records, speed)), step, options.steps)
+    except KeyboardInterrupt:
+        if whole and step > saved:
             state.save(out / "state.safetensors", model, optimizer, step, records)
-        say(Phase("training", "steps", beside=_beside(figures["loss"], records, speed)), step, options.steps)
+        say(f"stopped after step {step:,} of {options.steps:,}: the same call goes on with it")
+        raise
     return records
 
 
