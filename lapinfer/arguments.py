@@ -125,11 +125,22 @@ def float_array(name: str, values: Any) -> Any:
         return array.astype(np.float32, copy=False)
 
 
+OTHER_NAMES = {
+    "temp": "temperature", "repeat_penalty": "repetition_penalty",
+    "ctx_size": "ctx", "n_ctx": "ctx", "context": "ctx", "context_length": "ctx",
+    "max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "n_predict": "max_tokens",
+    "num_threads": "threads", "n_threads": "threads", "system": "a message of the role 'system'",
+}  # fmt: skip
+"""What options are called on the command line and by other programs, where no likeness tells."""
+
+
 def check_options(given: Iterable[str], known: Iterable[str], of: str) -> None:
     """UnknownOptionError for a keyword that `of` does not have, with the nearest that it has."""
     names = sorted(known)
     for name in given:
         if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
+            meant = OTHER_NAMES.get(name, "")
+            known_here = meant in names or (" " in meant and "template_kwargs" in names)
+            close = [meant] if known_here else difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
             raise UnknownOptionError(f"{of} has no option {name!r}: {hint}")

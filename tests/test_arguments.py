@@ -92,6 +92,8 @@ def test_text_alone_can_be_said(model):
         ([], "messages: expected at least one"),
         (None, "messages: .* got NoneType"),
         ([{"role": "user"}], r"messages\[0\]: the user's message has no content"),
+        ([{"role": "user", "text": "x"}], r"messages\[0\]: the user's message has no content, only 'text'"),
+        (["x", "y"], r"messages\[0\]: .* several chats at once: chat_batch"),
         ([{"content": "x"}], r"messages\[0\]: expected a role"),
     ],
 )
@@ -105,6 +107,9 @@ def test_wrong_messages_are_named(model, messages, error):
     [
         ({"temprature": 1}, "generation has no option 'temprature': did you mean temperature?"),
         ({"max_token": 1}, "did you mean max_tokens?"),
+        ({"max_new_tokens": 1}, "did you mean max_tokens?"),
+        ({"temp": 1}, "did you mean temperature?"),
+        ({"system": "x"}, "expected one of"),
         ({"zzz": 1}, "expected one of"),
         ({"max_tokens": "5"}, r"max_tokens: expected a whole number from 1, got '5' \(str\)"),
         ({"max_tokens": 0}, "max_tokens: .* got 0"),
@@ -180,6 +185,8 @@ def test_wrong_texts_of_a_tokenizer(tokenizer):
 def test_an_unknown_option_of_load_is_named():
     with pytest.raises(UnknownOptionError, match=r"load has no option 'quantt': did you mean quant\?"):
         lapinfer.load("anything", quantt="q4")  # pyright: ignore
+    with pytest.raises(UnknownOptionError, match=r"load has no option 'ctx_size': did you mean ctx\?"):
+        lapinfer.load("anything", ctx_size=64)  # pyright: ignore
 
 
 @pytest.mark.parametrize("name", [None, 3, b"x", ["x"], ""])

@@ -66,6 +66,8 @@ def test_settings(chat, capsys):
     assert chat.options == {"max_tokens": None, "temperature": 0.25, "seed": 7}
     commands.run(chat, "/set temp 0.5")
     assert chat.options["temperature"] == 0.5
+    commands.run(chat, "/set temperature=0.75")
+    assert chat.options["temperature"] == 0.75
     commands.run(chat, "/set seed default")
     assert "seed" not in chat.options
     capsys.readouterr()

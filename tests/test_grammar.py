@@ -138,6 +138,7 @@ def test_a_mask_is_that_of_llguidance_wherever_it_is_asked(grammars, tokenizer):
         ({"schema": {"type": "array", "minItems": 3, "maxItems": 1}}, "schema: Unsatisfiable schema"),
         ({"schema": {"not": {}}}, r"schema: Unimplemented keys: \[.not"),
         ({"schema": "{"}, "schema: not JSON"),
+        ({"schema": "fox.json"}, "schema: not JSON .the name of a file"),
         ({"schema": [1]}, "schema: expected a JSON schema"),
         ({"schema": {"const": float("nan")}}, "schema: not JSON"),
         ({"schema": {"const": {1}}}, "schema: not JSON"),
@@ -169,6 +170,9 @@ def test_run_answers_by_the_schema_of_a_file(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["run", "-m", "x", "--schema", str(path), "well?"])
     assert result.exit_code == 0
     assert set(json.loads(result.stdout)) <= {"yes", 3}
+    result = CliRunner().invoke(app, ["run", "-m", "x", "-n", "1", "--schema", str(path), "well?"])
+    assert "cut after 1 tokens, so this is not whole JSON" in result.stderr
+    assert CliRunner().invoke(app, ["run", "-m", "x", "--schema", '{"type": "array"}', "well?"]).exit_code == 2
     path.write_text("{")
     result = CliRunner().invoke(app, ["run", "-m", "x", "--schema", str(path), "well?"])
     assert result.exit_code == 1

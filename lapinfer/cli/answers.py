@@ -74,13 +74,14 @@ def answer_to(
 
 
 def print_answer(
-    model: LanguageModel, events: Iterator[Token], answer: Answer, *, limit: int | None, verbose: bool
+    model: LanguageModel, events: Iterator[Token], answer: Answer, *, options: dict[str, Any], verbose: bool
 ) -> None:
     """Write the answer to stdout as it grows, then to stderr what should be known of it, and a line of figures.
 
-    `answer` gets its pieces, so that the caller has those of an answer that Ctrl-C has stopped. limit: -n.
+    `answer` gets its pieces, so that the caller has those of an answer that Ctrl-C has stopped.
+    options: those of the request.
     """
-    last, prompt_bytes, count = None, 0, 0
+    last, prompt_bytes, count, limit = None, 0, 0, options["max_tokens"]
     try:
         for last in events:
             check()
@@ -96,6 +97,8 @@ def print_answer(
         sys.stdout.flush()
     if last is not None:
         _note_end(model, last, answer, count, limit)
+        if options.get("schema") is not None and last.finish_reason == "length":
+            note(f"note: cut after {count} tokens, so this is not whole JSON: -n gives it more")
     if last is not None and (verbose or sys.stderr.isatty()):
         t, read = last.timings, last.timings.prompt_tokens - last.timings.reused_tokens
         known = f" ({t.reused_tokens:,} more were known)" if t.reused_tokens else ""

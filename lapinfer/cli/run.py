@@ -132,7 +132,7 @@ def run(
                 print_json({"model": loaded.model.name} | _completion(events))
                 return
             answer = Answer(show_thinking=thinking, streaming=not no_stream)
-            print_answer(loaded, events, answer, limit=max_tokens, verbose=verbose)
+            print_answer(loaded, events, answer, options=options, verbose=verbose)
 
 
 def _variables(text: str) -> dict[str, Any]:
@@ -154,6 +154,8 @@ def _schema(path: Path) -> str:
     from lapinfer.texts import read_text
 
     check_installed()
+    if str(path).lstrip().startswith("{"):
+        raise typer.BadParameter("--schema: expected a file with a JSON schema, got JSON: write it to a file")
     text = read_text(path)
     try:
         grammar_of(schema=text)

@@ -59,7 +59,9 @@ def _json_of(schema: Any) -> str:
             value = {"anyOf": [value]}  # llguidance takes options for objects alone
         return json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"schema: not JSON ({error})") from error
+        file = isinstance(schema, str) and schema.endswith(".json")
+        reason = "the name of a file? Give what is in it" if file else error
+        raise InputError(f"schema: not JSON ({reason})") from error
 
 
 def check_installed() -> None:

@@ -134,6 +134,9 @@ class LanguageModel:
     def encode(self, prompt: str | Sequence[int], special: bool = True) -> list[int]:
         """Token ids of a prompt; ids pass as they are."""
         if not isinstance(prompt, str):
+            if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
+                got = f"got {described(prompt[0])}; several texts at once: generate_batch"
+                raise InputError(f"prompt[0]: expected a whole number, {got}")
             return whole_numbers("prompt", prompt)
         if self.tokenizer is None:
             raise InputError(f"this checkpoint {why_none(getattr(self.model, 'texts', None))}")

@@ -20,6 +20,8 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of an answer's reasoning: templates read the first, gpt-oss's the second."""
 SPEAKERS = ("system", "developer", "user", "assistant")
 """Roles whose content is text, or a list of parts; that of tools may be anything."""
+TELLING = SPEAKERS[:-1]
+"""Those whose message is nothing without a content; an assistant's may be calls alone."""
 
 
 def conversation(messages: Any) -> list[dict[str, Any]]:
@@ -42,13 +44,15 @@ def conversation(messages: Any) -> list[dict[str, Any]]:
 def _message(where: str, given: Any) -> dict[str, Any]:
     message = plain(where, given)
     if not isinstance(message, dict):
-        raise InputError(f"{where}: expected {{'role': …, 'content': …}}, got {type(message).__name__}")
+        several = "; several chats at once: chat_batch" if isinstance(message, str) else ""
+        raise InputError(f"{where}: expected {{'role': …, 'content': …}}, got {type(message).__name__}{several}")
     role = message.get("role")
     if not isinstance(role, str) or not role:
         got = "nothing" if role is None else repr(role)
         raise InputError(f"{where}: expected a role ('user', 'assistant', 'system', …), got {got}")
-    if set(message) == {"role"}:
-        raise InputError(f"{where}: the {role}'s message has no content")
+    if set(message) == {"role"} or (role in TELLING and "content" not in message):
+        others = ", ".join(repr(name) for name in message if name != "role")[:100]
+        raise InputError(f"{where}: the {role}'s message has no content{others and f', only {others}'}")
     if role in SPEAKERS:
         content = given.get("content") if isinstance(given, Mapping) else getattr(given, "content", None)
         _check_content(f"{where}['content']", content)

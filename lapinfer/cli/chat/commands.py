@@ -55,7 +55,7 @@ def run(chat: Chat, line: str) -> None:
     name, *rest = line.strip().split(None, 1)
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else "/help lists all;"
+        hint = f"did you mean {close[0]}?" if close else "/help lists all"
         raise InputError(f"no command {name[:40]}: {hint} (a space before it makes it a message)")
     COMMANDS[name].run(chat, rest[0] if rest else "")
 
@@ -79,7 +79,7 @@ def _system(chat: Chat, rest: str) -> None:
 
 
 def _set(chat: Chat, rest: str) -> None:
-    name, value = [*rest.split(None, 1), "", ""][:2]
+    name, value = [*rest.replace("=", " ", 1).split(None, 1), "", ""][:2]
     name = name.removeprefix("--").replace("-", "_")
     name = FLAGGED.get(name, name)
     if name and name not in SETTINGS:
@@ -94,9 +94,11 @@ def _set(chat: Chat, rest: str) -> None:
         chat.options[name] = number
     given = {each: chat.options[each] for each in SETTINGS if each in chat.options}
     now = replace(chat.model.defaults, **given)
-    for each in (name,) if name else SETTINGS:
-        option, current = declared(SamplingParams)[each][1], getattr(now, each)
-        note(f"{each} {option.unset if current is None else f'{current:g}'}" + ("" if value else f"  {option.help}"))
+    shown = [(each, getattr(now, each), declared(SamplingParams)[each][1]) for each in ([name] if name else SETTINGS)]
+    values = [str(option.unset) if current is None else f"{current:g}" for _, current, option in shown]
+    wide, wider = max(len(each) for each, _, _ in shown), max(map(len, values))
+    for (each, _, option), now_is in zip(shown, values, strict=True):
+        note(f"{each:{wide}}  {now_is}" if value else f"{each:{wide}}  {now_is:{wider}}  {option.help}")
 
 
 def _number(text: str) -> int | float | str:
@@ -127,8 +129,9 @@ def _load(chat: Chat, rest: str) -> None:
     talk = load(_file("/load", rest))
     if talk.system is not None and not chat.has_template:
         raise InputError("this chat has a system message, which needs a chat template that is not used here")
+    instead = ", instead of what was said here" if chat.talk.messages else ""
     chat.talk = talk
-    note(f"loaded {len(talk.whole())} messages; /save and /clear know these alone now")
+    note(f"loaded {len(talk.whole())} messages{instead}")
 
 
 def _file(command: str, rest: str) -> str:
@@ -143,6 +146,7 @@ def _bye(chat: Chat, rest: str) -> None:
 
 COMMANDS = {
     "/help": Command("", "This list.", _help),
+    "/?": Command("", "The same.", _help),
     "/system": Command("[TEXT]", "Show the system message, or set it.", _system),
     "/set": Command("[NAME VALUE]", f"Show or set sampling; {DEFAULT}: as the model has it.", _set),
     "/clear": Command("", "Forget what was said.", _clear),
@@ -150,6 +154,7 @@ COMMANDS = {
     "/load": Command("FILE", "Go on from a saved conversation.", _load),
     "/bye": Command("", "End the chat.", _bye),
     "/exit": Command("", "The same.", _bye),
+    "/quit": Command("", "The same.", _bye),
 }
 
 

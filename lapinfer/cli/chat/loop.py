@@ -25,7 +25,7 @@ def chat(
     """
     state = commands.Chat(model, Talk(system), options, has_template=not raw)
     lines = reader()
-    note("Ctrl-C stops an answer; /bye or Ctrl-D ends the chat; /help lists commands.")
+    note(f"This is {model.model.name}. Ctrl-C stops an answer; /bye or Ctrl-D ends the chat; /help lists commands.")
     while True:
         try:
             text = lines.read()
@@ -52,7 +52,7 @@ def _exchange(state: commands.Chat, text: str, raw: bool, thinking: bool, verbos
             note(f"note: {full}: the {count} oldest messages are left out; -c gives it more")
         with KEYBOARD.stops():
             events = answer_to(model, talk.told(), options, raw)
-            print_answer(model, events, answer, limit=options["max_tokens"], verbose=verbose)
+            print_answer(model, events, answer, options=options, verbose=verbose)
     except KeyboardInterrupt:
         pass
     except LapinferError:
