@@ -229,6 +229,7 @@ def install(monkeypatch, make, slow_load=0.0):
             pull=pull,
             list_local=lambda: [LocalModel("smollm2", "pulled", "/x", 1)],
             is_local=lambda name: False,
+            can_be_pulled=lambda name: True,
             ALIASES={"smollm2": "org/name"},
         ),
         "lapinfer.report.explain": SimpleNamespace(explain=lambda model, **options: f"plan, {options}"),

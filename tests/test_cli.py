@@ -257,6 +257,21 @@ def test_wrong_usage_is_exit_2(arguments):
     assert invoke(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("chat",), "Did you mean 'run'?"),
+        (("lss",), "Did you mean 'ls'?"),
+        (("embed", "-m", "x", "notes.txt"), "the model is an argument of this command"),
+        (("run", "-m", "x", "two", "words"), "put text with spaces into quotes"),
+    ],
+)
+def test_usage_that_is_often_wrong_has_a_hint(arguments, hint):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert hint in " ".join(result.stderr.replace("│", " ").split())
+
+
 # The other commands
 
 

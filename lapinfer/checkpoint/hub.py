@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +49,20 @@ def resolve(name: str | Path, progress: Told = silent) -> Checkpoint | Path:
     if REPOSITORY.fullmatch(_parts(name)[0]):
         return _open(_local(name) or pull(name, progress))
     known = (*ALIASES, *SHIPPED)
-    close = difflib.get_close_matches(name, known, 1) or like(name, 1)
     raise CheckpointError(
         f"{name}: no such folder or file, and neither one of {', '.join(known)} nor org/name on the Hugging Face hub"
-        f"{f'; did you mean {close[0]}?' if close else '; lapinfer ls shows what is here'}"
+        f"; {_hint(name, known)}"
     )
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1) or like(name, 1)
+    return f"did you mean {close[0]}?" if close else "lapinfer ls shows what is here"
+
+
+def can_be_pulled(name: str) -> bool:
+    """Whether it is an alias, or has the form of a name on the hub."""
+    return REPOSITORY.fullmatch(_parts(ALIASES.get(name, name))[0]) is not None
 
 
 def is_local(name: str | Path) -> bool:
@@ -82,8 +92,9 @@ def pull(name: str, progress: Told = silent) -> Path:
         progress(Phase(f"pulling {name}", "bytes", beside=rate.told(done), said=said), done, total)
 
     repository, tag = _parts(ALIASES.get(name, name))
-    if not REPOSITORY.fullmatch(repository):
-        raise CheckpointError(f"{name}: can't be pulled, expected {', '.join(ALIASES)} or org/name")
+    if not can_be_pulled(name):
+        expected = f"expected {', '.join(ALIASES)} or org/name"
+        raise CheckpointError(f"{name}: can't be pulled, {expected}; {_hint(name, (*ALIASES,))}")
     try:
         return pull_repository(repository, tag, counted, progress)
     except CheckpointError as error:

@@ -36,6 +36,13 @@ NEXT_STEPS = {
 """What helps, by what the system says."""
 
 
+MEANT = {
+    "chat": "run", "generate": "run", "ask": "run", "models": "ls", "download": "pull", "get": "pull", "remove": "rm",
+    "delete": "rm", "quantize": "convert", "embeddings": "embed", "server": "serve", "help": "--help",
+}  # fmt: skip
+"""Commands by names that other programs have for them."""
+
+
 class UsageError(InputError):
     """An option that no model accepts."""
 
@@ -51,6 +58,15 @@ class Commands(TyperGroup):
     def make_context(self, *arguments: Any, **more: Any) -> Any:
         with _usage_shown():
             return super().make_context(*arguments, **more)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except OWN_OF_TYPER as error:
+            message = getattr(error, "message", "")
+            if (meant := MEANT.get(args[0])) is not None and "Did you mean" not in message:
+                error.message = f"{message} Did you mean {meant!r}?"  # pyright: ignore[reportAttributeAccessIssue]
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         with _usage_shown():
@@ -74,8 +90,16 @@ def _usage_shown() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(getattr(error, "message", None), str):  # of all that Typer raises of this kind
-            error.message = shown_line(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+            told = shown_line(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+            error.message = told + _hint(error, told)  # pyright: ignore[reportAttributeAccessIssue]
         raise
+
+
+def _hint(error: Exception, message: str) -> str:
+    """What helps with usage that is often wrong."""
+    if getattr(error, "option_name", None) in ("-m", "--model"):
+        return ": the model is an argument of this command, its first"
+    return "; put text with spaces into quotes" if message.startswith("Got unexpected extra argument") else ""
 
 
 def application(help: str, **settings: Any) -> typer.Typer:

@@ -155,7 +155,7 @@ Serving = Annotated[ServeOptions, serve_group()]
 LoadingPage = Annotated[LoadOptions, load_group("quant", "threads")]
 Sampling = Annotated[dict[str, Any], sampling_group()]
 
-Model = Annotated[str, typer.Argument(help=MODEL_NAMES, autocompletion=complete.models)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_NAMES, autocompletion=complete.models)]
 DefaultModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_NAMES, autocompletion=complete.models)]
 KnownModel = Annotated[
     str | None, typer.Argument(metavar="MODEL", help=MODEL_NAMES, autocompletion=complete.known_models)

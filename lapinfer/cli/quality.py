@@ -84,7 +84,7 @@ def embed(
     loading: LoadingChunks,
     verbose: Verbose = False,
 ) -> None:
-    """A vector for each line of a text, as lines of JSON: its number (from 1), and the embedding."""
+    """A vector for each line of a text that is not empty, as lines of JSON: its number (from 1), and the embedding."""
     from lapinfer.cli.prompts import prompt_of
     from lapinfer.text.embedding import checked_pooling
     from lapinfer.texts import read_text

@@ -94,6 +94,8 @@ def _paths(models: list[str] | None) -> dict[str, str]:
     if models:
         for name in models:
             if not hub.is_local(name):
+                if not hub.can_be_pulled(name):
+                    hub.resolve(name)  # tells what was expected
                 note(f"pulling {name} (once)")
                 pull_model(name)
         return named(models)

@@ -82,6 +82,8 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(400, str(error), code="context_length_exceeded")
         case InputError() | UnsupportedError() | TemplateError():  # which others' messages may suit
             return ApiError(400, PATHS.sub("", str(error)))
+        case HTTPException() if error.status_code == 404:
+            return ApiError(404, "not found: no such path; chats are POST /v1/chat/completions, models GET /v1/models")
         case HTTPException():
             return ApiError(error.status_code, error.detail.lower(), headers=error.headers)
         case CheckpointError():

@@ -109,7 +109,8 @@ class Models:
         if name is None:
             return next(iter(self.paths))
         if name not in self.paths:
-            raise ApiError(404, f"the model {name[:100]!r} does not exist here", param="model", code="model_not_found")
+            told = f"the model {name[:100]!r} does not exist here: GET /v1/models lists those that do"
+            raise ApiError(404, told, param="model", code="model_not_found")
         return name
 
     async def lease(self, name: str | None) -> Lease:
