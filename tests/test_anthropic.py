@@ -58,7 +58,7 @@ def test_a_message(client):
 
 
 def test_what_the_documentation_says(url, capsys):
-    text = (Path(__file__).parent.parent / "docs" / "companions.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "docs" / "guides" / "companions.md").read_text(encoding="utf-8")
     lines = text.partition("## anthropic (Python)")[2].partition("```python\n")[2].partition("```")[0]
     for said, here in (("http://127.0.0.1:8080", url), ("none", KEY), ("smollm2", NAME)):
         assert said in lines

@@ -13,26 +13,24 @@ from mkdocs.structure.files import File, Files
 from lapinfer.cli import app
 
 PAGE = "reference/cli.md"
-HEAD = """# Command line
-
-Made from the program: `lapinfer COMMAND --help` says the same. Answers go to stdout, all else to stderr.
-Exit codes: 0 done, 1 failed (one line on stderr, `-v` adds the traceback), 2 wrong usage, 3 does not fit,
-130 Ctrl-C."""
+"""Its beginning lies in docs/, for those who read the files where they lie."""
 EXTRA = re.compile(r"\s+\[((?:env var|default|required|x?[<>=\d]).*)\]$", re.DOTALL)
 """What Typer appends to the help of an option."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    files.append(File.generated(config, PAGE, content=page()))
+    beginning = files.src_uris[PAGE]
+    files.remove(beginning)
+    files.append(File.generated(config, PAGE, content=page(beginning.content_string)))
     return files
 
 
-def page() -> str:
-    """Markdown: a table of the commands, and a section for each."""
+def page(beginning: str) -> str:
+    """Markdown: the beginning, a table of the commands, and a section for each."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     rows = [(f"[`{name}`](#{name})", _cell(command.get_short_help_str(200))) for name, command in commands.items()]
     sections = [_section(name, command) for name, command in commands.items()]
-    return "\n\n".join([HEAD, _table(("command", ""), rows), *sections]) + "\n"
+    return "\n\n".join([beginning, _table(("command", ""), rows), *sections]) + "\n"
 
 
 def _section(name: str, command: Any) -> str:
