@@ -59,7 +59,7 @@ LIBRARIES = (
     *("asyncio", "hashlib", "importlib.metadata", "logging", "multiprocessing", "platform", "subprocess", "tempfile"),
     *("numpy", "llvmlite.binding", "safetensors", "tokenizers", "jinja2.sandbox", "platformdirs", "typer.testing"),
     *("rich.progress", "prompt_toolkit", "prompt_toolkit.shortcuts", "prompt_toolkit.history", "gguf", "llguidance"),
-    *("starlette.applications", "uvicorn", "pydantic", "prometheus_client"),
+    *("starlette.applications", "uvicorn", "pydantic", "prometheus_client", "llm"),
 )
 """What lapinfer's modules import, in as far as it is installed; Numba only with lapinfer's own settings."""
 

@@ -1,6 +1,7 @@
 """Hostile chat templates end soon, in little memory, and in one line."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -157,7 +158,7 @@ def test_hostile_templates_end_soon_and_in_little_memory():
         assert megabytes < 300, (name, megabytes)
         if name in REFUSED:
             assert isinstance(end, str), name
-            assert end.startswith("CheckpointError: the template"), (name, end)
+            assert re.match("(Checkpoint|Template)Error: the template", end), (name, end)
             assert "\n" not in end, name
             assert len(end) < 500, name
         else:
