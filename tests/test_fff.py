@@ -175,6 +175,29 @@ def test_threads_change_no_bit() -> None:
     np.testing.assert_array_equal(results[0], results[2])
 
 
+def own(D: int, F: int, out: int) -> int:
+    """Bytes of a dense layer's numbers in float32."""
+    return 4 * (F * D + F + out * F + out)
+
+
+@pytest.mark.parametrize("quant", ["f32", "q8", "q4"])
+def test_layers_of_whole_blocks_tell_of_no_padding(quant: str) -> None:
+    for made in (
+        Dense(np.ones((64, 64)), np.ones((64, 64)), quant=quant),
+        FFF(np.ones((3, 64)), np.ones((4, 64, 64)), np.ones((4, 64, 64)), quant=quant),
+        FFF(np.ones((3, 64)), np.ones((4, 16, 64)), np.ones((4, 64, 16)), quant="f32"),
+    ):
+        assert made._padding() == ""
+
+
+def test_all_layers_have_the_same_usual_activation() -> None:
+    up, down, narrow, gates = np.ones((4, 32, 8)), np.ones((4, 8, 32)), np.ones((3, 8)), np.ones((4, 32, 8))
+    for gate, usual in ((None, "relu"), (gates, "silu")):
+        one = None if gate is None else gate[0]
+        layers = Dense(up[0], down[0], one), MoE(up[:, 0], up, down, gate), FFF(narrow, up, down, gate)
+        assert {layer.ff.activation for layer in layers} == {usual}
+
+
 def test_dense_and_mixture() -> None:
     rng = np.random.default_rng(7)
     D, F, out, E = 40, 70, 24, 5
@@ -187,6 +210,8 @@ def test_dense_and_mixture() -> None:
     layer = Dense(up, down, activation="relu", threads=1, **biases)
     near(layer(x), np.maximum(x @ up.T + biases["up_bias"], 0) @ down.T + biases["down_bias"], 1e-5)
     assert "multiply-adds" in layer.explain()
+    assert layer.explain().endswith(f"{layer.weights.nbytes:,} bytes, {1 - own(D, F, out) / layer.weights.nbytes:.0%} of "
+                                    "them padding: blocks have 16 rows × 32 columns")  # fmt: skip
     layer.close()
     router, ups, downs = random(rng, E, D), random(rng, E, F, D), random(rng, E, out, F)
     for k in (1, 2, E):

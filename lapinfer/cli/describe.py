@@ -60,7 +60,7 @@ def info(
     with Progress(still=True) as progress:
 
         def measured(what: str, measure: Callable[[], Rate]) -> Rate:
-            progress(Phase("measuring", beside=what), 0, None)
+            progress(Phase("measuring", beside=what, said="measuring this machine"), 0, None)
             return measure()
 
         figures, estimates, runs = info(

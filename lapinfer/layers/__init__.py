@@ -42,13 +42,15 @@ class Dense(Layer):
 
     def __init__(
         self, up: Array, down: Array, gate: Array | None = None, *, up_bias: Array | None = None,
-        down_bias: Array | None = None, gate_bias: Array | None = None, activation: Activation = "silu",
+        down_bias: Array | None = None, gate_bias: Array | None = None, activation: Activation | None = None,
         **options: Any,
     ):  # fmt: skip
-        """up, gate [F, D], down [out, F], as torch.nn.Linear has them; biases [F], [F], [out]. options: of Layer."""
+        """up, gate [F, D], down [out, F], as torch.nn.Linear has them; biases [F], [F], [out]. options: of Layer.
+        activation: by default silu with a gate and relu without."""
         up, down, gate = _array("up", up, 2), _array("down", down, 2), _like("gate", gate, up)
         (F, D), out = up.shape, len(down)
-        ff = FeedForwardSpec(F, activation, gate is not None, down_bias is not None or up_bias is not None)
+        biased = down_bias is not None or up_bias is not None
+        ff = FeedForwardSpec(F, _activation(activation, gate), gate is not None, biased)
         first, second = matrix_names(ff)
         arrays = {first: up if gate is None else np.concatenate([gate, up]), second: down}
         if ff.bias:
@@ -59,15 +61,21 @@ class Dense(Layer):
 
 
 class MoE(Layer):
-    """Σ weight · expert(x) over the `top_k` experts that a router chooses (as spec.RouterSpec describes)."""
+    """Σ weight · expert(x) over the `top_k` experts with the highest logits, router · x.
+
+    l = router · x (+ router_bias). score: weights are a "softmax" of all l, a "sigmoid" of each, or, for "logits", a
+    softmax of the chosen ones. normalise: the weights of the chosen experts are divided by their sum, as Mixtral has it;
+    without, they are what they are among all.
+    """
 
     def __init__(
         self, router: Array, up: Array, down: Array, gate: Array | None = None, *, top_k: int = 2,
-        activation: Activation = "silu", router_bias: Array | None = None, score: str = "softmax",
+        activation: Activation | None = None, router_bias: Array | None = None, score: str = "softmax",
         normalise: bool = True, up_bias: Array | None = None, down_bias: Array | None = None,
         gate_bias: Array | None = None, **options: Any,
     ):  # fmt: skip
-        """router [E, D]; up, gate [E, F, D], down [E, out, F]; biases [E], [E, F], [E, out]. options: of Layer."""
+        """router [E, D]; up, gate [E, F, D], down [E, out, F]; biases [E], [E, F], [E, out]. options: of Layer.
+        activation: by default silu with a gate and relu without."""
         up, down = _array("up", up, 3), _array("down", down, 3)
         (E, F, D), out = up.shape, down.shape[1]
         if score not in SCORES:
@@ -75,7 +83,7 @@ class MoE(Layer):
         top_k = whole("top_k", top_k, 1, E)
         route = RouterSpec(E, top_k, score, normalise, bias=router_bias is not None)  # type: ignore[arg-type]
         biased = down_bias is not None or up_bias is not None
-        ff = FeedForwardSpec(F, activation, gate is not None, biased, route)
+        ff = FeedForwardSpec(F, _activation(activation, gate), gate is not None, biased, route)
         arrays = {P + "router": router} | _bank(ff, up, down, gate, up_bias, down_bias, gate_bias)
         if router_bias is not None:
             arrays[P + "router.bias"] = router_bias
@@ -89,14 +97,15 @@ class FFF(Layer):
         self, nodes: Array | None, up: Array, down: Array, gate: Array | None = None, *,
         node_bias: Array | None = None, up_bias: Array | None = None, down_bias: Array | None = None,
         gate_bias: Array | None = None, node_out: Array | None = None, node_out_bias: Array | None = None,
-        node_activation: Activation = "relu", trees: int = 1, activation: Activation = "relu",
+        node_activation: Activation = "relu", trees: int = 1, activation: Activation | None = None,
         master: Mapping[str, Array] | None = None, mix: float | None = None, neurons: bool = False, quant: str = "f32",
         node_format: str = "f32", **options: Any,
     ):  # fmt: skip
         """nodes [N · n, D] in level order (None: no nodes, depth 0), with node_out [N, n] where a node has n neurons;
         up, gate [leaves, F, D], down [leaves, out, F]; biases [N · n], [leaves, F], [leaves, out]. Several trees follow
         one another. master: up, down, gate, biases of a leaf that every token gets with weight 1 − σ(mix).
-        neurons: UltraFastBERT's trees, up [neurons, 1, D] and down [neurons, out, 1], which have no other nodes.
+        activation: of leaves, by default silu with a gate and relu without. neurons: UltraFastBERT's trees, up
+        [neurons, 1, D] and down [neurons, out, 1], which have no other nodes.
         """
         up, down, trees = _array("up", up, 3), _array("down", down, 3), whole("trees", trees, 1)
         (E, F, D), out = up.shape, down.shape[1]
@@ -107,7 +116,8 @@ class FFF(Layer):
         tree = TreeSpec(depth, trees, n, node_bias is not None, node_activation, neurons, mix is not None)
         biased = any(bias is not None for bias in (up_bias, down_bias, gate_bias))
         shared = 0 if master is None else -(-len(_master(master)["up"]) // F)
-        ff = FeedForwardSpec(F, activation, gate is not None, biased, tree, shared, by_neuron=keeps_neurons(quant, F))
+        kind, by_neuron = _activation(activation, gate), keeps_neurons(quant, F)
+        ff = FeedForwardSpec(F, kind, gate is not None, biased, tree, shared, by_neuron=by_neuron)
         if master is not None:
             arrays = _bank(ff, *_with_master(ff, _master(master), up, down, gate, up_bias, down_bias, gate_bias))
         else:
@@ -187,6 +197,11 @@ class FFF(Layer):
 def keeps_neurons(quant: str, width: int) -> bool:
     """Whether a format keeps leaves of this width neuron by neuron, even if they are not narrow."""
     return quant in FORMATS and not FORMATS[quant].grouped and width < NARROW_OF_FLOATS
+
+
+def _activation(named: Activation | None, gate: Array | None) -> Activation:
+    """The usual one where none is named."""
+    return named or ("relu" if gate is None else "silu")
 
 
 def _array(name: str, values: Any, dimensions: int) -> Array:

@@ -16,6 +16,7 @@ from lapinfer.options import MOST_THREADS
 from lapinfer.packing.entries import PackedEntry, pack_matrix
 from lapinfer.packing.memory import MemoryWeights
 from lapinfer.quant.choice import ROUTERS, narrow_format
+from lapinfer.quant.format import ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.quant.quantize import quantize
 from lapinfer.quant.rows import pack_rows, unpack_rows
@@ -29,6 +30,8 @@ from lapinfer.spec import FeedForwardSpec, RouterSpec, TreeSpec
 from lapinfer.tensors import Tensor, feed_forward_tensors, layer_prefix, router_tensors
 
 Array = np.ndarray
+PADDING_TOLD = 0.02
+"""Share of a layer's bytes."""
 OPTIONS = ("quant", "nodes", "threads", "activations", "batch")
 P = layer_prefix(0)
 """What the names of a layer's tensors begin with, as in a model of one layer."""
@@ -166,7 +169,17 @@ class Layer:
         table.append(("a token", "", f"{int(meter.bytes.sum()):,}", f"{int(meter.macs.sum()):,}"))
         w = [max(len(row[i]) for row in table) for i in range(4)]
         lines = [f"{op:<{w[0]}}  {kernel:<{w[1]}}  {size:>{w[2]}}  {macs:>{w[3]}}" for op, kernel, size, macs in table]
-        return "\n".join([self._title(), *lines, f"resident: {self.weights.nbytes:,} bytes"])
+        return "\n".join([self._title(), *lines, f"resident: {self.weights.nbytes:,} bytes{self._padding()}"])
+
+    def _padding(self) -> str:
+        """How much of the layer fills up rows and columns, if that is much: who counts bytes by hand misses it."""
+        own = 0.0
+        for name, array in self.arrays.items():
+            form = FORMATS[self.formats.get(name, "f32")]
+            across = array.shape[-2] if name.endswith("leaves.outward") else array.shape[-1]  # kept by neuron
+            own += array.size * (form.bits + form.head_bytes * 8 / ROWS / across) / 8
+        share = 1 - own / self.weights.nbytes
+        return f", {share:.0%} of them padding: blocks have 16 rows × 32 columns" if share > PADDING_TOLD else ""
 
     def _title(self) -> str:
         gated = " gated" if self.ff.gated else ""

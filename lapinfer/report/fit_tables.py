@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lapinfer.digits import number, size
 from lapinfer.report.fit import Fit
@@ -26,12 +27,13 @@ def _memory_table(estimates: Sequence[Fit], bound: int | None) -> str:
     head[2] = f"with {head[2]}"
     missing, rows = False, []
     marks = len(estimates) > 1 and any(fit.default for fit in estimates)
-    for fit in estimates:
+    for fit in _distinct(estimates):
         memory = [_memory(room.memory, bound) for room in fit.contexts]
         missing |= any(cell.startswith("(") for cell in memory)
         rows.append([_name(fit, marks), size(fit.packed), *memory, size(fit.touched), _speed(fit.tokens_per_second)])
     meanings = [f"with …: memory for so many positions{', (…): more than there is' * missing}"]
-    meanings.append(f"a token: what it touches, after {lengths[0] // 2:,} others; tok/s: decoding, foreseen")
+    meanings.append(f"a token: what it touches, after {lengths[0] // 2:,} others")
+    meanings.append("tok/s: decoding, foreseen from how fast memory is read now, beside other programs")
     if marks:
         meanings.append("*: as --quant auto packs it")
     return "\n".join((aligned([head, *rows], left=1), *meanings))
@@ -45,6 +47,14 @@ def _disk_table(estimates: Sequence[Fit]) -> str:
             share = f"{kept.kept:,} of {kept.experts:,} ({kept.share:.0%})"
             rows.append([_name(fit, len(estimates) > 1), share, size(kept.read), _speed(kept.tokens_per_second)])
     return aligned([head, *rows], left=1) + "\nexperts on disk, as --memory has them, if all are chosen alike"
+
+
+def _distinct(estimates: Sequence[Fit]) -> list[Fit]:
+    """Ways to pack a model that come to the same, since it is stored so, share a row."""
+    rows: dict[Fit, list[str]] = {}
+    for fit in estimates:
+        rows.setdefault(replace(fit, quant=""), []).append(fit.label)
+    return [replace(fit, quant=", ".join(labels)) for fit, labels in rows.items()]
 
 
 def _memory(nbytes: int, bound: int | None) -> str:
