@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from lapinfer.checkpoint import fetch, hub
 from lapinfer.checkpoint.fetch import Wanted, fetch_all
 from lapinfer.cli import app
-from lapinfer.errors import CheckpointError, DoesNotFitError
+from lapinfer.errors import CheckpointError, DoesNotFitError, UnsupportedError
 from lapinfer.home import hub_cache
 from lapinfer.report.verify import verify
 
@@ -203,6 +203,19 @@ def test_a_hub_that_cannot_be_reached_is_a_line(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(CheckpointError, match="the hub cannot be reached") as caught:
         pulled()
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_in_a_folder_that_is_here_tells_of_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_server({}) as server:
+        gone = server.url
+    monkeypatch.setenv("HF_ENDPOINT", gone)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "novel").mkdir()
+    with pytest.raises(CheckpointError, match=r"^novel/model: not in the folder novel, and no model of the hub: "):
+        hub.resolve("novel/model")
+    (tmp_path / "novel" / "run.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match=r"^novel: is a training of lapinfer that is not over"):
+        hub.resolve("novel/model")
 
 
 def test_a_gated_file_of_an_open_list(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

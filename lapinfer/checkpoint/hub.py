@@ -47,7 +47,16 @@ def resolve(name: str | Path, progress: Told = silent) -> Checkpoint | Path:
     if name in ALIASES:
         return _open(_local(name) or _missing(name, f"run: lapinfer pull {name}"))
     if REPOSITORY.fullmatch(_parts(name)[0]):
-        return _open(_local(name) or pull(name, progress))
+        if (local := _local(name)) is None and _exists(path.parent / "run.json"):
+            return _open(path.parent)  # model/ of a training, which is told of
+        try:
+            return _open(local or pull(name, progress))
+        except CheckpointError as error:
+            if local is not None or not path.parent.is_dir():
+                raise
+            raise CheckpointError(
+                f"{name}: not in the folder {path.parent}, and no model of the hub: {error}"
+            ) from error
     known = (*ALIASES, *SHIPPED)
     raise CheckpointError(
         f"{name}: no such folder or file, and neither one of {', '.join(known)} nor org/name on the Hugging Face hub"

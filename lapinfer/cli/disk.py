@@ -96,7 +96,8 @@ def _tell(found: "list[Owned]", json: bool, *, removed: bool, problems: tuple[st
         return
     for each in found:
         say(shown_line(str(each)))
-    say(f"{size(sum(each.bytes for each in found)):>8}  in all" if found else "nothing to remove")
+    nothing = "nothing to remove: all is of use; lapinfer ls --sizes shows it, lapinfer rm NAME removes it"
+    say(f"{size(sum(each.bytes for each in found)):>8}  in all" if found else nothing)
 
 
 SHOWN = ("what", "why", "path", "bytes")

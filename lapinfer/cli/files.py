@@ -11,6 +11,7 @@ from lapinfer.cli.console import note, print_json, say
 from lapinfer.cli.disk import print_sizes
 from lapinfer.cli.models import CHAT_MODEL, pull_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Verbose, load_option
+from lapinfer.digits import size
 from lapinfer.shown import shown_line
 
 
@@ -29,7 +30,7 @@ def convert(
 
     with Progress() as progress:
         convert(source, target, quant, calibrate=calibrate, progress=progress, force=force)
-    note(f"wrote {target}")
+    note(f"wrote {target}: {size(sum(file.stat().st_size for file in target.iterdir()))}")
 
 
 def verify(

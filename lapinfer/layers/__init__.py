@@ -64,7 +64,7 @@ class MoE(Layer):
     """Σ weight · expert(x) over the `top_k` experts with the highest logits, router · x.
 
     l = router · x (+ router_bias). score: weights are a "softmax" of all l, a "sigmoid" of each, or, for "logits", a
-    softmax of the chosen ones. normalise: the weights of the chosen experts are divided by their sum, as Mixtral has it;
+    softmax of the chosen ones. normalise: the weights of the chosen experts are divided by their sum, as in Mixtral;
     without, they are what they are among all.
     """
 

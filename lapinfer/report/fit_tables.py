@@ -33,7 +33,7 @@ def _memory_table(estimates: Sequence[Fit], bound: int | None) -> str:
         rows.append([_name(fit, marks), size(fit.packed), *memory, size(fit.touched), _speed(fit.tokens_per_second)])
     meanings = [f"with …: memory for so many positions{', (…): more than there is' * missing}"]
     meanings.append(f"a token: what it touches, after {lengths[0] // 2:,} others")
-    meanings.append("tok/s: decoding, foreseen from how fast memory is read now, beside other programs")
+    meanings.append("tok/s: decoding, foreseen; other programs that run now slow it down")
     if marks:
         meanings.append("*: as --quant auto packs it")
     return "\n".join((aligned([head, *rows], left=1), *meanings))

@@ -116,7 +116,9 @@ def _nothing(name: str, models: list[Stored]) -> str:
     if os.path.islink(link := packed_models() / os.path.basename(name)):
         return f"{link}: is a link, which lapinfer did not make; remove it yourself"
     if os.path.exists(expanded(name)):
-        return f"{name}: is yours, and has no packed copy in {home()}; lapinfer removes nothing elsewhere: do so yourself"
+        return (
+            f"{name}: is yours, and has no packed copy in {home()}; lapinfer removes nothing elsewhere: do so yourself"
+        )
     known = [*(model.name for model in models), *(copy.name for model in models for copy in model.copies)]
     close = difflib.get_close_matches(name, known, 1)
     return f"{name}: no such model here; {f'did you mean {close[0]}?' if close else 'lapinfer ls shows what there is'}"
