@@ -179,6 +179,10 @@ def test_wrong_texts_of_a_tokenizer(tokenizer):
     assert tokenizer.decode([2**70, -3, 104]) == "h"
 
 
+def test_ids_become_text_again(model):
+    assert model.decode(model.encode("A fox.")) == "A fox."
+
+
 # Loading
 
 

@@ -173,6 +173,9 @@ def test_run_answers_by_the_schema_of_a_file(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["run", "-m", "x", "-n", "1", "--schema", str(path), "well?"])
     assert "cut after 1 tokens, so this is not whole JSON" in result.stderr
     assert CliRunner().invoke(app, ["run", "-m", "x", "--schema", '{"type": "array"}', "well?"]).exit_code == 2
+    path.write_text('{"type": "foo"}')
+    result = CliRunner().invoke(app, ["run", "-m", "no/model", "--schema", str(path), "well?"])
+    assert "s.json: schema: Invalid type: foo" in result.stderr + str(result.exception)
     path.write_text("{")
     result = CliRunner().invoke(app, ["run", "-m", "x", "--schema", str(path), "well?"])
     assert result.exit_code == 1

@@ -150,7 +150,7 @@ def _variables(text: str) -> dict[str, Any]:
 
 def _schema(path: Path) -> str:
     """The JSON of --schema; what can be wrong without a model is told before one is loaded."""
-    from lapinfer.text.grammar import check_installed, grammar_of
+    from lapinfer.text.grammar import check, check_installed, grammar_of
     from lapinfer.texts import read_text
 
     check_installed()
@@ -158,7 +158,8 @@ def _schema(path: Path) -> str:
         raise typer.BadParameter("--schema: expected a file with a JSON schema, got JSON: write it to a file")
     text = read_text(path)
     try:
-        grammar_of(schema=text)
+        if (grammar := grammar_of(schema=text)) is not None:
+            check(grammar)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return text

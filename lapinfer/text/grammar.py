@@ -72,6 +72,26 @@ def check_installed() -> None:
         raise InputError('schema, regex and lark need llguidance: pip install "lapinfer[schema]"') from error
 
 
+def check(grammar: Grammar) -> None:
+    """InputError for a grammar that is wrong for every model; one may be met by none of a model's tokens besides."""
+    from llguidance import LLMatcher
+
+    if reason := _guarded(grammar.kind, lambda: LLMatcher.validate_grammar(_as_read(grammar))):
+        raise InputError(f"{grammar.kind}: {_line(reason)}")
+
+
+def _as_read(grammar: Grammar) -> str:
+    """A grammar in llguidance's own form."""
+    from llguidance import LLMatcher
+
+    read = {
+        "schema": lambda schema: LLMatcher.grammar_from_json_schema(schema, defaults=JSON),
+        "regex": LLMatcher.grammar_from_regex,
+        "lark": LLMatcher.grammar_from_lark,
+    }[grammar.kind]
+    return read(grammar.text)
+
+
 class Grammars:
     """Grammars over the tokens of one model, of which llguidance keeps a trie (made once: 0.1 to 1 s).
 
@@ -97,15 +117,7 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
-        def matcher() -> Any:
-            read = {
-                "schema": lambda schema: LLMatcher.grammar_from_json_schema(schema, defaults=JSON),
-                "regex": LLMatcher.grammar_from_regex,
-                "lark": LLMatcher.grammar_from_lark,
-            }[grammar.kind]
-            return LLMatcher(self._tokens, read(grammar.text), log_level=0)
-
-        made = _guarded(grammar.kind, matcher)
+        made = _guarded(grammar.kind, lambda: LLMatcher(self._tokens, _as_read(grammar), log_level=0))
         _check(made, grammar.kind)
         constraint = Constraint(made, grammar.kind, prompt, self.vocab)
         constraint.allowed([0] * prompt)  # a grammar that nothing meets is told before anything is computed

@@ -142,6 +142,12 @@ class LanguageModel:
             raise InputError(f"this checkpoint {why_none(getattr(self.model, 'texts', None))}")
         return self.tokenizer.encode(prompt, special)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens have none."""
+        if self.tokenizer is None:
+            raise InputError(f"this checkpoint {why_none(getattr(self.model, 'texts', None))}")
+        return self.tokenizer.decode(ids)
+
     def _asked(self, prompt: str | Sequence[int], special: bool = True) -> list[int]:
         """Token ids of a prompt; what no context of this size holds is refused before it is made into tokens."""
         if isinstance(prompt, str) and self.tokenizer is not None:
