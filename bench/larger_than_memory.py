@@ -133,7 +133,7 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any] | None:
     from lapinfer.report.info import info
     from lapinfer.report.roofline import weights_bandwidth
 
-    rates = {"disk": read_rate(args.packed, args.threads)}
+    rates: dict[str, Any] = {"disk": read_rate(args.packed, args.threads)}
     _, (fit,), _ = info(
         str(args.packed), ctx=PROMPT + args.tokens, memory=args.limit, disk=lambda: rates["disk"],
         bandwidth=lambda format: rates.setdefault("weights", weights_bandwidth(format, args.threads)),

@@ -126,7 +126,7 @@ One run on {found["machine"]["cpu"]}, {found["threads"]} threads, {found["when"]
 
 def steps() -> str:
     """Steps of a few tokens, three engines: one run for each model."""
-    rows, about = [], ""
+    rows, about, sides = [], "", [""]
     for label, name in STEPS:
         found = read(name)
         sides = list(found["ms"])
