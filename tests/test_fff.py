@@ -406,6 +406,64 @@ def test_our_own_names() -> None:
     layer.close()
 
 
+def mixture(style: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A state of four experts under a trainer's names, and the arguments that it means."""
+    rng = np.random.default_rng(3)
+    D, F, E = 24, 12, 4
+    given = {"router": random(rng, E, D), "gate": random(rng, E, F, D), "up": random(rng, E, F, D),
+             "down": random(rng, E, D, F)}  # fmt: skip
+    state = {"mlp.gate.weight": given["router"], "mlp_other": np.ones(3)}
+    if style == "fused":
+        state |= {"mlp.experts.gate_up_proj": np.concatenate([given["gate"], given["up"]], axis=1)}
+        return state | {"mlp.experts.down_proj": given["down"]}, given
+    names = {"qwen": ("gate_proj", "up_proj", "down_proj"), "mixtral": ("w1", "w3", "w2")}[style]
+    for e in range(E):
+        for ours, theirs in zip(("gate", "up", "down"), names, strict=True):
+            state[f"mlp.experts.{e}.{theirs}.weight"] = given[ours][e]
+    return state, given
+
+
+@pytest.mark.parametrize("style", ["qwen", "mixtral", "fused"])
+def test_mixtures_of_other_trainers(style: str) -> None:
+    state, given = mixture(style)
+    x = random(np.random.default_rng(4), 6, 24)
+    expected = MoE(**given, top_k=2, threads=1)(x)
+    np.testing.assert_array_equal(MoE.from_state_dict(state, prefix="mlp.", top_k=2, threads=1)(x), expected)
+
+
+@pytest.mark.parametrize("names", [("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("", "fc1", "fc2")])
+def test_feed_forwards_of_other_trainers(names: tuple[str, str, str]) -> None:
+    rng = np.random.default_rng(5)
+    gate, up, down = random(rng, 40, 24), random(rng, 40, 24), random(rng, 24, 40)
+    state = {f"{names[1]}.weight": up, f"{names[2]}.weight": down, f"{names[2]}.bias": down[:, 0]}
+    if names[0]:
+        state[f"{names[0]}.weight"] = gate
+    x = random(rng, 6, 24)
+    expected = Dense(up, down, gate if names[0] else None, down_bias=down[:, 0], threads=1)(x)
+    np.testing.assert_array_equal(Dense.from_state_dict(state, threads=1)(x), expected)
+
+
+def without(state: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda s: without(s, "mlp.gate.weight"), "no router under 'mlp.': found experts.0.down_proj.weight"),
+        (lambda s: without(s, "mlp.experts.2.up_proj.weight"), "mlp.experts.2: expected the tensors of 4 experts"),
+        (lambda s: s | {"mlp.experts.1.up_proj.weight": np.ones((3, 24))}, "mlp.experts.1: .* all of one shape"),
+        (lambda s: s | {"mlp.shared_expert.up_proj.weight": np.ones(3)}, "not known here: shared_expert.up_proj"),
+        (lambda s: {"mlp.gate.weight": s["mlp.gate.weight"], "mlp.experts.gate_up_proj": np.ones((4, 3, 24))},
+         "experts.down_proj is missing"),
+        (lambda s: 3, "state: expected tensors by their names"),
+    ],
+)  # fmt: skip
+def test_mixtures_that_are_none(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MoE.from_state_dict(make(mixture("qwen")[0]), prefix="mlp.", top_k=2)
+
+
 def arrays(**other: Any) -> dict[str, Any]:
     return {"nodes": np.ones((3, 8)), "up": np.ones((4, 2, 8)), "down": np.ones((4, 5, 2)), "threads": 1, **other}
 

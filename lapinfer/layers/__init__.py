@@ -25,7 +25,7 @@ import numpy as np
 from lapinfer.arguments import described, float_array, whole
 from lapinfer.errors import InputError
 from lapinfer.layers.layer import Array, Layer, P, check_activation, matrix_names, rounded
-from lapinfer.layers.state_dicts import fff_arrays
+from lapinfer.layers.state_dicts import dense_arrays, fff_arrays, moe_arrays
 from lapinfer.quant.formats import FORMATS
 from lapinfer.spec import Activation, FeedForwardSpec, RouterSpec, Score, TreeSpec
 
@@ -59,6 +59,15 @@ class Dense(Layer):
             arrays[second + ".bias"] = _bias("down_bias", down_bias, out)
         super().__init__(ff, arrays, D, out, **options)
 
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], *, prefix: str = "", **options: Any) -> Dense:
+        """A layer from the tensors (NumPy's or torch's) whose names begin with `prefix`; options: those of the class.
+
+        Accepted are gate_proj, up_proj and down_proj (Llama), w1, w3 and w2, fc1 and fc2, and 0 and 2 (nn.Sequential),
+        with biases or without. InputError for any other tensor: the layer would be another one without it.
+        """
+        return cls(**dense_arrays(state, prefix), **options)
+
 
 class MoE(Layer):
     """Σ weight · expert(x) over the `top_k` experts with the highest logits, router · x.
@@ -88,6 +97,16 @@ class MoE(Layer):
         if router_bias is not None:
             arrays[P + "router.bias"] = router_bias
         super().__init__(ff, arrays, D, out, **options)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], *, top_k: int, prefix: str = "", **options: Any) -> MoE:
+        """A layer from the tensors (NumPy's or torch's) whose names begin with `prefix`; options: those of the class.
+
+        Accepted are gate or router, and of each expert the names of Dense.from_state_dict (Mixtral, Qwen, OLMoE), or
+        experts.gate_up_proj [E, 2 · F, D] and experts.down_proj [E, D, F] (transformers 5). No tensor tells top_k,
+        score and normalise: they are in a model's config.json. InputError for any other tensor, of shared experts, say.
+        """
+        return cls(**moe_arrays(state, prefix), top_k=top_k, **options)
 
 
 class FFF(Layer):

@@ -1,4 +1,4 @@
-"""Fast feedforward layers from the tensor names of other trainers."""
+"""Layers from the tensor names of other trainers."""
 
 from __future__ import annotations
 
@@ -11,25 +11,91 @@ from lapinfer.arguments import described
 from lapinfer.errors import InputError
 from lapinfer.spec import Activation
 
+FEED_FORWARDS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("", "fc1", "fc2"), ("", "0", "2"))
+"""Modules of a feed-forward, gate, up and down: Llama's and most others', Mixtral's, those without a gate."""
+FUSED = "experts.gate_up_proj"
 LAPINFER_NAMES = ("up", "down", "gate", "up_bias", "down_bias", "gate_bias", "node_out", "node_out_bias")
 
 
 def fff_arrays(state: Mapping[str, Any], prefix: str, trees: int | None) -> tuple[dict[str, Any], Activation]:
     """Arguments of layers.FFF, and the activation that the trainer uses by default."""
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"state: expected tensors by their names, got {described(state)}")
-    tensors = {name.removeprefix(prefix): _array(value) for name, value in state.items() if name.startswith(prefix)}
+    tensors = _tensors(state, prefix)
     if "w1s" in tensors:
         return _fastfeedforward(tensors), "relu"
     if "linear_in.weight" in tensors:
         return _ultrafastbert(tensors, trees), "gelu"
     if "up" in tensors and "down" in tensors:
         return _lapinfer(tensors, trees), "silu" if "gate" in tensors else "relu"
-    names = ", ".join(sorted(tensors)[:8]) or "nothing"
     raise InputError(
-        f"no fast feedforward layer under {prefix!r}: found {names}; expected w1s (fastfeedforward), linear_in.weight "
-        "(UltraFastBERT), or up and down (docs/checkpoint-format.md)"
+        f"no fast feedforward layer under {prefix!r}: found {_names(tensors)}; expected w1s (fastfeedforward), "
+        "linear_in.weight (UltraFastBERT), or up and down (docs/checkpoint-format.md)"
     )
+
+
+def dense_arrays(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Arguments of layers.Dense."""
+    tensors = _tensors(state, prefix)
+    if not (arrays := _feed_forward(tensors)):
+        expected = "up_proj.weight and down_proj.weight, fc1 and fc2, w3 and w2, or 0 and 2 (nn.Sequential)"
+        raise InputError(f"no feed-forward under {prefix!r}: found {_names(tensors)}; expected {expected}")
+    return _all_taken(arrays, tensors)
+
+
+def moe_arrays(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Arguments of layers.MoE."""
+    tensors = _tensors(state, prefix)
+    router = next((name for name in ("gate", "router") if f"{name}.weight" in tensors), None)
+    if router is None:
+        expected = "gate.weight or router.weight"
+        raise InputError(f"no router under {prefix!r}: found {_names(tensors)}; expected {expected}")
+    arrays = _taken(tensors, {"router": router})
+    if FUSED in tensors:  # [E, gate · up, D]
+        first, arrays["down"] = _need(tensors, FUSED, "experts.down_proj")
+        if first.ndim != 3 or first.shape[1] % 2:
+            raise InputError(f"{FUSED} has shape {first.shape}, expected [experts, 2 · neurons, width]")
+        arrays["gate"], arrays["up"] = np.split(first, 2, axis=1)
+        del tensors[FUSED], tensors["experts.down_proj"]
+        return _all_taken(arrays, tensors)
+    experts = [_feed_forward(tensors, f"experts.{i}.") for i in range(len(arrays["router"]))]
+    for i, expert in enumerate(experts):
+        if not expert or {n: a.shape for n, a in expert.items()} != {n: a.shape for n, a in experts[0].items()}:
+            raise InputError(
+                f"{prefix}experts.{i}: expected the tensors of {len(experts)} experts, all of one shape, as "
+                f"gate_proj.weight, up_proj.weight and down_proj.weight, as w1, w3 and w2, or {FUSED} of all"
+            )
+    return _all_taken(arrays | {name: np.stack([expert[name] for expert in experts]) for name in experts[0]}, tensors)
+
+
+def _feed_forward(tensors: dict[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
+    """Matrices and biases of a feed-forward, which are taken away from the tensors; none where there is none."""
+    for gate, up, down in FEED_FORWARDS:
+        if f"{prefix}{up}.weight" in tensors and f"{prefix}{down}.weight" in tensors:
+            return _taken(tensors, {"up": prefix + up, "down": prefix + down, "gate": prefix + gate})
+    return {}
+
+
+def _taken(tensors: dict[str, np.ndarray], modules: Mapping[str, str]) -> dict[str, Any]:
+    """Weights and biases of modules of torch.nn.Linear, by the names of our arguments."""
+    kinds = (("weight", ""), ("bias", "_bias"))
+    found = {ours + end: f"{module}.{kind}" for ours, module in modules.items() for kind, end in kinds}
+    return {name: tensors.pop(theirs) for name, theirs in found.items() if theirs in tensors}
+
+
+def _all_taken(arrays: dict[str, Any], left: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The arrays; InputError where a tensor was not understood, and the layer would be another one without it."""
+    if left:
+        raise InputError(f"not known here: {_names(left)}; leave it out of the state, and add what it does yourself")
+    return arrays
+
+
+def _tensors(state: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"state: expected tensors by their names, got {described(state)}")
+    return {name.removeprefix(prefix): _array(value) for name, value in state.items() if name.startswith(prefix)}
+
+
+def _names(tensors: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(sorted(tensors)[:8]) or "nothing"
 
 
 def _array(value: Any) -> np.ndarray:
