@@ -39,6 +39,12 @@ def main() -> None:
         bar = "█" * round(12 * own / most)
         print(f"{Path(name).name[:20]:20} {total / 1e6:>8.2f} M {active / 1e6:>7.2f} M {bar:>13}"
               f"{own / 1e3:>13,.0f} {touched / 1e3:>9,.0f} {speed:>7,.0f} {ppl:>6.1f} ± {error:.1f}")  # fmt: skip
+    of = (
+        "a passage of Pride and Prejudice, on which those that come along were trained"
+        if args.text is None
+        else args.text
+    )
+    print(f"\nperplexity: of {of}; lower is better")
 
 
 def measured(model: lapinfer.LanguageModel, text: str, tokens: int) -> tuple[float, ...]:

@@ -42,7 +42,8 @@ def test_experts_as_a_picture(run, tmp_path):
 
 
 def test_side_by_side(run):
-    table = run("side_by_side.py", "austen-dense-active", "austen-moe", "--tokens", "4").splitlines()[2:]
+    *table, _, text = run("side_by_side.py", "austen-dense-active", "austen-moe", "--tokens", "4").splitlines()[2:]
+    assert text.startswith("perplexity: of a passage")
     assert [line.split()[0] for line in table] == ["austen-dense-active", "austen-moe"]
     assert all("±" in line for line in table)
 

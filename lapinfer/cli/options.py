@@ -166,9 +166,7 @@ Models = Annotated[
     typer.Argument(metavar="MODELS", help=MODEL_NAMES, show_default=SHIPPED_MODELS, autocompletion=complete.models),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Also where there is a file that lapinfer did not write; says which one goes.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what lapinfer did not write, too; says what goes.")]
 SIZE = choice("Random weights.", tuple(SIZES))
 
 

@@ -45,7 +45,10 @@ def run(
             autocompletion=models,
         ),
     ] = None,
-    max_tokens: Annotated[int | None, _of_answer("-n", "--max-tokens", min=1, help="Longest answer.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        _of_answer("-n", "--max-tokens", min=1, help="Tokens of an answer at most.", show_default="until it ends"),
+    ] = None,
     sampling: Sampling,
     stop: Annotated[list[str] | None, _of_answer("--stop", help="End before this text (repeatable).")] = None,
     system: Annotated[str | None, _of_prompt("-s", "--system", help="The system message.")] = None,

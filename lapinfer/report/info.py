@@ -149,7 +149,7 @@ def _placement(spec: ModelSpec, formats: dict[str, str]) -> dict[str, Any]:
     if routed:
         layer = spec.layers[routed[0]]
         placed["expected_experts"] = {
-            f"batch of {tokens}": f"{expected_experts(layer, tokens)} of {layer.feed_forward.experts} per layer"
+            f"batch of {tokens}": f"reads {expected_experts(layer, tokens)} of {layer.feed_forward.experts} per layer"
             for tokens in BATCHES
         }
     return placed
