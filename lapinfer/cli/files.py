@@ -30,7 +30,8 @@ def convert(
 
     with Progress() as progress:
         convert(source, target, quant, calibrate=calibrate, progress=progress, force=force)
-    note(f"wrote {target}: {size(sum(file.stat().st_size for file in target.iterdir()))}")
+    written = sum(file.stat().st_size for file in target.glob("*"))
+    note(f"wrote {target}: {size(written)}")
 
 
 def verify(
