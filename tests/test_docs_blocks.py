@@ -169,6 +169,15 @@ def test_links_of_the_readme_are_whole_and_lead_somewhere():
         assert (ROOT / path).exists(), link
 
 
+@pytest.mark.parametrize("heading", ["Install, and ask", "Run the tests"])
+def test_both_commands_are_where_they_are_looked_for(heading):
+    """`.ci/run` takes the block of commands after the line that begins so."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    after = lines[[line.startswith(heading) for line in lines].index(True) :]
+    assert after[after.index("```sh") + 1].startswith("python3 -m venv .venv && ")
+    assert after.index("```sh") < 6
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
