@@ -34,6 +34,7 @@ LAYERS = [
     ("loading",),
     ("text",),
     ("report", "storage"),
+    ("scale",),
     ("train",),
     ("serve",),
     ("cli", "companions"),

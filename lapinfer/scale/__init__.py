@@ -1,0 +1,1 @@
+"""What models would cost on several machines: steps that were measured on one, run again by a simulation of many."""

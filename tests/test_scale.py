@@ -1,0 +1,237 @@
+"""`lapinfer scale`: what a simulation of many machines must give where the answer is known without one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import simpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lapinfer.errors import InputError
+from lapinfer.report.shapes import shape_spec
+from lapinfer.scale.machines import Machine
+from lapinfer.scale.network import Network, Shared, network
+from lapinfer.scale.simulate import ARRANGEMENTS, Arrangement, Load, Setting, place, simulate
+from lapinfer.scale.subject import Subject
+from lapinfer.scale.tape import Tape, drawn
+from lapinfer.scale.times import Rates, Step, Times, fit
+from lapinfer.spec import FeedForwardSpec, TreeSpec
+
+LAYERS, EXPERTS, TOP_K = 3, 8, 2
+FREE = Network("free", 0.0, 1e30, 0.0)
+SLOW = Network("slow", 2e-3, 1e8, 1e-4)
+DECODE = Load(0, 16)
+FAST = Rates(0.0, 0.0, 0.0)
+TIMES = Times(
+    (Step(1, 0.010, 0.9), Step(4, 0.016, 0.8), Step(16, 0.040, 0.4)),
+    1e-7,
+    Rates(1e-4, 1e-10, 1e-10),
+    1_000_000,
+    500_000,
+)
+
+
+def tape(chosen: np.ndarray, experts: int = EXPERTS) -> Tape:
+    return Tape(chosen.astype(np.int16), (experts,) * chosen.shape[1], "made")
+
+
+def chance(seed: int = 0) -> Tape:
+    rng = np.random.default_rng(seed)
+    return tape(rng.permuted(np.tile(np.arange(EXPERTS), (64, LAYERS, 1)), axis=2)[..., :TOP_K])
+
+
+def subject(of: Tape | None = None, times: Times = TIMES) -> Subject:
+    of = chance() if of is None else of
+    return Subject("a model", "moe", 100, 50, 60_000_000, 1_000_000, 1000, 4000, times, of, "made")
+
+
+def run(arrangement: Arrangement, nodes: int, batch: int, net: Network = FREE, load: Load = DECODE, **more):
+    own = more.pop("of", subject())
+    return simulate(own, Setting(arrangement, nodes, batch, net, load, **more))
+
+
+def test_one_node_takes_the_time_of_the_steps_that_were_measured():
+    of = subject(tape(np.tile([0, 1], (5, LAYERS, 1))), replace(TIMES, position=0.0))
+    step = TIMES.rest(4) + LAYERS * TIMES.of_experts(2, 8)
+    for arrangement in ("replicas", "all homes"):
+        found = run(arrangement, 1, 4, SLOW, of=of)
+        assert found.latency == pytest.approx(step)
+        assert found.tokens_per_second == pytest.approx(4 / step)
+        assert found.messages == found.bytes == 0
+        assert found.waiting == pytest.approx(0, abs=1e-9)
+
+
+def test_two_replicas_are_twice_as_fast_as_one_with_half_the_sequences():
+    of = subject(tape(np.tile([0, 1], (5, LAYERS, 1))))
+    one, two = run("replicas", 1, 4, of=of), run("replicas", 2, 8, of=of)
+    assert two.tokens_per_second == pytest.approx(2 * one.tokens_per_second)
+    assert two.latency == pytest.approx(one.latency)
+
+
+def test_one_expert_node_adds_its_messages_to_the_time_of_one_machine():
+    """No overlap with one home and one holder: each layer's time is a sum."""
+    of = subject(tape(np.tile([0, 1], (5, LAYERS, 1))), replace(TIMES, position=0.0))
+    out, back = 4 * 1000 + 8 * 8, 8 * 4000
+    wire = 2 * SLOW.latency + 4 * SLOW.call + (out + back) / SLOW.bandwidth
+    found = run("one home", 2, 4, SLOW, of=of)
+    assert found.latency == pytest.approx(TIMES.rest(4) + LAYERS * (TIMES.of_experts(2, 8) + wire))
+    assert (found.messages, found.bytes) == (2 * LAYERS / 4, LAYERS * (out + back) / 4)
+
+
+def test_a_home_waits_for_the_slowest_node():
+    """Tokens choose an expert of each of two holders, one of which gets them all, the other none: a barrier."""
+    even = subject(tape(np.array([[[0, 4]] * LAYERS, [[1, 5]] * LAYERS])), replace(TIMES, position=0.0))
+    skewed = subject(tape(np.array([[[0, 1]] * LAYERS, [[2, 3]] * LAYERS])), replace(TIMES, position=0.0))
+    faster, slower = (run("one home", 3, 8, of=of, steps=8) for of in (even, skewed))
+    places = np.random.default_rng(0).integers(0, 2, 8)  # the sequences' places on the tape
+    distinct = len(set(places.tolist()))
+    assert faster.latency == pytest.approx(TIMES.rest(8) + LAYERS * TIMES.of_experts(distinct, 8))
+    assert slower.latency == pytest.approx(TIMES.rest(8) + LAYERS * TIMES.of_experts(2 * distinct, 16))
+
+
+def test_experts_apart_read_each_expert_once_for_all_homes():
+    of = subject(tape(np.tile([0, 4], (5, LAYERS, 1))))
+    assert run("replicas", 2, 16, of=of).expert_batch == 8
+    assert run("all homes", 2, 16, of=of).expert_batch == 16
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_tokens_are_neither_lost_nor_made(arrangement: Arrangement):
+    for batch in (1, 3, 7, 16):
+        found = run(arrangement, 3, batch, SLOW, steps=5)
+        assert found.tokens == 5 * batch
+        assert found.tokens_per_second > 0
+        assert 0 <= found.waiting <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    arrangement=st.sampled_from(ARRANGEMENTS[1:]),
+    nodes=st.integers(2, 5),
+    batch=st.integers(1, 12),
+    latency=st.floats(0, 0.01),
+    more=st.floats(1e-6, 0.01),
+)
+def test_a_slower_network_is_never_faster(arrangement, nodes, batch, latency, more):
+    net = Network("any", latency, 1e8, 1e-5)
+    usual = run(arrangement, nodes, batch, net, steps=3)
+    later = run(arrangement, nodes, batch, replace(net, latency=latency + more), steps=3)
+    narrower = run(arrangement, nodes, batch, replace(net, bandwidth=5e7), steps=3)
+    assert later.latency > usual.latency
+    assert narrower.latency >= usual.latency * (1 - 1e-9)
+    assert later.bytes == usual.bytes
+
+
+def test_a_seed_is_a_result():
+    setting = Setting("all homes", 3, 8, SLOW, Load(8, 16))
+    assert simulate(subject(), setting, 1) == simulate(subject(), setting, 1)
+    assert simulate(subject(), setting, 1) != simulate(subject(), setting, 2)
+
+
+def test_prompts_are_read_as_often_as_answers_end():
+    """With a line through 0 for steps, a sequence's share of time is that of its tokens, whatever the batch."""
+    times = replace(TIMES, steps=(Step(1, 0.01, 0), Step(2, 0.02, 0)), position=0.0, experts=FAST)
+    for batch in (1, 2, 8):
+        found = run("replicas", 1, batch, load=Load(16, 16), of=subject(times=times), steps=32)
+        assert found.tokens_per_second == pytest.approx(16 / (0.01 * (16 + 15)))
+
+
+def test_processes_of_one_machine_share_its_memory():
+    times = replace(TIMES, steps=(Step(1, 0.01, 1.0),), position=0.0, experts=FAST)
+    alone = run("replicas", 1, 1, of=subject(times=times)).tokens_per_second
+    both = run("replicas", 2, 2, of=subject(times=times), shared=Shared(2.0, (1.0, 1.25))).tokens_per_second
+    assert both == pytest.approx(1.25 * alone)
+    computing = replace(times, steps=(Step(1, 0.01, 0.0),))
+    cores = run("replicas", 4, 4, of=subject(times=computing), shared=Shared(2.0))
+    assert cores.tokens_per_second == pytest.approx(2 * alone)
+
+
+def test_work_that_begins_later_shares_from_then_on():
+    env = simpy.Environment()
+    machine, ends = Machine(env, Shared(1.0)), []
+
+    def work(start: float, seconds: float):
+        yield env.timeout(start)
+        yield from machine.run(seconds)
+        ends.append(env.now)
+
+    env.process(work(0, 3))
+    env.process(work(1, 1))
+    env.run()
+    assert ends == pytest.approx([3, 4])  # 1 s alone, then half as fast: 1 s takes 2; what is left has all again
+
+
+@settings(max_examples=30, deadline=None)
+@given(begin=st.floats(0, 1e-3), rate=st.floats(1e9, 1e11), speed=st.floats(1e9, 1e12))
+def test_a_fit_finds_the_rates_that_made_the_times(begin, rate, speed):
+    works = [(5e6 * d, 1e6 * p) for d, p in ((2, 2), (4, 8), (7, 32), (8, 128), (8, 512))]
+    made = Rates(begin, 1 / rate, 1 / speed)
+    found = fit(works, [made.seconds(*work) for work in works])
+    for work in works:
+        assert found.seconds(*work) == pytest.approx(made.seconds(*work), rel=1e-6)
+    assert found.mac == pytest.approx(made.mac, rel=1e-3, abs=1e-16)
+
+
+def test_no_rate_is_below_zero():
+    found = fit([(1e6, 1e6), (2e6, 8e6), (3e6, 64e6)], [3e-4, 2e-4, 4e-4])
+    assert min(found.begin, found.byte, found.mac) >= 0
+
+
+def test_steps_between_those_measured_lie_on_lines():
+    assert TIMES.rest(1) == 0.010
+    assert TIMES.rest(2) == pytest.approx(0.012)
+    assert TIMES.rest(32) == pytest.approx(0.072)
+    assert TIMES.rest(1, 100) == pytest.approx(0.010 + 1e-5)
+    assert TIMES.rest(0) == 0
+
+
+def test_experts_are_placed_on_neighbours():
+    assert place(8, 3).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert subject().apart_bytes(2, 4, home=True, holds=True) < subject().replica_bytes(2)
+
+
+def test_drawn_experts_are_different_and_as_skewed_as_asked():
+    spec = shape_spec("100m", "moe")
+    even, skewed = drawn(spec), drawn(spec, 1.0)
+    assert even.experts == (16,) * 12
+    assert all(len(set(row.tolist())) == 2 for row in even.chosen[:50, 3])
+    assert even.skew < 1.5 < 3 < skewed.skew
+    assert (drawn(spec, 1.0).chosen == skewed.chosen).all()
+
+
+def test_trees_give_a_leaf_or_the_neurons_on_the_way():
+    spec = shape_spec("100m", "fff")
+    layer = spec.layers[0]
+
+    def of(tree: TreeSpec) -> Tape:
+        ff = FeedForwardSpec(8, "relu", gated=False, router=tree)
+        return drawn(replace(spec, layers=(replace(layer, feed_forward=ff),)))
+
+    leaves = of(TreeSpec(2, trees=2)).chosen[:, 0]
+    assert set(leaves[:, 0].tolist()) == {0, 1, 2, 3}
+    assert set(leaves[:, 1].tolist()) == {4, 5, 6, 7}
+    neurons = of(TreeSpec(2, neurons=True)).chosen[:, 0]
+    assert set(neurons[:, 0].tolist()) == {0}
+    assert set(neurons[:, 2].tolist()) == {3, 4, 5, 6}
+    assert ((neurons[:, 1] - 1) // 2 == 0).all()
+    assert ((neurons[:, 2] - 1) // 2 == neurons[:, 1]).all()
+
+
+def test_networks_that_there_are_not_are_refused():
+    with pytest.raises(InputError, match="--network token-ring: no such network; expected 10gbe"):
+        network("token-ring")
+    with pytest.raises(InputError, match="bandwidth of a network: expected a number above 0, got 0"):
+        network("10gbe", bandwidth=0)
+    assert network("10gbe", latency=1.0) == replace(network("10gbe"), latency=1.0)
+
+
+def test_what_cannot_be_apart_is_refused():
+    dense = replace(subject(), tape=Tape(np.zeros((4, 0, 0), np.int16), (), "made"))
+    with pytest.raises(InputError, match="a model: a dense model has no experts"):
+        run("all homes", 2, 1, of=dense)
+    with pytest.raises(InputError, match="experts need a second node"):
+        run("one home", 1, 1)
+    assert run("replicas", 2, 4, of=dense).expert_batch == 0
