@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -15,6 +13,7 @@ from lapinfer.serve.encoding import Json
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.forced_calls import check_told
 from lapinfer.serve.limits import read_body
+from lapinfer.serve.marks import marks_of
 from lapinfer.serve.models import Served
 from lapinfer.serve.sse import EventStream, event, typed_events
 from lapinfer.serve.state import State
@@ -25,7 +24,8 @@ async def messages(state: State, http: HttpRequest) -> Response:
     """POST /v1/messages: a message, or its events."""
     read = await _asked(state, http)
     answer = await answer_of(state, http, read.model, lambda served: [_request(served, read)])
-    reply = Reply(f"msg_{secrets.token_hex(12)}", read, len(answer.tickets[0].request.prompt))
+    marks, prompt = marks_of(http), len(answer.tickets[0].request.prompt)
+    reply = Reply(f"msg_{marks.id}", read, prompt, tells_work=marks.tells_work)
     if read.stream:
         return EventStream(typed_events(reply, answer), answer, error_name="error", silence=event(PING, "ping"))
     await told(answer, http, reply.push)

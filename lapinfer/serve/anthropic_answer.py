@@ -24,11 +24,12 @@ class Reply:
     """One message, told by its tokens: `start()`, then `push` for each; the last one ends it.
 
     Blocks of thinking, text and calls come in the order in which the model says them. `message()` is what all events
-    make together; the last events have figures of ours besides. prompt: how many tokens the request has.
+    make together; the last events have figures of ours besides. prompt: how many tokens the request has. tells_work:
+    as in `Marks`.
     """
 
-    def __init__(self, id: str, asked: Asked, prompt: int) -> None:
-        self._id, self._asked, self._prompt = id, asked, prompt
+    def __init__(self, id: str, asked: Asked, prompt: int, *, tells_work: bool = True) -> None:
+        self._id, self._asked, self._prompt, self._tells_work = id, asked, prompt, tells_work
         self._content: list[dict[str, Any]] = []
         self._open: str | None = None
         self._tokens = self._reused = 0
@@ -44,7 +45,8 @@ class Reply:
         """Events; there is one answer alone."""
         token = self._calls.push(token)
         self._tokens += 1
-        self._prompt, self._reused = token.timings.prompt_tokens, token.timings.reused_tokens
+        self._prompt = token.timings.prompt_tokens
+        self._reused = token.timings.reused_tokens if self._tells_work else 0
         yield from self._grow("thinking", token.thinking)
         yield from self._grow("text", token.text)
         for call in token.tool_calls:
@@ -113,7 +115,7 @@ class Reply:
         yield from self._close()
         self._end = self._reason(last)
         delta = {"stop_reason": self._end[0], "stop_sequence": self._end[1]}
-        self._figures = {"lapinfer": figures(last)}
+        self._figures = {"lapinfer": figures(last)} if self._tells_work else {}
         yield {"type": "message_delta", "delta": delta, "usage": self.usage(), **self._figures}
         yield {"type": "message_stop"}
 

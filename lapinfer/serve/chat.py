@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +14,7 @@ from lapinfer.serve.chat_answer import ChatAnswer, Choice
 from lapinfer.serve.encoding import Json
 from lapinfer.serve.errors import ApiError
 from lapinfer.serve.forced_calls import Calls, check_told
+from lapinfer.serve.marks import Marks, marks_of
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_chunks import chunks
 from lapinfer.serve.openai_fields import Sampled
@@ -77,7 +76,7 @@ async def completions(state: State, http: HttpRequest) -> Response:
     """POST /v1/chat/completions."""
     body = await state.body(http, ChatBody)
     answer = await answer_of(state, http, body.model, lambda served: _requests(served, body), count=body.choices)
-    reply = _reply(body, answer)
+    reply = _reply(body, answer, marks_of(http))
     if body.stream:
         return EventStream(chunks(reply, answer, usage=body.tells_usage), answer)
     await told(answer, http, reply.push)
@@ -92,10 +91,11 @@ def _requests(served: Served, body: ChatBody) -> list[Request]:
     ]  # each has a grammar of its own
 
 
-def _reply(body: ChatBody, answer: Answer[Token]) -> ChatAnswer:
-    id, single = f"chatcmpl-{secrets.token_hex(12)}", body.parallel_tool_calls is False
+def _reply(body: ChatBody, answer: Answer[Token], marks: Marks) -> ChatAnswer:
+    id, single = f"chatcmpl-{marks.id}", body.parallel_tool_calls is False
     forced = bool(forced_of(body.tool_choice, tools_of(body.tools or [])))
     choices = [Choice(i, Calls(f"{id} {i}", forced=forced, single=single)) for i in range(body.choices)]
-    served, usage = answer.lease.served, Usage([len(answer.tickets[0].request.prompt)])
+    served = answer.lease.served
+    usage = Usage([len(answer.tickets[0].request.prompt)], tells_work=marks.tells_work)
     texts = served.texts if body.logprobs else None
-    return ChatAnswer(id, int(time.time()), served.name, choices, usage, texts)
+    return ChatAnswer(id, marks.created, served.name, choices, usage, texts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +12,7 @@ from lapinfer.errors import InputError
 from lapinfer.serve.answers import Answer, answer_of, told
 from lapinfer.serve.completion_answer import CompletionAnswer, Continuation
 from lapinfer.serve.encoding import Json
+from lapinfer.serve.marks import Marks, marks_of
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_chunks import chunks
 from lapinfer.serve.openai_fields import Prompts, Sampled, prompts_of
@@ -56,7 +55,7 @@ async def completions(state: State, http: HttpRequest) -> Response:
     body = await state.body(http, CompletionBody)
     count = len(prompts_of(body.prompt)) * body.choices
     answer = await answer_of(state, http, body.model, lambda served: _requests(served, body), count=count)
-    reply = _reply(body, answer)
+    reply = _reply(body, answer, marks_of(http))
     if body.stream:
         return EventStream(chunks(reply, answer, usage=body.tells_usage), answer)
     await told(answer, http, reply.push)
@@ -75,13 +74,13 @@ def _requests(served: Served, body: CompletionBody) -> list[Request]:
     ]
 
 
-def _reply(body: CompletionBody, answer: Answer[Token]) -> CompletionAnswer:
+def _reply(body: CompletionBody, answer: Answer[Token], marks: Marks) -> CompletionAnswer:
     count, served, tickets = body.choices, answer.lease.served, answer.tickets
     texts = served.texts if body.logprobs is not None else None
     echoes = [_echo(served, prompt) if body.echo else None for prompt in prompts_of(body.prompt)]
     choices = [Continuation(i, echo=echoes[i // count], texts=texts, made=body.tells_made) for i in range(len(tickets))]
-    usage = Usage([len(ticket.request.prompt) for ticket in tickets[::count]])
-    return CompletionAnswer(f"cmpl-{secrets.token_hex(12)}", int(time.time()), served.name, choices, usage)
+    usage = Usage([len(ticket.request.prompt) for ticket in tickets[::count]], tells_work=marks.tells_work)
+    return CompletionAnswer(f"cmpl-{marks.id}", marks.created, served.name, choices, usage)
 
 
 def _echo(served: Served, prompt: str | list[int]) -> str:

@@ -12,8 +12,9 @@ from lapinfer.text.generation import Token
 class Usage:
     """Counts the tokens of an answer, or of several answers to one prompt."""
 
-    def __init__(self, prompts: Sequence[int]) -> None:
-        """prompts: how many tokens each of them has."""
+    def __init__(self, prompts: Sequence[int], *, tells_work: bool = True) -> None:
+        """prompts: how many tokens each of them has. tells_work: as in `Marks`."""
+        self._tells_work = tells_work
         self._prompt, self._reused, self._made, self._thought = sum(prompts), 0, 0, 0
         self._last: dict[int, Token] = {}
         self._unthought: dict[int, int] = {}
@@ -21,7 +22,7 @@ class Usage:
     def push(self, index: int, token: Token, *, made: bool = True) -> None:
         """made: whether it is told; else what was reused of its prompt alone counts."""
         self._made += made
-        if index not in self._last:
+        if index not in self._last and self._tells_work:
             self._reused += token.timings.reused_tokens
         self._last[index] = token
         # Those of markers have no text: they count as thinking where more of it follows.
@@ -32,8 +33,14 @@ class Usage:
 
     def numbers(self) -> dict[str, Any]:
         """What an answer, or the last of its chunks, tells; `lapinfer`: of the only one, what it touched."""
-        own = figures(*self._last.values()) if len(self._last) == 1 else {}
-        return {"usage": self.counts(), "lapinfer": own}
+        return {"usage": self.counts()} | self.figures()
+
+    def figures(self) -> dict[str, Any]:
+        """The field `lapinfer`."""
+        if not self._tells_work:
+            return {}
+        only = next(iter(self._last.values())) if len(self._last) == 1 else None
+        return {"lapinfer": {} if only is None or only.finish_reason is None else figures(only)}
 
     def counts(self) -> dict[str, Any]:
         """As chats and completions have them."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from typing import Any, cast
 
 from starlette.requests import Request as HttpRequest
@@ -12,6 +10,7 @@ from starlette.responses import Response
 from lapinfer.serve.answers import answer_of, told
 from lapinfer.serve.encoding import Json
 from lapinfer.serve.forced_calls import Calls, check_told
+from lapinfer.serve.marks import marks_of
 from lapinfer.serve.models import Served
 from lapinfer.serve.openai_messages import forced_of
 from lapinfer.serve.openai_usage import Usage
@@ -27,10 +26,13 @@ async def responses(state: State, http: HttpRequest) -> Response:
     body = await state.body(http, ResponseBody)
     answer = await answer_of(state, http, body.model, lambda served: [_request(served, body)])
     served, request = answer.lease.served, cast(Request, answer.tickets[0].request)
-    id, forced = f"resp_{secrets.token_hex(12)}", bool(forced_of(body.tool_choice, body.known_tools()))
+    marks = marks_of(http)
+    id, forced = f"resp_{marks.id}", bool(forced_of(body.tool_choice, body.known_tools()))
     calls = Calls(id, forced=forced, single=body.parallel_tool_calls is False)
     texts = served.texts if body.tells_logprobs else None
-    reply = Reply(id, _about(body, served, request), Usage([len(request.prompt)]), calls=calls, texts=texts)
+    about = _about(body, served, request) | {"created_at": marks.created}
+    usage = Usage([len(request.prompt)], tells_work=marks.tells_work)
+    reply = Reply(id, about, usage, calls=calls, texts=texts)
     if body.stream:
         return EventStream(typed_events(reply, answer), answer, error_name="error")
     await told(answer, http, reply.push)
@@ -46,7 +48,6 @@ def _request(served: Served, body: ResponseBody) -> Request:
 def _about(body: ResponseBody, served: Served, request: Request) -> dict[str, Any]:
     """What a response says of what was asked."""
     return {
-        "created_at": int(time.time()),
         "model": served.name,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lapinfer.serve.figures import figures
 from lapinfer.serve.forced_calls import Calls
 from lapinfer.serve.openai_usage import Usage
 from lapinfer.serve.token_texts import TokenTexts
@@ -74,7 +73,7 @@ class Reply:
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "output": [_copy(item) for item in self._output],
             "usage": None if reason is None else usage,
-            "lapinfer": {} if last is None or reason is None else figures(last),
+            **self._usage.figures(),
         }
 
     def _grow(self, kind: str, text: str) -> Iterator[Event]:
