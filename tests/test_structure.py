@@ -37,6 +37,7 @@ LAYERS = [
     ("scale",),
     ("train",),
     ("serve",),
+    ("batch",),
     ("cli", "companions"),
     ("__main__",),
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +29,7 @@ class Marks:
     created: int = field(default_factory=lambda: int(time.time()))
     tells_work: bool = True
 
-    def in_scope(self) -> Mapping[str, Any]:
+    def in_scope(self) -> dict[str, Any]:
         """What a scope must have for these."""
         return {SCOPE_KEY: self}
 

@@ -79,10 +79,11 @@ Endpoint = Callable[[State, Request], Awaitable[Response]]
 
 def route(state: State, method: str, path: str, endpoint: Endpoint) -> Route:
     """A route whose errors are answers."""
-    return Route(path, partial(_answered, state, endpoint), methods=[method])
+    return Route(path, partial(answered, state, endpoint), methods=[method])
 
 
-async def _answered(state: State, endpoint: Endpoint, request: Request) -> Response:
+async def answered(state: State, endpoint: Endpoint, request: Request) -> Response:
+    """What an endpoint answers; its errors in the words of the protocol."""
     try:
         return await endpoint(state, request)
     except Exception as error:
