@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from lapinfer.calibration import pack_calibrated
 from lapinfer.checkpoint import Checkpoint
+from lapinfer.checkpoint.adapted import adapted
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_path
 from lapinfer.checkpoint.hub import resolve
@@ -151,7 +153,7 @@ def check_prompt(path_or_name: str | Path, options: LoadOptions, text: str) -> N
 
 def memory_needed(path_or_name: str | Path, options: LoadOptions) -> int:
     """Bytes that `load_model` will take: weights, KV cache and buffers. Reads headers alone; errors as it has them."""
-    source = resolve(path_or_name)
+    source = adapted(resolve(path_or_name), options.lora)
     if isinstance(source, Path):
         spec, weights = read_packed(source)
         return _needed(weights.nbytes, spec, _limits(spec, options, weights.metadata.get("quant", "")))
@@ -163,7 +165,7 @@ def memory_needed(path_or_name: str | Path, options: LoadOptions) -> int:
 
 def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress, beside: Model | None) -> Packed:
     """Where the packed weights are; a copy of a checkpoint is made now if need be, and if it can be of use."""
-    source, quant = resolve(path_or_name, say), options.quant
+    source, quant = adapted(resolve(path_or_name, say), options.lora), options.quant
     if not isinstance(source, Path):
         for line in source.notices:
             say(line)
@@ -337,16 +339,16 @@ def _packing(say: Progress) -> Progress:
 
 def convert(
     source: str | Path, target: str | Path, quant: str = "q4", *, calibrate: Path | None = None,
-    progress: Progress | None = None, force: bool = False,
+    lora: Sequence[str] = (), progress: Progress | None = None, force: bool = False,
 ) -> Path:  # fmt: skip
     """Write the packed form of a checkpoint into the folder `target`.
 
     Nothing that is there is replaced but the packed form of the same checkpoint, else InputError; `force` replaces
     files that are in the way, and says which, but never the source or other weights.
     calibrate: a text like those that the model will see, for q4 with error feedback; else q4 is calibrated with
-    random tokens.
+    random tokens. lora: adapters that are merged into it, PATH or PATH:SCALE.
     """
-    checkpoint = resolve(source, progress or silent)
+    checkpoint = adapted(resolve(source, progress or silent), lora)
     if isinstance(checkpoint, Path):
         raise InputError(f"{checkpoint} is packed already; convert the checkpoint that it was made from")
     target = Path(target)

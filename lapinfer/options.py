@@ -118,7 +118,8 @@ class LoadOptions:
     are kept; `system` leaves that to the system's page cache, which bounds nothing, so it contradicts `memory`. draft:
     a smaller model with the same tokens, which guesses what comes next; the text is the same without it. prefix_cache:
     GB of beginnings of texts that are kept on disk, for all models together, and at most as many in memory: a prompt
-    that begins like one before is read from there on.
+    that begins like one before is read from there on. lora: folders of adapters that are merged into the weights when
+    they are packed, each with a scale after a colon, if it is not 1.
     """
 
     quant: Annotated[str, QUANT] = "auto"
@@ -159,6 +160,14 @@ class LoadOptions:
         float | None,
         Option("GB of beginnings of prompts to keep, so that none is read twice.", GIGABYTES, _is_number, "none"),
     ] = None
+    lora: Annotated[
+        tuple[str, ...],
+        Option(
+            "Adapter (a PEFT folder), PATH or PATH:SCALE, that is merged into the weights (repeatable).",
+            "names of folders, PATH or PATH:SCALE",
+            _are_names,
+        ),
+    ] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -195,6 +204,7 @@ class LoadKeywords(TypedDict, total=False):
     policy: PolicyName
     draft: str | None
     prefix_cache: float | None
+    lora: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ PICKLE = b"PK\x03\x04data.pkl"
 ADAPTER = json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})
 
 FOLDERS: dict[str, tuple[dict[str, str | bytes], tuple[str, ...]]] = {
-    "LoRA": ({"adapter_config.json": ADAPTER, "adapter_model.safetensors": ""}, ("'org/base'", "merge_and_unload")),
-    "LoRA as a pickle": ({"adapter_model.bin": PICKLE}, ("an adapter", "merge_and_unload")),
+    "LoRA": ({"adapter_config.json": ADAPTER, "adapter_model.safetensors": ""}, ("'org/base'", "--lora")),
+    "LoRA as a pickle": ({"adapter_model.bin": PICKLE}, ("an adapter", "--lora")),
     "LoRA of MLX": ({"adapter_config.json": '{"model": "org/mlx"}', "adapters.safetensors": ""}, ("'org/mlx'", "fuse")),
     "LoRA with a config": ({"config.json": CONFIG, "adapter_config.json": "[]"}, ("an adapter", "merge")),
     "pickle": (

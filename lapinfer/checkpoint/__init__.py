@@ -16,9 +16,11 @@ class Checkpoint(Protocol):
     """Weights as they were published, under their published (Hugging Face) names.
 
     `folder` holds config and tokenizer files (a folder beside the cache for a GGUF file, whose tokenizer
-    is rebuilt there). `contents` tells it from every other checkpoint. `notices` are lines that a user should see.
+    is rebuilt there). `contents` tells it from every other checkpoint. `name` is what a packed copy is called by.
+    `notices` are lines that a user should see.
     """
 
+    name: str
     path: Path
     folder: Path
     contents: Contents

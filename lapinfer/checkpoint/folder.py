@@ -30,7 +30,7 @@ class FolderCheckpoint:
             raise of_folder(self.path)
         self._said = read_json(self.path / "config.json")
         self._config: dict[str, Any] | None = None
-        self.notices = beside(self.path)
+        self.name, self.notices = self.path.name, beside(self.path)
         self._files: dict[str, SafetensorsFile] = {}
         self._of: dict[str, list[SafetensorsFile]] = {}
         self._promised: dict[str, str] = {}

@@ -36,7 +36,7 @@ FOLDERS: Final = (
     Foreign(
         ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"),
         "an adapter (LoRA, PEFT), not a model{base}",
-        "merge it into the model that it was trained on (PEFT: merge_and_unload; MLX: mlx_lm.fuse), save, name that",
+        "name the model that it was trained on, and this with --lora (PEFT's); MLX: merge it with mlx_lm.fuse",
     ),
     Foreign(("model_index.json",), "a diffusers pipeline, which makes images or sound", "name a model of text"),
     Foreign(
@@ -143,7 +143,7 @@ INSTEAD: Final = (
     Foreign(
         ("adapter_model.*", "adapter_config.json"),
         "an adapter (LoRA, PEFT), not a model",
-        "merge it into its model (merge_and_unload), and name the folder of that",
+        "name the model that it was trained on, and the adapter's folder with --lora",
     ),
     Foreign(("consolidated*.safetensors",), "weights in Mistral's own layout", FOR_TRANSFORMERS),
     Foreign(("*.safetensors",), "safetensors", "name its folder: {folder}"),

@@ -46,7 +46,7 @@ class GGUFCheckpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file = GGUFParts(self.path)
-        self.path = self._file.path
+        self.path, self.name = self._file.path, self._file.path.stem
         kind = _family(self._file)
         special = read_special(self._file)
         self._said, notices = _config(self._file, kind, special)

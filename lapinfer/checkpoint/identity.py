@@ -32,6 +32,8 @@ PIECE = 16 << 20
 TICK_NS = 2_000_000_000
 """The clock of no file system is coarser."""
 LONGEST_NOTE = 200
+TOGETHER = "+"
+"""Between the identities of a checkpoint and of what is added to it."""
 HAS_CHANGE_TIME = sys.platform != "win32"
 """Elsewhere st_ctime is the time of creation, which says nothing of what was written since."""
 
@@ -129,6 +131,29 @@ class Contents:
             raise ChangedError(f"{path}: changed while it was read, and nothing is kept of it; run this again")
         self._states[path] = state
         (self._trusted.add if is_trusted else self._trusted.discard)(path)
+
+
+class Together(Contents):
+    """The contents of a checkpoint and of what is added to it: the identity is that of both, with a + between."""
+
+    def __init__(self, first: Contents, more: Contents) -> None:
+        self._each = first, more
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for each in self._each for path in each.paths]
+
+    def identity(self, progress: Progress = lambda done, total: None) -> str:
+        return TOGETHER.join(each.identity(progress) for each in self._each)
+
+    def check_unchanged(self, thoroughly: bool = False) -> None:
+        for each in self._each:
+            each.check_unchanged(thoroughly)
+
+
+def identity_alone(identity: str) -> str:
+    """The identity of a checkpoint without what was added to it."""
+    return identity.partition(TOGETHER)[0]
 
 
 def content_digest(file: OpenFile, progress: Callable[[int], None] = lambda done: None) -> bytes:

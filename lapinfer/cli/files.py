@@ -22,6 +22,7 @@ def convert(
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", help="A text whose activations weigh the quantization error.")
     ] = None,
+    lora: Annotated[list[str] | None, load_option("lora")] = None,
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
@@ -29,7 +30,7 @@ def convert(
     from lapinfer.loading import convert
 
     with Progress() as progress:
-        convert(source, target, quant, calibrate=calibrate, progress=progress, force=force)
+        convert(source, target, quant, calibrate=calibrate, lora=lora or (), progress=progress, force=force)
     written = sum(file.stat().st_size for file in target.glob("*"))
     note(f"wrote {target}: {size(written)}")
 

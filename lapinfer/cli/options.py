@@ -36,6 +36,8 @@ def option(declaration: Option, *flags: str, **more: Any) -> Any:
 
     def check(param: typer.CallbackParam, value: Any) -> Any:
         if isinstance(value, list | tuple):
+            if declaration.accepts(tuple(value)):
+                return value
             return [check(param, each) for each in value]
         if declaration.choices and isinstance(value, str):
             value = value.lower()
@@ -85,10 +87,19 @@ def load_group(*names: str, **defaults: Any) -> Group:
     usual, parameters = LoadOptions(**defaults), []
     for name in names:
         kind, declaration = declared(LoadOptions)[name]
-        kind = str if declaration.choices else kind  # else Typer checks names itself, and tells in its own way
-        made = load_option(name, rich_help_panel="Loading")
-        parameters.append(_parameter(name, kind, made, getattr(usual, name)))
-    return Group(tuple(parameters), lambda values: LoadOptions(**values))
+        kind, default = str if declaration.choices else kind, getattr(usual, name)  # Typer would check names itself
+        more = {}
+        if isinstance(default, tuple):
+            kind, default, more = list[str] | None, None, {"show_default": "none"}
+        made = load_option(name, rich_help_panel="Loading", **more)
+        parameters.append(_parameter(name, kind, made, default))
+    return Group(tuple(parameters), lambda values: LoadOptions(**_tuples(values)))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What Typer gives for options that may be repeated, None or a list, as tuples."""
+    repeated = {name for name, (kind, _) in declared(LoadOptions).items() if kind == tuple[str, ...]}
+    return {name: tuple(value or ()) if name in repeated else value for name, value in values.items()}
 
 
 def sampling_group() -> Group:
@@ -137,10 +148,12 @@ def _serve_options(values: Mapping[str, Any]) -> ServeOptions:
 
 Loading = Annotated[
     LoadOptions,
-    load_group("quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy", "draft", "prefix_cache"),
+    load_group(
+        "quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy", "draft", "prefix_cache", "lora"
+    ),
 ]
-LoadingInMemory = Annotated[LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts")]
-LoadingChunks = Annotated[LoadOptions, load_group("quant", "threads", "kv", "activations", "experts")]
+LoadingInMemory = Annotated[LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts", "lora")]
+LoadingChunks = Annotated[LoadOptions, load_group("quant", "threads", "kv", "activations", "experts", "lora")]
 """Of commands whose -c is the length of a chunk."""
 LoadingGrid = Annotated[LoadOptions, load_group("quant", "kv", "activations", "experts", "memory", "policy")]
 """Of bench, whose -t is a list, and whose context follows from its tests."""

@@ -43,7 +43,7 @@ def perplexity(
     own_experts = against is None and loading.experts is not None
     with open_model(model, loading, verbose) as scored:
         if against is not None:
-            reference = open_model(against, replace(loading, quant=against_quant, experts=None), verbose)
+            reference = open_model(against, replace(loading, quant=against_quant, experts=None, lora=()), verbose)
         elif own_experts:
             reference = open_model(model, replace(loading, experts=None), verbose)
         else:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from lapinfer.text.generation import Token
     from lapinfer.text.language_model import LanguageModel
 
-LOADING = {name: option for name, option in declared(LoadOptions).items() if name != "slots"}
-"""How a model is loaded; prompts follow one another here, in one slot."""
+LOADING = {name: option for name, option in declared(LoadOptions).items() if name not in ("slots", "lora")}
+"""How a model is loaded; prompts follow one another here, in one slot, and an option of llm has one value."""
 MAX_TOKENS = whole("Longest answer.", 1, unset="as long as the context allows")
 GENERATING = {"max_tokens": (int | None, MAX_TOKENS), **declared(SamplingParams)}
 

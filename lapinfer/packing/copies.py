@@ -40,8 +40,7 @@ def cached_folder(checkpoint: Checkpoint, quant: str, home: Path, progress: Prog
     progress: of reading large files, which is done once.
     """
     identity = checkpoint.contents.identity(lambda done, total: progress(READING, done, total))
-    stem = checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.name
-    return home / f"{stem}-{quant}-{_digest(identity, quant)}"
+    return home / f"{checkpoint.name}-{quant}-{_digest(identity, quant)}"
 
 
 def _digest(identity: str, quant: str) -> str:
@@ -110,9 +109,9 @@ class Use:
             if line not in before.splitlines(keepends=True) and len(before) + len(line) <= LONGEST_NOTE:
                 os.write(self._descriptor, line)  # whole, at the end, whoever else writes
 
-    def close(self) -> None:
+    def close(self, close: Callable[[int], None] = os.close) -> None:  # held: `os` is gone when Python ends
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            close(self._descriptor)
             self._descriptor = -1
 
     def __enter__(self) -> Use:

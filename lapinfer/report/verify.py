@@ -17,6 +17,7 @@ from lapinfer.checkpoint.fetch import git_sha1
 from lapinfer.checkpoint.folder import read_json
 from lapinfer.checkpoint.home import FILE_NAME, is_packed, packed_path
 from lapinfer.checkpoint.hub import resolve
+from lapinfer.checkpoint.identity import identity_alone
 from lapinfer.checkpoint.names import copy_folders
 from lapinfer.checkpoint.reading import OpenFile
 from lapinfer.checkpoint.safetensors import read_metadata
@@ -63,7 +64,7 @@ def verify(name: str, progress: Progress = silent) -> Iterator[Verified]:
     yield _source(name, found, progress)
     identity = found.contents.identity()
     for copy in packed_copies():
-        if is_packed(copy) and read_metadata(packed_path(copy)).get("source") == identity:
+        if is_packed(copy) and identity_alone(read_metadata(packed_path(copy)).get("source", "")) == identity:
             yield _copy(copy, progress)
 
 

@@ -16,6 +16,7 @@ from lapinfer.calibration import CALIBRATION
 from lapinfer.checkpoint import hub, smollm2
 from lapinfer.checkpoint.gguf_tokenizer import FOLDER as TEXTS
 from lapinfer.checkpoint.gguf_tokenizer import RULES
+from lapinfer.checkpoint.identity import identity_alone
 from lapinfer.errors import InputError, LapinferError
 from lapinfer.home import home
 from lapinfer.kernels import cache
@@ -78,7 +79,8 @@ def _has_changed(source: str, copy: Copy, progress: Progress) -> bool:
         if isinstance(found, Path):
             return False
         known = metadata_of(Path(copy.path)).get("source")
-        return known is not None and known != found.contents.identity(lambda *counts: progress(source, *counts))
+        now = found.contents.identity(lambda *counts: progress(source, *counts))
+        return known is not None and identity_alone(known) != now
     except (LapinferError, OSError):
         return False
 
