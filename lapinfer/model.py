@@ -44,6 +44,7 @@ from lapinfer.quant.search import HALF_MAX
 from lapinfer.runtime.build.head import BestRows
 from lapinfer.runtime.build.model import build_model
 from lapinfer.runtime.diagnosis import first_not_finite
+from lapinfer.runtime.expert_nodes import ExpertNodes
 from lapinfer.runtime.items import attention_items
 from lapinfer.runtime.meter import Meter
 from lapinfer.runtime.ops import Limits, Weights
@@ -83,8 +84,9 @@ class Model:
 
     def __init__(
         self, spec: ModelSpec, weights: Weights, limits: Limits, *, name: str = "", texts: Path | None = None,
-        notice: Notice | None = None, progress: Progress = silent,
+        notice: Notice | None = None, progress: Progress = silent, nodes: ExpertNodes | None = None,
     ):  # fmt: skip
+        """nodes: those that have the experts; they are closed with the model."""
         self.spec, self.weights, self.limits = spec, weights, limits
         self.name, self.texts = name, texts
         self.ctx, self.slots = limits.ctx, limits.slots
@@ -94,13 +96,13 @@ class Model:
         # A bound of memory is kept; and a step is run again only where it overwrites nothing that it reads.
         self._widens = limits.experts != "pool" and all(layer.convolution is None for layer in spec.layers)
         self._notice: Notice = notice or (lambda line: None)
-        built = build_model(spec, weights, limits)
+        built = build_model(spec, weights, limits, nodes)
         self._step, self._routed, self._best = built.step, built.routing, built.best
         self.best_blocks: np.ndarray | None = None
         """Row blocks of the head that the last step has read for its best logits, by round, and at last with the whole
         head (int64 [BEST_ROUNDS + 1]); None after a step of all logits, or of none."""
         self.routing: Routing | None = None
-        self.pool = built.pool
+        self.pool, self.exchange = built.pool, built.exchange
         if self.pool is not None:
             self.max_step = self.pool.most_tokens(limits.step)
         self.runner = Runner(built.ops, limits.threads, progress=progress, apart=built.pool is not None)
@@ -390,3 +392,5 @@ class Model:
             self.runner.close()
             if self.pool is not None:
                 self.pool.close()
+            if self.exchange is not None:
+                self.exchange.nodes.close()

@@ -8,7 +8,7 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.multiply import add_bias, multiply, store_activations
-from lapinfer.kernels.operands import GATED, PLAIN, STORE, TILE
+from lapinfer.kernels.operands import EACH, GATED, PLAIN, STORE, TILE
 from lapinfer.kernels.products import PACKED
 from lapinfer.kernels.simd import fma, load_f32, load_f32x16, load_i64, splat_f32, store_f32x16
 from lapinfer.kernels.stamp import stamped
@@ -24,6 +24,24 @@ def add_weighted(o, tile, y, stride, first, blocks, tokens):
         for r in range(blocks):
             place = out + token * out_stride + 64 * (first + r)
             store_f32x16(place, fma(load_f32x16(y + t * stride + 64 * r), weight, load_f32x16(place)))
+
+
+@jit
+def clear(o, step, first, blocks):
+    """out[token] = 0 for all tokens, in some row blocks."""
+    zero = splat_f32(np.float32(0.0))
+    for t in range(step.tokens):
+        for r in range(blocks):
+            store_f32x16(o.out + t * o.out_stride + 64 * (first + r), zero)
+
+
+@jit
+def store_each(o, tile, y, stride, first, blocks, tokens):
+    """out[row] = y for the rows of a tile."""
+    for t in range(tokens):
+        place = o.out + load_i64(o.rows + 8 * (TILE * tile + t)) * o.out_stride + 64 * first
+        for r in range(blocks):
+            store_f32x16(place + 64 * r, load_f32x16(y + t * stride + 64 * r))
 
 
 @stamped(PACKED)
@@ -47,10 +65,7 @@ def experts(W, o, step, chunk, thread):
     y = o.scratch + thread * o.scratch_stride
     stride = 64 * unit
     if mode == STORE:
-        zero = splat_f32(np.float32(0.0))
-        for t in range(step.tokens):
-            for r in range(blocks):
-                store_f32x16(o.out + t * o.out_stride + 64 * (first + r), zero)
+        clear(o, step, first, blocks)
     for tile in range(begin, end):
         entry = o.tiles[tile]
         expert, n = entry.expert, entry.tokens
@@ -65,5 +80,7 @@ def experts(W, o, step, chunk, thread):
                 mode, o.activation, y, stride, blocks, o.out, o.out_kind, o.out_groups,
                 first // (4 if mode == GATED else 2), TILE * tile, n,
             )  # fmt: skip
+        elif mode == EACH:
+            store_each(o, tile, y, stride, first, blocks, n)
         else:
             add_weighted(o, tile, y, stride, first, blocks, n)

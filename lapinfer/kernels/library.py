@@ -16,6 +16,7 @@ from lapinfer.kernels import (
     experts,
     leaves,
     matmul,
+    parcels,
     place,
     probe,
     route,
@@ -27,8 +28,8 @@ from lapinfer.kernels import (
 from lapinfer.progress import Phase, Progress, silent
 
 __all__ = [
-    "attention", "best", "convolution", "elementwise", "experts", "leaves", "load", "matmul", "place", "probe",
-    "route", "router", "sort", "team", "tree",
+    "attention", "best", "convolution", "elementwise", "experts", "leaves", "load", "matmul", "parcels", "place",
+    "probe", "route", "router", "sort", "team", "tree",
 ]  # fmt: skip
 
 

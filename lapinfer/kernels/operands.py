@@ -65,6 +65,9 @@ ACT_F32, ACT_Q8, ACT_Q16 = range(3)
 TILE_GROUP_BYTES = (F32_TILE_GROUP, Q8_TILE_GROUP, Q16_TILE_GROUP)
 """How a matrix wants its activations (operand out_kind of the op before it), and the bytes of a tile's group."""
 
+ROW_GROUP_BYTES = tuple(size // TILE for size in TILE_GROUP_BYTES)
+"""Bytes of one token's group of activations on their own: the same layout, with one token for TILE."""
+
 KV_KINDS = get_args(KVName)
 KV_F32, KV_F16, KV_Q8 = range(3)
 """The cache of one layer. Keys [slot, head, capacity / KEY_LANES, k_dim, KEY_LANES]: neighbouring keys share vectors.
@@ -104,9 +107,9 @@ LOST = 1 << 31
 """From bit 31 on, a problem with keys or values has the largest magnitude, as float32 bits; with LOST added where it
 leaves nothing of its neighbours."""
 
-STORE, ADD, HEAD, PLAIN, GATED = range(5)
+STORE, ADD, HEAD, PLAIN, GATED, EACH = range(6)
 """matmul modes: out = y · scale; out += y · scale; out = cap(y · scale) and block maxima;
-activation tiles of act(y), or of act(gate) · up."""
+activation tiles of act(y), or of act(gate) · up; a row of y for each expert and token, unweighted."""
 
 BEST_MARGINS = (6.0, 9.0)
 """Deviations by which a coarse logit may be wrong; the second where errors came near the first. Of normal errors one in
@@ -153,10 +156,11 @@ STEP = Record(
     gathered_tiles=i64("those whose activations are gathered"),
     loads=i64("pieces of experts to be read from the file"),
     problem=i64("PROBLEMS · layer (of those with routers: its place among these) + what went wrong there, or 0"),
+    sent=i64("rows of activations that are sent to nodes with experts"),
 )
 (
     ONE, TOKENS, TILES, WANT, WANT_TILES, WHOLE_HEAD, COARSE_HEAD, BEST, BEST_BLOCKS, ITEMS, LONE, CROWD, CROWD_TILES,
-    EXPERTS, EXPERT_TILES, GATHERED_TILES, LOADS, PROBLEM,
+    EXPERTS, EXPERT_TILES, GATHERED_TILES, LOADS, PROBLEM, SENT,
 ) = range(len(STEP))  # fmt: skip
 
 # ---- tables, int64 [rows, fields] ----
@@ -175,6 +179,23 @@ EXPERT_TILE = Record(
     expert=i64("its number"),
     tokens=i64("how many there are"),
     x=address("their activations"),
+)
+
+PARCEL = Record(
+    "parcel",
+    "What a node with experts gets of a step, and what it answers.",
+    first_row=i64("the first of its tokens, in the table of those that are sent"),
+    stop_row=i64("the row after its last one"),
+    first_pair=i64("its first row of PAIR"),
+    stop_pair=i64("the row after its last one"),
+    answers=address("of its pairs: float32 rows"),
+)
+
+PAIR = Record(
+    "pair",
+    "A token of an expert, in the order of the experts, and then of the tokens.",
+    expert=i64("its number"),
+    row=i64("the token's, among those that the node gets"),
 )
 
 ITEM = Record(
@@ -555,8 +576,8 @@ OPS = (
         row_weights=address("[tiles · TILE]", FLOAT),
         x=address("activation tiles, where the table of tiles does not say"),
         tile_bytes=i64("of one of these"),
-        mode=i64("STORE, ADD, PLAIN or GATED"),
-        out=address("[T, ≥ rows] float32, or activation tiles"),
+        mode=i64("STORE, ADD, PLAIN, GATED or EACH"),
+        out=address("[T, ≥ rows] float32 (EACH: [pairs, ≥ rows]), or activation tiles"),
         out_stride=i64("from one token's to the next one's"),
         bias=address("[E, rows]", FLOAT),
         bias_stride=i64("from one expert's to the next one's"),
@@ -566,6 +587,59 @@ OPS = (
         out_kind=i64("one of ACTIVATION_KINDS"),
         scratch=address("[threads, floats]", FLOAT),
         scratch_stride=i64("from one thread's to the next one's"),
+    ),
+    Record(
+        "parcels",
+        "Which tokens each node with experts gets, each once, and for which of its experts",
+        tiles=rows(EXPERT_TILE, "of this step"),
+        rows=address("[tiles · TILE]: tokens", INT),
+        node_of=address("[E]: where each expert is", INT),
+        nodes=i64("how many there are"),
+        place=address("[T]: for the tokens of one node", INT),
+        parcels=rows(PARCEL, "of each node, written"),
+        sent=address("[nodes · T]: tokens, by node, written", INT),
+        pairs=rows(PAIR, "by node, written"),
+        tile_pair=address("[tiles]: the first pair of each, written", INT),
+    ),
+    Record(
+        "wrap",
+        "The activations of a token that is sent, from where the norm left them",
+        sent=address("tokens", INT),
+        x=address("activation tiles of all tokens"),
+        groups=i64("of 32 columns"),
+        kind=i64("one of ACTIVATION_KINDS"),
+        tile_bytes=i64("of a tile"),
+        out=address("rows of activations, written", UINT8),
+        row_bytes=i64("of a row"),
+    ),
+    Record(
+        "unwrap",
+        "The activations of a tile's tokens, from rows that were sent",
+        x=address("[1]: where the rows are", INT),
+        row_bytes=i64("of a row"),
+        groups=i64("of 32 columns"),
+        kind=i64("one of ACTIVATION_KINDS"),
+        tiles=rows(EXPERT_TILE, "of this step"),
+        sources=address("[tiles · TILE]: rows", INT),
+        gathered=address("activation tiles, written"),
+        tile_bytes=i64("of a tile"),
+    ),
+    Record(
+        "answers",
+        "What experts on other nodes gave for their tokens, weighed and added up in their order",
+        tiles=rows(EXPERT_TILE, "of this step"),
+        rows=address("[tiles · TILE]: tokens", INT),
+        row_weights=address("[tiles · TILE]", FLOAT),
+        node_of=address("[E]: where each expert is", INT),
+        parcels=rows(PARCEL, "of each node"),
+        tile_pair=address("[tiles]: the first pair of each", INT),
+        stride=i64("from one pair's answer to the next one's"),
+        row_blocks=i64("of an answer"),
+        unit=i64("row blocks of a chunk"),
+        mode=i64("STORE or ADD"),
+        out=address("[T, ≥ rows]", FLOAT),
+        out_stride=i64("from one token's to the next one's"),
+        scale=f32("what the weights of tokens are multiplied with"),
     ),
     Record(
         "rope_store",

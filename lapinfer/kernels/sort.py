@@ -7,10 +7,11 @@ capacity, nothing dropped.
 import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
-from lapinfer.kernels.operands import ACT_F32, ACT_Q8, F32_TILE_GROUP, Q8_TILE_GROUP, Q16_TILE_GROUP, TILE
+from lapinfer.kernels.operands import ACT_F32, ACT_Q16, TILE
 from lapinfer.kernels.simd import lane, load_f32, load_i64, splat_f32, store_f32, store_i64
 from lapinfer.kernels.system import is_last
 from lapinfer.kernels.vecmath import exp
+from lapinfer.quant import GROUP
 
 f32 = np.float32
 
@@ -130,34 +131,36 @@ def copy_words(source, target, words):
 
 
 @jit
-def copy_scalars(source, target, count):
-    """One token's scalars, which lie TILE float32 apart."""
-    for i in range(0, 4 * TILE * count, 4 * TILE):
-        store_f32(target + i, load_f32(source + i))
+def copy_scalars(source, lanes, target, target_lanes, count):
+    """One token's scalars, which lie as many float32 apart as there are tokens side by side."""
+    for i in range(count):
+        store_f32(target + 4 * i * target_lanes, load_f32(source + 4 * i * lanes))
+
+
+@jit
+def copy_token(kind, groups, source, lanes, lane_in, target, target_lanes, target_lane):
+    """One token's activations, from its place among those of `lanes` tokens to one among those of `target_lanes`.
+
+    The layouts are those of tiles (operands.py), for any number of tokens side by side.
+    """
+    words, planes, scalars = 4, 1, 3
+    if kind == ACT_F32:
+        words, planes, scalars = 0, 0, GROUP
+    elif kind == ACT_Q16:
+        planes, scalars = 2, 4
+    for _ in range(groups):
+        for _ in range(planes):
+            copy_words(source + 8 * words * lane_in, target + 8 * words * target_lane, words)
+            source, target = source + 8 * words * lanes, target + 8 * words * target_lanes
+        copy_scalars(source + 4 * lane_in, lanes, target + 4 * target_lane, target_lanes, scalars)
+        source, target = source + 4 * scalars * lanes, target + 4 * scalars * target_lanes
 
 
 @kernel
 def gather(o, step, tile, thread):
-    """The activations of one routed tile's tokens, side by side (layouts: operands.py)."""
-    groups, kind, tile_bytes = o.groups, o.kind, o.tile_bytes
-    out = o.gathered + tile * tile_bytes
-    tokens = o.tiles[tile].tokens
-    for i in range(tokens):
+    """The activations of one routed tile's tokens, side by side."""
+    out = o.gathered + tile * o.tile_bytes
+    for i in range(o.tiles[tile].tokens):
         token = load_i64(o.rows + 8 * (TILE * tile + i))
-        x, lane_in = o.x + token // TILE * tile_bytes, token % TILE
-        for g in range(groups):
-            if kind == ACT_F32:
-                start = g * F32_TILE_GROUP
-                copy_scalars(x + start + 4 * lane_in, out + start + 4 * i, 32)
-            elif kind == ACT_Q8:
-                start = g * Q8_TILE_GROUP
-                copy_words(x + start + 32 * lane_in, out + start + 32 * i, 4)
-                start += 32 * TILE
-                copy_scalars(x + start + 4 * lane_in, out + start + 4 * i, 3)
-            else:
-                start = g * Q16_TILE_GROUP
-                copy_words(x + start + 32 * lane_in, out + start + 32 * i, 4)
-                start += 32 * TILE
-                copy_words(x + start + 32 * lane_in, out + start + 32 * i, 4)
-                start += 32 * TILE
-                copy_scalars(x + start + 4 * lane_in, out + start + 4 * i, 4)
+        x = o.x + token // TILE * o.tile_bytes
+        copy_token(o.kind, o.groups, x, TILE, token % TILE, out, TILE, i)

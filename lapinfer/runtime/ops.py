@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -32,6 +32,7 @@ from lapinfer.quant import BAND, GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.cost import FREE, Cost, Steps
+from lapinfer.runtime.exchange import Exchange
 from lapinfer.runtime.plan import Op, Operand
 from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.routing_buffers import RoutingBuffers
@@ -116,6 +117,7 @@ class Ops:
         self.feed_forwards = dict(feed_forwards)
         self.ops: list[Op] = []
         self.pool: ExpertPool | None = None
+        self.exchange: Exchange | None = None
         T, D = padded(limits.step, TILE), padded(max(hidden, out))
         self.x = zeros((T, D))
         self.y = zeros((T, D))
@@ -136,12 +138,13 @@ class Ops:
 
     def add(
         self, kernel: str | KernelId, label: str, part: str, layer: int, count: int, times: int, *, cost: Cost = FREE,
-        shape: str = "", packed: np.ndarray | None = None, **operands: Operand | None,
+        shape: str = "", packed: np.ndarray | None = None, after: Callable[[], None] | None = None,
+        **operands: Operand | None,
     ) -> None:  # fmt: skip
         """Add an op (runtime/plan.Op describes the arguments). An operand that is None becomes 0: there is no array."""
         kernel = KernelId(kernel) if isinstance(kernel, str) else kernel
         given = {name: 0 if value is None else value for name, value in operands.items()}
-        self.ops.append(Op(kernel, label, part, layer, count, times, given, cost, shape, packed))
+        self.ops.append(Op(kernel, label, part, layer, count, times, given, cost, shape, packed, after))
 
     # ---- the ops ----
 

@@ -7,6 +7,7 @@ alive by the plan.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ class Op:
 
     `part` is what its bytes are accounted as (attention, feed-forward, head, …), `label` what a person reads,
     `layer` the layer or −1, `shape` for a person, too. `packed`: the bank of experts that it reads, where its operands
-    hold only their addresses.
+    hold only their addresses. `after`: what Python does when it is done, before the next op begins.
     """
 
     kernel: KernelId
@@ -36,6 +37,7 @@ class Op:
     cost: Cost = FREE
     shape: str = ""
     packed: np.ndarray | None = None
+    after: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +70,9 @@ class Plan:
     def __init__(self, ops: list[Op], addresses: dict[str, int]):
         self.ops = ops
         self.rows = np.stack([encode(op, addresses[op.kernel.name]) for op in ops])
+        ends = [i + 1 for i, op in enumerate(ops[:-1]) if op.after is not None] + [len(ops)]
+        self.parts = [*zip([0, *ends[:-1]], ends, [ops[end - 1].after for end in ends], strict=True)]
+        """(begin, end, what Python does then) of the runs of ops that a step is made of."""
 
     def replace(self, index: int, op: Op, address: int) -> None:
         """Put another op in the place of one, between two steps; the rows stay where they are."""

@@ -29,8 +29,8 @@ from lapinfer.kernels.control import (
     YIELD,
     control_words,
 )
+from lapinfer.kernels.operands import ROW, TOKENS
 from lapinfer.kernels.operands import STEP as STEP_HEADER
-from lapinfer.kernels.operands import TOKENS
 from lapinfer.parallel import started
 from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.pace import Pace
@@ -124,31 +124,43 @@ class Team:
         ):  # fmt: skip
             if array.shape != shape or array.dtype != np.int64 or not array.flags.c_contiguous:
                 raise ValueError(f"{name}: expected contiguous int64 {shape}, got {array.dtype} {array.shape}")
-        self._attached = plan, step, counters  # kept alive: kernels have only their addresses
+        self._plan, self._attached = plan, (step, counters)  # kept alive: kernels have only their addresses
         self._addresses = plan.rows.ctypes.data, step.ctypes.data, counters.ctypes.data
-        self._words, self._ops = step.data, len(plan.ops)
+        self._words = step.data
 
     def run(self) -> int:
-        """Run one step of what is attached; returns its nanoseconds."""
+        """Run one step of what is attached; returns its nanoseconds, what Python does between ops included."""
+        tokens, busy = self._words[TOKENS], 0
+        active = self.pace.choose(tokens)
+        began = time.perf_counter_ns()
+        for begin, end, after in self._plan.parts:
+            busy += self.run_part(begin, end, active)
+            if after is not None:
+                after()
+        self.pace.record(tokens, active, busy)
+        return time.perf_counter_ns() - began
+
+    def run_part(self, begin: int, end: int, active: int) -> int:
+        """Run some ops of what is attached, with so many threads; returns its nanoseconds."""
         if os.getpid() != self._pid:  # threads do not survive a fork
             self._finalizer.detach()
             self._start()
         shared = self._shared
-        words, tokens, ops = shared.view, self._words[TOKENS], self._ops
-        active = self.pace.choose(tokens)
-        end = self._serial + ops
-        words[BASE // 8], words[OPS // 8], words[ACTIVE // 8] = self._serial, ops, active
-        words[ROWS // 8], words[STEP // 8], words[COUNTERS // 8] = self._addresses
-        self._serial = end
+        words, base = shared.view, self._serial
+        last = base + end - begin
+        rows, step, counters = self._addresses
+        words[BASE // 8], words[OPS // 8], words[ACTIVE // 8] = base, end - begin, active
+        words[ROWS // 8], words[STEP // 8] = rows + 8 * ROW * begin, step
+        words[COUNTERS // 8] = counters + 8 * COUNTER * begin
+        self._serial = last
         for thread in range(1, active):
             if words[(PARKED + 8 * LINE * thread) // 8]:
                 shared.wake[thread].set()
         began = time.perf_counter_ns()
-        self._lead(shared.address, end, 0, 0)
+        self._lead(shared.address, last, 0, 0)
         elapsed = time.perf_counter_ns() - began
-        self.pace.record(tokens, active, elapsed)
-        if words[FINISHED // 8] != end:
-            raise RuntimeError(f"a step ended at op {words[FINISHED // 8]}, expected {end}")
+        if words[FINISHED // 8] != last:
+            raise RuntimeError(f"a step ended at op {words[FINISHED // 8]}, expected {last}")
         return elapsed
 
     def close(self) -> None:

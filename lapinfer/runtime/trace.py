@@ -108,6 +108,8 @@ class Tracer:
                     kernel(row.ctypes.data, step.ctypes.data, chunk, thread)
 
             in_threads(work, range(min(threads, chunks)), threads)
+            if op.after is not None:
+                op.after()
             self._after(op)
         return 0
 

@@ -9,7 +9,6 @@ import numpy as np
 from lapinfer.kernels.operands import (
     ACTIVATIONS,
     ADD,
-    EXPERTS,
     GATED,
     GATHERED_TILES,
     LOADS,
@@ -21,8 +20,8 @@ from lapinfer.kernels.operands import (
     TILES,
 )
 from lapinfer.quant import GROUP
-from lapinfer.quant.blocks import interleaved_rows
-from lapinfer.quant.formats import FORMATS
+from lapinfer.runtime.build.apart import experts_apart
+from lapinfer.runtime.build.experts import first_bias, matrices_of_experts
 from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.build.sizes import first_matrix
 from lapinfer.runtime.build.trees import Target, descend, narrow_leaves, sort_operands
@@ -30,8 +29,6 @@ from lapinfer.runtime.cost import FREE, Cost
 from lapinfer.runtime.ops import Ops
 from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.sizes import (
-    blocks_of_all_experts,
-    blocks_of_an_expert,
     padded,
 )
 from lapinfer.spec import FeedForwardSpec, LayerSpec, NormSpec, RouterSpec, TreeSpec
@@ -63,7 +60,7 @@ def _dense(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, t
     build.norm(p + "ff_norm", norm, index, "feed-forward", build.activation_kind(p + name))
     build.matmul(
         p + name, index, "feed-forward", build.tiles, GATED if ff.gated else PLAIN,
-        bias=_first_bias(build, p + name, ff), activation=ACTIVATIONS.index(ff.activation),
+        bias=first_bias(build, p + name, ff), activation=ACTIVATIONS.index(ff.activation),
         out_kind=build.activation_kind(p + "down"), logical=(rows, D),
     )  # fmt: skip
     bias = build.vector(p + "down.bias", target.width) if ff.bias else None
@@ -77,14 +74,16 @@ def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, 
     """Router, choice, and the two matrices of the chosen experts; every token gets the shared experts."""
     p, D, routing = f"layers.{index}.", build.hidden, build.routing
     bank = f"layers.{index}.experts"
-    first, rows = first_matrix(ff)
-    kind = build.activation_kind(f"{bank}.{first}")
+    kind = build.activation_kind(f"{bank}.{first_matrix(ff)[0]}")
     tile_bytes = padded(D) // GROUP * TILE_GROUP_BYTES[kind]
     build.norm(p + "ff_norm", norm, index, "router", kind, exact=routing.exact)
     if isinstance(ff.router, TreeSpec):
         descend(build, index, ff, ff.router, routing.exact, tile_bytes)
     else:
         _route(build, index, ff, tile_bytes)
+    if build.exchange is not None:
+        experts_apart(build, build.exchange, index, kind, target)
+        return
     addresses = routing.addresses(build.weights.tensor(bank))
     if build.pool is not None:
         _fetch(build, build.pool, index, addresses)
@@ -92,16 +91,7 @@ def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, 
         "gather", "gather", "router", index, GATHERED_TILES, 1, x=build.tiles, groups=padded(D) // GROUP, kind=kind,
         tiles=routing.tiles, rows=routing.rows, gathered=routing.gathered, tile_bytes=tile_bytes,
     )  # fmt: skip
-    _experts(
-        build, bank, addresses, first, index, GATED if ff.gated else PLAIN,
-        bias=_first_bias(build, f"{bank}.{first}", ff), activation=ACTIVATIONS.index(ff.activation), out=routing.hidden,
-        out_kind=build.activation_kind(f"{bank}.down"), logical=(rows, D),
-    )  # fmt: skip
-    bias = build.vector(f"{bank}.down.bias", target.width) if ff.bias else None
-    _experts(
-        build, bank, addresses, "down", index, target.mode, bias=bias, out=target.out, scale=target.scale,
-        logical=(target.width, ff.width),
-    )  # fmt: skip
+    matrices_of_experts(build, index, addresses, target)
 
 
 def _route(build: Ops, index: int, ff: FeedForwardSpec, tile_bytes: int) -> None:
@@ -165,49 +155,3 @@ def _fetch(build: Ops, pool: ExpertPool, index: int, addresses: np.ndarray) -> N
         build.add(
             "request", "request", "router", index, ONE, 1, active=routing.active, **pool.request_operands(position)
         )
-
-
-def _experts(
-    build: Ops, bank: str, addresses: np.ndarray, part: str, layer: int, mode: int, *,
-    logical: tuple[int, int], out: np.ndarray, bias: np.ndarray | None, scale: float = 1.0, activation: int = 0,
-    out_kind: int = 0,
-) -> None:  # fmt: skip
-    """One matrix of each expert of a bank × the tokens that are routed to it."""
-    name, routing = f"{bank}.{part}", build.routing
-    ff, fmt = build.feed_forwards[layer], FORMATS[build.format(name)]
-    blocks, groups = build.weights.row_blocks(name), padded(logical[1]) // GROUP
-    size = fmt.row_block_bytes(logical[1])
-    tiled = mode in (GATED, PLAIN)
-    least = {GATED: 4, PLAIN: 2}.get(mode, 1)
-    # The second matrix passes over all experts of a token in one chunk, so fewer blocks make a chunk large enough.
-    if tiled:
-        unit = blocks_of_an_expert(blocks, ff.active, least)
-    else:
-        unit = blocks_of_all_experts(blocks, build.limits.threads)
-    chunks = -(-blocks // unit)
-    build.add(
-        build.kernel("experts", name), f"experts.{part}", "experts", layer, EXPERTS if tiled else ONE, chunks,
-        weights=addresses, offset=build.weights.offset(name), row_blocks=blocks, groups=groups,
-        unit=unit, chunks=chunks, active=routing.active, tiles=routing.tiles, rows=routing.rows,
-        row_weights=routing.row_weights, x=0 if tiled else routing.hidden,
-        tile_bytes=0 if tiled else groups * TILE_GROUP_BYTES[build.activation_kind(name)], mode=mode, out=out,
-        out_stride=0 if tiled else out.strides[0], bias=bias,
-        bias_stride=0 if bias is None else bias.strides[0], scale=scale, activation=activation,
-        out_groups=blocks // least if tiled else 0, out_kind=out_kind, scratch=build.scratch,
-        scratch_stride=build.scratch.strides[0],
-        packed=build.weights.tensor(bank), shape=f"{logical[0]} × {logical[1]}",
-        cost=Cost(
-            macs=ff.active * logical[0] * logical[1], routed=routing.position(layer),
-            expert_bytes=blocks * size + (0 if bias is None else 4 * logical[0]),
-        ),
-    )  # fmt: skip
-
-
-def _first_bias(build: Ops, name: str, ff: FeedForwardSpec) -> np.ndarray | None:
-    """Bias of a first matrix, or of each expert's [E, …], in the order of the packed rows."""
-    if not ff.bias:
-        return None
-    if not ff.gated:
-        return build.vector(name + ".bias", ff.width)
-    order = interleaved_rows(ff.width)
-    return np.ascontiguousarray(np.where(order >= 0, build.weights.tensor(name + ".bias")[..., order], np.float32(0)))

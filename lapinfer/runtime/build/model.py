@@ -9,6 +9,8 @@ from lapinfer.runtime.build.convolution import convolution
 from lapinfer.runtime.build.feed_forward import feed_forward_of_layer
 from lapinfer.runtime.build.head import BestRows, head
 from lapinfer.runtime.build.model_ops import ModelOps, StepBuffers
+from lapinfer.runtime.exchange import Exchange
+from lapinfer.runtime.expert_nodes import ExpertNodes
 from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.pool import ExpertPool
@@ -24,12 +26,13 @@ class Built:
     step: StepBuffers
     routing: RoutingBuffers
     pool: ExpertPool | None
+    exchange: Exchange | None
     best: BestRows | None
 
 
-def build_model(spec: ModelSpec, weights: Weights, limits: Limits) -> Built:
-    """The ops of a model's step: embedding, layers, head."""
-    build = ModelOps(spec, weights, limits)
+def build_model(spec: ModelSpec, weights: Weights, limits: Limits, nodes: ExpertNodes | None = None) -> Built:
+    """The ops of a model's step: embedding, layers, head. nodes: those that have the experts, if not this process."""
+    build = ModelOps(spec, weights, limits, nodes)
     build.embed()
     for i, layer in enumerate(spec.layers):
         if isinstance(layer.mixer, ConvolutionSpec):
@@ -38,4 +41,4 @@ def build_model(spec: ModelSpec, weights: Weights, limits: Limits) -> Built:
             attention(build, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
         feed_forward_of_layer(build, i, layer)
     best = head(build)
-    return Built(build.ops, build.step, build.routing, build.pool, best)
+    return Built(build.ops, build.step, build.routing, build.pool, build.exchange, best)

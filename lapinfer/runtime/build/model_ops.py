@@ -12,6 +12,8 @@ from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
 from lapinfer.runtime.cost import Cost
+from lapinfer.runtime.exchange import Exchange
+from lapinfer.runtime.expert_nodes import ExpertNodes
 from lapinfer.runtime.ops import Limits, Ops, Weights
 from lapinfer.runtime.pool import Bank, ExpertPool
 from lapinfer.runtime.sizes import padded
@@ -37,7 +39,7 @@ class StepBuffers:
 class ModelOps(Ops):
     """Ops over the buffers of a whole model: the embedding, and how a sublayer ends."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits):
+    def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits, nodes: ExpertNodes | None = None):
         attentions = spec.attentions
         gates = [gates_width(spec.hidden) for layer in spec.layers if layer.convolution is not None]
         latent = [a for a in attentions if a.latent is not None]
@@ -59,6 +61,7 @@ class ModelOps(Ops):
         self.q = zeros((T, max((padded(a.q_rows) for a in latent), default=0)))
         self.query = zeros((T, max((padded(a.n_heads * a.k_dim) for a in latent), default=0)))
         self.pool = self._pool()
+        self.exchange = None if nodes is None else self._exchange(nodes)
         count = partials(limits)
         self.partial = zeros((count, *partial_row(spec)))
         W, V = padded(limits.most_wanted, TILE), padded(spec.vocab, ROWS)
@@ -114,3 +117,11 @@ class ModelOps(Ops):
             banks.append(Bank(weights.tensor(name), weights.file_offset(name), end))
         slots = self.limits.slots_of_pool if self.limits.experts == "pool" else None
         return ExpertPool(list(self.feed_forwards.values()), weights.path, banks, slots, self.limits.policy)
+
+    def _exchange(self, nodes: ExpertNodes) -> Exchange:
+        """With nodes that have the experts."""
+        routing = self.routing
+        return Exchange(
+            nodes, [self.feed_forwards[i] for i in routing.layers], step=len(self.x), tiles=len(routing.tiles),
+            groups=padded(self.hidden) // GROUP, width=padded(self.hidden, ROWS),
+        )  # fmt: skip
