@@ -45,8 +45,10 @@ def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
     layer, attention = spec.layers[0], spec.layers[0].attention
     assert attention is not None
     kv = HEADS * DIM if attention.n_heads == attention.n_kv_heads else KV_HEADS * DIM
-    norms = {"attn_norm": layer.attn_norm, "ffn_norm": layer.ff_norm, "post_attention_norm": layer.attn_post_norm,
-             "post_ffw_norm": layer.ff_post_norm}  # fmt: skip
+    second = "post_attention_norm" if architecture == "seed_oss" else "ffn_norm"
+    norms = {"attn_norm": layer.attn_norm, second: layer.ff_norm, "post_ffw_norm": layer.ff_post_norm}
+    if layer.attn_post_norm is not None:
+        norms["post_attention_norm"] = layer.attn_post_norm
     shapes: dict[str, tuple[int, ...]] = {module: (WIDTH,) for module, norm in norms.items() if norm is not None}
     if attention.qk_norm is not None:
         both = (HEADS * DIM, kv) if attention.qk_norm_full else (DIM, DIM)
@@ -59,7 +61,7 @@ def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
     biased = {module for module, norm in norms.items() if norm is not None and norm.bias}
     biased |= set(qkv) if attention.qkv_bias else set()
     biased |= {"attn_output"} if attention.o_bias else set()
-    biased |= {"ffn_gate", "ffn_up", "ffn_down"} if layer.feed_forward.bias else set()
+    biased |= {"ffn_gate", "ffn_up", "ffn_down"} & set(shapes) if layer.feed_forward.bias else set()
     named: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, WIDTH), "output_norm.weight": (WIDTH,)}
     if spec.norm.bias:
         named["output_norm.bias"] = (WIDTH,)
@@ -86,17 +88,20 @@ def write(
     if f"{architecture}.feed_forward_length" not in extra:
         writer.add_feed_forward_length(FF)
     writer.add_head_count(HEADS)
-    if architecture == "gpt2":
+    spec = spec_of(architecture)
+    if spec.norm.kind == "layer":
         writer.add_layer_norm_eps(1e-5)
     else:
+        writer.add_layer_norm_rms_eps(1e-5)
+    if not spec.positions:
         if f"{architecture}.attention.head_count_kv" not in extra:
             writer.add_head_count_kv(KV_HEADS)
-        writer.add_layer_norm_rms_eps(1e-5)
         if f"{architecture}.rope.freq_base" not in extra:
             writer.add_rope_freq_base(10000.0)
     if architecture.startswith("gemma"):
         writer.add_key_length(DIM)
         writer.add_value_length(DIM)
+    if architecture in ("gemma2", "gemma3"):
         if f"{architecture}.attention.sliding_window" not in extra:
             writer.add_sliding_window(16)
         if architecture == "gemma3":

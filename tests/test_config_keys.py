@@ -51,6 +51,8 @@ def test_every_key_that_transformers_writes_is_known(path: Path) -> None:
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2},
+    "glm4_moe": {"head_dim": 128},
     "lfm2_moe": {"layer_types": ["conv"] * 32},
 }
 """What transformers has no default for."""

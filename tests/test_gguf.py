@@ -145,6 +145,21 @@ def test_config(tmp_path):
     assert (config["model_type"], config["final_logit_softcapping"]) == ("gemma3_text", 30.0)
 
 
+def test_an_olmo2_with_windows_is_an_olmo3(tmp_path):
+    kinds = gguf.GGUFValueType
+    extra = {
+        "olmo2.attention.sliding_window": (32, kinds.UINT32),
+        "olmo2.attention.sliding_window_pattern": ([True], kinds.ARRAY),
+        "olmo2.rope.scaling.type": ("yarn", kinds.STRING),
+        "olmo2.rope.scaling.factor": (8.0, kinds.FLOAT32),
+        "olmo2.rope.scaling.original_context_length": (16, kinds.UINT32),
+    }
+    config = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", "olmo2", extra=extra)).config
+    assert (config["model_type"], config["layer_types"]) == ("olmo3", ["sliding_attention"])
+    assert config["rope_parameters"]["sliding_attention"] == {"rope_theta": 10000.0}
+    assert config["rope_parameters"]["full_attention"]["rope_type"] == "yarn"
+
+
 def llama3_factors(theta, factor=8.0, original=8192):
     wavelength = 2 * np.pi * theta ** (np.arange(0, gguf_files.DIM, 2) / gguf_files.DIM)
     smooth = (original / wavelength - 1) / 3

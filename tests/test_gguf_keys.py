@@ -144,7 +144,7 @@ def test_what_changes_nothing(tmp_path, keys):
         ("llama", {"tensor_data_layout": "of-tomorrow"}, "tensor_data_layout"),
         ("llama", {"hidden_activation": "gelu"}, "hidden_activation"),
         ("qwen2", {"attention.sliding_window": 16}, "sliding window"),
-        ("olmo2", {"attention.sliding_window": 16}, "sliding window"),
+        ("qwen3", {"attention.sliding_window": 16}, "sliding window"),
         ("gemma2", {"rope.freq_base_swa": 5000.0}, "rope.freq_base_swa"),
         ("granite", {"rope.scaling.finetuned": False}, "without rotary positions"),
         ("qwen3", {"tensor_data_layout": "Meta AI original pth"}, "tensor_data_layout"),

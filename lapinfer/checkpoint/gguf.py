@@ -70,7 +70,7 @@ class GGUFCheckpoint:
             if name in VECTORS:
                 continue
             match = re.fullmatch(r"(?:blk\.(\d{1,4})\.)?(\w+)\.(weight|bias)", name, re.ASCII)
-            published = match and published_name(kind.names, match[2], match[1])
+            published = match and published_name(kind.gguf, kind.names, match[2], match[1])
             if match is None or published is None:
                 raise UnsupportedError(
                     f"{self.path}: tensor {name[:80]!r} is not known in the architecture {kind.gguf.architecture}"

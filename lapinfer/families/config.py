@@ -71,6 +71,11 @@ class Config:
         """The same, with these values where config.json has none or null."""
         return self.replaced(**{k: v for k, v in defaults.items() if k not in self})
 
+    def with_absent(self, **defaults: Any) -> Config:
+        """The same, with these values where config.json has none: a null stays, where it has a meaning of its own."""
+        self.know(*defaults)
+        return self.replaced(**{k: v for k, v in defaults.items() if k not in self.values})
+
     def replaced(self, **values: Any) -> Config:
         """The same, with these values instead of its own."""
         return replace(self, values={**self.values, **values})

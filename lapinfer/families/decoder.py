@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from lapinfer.families.config import MOST_LAYERS, Config
-from lapinfer.families.rope import rope_section, rope_spec
+from lapinfer.families.rope import LAYER_TYPES, rope_section, rope_sections_by_layer_type, rope_spec
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
 
 
@@ -28,9 +29,27 @@ def context(config: Config) -> int:
     return config.integer("max_position_embeddings", most=1 << 30)
 
 
-def rope_of(config: Config, theta: float = 10_000.0) -> RopeSpec:
-    """Rotary positions on whole heads, the same in every layer; `theta` is the family's default base."""
-    return rope_spec(rope_section(config, theta), head_dim(config), context(config))
+def rope_of(
+    config: Config, theta: float = 10_000.0, *, partial: float | None = None, interleaved: bool = False
+) -> RopeSpec:
+    """Rotary positions, the same in every layer; `theta` is the family's default base.
+
+    partial: the family's default share of a head that turns, where it may be less than all.
+    """
+    section = rope_section(config, theta)
+    if partial is not None:
+        section = section.with_defaults(partial_rotary_factor=partial)
+    rope = rope_spec(section, head_dim(config), context(config), partial=partial is not None)
+    return replace(rope, interleaved=interleaved)
+
+
+def ropes_by_layer_type(config: Config, theta: float = 1e6, sliding_theta: float = 1e4) -> tuple[RopeSpec, RopeSpec]:
+    """Rotary positions of full and of sliding layers; theta, sliding_theta: the family's default bases."""
+    full, sliding = (
+        rope_spec(section, head_dim(config), context(config))
+        for section in rope_sections_by_layer_type(config, theta, sliding_theta)
+    )
+    return full, sliding
 
 
 def attention_spec(
@@ -62,8 +81,19 @@ def feed_forward_spec(config: Config, activation: str = "hidden_act", bias: bool
     return FeedForwardSpec(config.integer("intermediate_size"), config.activation(activation), bias=bias)
 
 
+def ungated_feed_forward(config: Config, activation: str, bias: bool = True) -> FeedForwardSpec:
+    """Two matrices with an activation between; `activation` is the family's default."""
+    return FeedForwardSpec(
+        config.integer("intermediate_size"), config.activation(default=activation), gated=False, bias=bias
+    )
+
+
 def rms_norm(config: Config, eps: float = 1e-6, offset: float = 0.0) -> NormSpec:
     return NormSpec("rms", config.number("rms_norm_eps", eps, least=0.0, most=1.0), offset)
+
+
+def layer_norm(config: Config, key: str = "layer_norm_eps", bias: bool = True) -> NormSpec:
+    return NormSpec("layer", config.number(key, 1e-5, least=0.0, most=1.0), bias=bias)
 
 
 def window_size(config: Config, default: int | None = 4096) -> int | None:
@@ -95,16 +125,20 @@ def embed_scale(config: Config) -> float:
     return float(scale)
 
 
+def types_of_layers(config: Config, key: str, known: Collection[str]) -> list[str]:
+    """A list of `known` names, one for each layer."""
+    count, types = layer_count(config), config.get(key)
+    if not isinstance(types, list) or len(types) != count:
+        raise config.wrong(key, f"a list of {count} names, one per layer")
+    if any(t not in known for t in types):
+        raise config.unsupported(key, ", ".join(known))
+    return types
+
+
 def windows(config: Config, sliding: Iterable[bool], window: int | None) -> list[int | None]:
     """The window of each layer: `layer_types` where config.json has it, else `sliding` says which layers slide."""
-    count = layer_count(config)
     if "layer_types" in config:
-        types = config.get("layer_types")
-        if not isinstance(types, list) or len(types) != count:
-            raise config.wrong("layer_types", f"a list of {count} names, one per layer")
-        if any(t not in ("full_attention", "sliding_attention") for t in types):
-            raise config.unsupported("layer_types", "full_attention, sliding_attention")
-        sliding = [t == "sliding_attention" for t in types]
+        sliding = [t == "sliding_attention" for t in types_of_layers(config, "layer_types", LAYER_TYPES)]
     slides = list(sliding)
     if any(slides) and window is None:
         raise config.wrong("sliding_window", "an integer, because layers slide")

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import feed_forward_spec, layer_count, model_spec, rms_norm
-from lapinfer.families.experts import routed_feed_forward, router_spec
+from lapinfer.families.experts import grouped, routed_feed_forward, router_spec
 from lapinfer.families.family import Family
 from lapinfer.families.latent import latent_attention, latent_sources
 from lapinfer.families.names import MLP, Layout, TensorNames
-from lapinfer.spec import LayerSpec, ModelSpec, RouterSpec
+from lapinfer.spec import AttentionSpec, LayerSpec, ModelSpec, RouterSpec
 
 IGNORED = (
     "head_dim", "qk_head_dim", "intermediate_size", "n_group", "topk_group", "topk_method", "norm_topk_prob",
@@ -35,38 +35,32 @@ def spec(config: Config) -> ModelSpec:
     router = router_spec(config, "n_routed_experts", scale=config.number("routed_scaling_factor", 1.0, most=1e6))
     if method == "group_limited_greedy":
         router = grouped(config, router)
-    return deepseek_model(config, router, dense=0, shared=2)
+    return deepseek_model(
+        config, [latent_attention(config)] * layer_count(config), router, sparse_after(config, 0), shared=2
+    )
 
 
-def grouped(config: Config, router: RouterSpec) -> RouterSpec:
-    """The router with DeepSeek's groups, which must hold enough experts."""
-    groups = config.integer("n_group", most=router.n_experts)
-    if router.n_experts % groups:
-        raise config.wrong("n_group", f"a divisor of the number of experts, {router.n_experts}")
-    top = config.integer("topk_group", most=groups)
-    size = router.n_experts // groups
-    if router.group_best > size:
-        raise config.wrong("n_group", f"groups of at least {router.group_best} of the {router.n_experts} experts")
-    if router.top_k > top * size:
-        raise config.wrong("topk_group", f"groups with at least {router.top_k} experts; each has {size}")
-    return replace(router, groups=groups, top_groups=top)
-
-
-def deepseek_model(config: Config, router: RouterSpec, dense: int, shared: int, interleaved: bool = True) -> ModelSpec:
-    """What V2 and V3 have in common; `dense` first layers and `shared` experts are the family's defaults."""
+def deepseek_model(
+    config: Config, attentions: Iterable[AttentionSpec], router: RouterSpec, sparse: Iterable[bool], shared: int
+) -> ModelSpec:
+    """Layers with these attentions, of which some have experts; `shared` experts are the family's default."""
     config.expect(scoring_func=router.score, moe_layer_freq=1)
     if config.get("n_shared_experts", shared) is None:  # null says that there are none
         shared = 0
     shared = config.integer("n_shared_experts", shared, least=0, most=256)
     together = "n_shared_experts", shared * config.integer("moe_intermediate_size")
-    experts = routed_feed_forward(config, router, "moe_intermediate_size", together)
-    attention, norm = latent_attention(config, interleaved), rms_norm(config)
-    dense = config.integer("first_k_dense_replace", dense, least=0)
+    experts, norm = routed_feed_forward(config, router, "moe_intermediate_size", together), rms_norm(config)
     layers = [
-        LayerSpec(attention, feed_forward_spec(config) if i < dense else experts, norm, norm)
-        for i in range(layer_count(config))
+        LayerSpec(attention, experts if s else feed_forward_spec(config), norm, norm)
+        for attention, s in zip(attentions, sparse, strict=True)
     ]
     return model_spec(config, layers, norm)
+
+
+def sparse_after(config: Config, dense: int) -> list[bool]:
+    """Which layers have experts: those after the first `first_k_dense_replace`, or `dense`."""
+    dense = config.integer("first_k_dense_replace", dense, least=0)
+    return [i >= dense for i in range(layer_count(config))]
 
 
 FAMILY = Family(("deepseek_v2",), spec, TensorNames(experts=MLP, shared=SHARED), latent_sources, ignored_keys=IGNORED)

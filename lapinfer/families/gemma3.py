@@ -7,13 +7,12 @@ from typing import Any
 from lapinfer.families.config import Config
 from lapinfer.families.decoder import (
     attention_spec,
-    context,
     embed_scale,
     feed_forward_spec,
-    head_dim,
     layer_count,
     model_spec,
     rms_norm,
+    ropes_by_layer_type,
     soft_cap,
     window_size,
     windows,
@@ -23,7 +22,6 @@ from lapinfer.families.gemma2 import SANDWICH, gemma_config, sandwich_layer
 from lapinfer.families.gguf import GGUF, decoder_config
 from lapinfer.families.gguf_metadata import Metadata
 from lapinfer.families.names import TensorNames
-from lapinfer.families.rope import rope_sections_by_layer_type, rope_spec
 from lapinfer.spec import ModelSpec
 
 NAMES = TensorNames(
@@ -51,9 +49,7 @@ def spec(config: Config) -> ModelSpec:
     feed_forward = feed_forward_spec(config, "hidden_activation")
     pattern = config.integer("sliding_window_pattern", 6)
     slides = [(i + 1) % pattern != 0 for i in range(layer_count(config))]
-    full, sliding = (
-        rope_spec(section, head_dim(config), context(config)) for section in rope_sections_by_layer_type(config)
-    )
+    full, sliding = ropes_by_layer_type(config)
     layers = [
         sandwich_layer(
             attention_spec(config, rope, window=w, scale=scale, qkv_bias=bias, o_bias=bias, qk_norm=norm),

@@ -6,7 +6,7 @@ The changes named here are those of llama.cpp's converter (conversion/llama.py, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -46,10 +46,12 @@ def decoder_config(
     partial_rotary: bool = False,
     rope_freqs: bool = False,
     rope_factors: bool = False,
+    layer_norm: str = "",
 ) -> dict[str, Any]:
     """The keys that Llama-shaped families have in common.
 
     windows, partial_rotary: whether the family has sliding windows, and heads of which only a part is rotated.
+    layer_norm: of a family with layer norms, the key of config.json for their epsilon.
     rope_freqs, rope_factors: tensors that llama.cpp reads in the family (gguf_rope.py). UnsupportedError where it has
     not, and a file says so.
     """
@@ -77,7 +79,7 @@ def decoder_config(
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        layer_norm or "rms_norm_eps": metadata.number(f"attention.layer_norm_{'' if layer_norm else 'rms_'}epsilon"),
         "rope_theta": metadata.number("rope.freq_base", 1e4),
         "hidden_act": "silu",
         **rope_scaling(metadata, freqs=rope_freqs, factors=rope_factors),
@@ -105,9 +107,15 @@ def sliding_layers(metadata: Metadata) -> dict[str, Any]:
 
 def projection_biases(metadata: Metadata) -> dict[str, Any]:
     """Whether attention and feed-forward have biases throughout; of those that are there in part, the tensors tell."""
-    attention = [f"blk.0.attn_{part}.bias" in metadata.tensors for part in ("q", "k", "v", "output")]
-    feed_forward = [f"blk.0.ffn_{part}.bias" in metadata.tensors for part in ("gate", "up", "down")]
-    return {"attention_bias": all(attention), "mlp_bias": all(feed_forward)}
+    return {
+        "attention_bias": biased(metadata, "attn_q", "attn_k", "attn_v", "attn_output"),
+        "mlp_bias": biased(metadata, "ffn_gate", "ffn_up", "ffn_down"),
+    }
+
+
+def biased(metadata: Metadata, *modules: str) -> bool:
+    """Whether these modules of the first layer all have biases."""
+    return all(f"blk.0.{module}.bias" in metadata.tensors for module in modules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +124,7 @@ class GGUF:
 
     config: the keys of config.json from the metadata. permuted: query and key rows are interleaved, for llama.cpp's
     rotation of neighbouring pairs. norms_plus_one: 1 is added to the weights of norms. layers: the key of config.json
-    that says how many layers there are.
+    that says how many layers there are. called: modules that it calls otherwise than in other architectures.
     """
 
     architecture: str
@@ -124,10 +132,12 @@ class GGUF:
     permuted: bool = False
     norms_plus_one: bool = False
     layers: str = "num_hidden_layers"
+    called: Mapping[str, str] = field(default_factory=dict)
 
 
-def published_name(names: TensorNames, module: str, layer: str | None) -> str | None:
+def published_name(gguf: GGUF, names: TensorNames, module: str, layer: str | None) -> str | None:
     """What a family's published files call a GGUF module (of a layer, or None); None: the family has no such module."""
+    module = gguf.called.get(module, module)
     if module == "output":
         return f"{names.heads[0]}lm_head"
     prefix = names.prefixes[0] if layer is None else f"{names.prefixes[0]}{names.layers}.{int(layer)}."

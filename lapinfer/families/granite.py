@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from lapinfer.families.config import Config
@@ -9,27 +10,35 @@ from lapinfer.families.decoder import attention_spec, feed_forward_spec, layer_c
 from lapinfer.families.family import Family
 from lapinfer.families.gguf import GGUF, decoder_config, projection_biases
 from lapinfer.families.gguf_metadata import Metadata
-from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 
 
 def spec(config: Config) -> ModelSpec:
     return granite_model(config, feed_forward_spec(config, bias=config.flag("mlp_bias", False)))
 
 
-def granite_model(config: Config, feed_forward: FeedForwardSpec) -> ModelSpec:
-    """The multipliers and all else that Granite has around a feed-forward."""
+def granite_model(
+    config: Config, feed_forward: FeedForwardSpec, attentions: Iterable[AttentionSpec] | None = None
+) -> ModelSpec:
+    """The multipliers and all else that Granite has around a feed-forward. attentions: of layers, if they differ."""
     config.expect(normalization_function="rmsnorm", position_embedding_type="rope")
-    bias, norm = config.flag("attention_bias", False), rms_norm(config)
-    scale = config.number("attention_multiplier", 1.0)
-    attention = attention_spec(config, rope_of(config), scale=scale, qkv_bias=bias, o_bias=bias)
-    layer = LayerSpec(attention, feed_forward, norm, norm, residual_scale=config.number("residual_multiplier", 1.0))
+    norm, scale = rms_norm(config), config.number("residual_multiplier", 1.0)
+    if attentions is None:
+        attentions = [granite_attention(config, rope_of(config))] * layer_count(config)
     return model_spec(
         config,
-        [layer] * layer_count(config),
+        [LayerSpec(attention, feed_forward, norm, norm, residual_scale=scale) for attention in attentions],
         norm,
         embed_scale=config.number("embedding_multiplier", 1.0),
         logit_scale=1 / config.number("logits_scaling", 1.0),
     )
+
+
+def granite_attention(
+    config: Config, rope: RopeSpec | None, *, window: int | None = None, sinks: bool = False
+) -> AttentionSpec:
+    bias, scale = config.flag("attention_bias", False), config.number("attention_multiplier", 1.0)
+    return attention_spec(config, rope, window=window, scale=scale, qkv_bias=bias, o_bias=bias, sinks=sinks)
 
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lapinfer.families.config import LARGEST, Config
-from lapinfer.families.decoder import attention_spec, layer_count, model_spec, rope_of
+from lapinfer.families.decoder import attention_spec, layer_count, model_spec, rope_of, types_of_layers
 from lapinfer.families.family import Family
 from lapinfer.families.names import LLAMA, TensorNames
 from lapinfer.spec import AttentionSpec, ConvolutionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec
@@ -61,13 +61,7 @@ def _layer_types(config: Config) -> list[str]:
 
 def layer_types(config: Config) -> list[str]:
     """`layer_types`: which layers have attention, and which a convolution."""
-    count = layer_count(config)
-    types = config.get("layer_types")
-    if not isinstance(types, list) or len(types) != count:
-        raise config.wrong("layer_types", f"a list of {count} names, one per layer")
-    if any(t not in (ATTENTION, CONVOLUTION) for t in types):
-        raise config.unsupported("layer_types", f"{ATTENTION}, {CONVOLUTION}")
-    return types
+    return types_of_layers(config, "layer_types", (ATTENTION, CONVOLUTION))
 
 
 def _width(config: Config) -> int:

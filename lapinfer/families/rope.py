@@ -41,15 +41,20 @@ def rope_section(config: Config, theta: float = 10_000.0) -> Config:
     return section
 
 
-def rope_sections_by_layer_type(config: Config) -> tuple[Config, Config]:
-    """Rope parameters of full and of sliding layers, as Gemma 3 has them; `rope_scaling` is for the full ones."""
+def rope_sections_by_layer_type(
+    config: Config, theta: float = 1e6, sliding_theta: float = 1e4
+) -> tuple[Config, Config]:
+    """Rope parameters of full and of sliding layers, as Gemma 3 has them; `rope_scaling` is for the full ones.
+
+    theta, sliding_theta: the family's default bases.
+    """
     both = config.section("rope_parameters")
     if both.values and not any(layer_type in both for layer_type in LAYER_TYPES):
         raise config.unsupported("rope_parameters", f"an object for each of {', '.join(LAYER_TYPES)}")
     full, sliding = (both.section(layer_type) for layer_type in LAYER_TYPES)
     return (
-        full.under(config.section("rope_scaling")).with_defaults(rope_theta=config.number("rope_theta", 1e6)),
-        sliding.with_defaults(rope_theta=config.number("rope_local_base_freq", 1e4)),
+        full.under(config.section("rope_scaling")).with_defaults(rope_theta=config.number("rope_theta", theta)),
+        sliding.with_defaults(rope_theta=config.number("rope_local_base_freq", sliding_theta)),
     )
 
 
