@@ -103,6 +103,7 @@ def compared(model: LanguageModel, result: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def serving(path: str, model: LanguageModel) -> Iterator[str]:
     """The address of a server that has this model under the name of its path."""
+    from lapinfer.serve.app import application
     from lapinfer.serve.models import Models
     from lapinfer.serve.server import address_of, listening, server_of
     from lapinfer.serve.state import State
@@ -112,7 +113,8 @@ def serving(path: str, model: LanguageModel) -> Iterator[str]:
         {path: path}, LoadOptions(), open=lambda path, given: model, size=lambda path, given: 1, memory=None,
         queue=options.queue,
     )  # fmt: skip
-    listener, server = listening("127.0.0.1", 0), server_of(State(options, models))
+    state = State(options, models)
+    listener, server = listening("127.0.0.1", 0), server_of(state, application(state))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:

@@ -69,7 +69,7 @@ def load_model(
     """
     options, say = options or LoadOptions(), progress or silent
     began = time.perf_counter()
-    found = _packed(path_or_name, options, say, beside)
+    found = packed(path_or_name, options, say, beside)
     pack_s = time.perf_counter() - began
     model = None
     try:
@@ -81,7 +81,7 @@ def load_model(
     if model is None:  # not where the error is handled, whose traceback holds the file
         release_files()
         (found.folder / FILE_NAME).unlink(missing_ok=True)
-        found = _packed(path_or_name, options, say, beside)
+        found = packed(path_or_name, options, say, beside)
         try:
             model = _checked_model(found, options, str(path_or_name), say, beside)
         except DamagedError as again:
@@ -163,7 +163,9 @@ def memory_needed(path_or_name: str | Path, options: LoadOptions) -> int:
     return _needed(sum(packed_bytes(spec, formats).values()), spec, _limits(spec, options, options.quant))
 
 
-def _packed(path_or_name: str | Path, options: LoadOptions, say: Progress, beside: Model | None) -> Packed:
+def packed(
+    path_or_name: str | Path, options: LoadOptions, say: Progress, beside: Model | None = None
+) -> Packed:
     """Where the packed weights are; a copy of a checkpoint is made now if need be, and if it can be of use."""
     source, quant = adapted(resolve(path_or_name, say), options.lora), options.quant
     if not isinstance(source, Path):

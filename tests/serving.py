@@ -7,6 +7,7 @@ import uvicorn
 from talking_model import talking_model
 
 from lapinfer.options import LoadOptions, ServeOptions
+from lapinfer.serve.app import application
 from lapinfer.serve.models import Models
 from lapinfer.serve.server import Server, address_of, listening, server_of
 from lapinfer.serve.state import State
@@ -43,7 +44,7 @@ def state_of(models, *, memory=None, size=lambda path, options: 1, **options):
 @contextmanager
 def running(state):
     """(url, uvicorn's server) of a state."""
-    listener, server = listening("127.0.0.1", 0), server_of(state)
+    listener, server = listening("127.0.0.1", 0), server_of(state, application(state))
     assert isinstance(server, uvicorn.Server)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

@@ -176,7 +176,7 @@ def test_what_is_in_use_stays_whole(tmp_path: Path) -> None:
 
 def test_a_loaded_model_keeps_its_copy(tmp_path: Path) -> None:
     source = str(write(tmp_path / "model").path)
-    found = loading._packed(source, LoadOptions(quant="f16"), lambda *told: None, None)
+    found = loading.packed(source, LoadOptions(quant="f16"), lambda *told: None)
     folder, (_, weights) = found.folder, loading._read_packed(found, print)
     del found
     (problem,) = remove(source)

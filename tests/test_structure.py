@@ -38,6 +38,7 @@ LAYERS = [
     ("train",),
     ("serve",),
     ("batch",),
+    ("cluster",),
     ("cli", "companions"),
     ("__main__",),
 ]
@@ -125,6 +126,12 @@ def test_only_training_knows_torch():
         assert not found or name.startswith("lapinfer.train"), (name, found)
     users = {name for name, path in modules() for i, _ in imports(path) if f"{i}.".startswith("lapinfer.train.")}
     assert {name for name in users if not name.startswith("lapinfer.train")} <= {"lapinfer.cli.train"}
+
+
+def test_only_clusters_know_ray():
+    for name, path in modules():
+        found = {i for i, _ in imports(path) if i.split(".")[0] == "ray"}
+        assert not found or name.startswith("lapinfer.cluster"), (name, found)
 
 
 def test_the_package_knows_nothing_of_bench():

@@ -1,4 +1,4 @@
-"""Types of what needs PyTorch, where it is installed; `pyright` alone checks the rest."""
+"""Types of what needs PyTorch or Ray, where these are installed; `pyright` alone checks the rest."""
 
 import subprocess
 import sys
@@ -8,9 +8,10 @@ import pytest
 
 
 @pytest.mark.slow
-def test_types_of_training_and_benches() -> None:
-    pytest.importorskip("torch")
-    project = Path(__file__).parent / "pyright_training.json"
+@pytest.mark.parametrize("needed", ["torch", "ray"])
+def test_types_of_what_needs(needed: str) -> None:
+    pytest.importorskip(needed)
+    project = Path(__file__).parent / f"pyright_{needed}.json"
     checked = subprocess.run(
         [sys.executable, "-m", "pyright", "-p", project], capture_output=True, text=True, timeout=200, check=False
     )

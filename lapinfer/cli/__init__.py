@@ -6,12 +6,14 @@ Typer would compile each of them twice.
 """
 
 import sys
+from inspect import signature
 from typing import Annotated
 
 import typer
 
 from lapinfer import __version__
 from lapinfer.cli import bench, describe, disk, files, quality, report, run, serve, train
+from lapinfer.cli.clusters import RayCommand
 from lapinfer.cli.failures import application, end, fail
 from lapinfer.cli.help_pages import Command
 from lapinfer.cli.streams import prepare_streams, tell_of_lost_characters
@@ -25,7 +27,8 @@ for command in (
     report.report, train.train, describe.fff_sizes, files.pull, files.ls, disk.rm, disk.prune,
     files.verify, describe.doctor,
 ):  # fmt: skip
-    app.command(command.__name__.replace("_", "-"), cls=Command)(command)
+    of_class = RayCommand if "ray" in signature(command).parameters else Command
+    app.command(command.__name__.replace("_", "-"), cls=of_class)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from lapinfer.cli.bars import Progress
+from lapinfer.cli.clusters import ALONE, Ray, engines, engines_option, needs_ray
 from lapinfer.cli.complete import models as model_names
 from lapinfer.cli.console import note, note_lines
 from lapinfer.cli.models import default_name, open_model, pull_model
 from lapinfer.cli.options import MODEL_NAMES, LoadingServed, Serving, Verbose, with_groups
 from lapinfer.errors import InputError
 from lapinfer.interrupts import KEYBOARD
-from lapinfer.options import LoadOptions
+from lapinfer.options import LoadOptions, ServeOptions
 
 
 @with_groups
@@ -31,23 +33,30 @@ def serve(
     *,
     serving: Serving,
     loading: LoadingServed,
+    ray: Ray = None,
+    replicas: Annotated[str | None, engines_option("--replicas", "Replicas")] = None,
     verbose: Verbose = False,
 ) -> None:
     """Serve models over HTTP: OpenAI's and Anthropic's APIs, and a page to chat on at /.
 
     The first model is loaded at once, others when they are asked for; those used longest ago leave where --memory is
-    full. Ctrl-C, or SIGTERM, ends it after the answers that run; a second one ends it at once.
+    full. Ctrl-C, or SIGTERM, ends it after the answers that run; a second one ends it at once. With --ray, replicas
+    answer behind one endpoint, and prompts that begin alike go to the same one.
     """
     _check_installed()
+    needs_ray(ray, replicas=replicas)
     from lapinfer.loading import memory_needed
     from lapinfer.machine import available_memory, keep_one_heap
-    from lapinfer.serve.limits import is_local
+    from lapinfer.serve.app import application
     from lapinfer.serve.models import Models
     from lapinfer.serve.server import address_of, listening, run
     from lapinfer.serve.state import State
     from lapinfer.text.language_model import open_model as open_quietly
 
     _log(verbose)
+    if ray is not None:
+        _serve_on_cluster(ray, models, serving, loading, engines("--replicas", replicas))
+        return
     keep_one_heap()
     paths = _paths(models)
     first, path = next(iter(paths.items()))
@@ -65,15 +74,52 @@ def serve(
     )
     model = open_model(path, loading, verbose)
     served.put(first, model)
-    if serving.api_key is None and not is_local(serving.host):
-        note("note: whoever reaches this address can use it; --api-key asks for a key")
+    _warn_if_open(serving)
     room = "" if memory is None else f", of {memory / 1e9:,.1f} GB for models"
     about = f"{model.model.slots} slots of {model.model.ctx:,} positions, {_megabytes(path, loading)}{room}"
     note(f"serving {', '.join(paths)} at {address_of(listener)} ({first}: {about})")
+    state = State(serving, served)
     with KEYBOARD.lent():
-        ended = run(State(serving, served), listener, told=_told)
+        ended = run(state, application(state), listener, told=_told)
     if ended == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def _serve_on_cluster(
+    address: str, models: list[str] | None, serving: ServeOptions, loading: LoadOptions, count: Any
+) -> None:
+    from lapinfer.cluster.shares import shares
+    from lapinfer.cluster.start import cluster, imported
+    from lapinfer.serve.server import address_of, listening
+
+    imported()
+    from lapinfer.cluster.service import offers_of, replicas, run_front
+
+    paths = _paths(models or [default_name()])
+    listener = listening(serving.host, serving.port)
+    if address == ALONE:
+        note("starting Ray on this computer")
+    with cluster(address) as joined:
+        count, threads = shares(joined.cpus, count, loading.threads, "--replicas")
+        loading = replace(loading, threads=threads)
+        with Progress() as progress:
+            offers = offers_of(joined, paths, loading, progress)
+        note(f"starting {count} replicas of {threads} threads on {joined}")
+        with replicas(joined, offers, loading, serving, count) as handle:
+            _warn_if_open(serving)
+            about = f"{count} replicas of {loading.slots} slots, {threads} threads each"
+            note(f"serving {', '.join(paths)} at {address_of(listener)} ({about})")
+            with KEYBOARD.lent():
+                ended = run_front(handle, serving, listener, told=_told)
+    if ended == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+def _warn_if_open(serving: ServeOptions) -> None:
+    from lapinfer.serve.limits import is_local
+
+    if serving.api_key is None and not is_local(serving.host):
+        note("note: whoever reaches this address can use it; --api-key asks for a key")
 
 
 def _check_installed() -> None:

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from lapinfer.options import ServeOptions
 from lapinfer.serve import anthropic, chat, completions, embeddings, responses, status, tokens
 from lapinfer.serve.errors import handle
 from lapinfer.serve.limits import Guard, is_local
@@ -34,25 +35,32 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
 )
 
 
-def application(state: State) -> Starlette:
-    """What uvicorn runs; at its end, models are closed after the requests that they have."""
+def application(state: State, *, guarded: bool = True) -> Starlette:
+    """What uvicorn runs; at its end, models are closed after the requests that they have.
+
+    guarded: False where another process has checked requests as `guards` does.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await state.models.close()
 
-    options = state.options
-    middleware = [Middleware(Guard, key=options.api_key, cors=options.cors, local=is_local(options.host))]
-    if options.cors:
-        allowed = {"allow_origins": options.cors, "allow_methods": ["*"], "allow_headers": ["*"]}
-        middleware.insert(0, Middleware(CORSMiddleware, **allowed))
     state.metrics.watch(state.models.counted)
     app = Starlette(
         routes=[route(state, *each) for each in ROUTES],
-        middleware=middleware,
+        middleware=guards(state.options) if guarded else [],
         exception_handlers={HTTPException: handle, Exception: handle},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # what it would tell has the Host that a client sent
     return app
+
+
+def guards(options: ServeOptions) -> list[Middleware]:
+    """What stands before an application: who may ask, and what browsers are told of that."""
+    guard = Middleware(Guard, key=options.api_key, cors=options.cors, local=is_local(options.host))
+    if not options.cors:
+        return [guard]
+    allowed = {"allow_origins": options.cors, "allow_methods": ["*"], "allow_headers": ["*"]}
+    return [Middleware(CORSMiddleware, **allowed), guard]

@@ -8,13 +8,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from lapinfer.errors import InputError
-from lapinfer.serve.app import application
+from lapinfer.options import ServeOptions
 from lapinfer.serve.connections import Connection
-from lapinfer.serve.state import State
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if sys.platform == "win32" else []))
 """What asks for an end; SIGBREAK is Ctrl-Break, which programs on Windows can send each other."""
@@ -65,25 +66,32 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server_of(state: State) -> Server:
-    """A server that is not running yet."""
+class Serving(Protocol):
+    """What a server is run for: its options, and whether it ends, which the first signal sets."""
+
+    options: ServeOptions
+    draining: bool
+
+
+def server_of(state: Serving, app: ASGIApp) -> Server:
+    """A server of an application that is not running yet."""
     config = uvicorn.Config(
-        application(state), http=Connection, log_config=None, access_log=False, server_header=False, date_header=False,
+        app, http=Connection, log_config=None, access_log=False, server_header=False, date_header=False,
         ws="none", timeout_graceful_shutdown=int(state.options.timeout) + 1,
     )  # fmt: skip
     return Server(config)
 
 
-def run(state: State, listener: socket.socket, *, told: Callable[[int, int], object]) -> int | None:
+def run(state: Serving, app: ASGIApp, listener: socket.socket, *, told: Callable[[int, int], object]) -> int | None:
     """Serve until a signal comes, and then until all is answered; the first signal, None where there was none.
 
     told: called with each signal and how many came before it, in the main thread.
     """
-    return asyncio.run(_run(state, listener, told))
+    return asyncio.run(_run(state, app, listener, told))
 
 
-async def _run(state: State, listener: socket.socket, told: Callable[[int, int], object]) -> int | None:
-    server = server_of(state)
+async def _run(state: Serving, app: ASGIApp, listener: socket.socket, told: Callable[[int, int], object]) -> int | None:
+    server = server_of(state, app)
     signals: list[int] = []
 
     def stop(number: int) -> None:
