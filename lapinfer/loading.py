@@ -163,9 +163,7 @@ def memory_needed(path_or_name: str | Path, options: LoadOptions) -> int:
     return _needed(sum(packed_bytes(spec, formats).values()), spec, _limits(spec, options, options.quant))
 
 
-def packed(
-    path_or_name: str | Path, options: LoadOptions, say: Progress, beside: Model | None = None
-) -> Packed:
+def packed(path_or_name: str | Path, options: LoadOptions, say: Progress, beside: Model | None = None) -> Packed:
     """Where the packed weights are; a copy of a checkpoint is made now if need be, and if it can be of use."""
     source, quant = adapted(resolve(path_or_name, say), options.lora), options.quant
     if not isinstance(source, Path):

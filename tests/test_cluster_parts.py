@@ -12,8 +12,8 @@ from lapinfer.cluster import copies
 from lapinfer.cluster.prefixes import BLOCK, Work, blocks
 from lapinfer.cluster.shares import Range, shares
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError
-from lapinfer.loading import load_model
 from lapinfer.options import LoadOptions
+from lapinfer.packing.reader import read_packed
 
 SYSTEM = "You are a helpful assistant who answers in rhymes. " * 40
 
@@ -158,8 +158,8 @@ def test_a_node_takes_a_model_once(elsewhere):
     assert holder.calls == -(-offer.bytes // copies.PIECE)
     copies.held(offer, LoadOptions(quant="q8"))
     assert holder.calls == -(-offer.bytes // copies.PIECE)
-    with load_model(here.path, here.options) as model:
-        assert model.texts == Path(here.path)
+    assert read_packed(here.path)[1].nbytes < offer.bytes
+    assert here.options.quant == "auto"
 
 
 def test_what_arrives_damaged_is_not_kept(elsewhere):
