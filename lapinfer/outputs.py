@@ -94,13 +94,17 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, part: Path | None = None) -> Iterator[Path]:
     """A new, empty file beside `path`, to be written in the block: it takes that name at the end, or goes.
 
-    Errors of the system are InputErrors that name `path`.
+    part: its name, for callers that write there alone: what a kill has left of an earlier one goes. Errors of the
+    system are InputErrors that name `path`.
     """
-    part = path.with_name(f"{PART}{secrets.token_hex(8)}.part")
     try:
+        if part is None:
+            part = path.with_name(f"{PART}{secrets.token_hex(8)}.part")
+        else:
+            part.unlink(missing_ok=True)
         os.close(os.open(part, NEW | NOT_FOLLOWED, 0o666))
         try:
             yield part

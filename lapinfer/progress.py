@@ -21,7 +21,9 @@ Progress = Callable[..., Any]
 Notice = Callable[[str], object]
 """What hears of lines alone."""
 
-Unit = Literal["", "bytes", "weights", "tokens", "steps", "kernels", "chunks", "texts", "trials", "runs", "parts"]
+Unit = Literal[
+    "", "bytes", "weights", "tokens", "steps", "kernels", "chunks", "texts", "trials", "runs", "parts", "lines"
+]
 """What is counted. Nothing: only the share is of interest."""
 
 

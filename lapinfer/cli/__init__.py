@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lapinfer import __version__
-from lapinfer.cli import bench, describe, disk, files, quality, report, run, serve, train
+from lapinfer.cli import batch, bench, describe, disk, files, quality, report, run, serve, train
 from lapinfer.cli.clusters import RayCommand
 from lapinfer.cli.failures import application, end, fail
 from lapinfer.cli.help_pages import Command
@@ -22,7 +22,7 @@ from lapinfer.interrupts import KEYBOARD
 app = application("Run language models on this computer's CPU.")
 
 for command in (
-    run.run, serve.serve,
+    run.run, batch.batch, serve.serve,
     describe.info, describe.explain, files.convert, bench.bench, quality.perplexity, quality.experts, quality.embed,
     report.report, train.train, describe.fff_sizes, files.pull, files.ls, disk.rm, disk.prune,
     files.verify, describe.doctor,

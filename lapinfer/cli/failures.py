@@ -38,7 +38,8 @@ NEXT_STEPS = {
 
 MEANT = {
     "chat": "run", "generate": "run", "ask": "run", "models": "ls", "download": "pull", "get": "pull", "remove": "rm",
-    "delete": "rm", "quantize": "convert", "embeddings": "embed", "server": "serve", "help": "--help",
+    "delete": "rm", "quantize": "convert", "embeddings": "embed", "server": "serve", "run-batch": "batch",
+    "help": "--help",
 }  # fmt: skip
 """Commands by names that other programs have for them."""
 

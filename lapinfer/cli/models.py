@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,16 +42,25 @@ def pull_model(name: str) -> Path:
         return hub.pull(name, progress)
 
 
-def open_model(name: str, options: LoadOptions, verbose: bool = False) -> LanguageModel:
-    """Load a model, an alias after its first download; what takes long is shown."""
+def pulled(name: str) -> str:
+    """The same name; an alias is downloaded where it is not there yet."""
     from lapinfer.checkpoint import hub
-    from lapinfer.text.language_model import open_model
 
     if name in hub.ALIASES and not hub.is_local(name):
         note(f"pulling {name} (once)")
         pull_model(name)
-    with Progress() as progress:
-        model = open_model(name, options, progress)
+    return name
+
+
+def open_model(
+    name: str, options: LoadOptions, verbose: bool = False, progress: Progress | None = None
+) -> LanguageModel:  # fmt: skip
+    """Load a model, an alias after its first download; `progress` shows what takes long, or else a new one."""
+    from lapinfer.text.language_model import open_model
+
+    pulled(name)
+    with Progress() if progress is None else nullcontext(progress) as telling:
+        model = open_model(name, options, telling)
     if model.model.ctx > model.spec.context:
         note(f"note: this model was made for {model.spec.context:,} positions; after them it may write nonsense")
     if verbose:

@@ -102,14 +102,17 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value or ()) if name in repeated else value for name, value in values.items()}
 
 
-def sampling_group() -> Group:
-    """Those sampling parameters that are given, by name; checked before a model is loaded for them."""
+def sampling_group(**unset: str) -> Group:
+    """Those sampling parameters that are given, by name; checked before a model is loaded for them.
+
+    unset: what the lack of some means, in words, where that is something else than in the library.
+    """
     defaults = SamplingParams()
     parameters = []
     for name, (kind, declaration) in declared(SamplingParams).items():
         flags = FLAGS.get(name, (f"--{name.replace('_', '-')}",))
         default = getattr(defaults, name)
-        shown = declaration.unset or True if default is None else f"{default:g}"
+        shown = unset.get(name) or (declaration.unset or True if default is None else f"{default:g}")
         made = typer.Option(*flags, help=declaration.help, show_default=shown, rich_help_panel="Sampling")
         parameters.append(_parameter(name, kind | None, made, None))
     return Group(tuple(parameters), _given_sampling)
@@ -164,9 +167,18 @@ LoadingServed = Annotated[
     load_group("quant", "threads", "ctx", "slots", "kv", "activations", "experts", "policy", "prefix_cache", slots=4),
 ]
 """Of serve, whose --memory is that of all models."""
+LoadingBatch = Annotated[
+    LoadOptions,
+    load_group(
+        "quant", "threads", "ctx", "slots", "kv", "activations", "experts", "memory", "policy", "draft", "prefix_cache",
+        slots=8,
+    ),
+]  # fmt: skip
 Serving = Annotated[ServeOptions, serve_group()]
 LoadingPage = Annotated[LoadOptions, load_group("quant", "threads")]
 Sampling = Annotated[dict[str, Any], sampling_group()]
+SamplingSeeded = Annotated[dict[str, Any], sampling_group(seed="0: the same lines have the same answers")]
+"""Of batch, where each line has a seed of its own."""
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_NAMES, autocompletion=complete.models)]
 DefaultModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_NAMES, autocompletion=complete.models)]

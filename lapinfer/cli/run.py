@@ -14,6 +14,7 @@ from lapinfer.cli.console import note, note_replaced, print_json
 from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
 from lapinfer.cli.options import MODEL_NAMES, Force, Json, Loading, Sampling, Verbose, with_groups
 from lapinfer.cli.prompts import prompt_of
+from lapinfer.cli.schemas import read_schema
 from lapinfer.errors import InputError
 from lapinfer.interrupts import KEYBOARD
 from lapinfer.options import LoadOptions
@@ -94,7 +95,7 @@ def run(
     needing = next((option for option, value in for_template.items() if value is not None), None)
     if raw and needing is not None:
         raise typer.BadParameter(f"{needing} needs the chat template that --raw turns off")
-    wanted = None if schema is None else _schema(schema)
+    wanted = None if schema is None else read_schema(schema)
     variables = None if template_kwargs is None else _variables(template_kwargs)
     prompt = prompt_of(prompt)
     chatting = prompt is None
@@ -149,23 +150,6 @@ def _variables(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise typer.BadParameter('--template-kwargs: expected a JSON object, {"name": value}')
     return value
-
-
-def _schema(path: Path) -> str:
-    """The JSON of --schema; what can be wrong without a model is told before one is loaded."""
-    from lapinfer.text.grammar import check, check_installed, grammar_of
-    from lapinfer.texts import read_text
-
-    check_installed()
-    if str(path).lstrip().startswith("{"):
-        raise typer.BadParameter("--schema: expected a file with a JSON schema, got JSON: write it to a file")
-    text = read_text(path)
-    try:
-        if (grammar := grammar_of(schema=text)) is not None:
-            check(grammar)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return text
 
 
 def _check_prompt(name: str, options: LoadOptions, prompt: str) -> None:

@@ -1,6 +1,5 @@
 """lapinfer serve: models over HTTP, for programs that know OpenAI's or Anthropic's API."""
 
-import logging
 import os
 import signal
 from dataclasses import replace
@@ -11,7 +10,8 @@ import typer
 from lapinfer.cli.bars import Progress
 from lapinfer.cli.clusters import ALONE, Ray, engines, engines_option, needs_ray
 from lapinfer.cli.complete import models as model_names
-from lapinfer.cli.console import note, note_lines
+from lapinfer.cli.console import note
+from lapinfer.cli.logs import tell_logs
 from lapinfer.cli.models import default_name, open_model, pull_model
 from lapinfer.cli.options import MODEL_NAMES, LoadingServed, Serving, Verbose, with_groups
 from lapinfer.errors import InputError
@@ -53,7 +53,7 @@ def serve(
     from lapinfer.serve.state import State
     from lapinfer.text.language_model import open_model as open_quietly
 
-    _log(verbose)
+    tell_logs(verbose)
     if ray is not None:
         _serve_on_cluster(ray, models, serving, loading, engines("--replicas", replicas))
         return
@@ -167,16 +167,3 @@ def _told(number: int, before: int) -> None:
     if before:
         os._exit(128 + number)
     note("ending after the answers that run; once more ends at once")
-
-
-class _Notes(logging.Handler):
-    """Logs as other notes: strangers' text in them cannot move a terminal."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        note_lines(self.format(record))
-
-
-def _log(verbose: bool) -> None:
-    logging.basicConfig(handlers=[_Notes()], level=logging.WARNING, format="%(message)s")
-    logging.getLogger("lapinfer.serve").setLevel(logging.INFO if verbose else logging.WARNING)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING if verbose else logging.ERROR)
