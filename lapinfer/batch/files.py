@@ -15,7 +15,7 @@ EVERY = 1000
 
 
 def open_source(path: str) -> Source:
-    """Where the lines of a file are; InputError where there is none."""
+    """Where the lines of a file are; InputError where it cannot be read."""
     return TextFile(path)
 
 

@@ -61,6 +61,8 @@ class TextFile:
         self._path = path
         self._plain = Path(path).suffix.lower() == ".txt"
         self.again = path != STDIN and not _is_stream(path)
+        if self.again:
+            self._opened().close()
 
     def lines(self) -> Iterator[Line]:
         """InputError where the file cannot be read, or is not in UTF-8 by its mark."""

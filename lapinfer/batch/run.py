@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from lapinfer.batch.lines import Line, Source
 from lapinfer.batch.records import Answered
 from lapinfer.batch.sums import Sums
 from lapinfer.digits import number
-from lapinfer.errors import LapinferError
+from lapinfer.errors import InputError, LapinferError
 from lapinfer.progress import Phase, Progress, silent
 
 Answers = Callable[[Iterable[Line]], Iterator[Answered]]
@@ -68,6 +69,8 @@ def run(
     force: the file is replaced where it is there. InputError says what is wrong with input or output; whatever ends
     this early, Ctrl-C too, leaves what is done in OUT.part, and the same call goes on from there.
     """
+    if target.exists() and source.again and os.path.exists(source.name) and os.path.samefile(target, source.name):
+        raise InputError(f"{target}: input and output are the same file; name another output")
     with begun(target, about, force=force) as journal:
         if journal.sums.lines:
             progress(f"going on: {journal.sums.lines:,} lines are done already, in {journal.path}")
