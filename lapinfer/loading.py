@@ -116,6 +116,10 @@ def _model(
     limits = _limits(spec, options, weights.metadata.get("quant", ""))
     if limits.threads > (processors := os.cpu_count() or limits.threads):
         about["notice"](f"note: {limits.threads} threads on {processors} processors will wait for each other")
+    if options.expert_nodes is not None:
+        from lapinfer.cluster.nodes import apart_model
+
+        return apart_model(spec, weights, limits, options.expert_nodes, threads=options.threads, **about)
     if options.policy == SYSTEM:
         return mapped_model(spec, weights, limits, **about)
     if options.memory is not None:

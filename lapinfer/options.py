@@ -27,6 +27,7 @@ POLICIES = get_args(Policy)
 PolicyName = Literal[Policy, "system"]
 SYSTEM: Final = "system"
 """The policy that leaves it to the system's page cache which experts are in memory."""
+MOST_NODES = 1024
 MOST_THREADS = 256
 """More than any laptop has: thousands would bring the computer to a halt."""
 GIGABYTES = "a number of GB above 0"
@@ -119,7 +120,8 @@ class LoadOptions:
     a smaller model with the same tokens, which guesses what comes next; the text is the same without it. prefix_cache:
     GB of beginnings of texts that are kept on disk, for all models together, and at most as many in memory: a prompt
     that begins like one before is read from there on. lora: folders of adapters that are merged into the weights when
-    they are packed, each with a scale after a colon, if it is not 1.
+    they are packed, each with a scale after a colon, if it is not 1. expert_nodes: processes, on this computer or on a
+    cluster of Ray, that have the experts; logits are the same bits.
     """
 
     quant: Annotated[str, QUANT] = "auto"
@@ -168,6 +170,10 @@ class LoadOptions:
             _are_names,
         ),
     ] = ()
+    expert_nodes: Annotated[
+        int | None,
+        whole("Nodes that have the experts: processes of a cluster of Ray.", 1, unset="none", most=MOST_NODES),
+    ] = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -182,6 +188,10 @@ class LoadOptions:
             raise InputError(
                 "prefix_cache: what is kept takes memory, which the bound does not count: leave out --prefix-cache or "
                 "--memory"
+            )
+        if self.expert_nodes is not None and (self.memory is not None or self.policy == SYSTEM):
+            raise InputError(
+                "expert_nodes: experts on nodes are in memory there: leave out --expert-nodes, or --memory and --policy"
             )
         if self.policy == SYSTEM and self.memory is not None:
             raise InputError(
@@ -205,6 +215,7 @@ class LoadKeywords(TypedDict, total=False):
     draft: str | None
     prefix_cache: float | None
     lora: tuple[str, ...]
+    expert_nodes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,19 @@ Notice = Callable[[str], object]
 """What hears of lines alone."""
 
 Unit = Literal[
-    "", "bytes", "weights", "tokens", "steps", "kernels", "chunks", "texts", "trials", "runs", "parts", "lines"
+    "",
+    "bytes",
+    "weights",
+    "tokens",
+    "steps",
+    "kernels",
+    "chunks",
+    "texts",
+    "trials",
+    "runs",
+    "parts",
+    "lines",
+    "nodes",
 ]
 """What is counted. Nothing: only the share is of interest."""
 

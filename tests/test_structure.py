@@ -31,6 +31,7 @@ LAYERS = [
     ),
     ("calibration",),
     ("layers",),
+    ("cluster.start", "cluster.shares", "cluster.expert_actor", "cluster.nodes"),
     ("loading",),
     ("text",),
     ("report", "storage"),

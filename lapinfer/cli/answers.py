@@ -111,6 +111,8 @@ def print_answer(
             note(f"{t.steps} steps; {t.drafted_tokens} tokens were guessed, {t.kept_tokens} of them right")
         if (pool := getattr(model.model, "pool", None)) is not None:
             note(pool.line(last.timings.prompt_tokens + count))
+        if (exchange := getattr(model.model, "exchange", None)) is not None:
+            note(exchange.traffic.line())
 
 
 def _room(model: LanguageModel, token: Token) -> int:

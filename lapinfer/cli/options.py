@@ -23,6 +23,7 @@ FLAGS = {
     "threads": ("-t", "--threads"),
     "ctx": ("-c", "--ctx-size"),
     "prefix_cache": ("--prefix-cache",),
+    "expert_nodes": ("--expert-nodes",),
     "temperature": ("--temp",),
     "repetition_penalty": ("--repeat-penalty",),
 }
@@ -152,20 +153,28 @@ def _serve_options(values: Mapping[str, Any]) -> ServeOptions:
 Loading = Annotated[
     LoadOptions,
     load_group(
-        "quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy", "draft", "prefix_cache", "lora"
+        "quant", "threads", "ctx", "kv", "activations", "experts", "memory", "policy", "draft", "prefix_cache", "lora",
+        "expert_nodes",
     ),
-]
+]  # fmt: skip
 LoadingInMemory = Annotated[LoadOptions, load_group("quant", "threads", "ctx", "kv", "activations", "experts", "lora")]
-LoadingChunks = Annotated[LoadOptions, load_group("quant", "threads", "kv", "activations", "experts", "lora")]
+LoadingChunks = Annotated[
+    LoadOptions, load_group("quant", "threads", "kv", "activations", "experts", "lora", "expert_nodes")
+]
 """Of commands whose -c is the length of a chunk."""
-LoadingGrid = Annotated[LoadOptions, load_group("quant", "kv", "activations", "experts", "memory", "policy")]
+LoadingGrid = Annotated[
+    LoadOptions, load_group("quant", "kv", "activations", "experts", "memory", "policy", "expert_nodes")
+]
 """Of bench, whose -t is a list, and whose context follows from its tests."""
 LoadingFit = Annotated[LoadOptions, load_group("threads", "ctx", "kv")]
 """Of info, whose --quant and --memory ask for something else."""
 LoadingServed = Annotated[
     LoadOptions,
-    load_group("quant", "threads", "ctx", "slots", "kv", "activations", "experts", "policy", "prefix_cache", slots=4),
-]
+    load_group(
+        "quant", "threads", "ctx", "slots", "kv", "activations", "experts", "policy", "prefix_cache", "expert_nodes",
+        slots=4,
+    ),
+]  # fmt: skip
 """Of serve, whose --memory is that of all models."""
 LoadingBatch = Annotated[
     LoadOptions,

@@ -84,7 +84,7 @@ def cluster(address: str) -> Iterator[Cluster]:
     KEYBOARD.before_end = remove_first
     try:
         _connect(ray, found, address)
-        yield _described(ray, own=folder is not None)
+        yield described(ray, own=folder is not None)
     finally:
         with suppress(Exception):
             ray.shutdown()
@@ -92,14 +92,17 @@ def cluster(address: str) -> Iterator[Cluster]:
         KEYBOARD.before_end = before
 
 
-def imported() -> Any:
-    """The module ray, which finds our settings in the environment; InputError where it is not installed."""
+def imported(option: str = "--ray") -> Any:
+    """The module ray, which finds our settings in the environment; InputError where it is not installed.
+
+    option: what it is needed for.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
-        raise InputError(f'--ray needs {error.name}: pip install "lapinfer[cluster]"') from error
+        raise InputError(f'{option} needs {error.name}: pip install "lapinfer[cluster]"') from error
     return ray
 
 
@@ -148,7 +151,7 @@ def _connect(ray: Any, found: dict[str, Any], address: str) -> None:
             **found, namespace="lapinfer", log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
         )
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        told = _first_line(error)
+        told = first_line(error)
         if "Version mismatch" in str(error):
             versions = f"this is Ray {ray.__version__}, Python {platform.python_version()}"
             raise InputError(f"--ray {address}: the cluster runs another version: {versions}; {told}") from error
@@ -157,7 +160,8 @@ def _connect(ray: Any, found: dict[str, Any], address: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _described(ray: Any, *, own: bool) -> Cluster:
+def described(ray: Any, *, own: bool) -> Cluster:
+    """The cluster that this process is connected to; DoesNotFitError for one without CPUs."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     cpus = sorted((int(node["Resources"].get("CPU", 0)) for node in alive), reverse=True)
     if not any(cpus):
@@ -169,7 +173,7 @@ class ClusterError(LapinferError):
     """A cluster cannot do what it was asked for: a process could not be started, or a node lacks something."""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The words of an error of Ray's, whose messages have many lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

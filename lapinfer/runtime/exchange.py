@@ -38,7 +38,7 @@ class Exchange:
         expected, got = [ff.experts for ff in feed_forwards], [len(of) for of in self.placement.node_of]
         if expected != got:
             raise ValueError(f"a placement of {got} experts, by layer, expected {expected}")
-        self.traffic = Traffic(len(feed_forwards), self.placement.nodes)
+        self.traffic = Traffic(feed_forwards, self.placement.nodes)
         copies = step * min(self.placement.nodes, max(ff.active for ff in feed_forwards))
         self.place = np.zeros(step, np.int64)
         self.sent = np.zeros(copies, np.int64)
@@ -58,6 +58,7 @@ class Exchange:
             if stop_pair > first_pair:
                 rows = self.rows[first * row_bytes : stop * row_bytes].reshape(stop - first, row_bytes)
                 requests[node] = Request(position, rows, self.pairs[first_pair:stop_pair])
+        self._held = {}  # nodes may write to the same memory again
         began = time.perf_counter_ns()
         answers = self.nodes.ask(requests)
         waited = time.perf_counter_ns() - began

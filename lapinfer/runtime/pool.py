@@ -38,6 +38,17 @@ def _address(name: str) -> int:
         raise UnsupportedError(f"--memory needs the C library's {name}, which is not there; run without it") from None
 
 
+def reserved(nbytes: int) -> np.ndarray:
+    """uint8 [nbytes], zeros: only address space, which takes memory where it is used. DoesNotFitError."""
+    flags = {}
+    if sys.platform != "win32":
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)}
+    try:
+        return np.frombuffer(mmap.mmap(-1, nbytes, **flags), np.uint8)
+    except (OSError, ValueError) as error:
+        raise DoesNotFitError(f"{nbytes:,} bytes for experts cannot be had: {error}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Bank:
     """The experts of one routed layer in the packed file: mapped [E, stride], from `offset` on; an expert is read in
@@ -76,12 +87,8 @@ class ExpertPool:
             self.fd = os.open(file, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         capacity = min(slots, total)
-        try:  # only address space: slots take memory when they are used
-            self.memory = np.frombuffer(mmap.mmap(-1, capacity * self.slot_bytes, flags=flags), np.uint8)
-        except (OSError, ValueError) as error:
-            raise DoesNotFitError(f"{capacity * self.slot_bytes:,} bytes for experts cannot be had: {error}") from error
+        self.memory = reserved(capacity * self.slot_bytes)
         self.slots[0] = capacity
         self.slot_of = np.full(total, -1, np.int64)
         self.owner = np.full(capacity, -1, np.int64)

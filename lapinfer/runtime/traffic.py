@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lapinfer.runtime.expert_nodes import Answer, Request
+from lapinfer.spec import FeedForwardSpec
 
 
 class Traffic:
@@ -20,8 +21,11 @@ class Traffic:
     the node that had the most.
     """
 
-    def __init__(self, layers: int, nodes: int):
+    def __init__(self, feed_forwards: Sequence[FeedForwardSpec], nodes: int):
+        """feed_forwards: of the routed layers."""
+        layers = len(feed_forwards)
         shape = layers, nodes
+        self._active = np.array([ff.active for ff in feed_forwards], np.int64)
         self.messages, self.sent, self.received = (np.zeros(shape, np.int64) for _ in range(3))
         self.tokens, self.pairs, self.ns, self.touched = (np.zeros(shape, np.int64) for _ in range(4))
         self.waited, self.slowest, self.busiest = (np.zeros(layers, np.int64) for _ in range(3))
@@ -44,17 +48,19 @@ class Traffic:
         self.busiest[position] += max(len(request.pairs) for request in requests.values())
 
     def reset(self) -> None:
-        for values in vars(self).values():
-            values[:] = 0
+        for name, values in vars(self).items():
+            if name != "_active":
+                values[:] = 0
 
     def stats(self) -> dict[str, Any]:
         """Sums over layers under stable names: numbers, and lists with one for each node.
 
-        imbalance: pairs of the busiest node of each layer and step, divided by the mean over all nodes: 1 is even.
+        tokens: that were run. imbalance: pairs of the busiest node, divided by the mean over all nodes: 1 is even.
         """
         nodes, pairs = self.pairs.shape[1], int(self.pairs.sum())
         return {
             "nodes": nodes,
+            "tokens": int(self.pairs[0].sum() // self._active[0]),
             "messages": int(self.messages.sum()),
             "bytes_sent": int(self.sent.sum()),
             "bytes_received": int(self.received.sum()),
@@ -67,9 +73,10 @@ class Traffic:
             "node_bytes": self.touched.sum(axis=0).tolist(),
         }
 
-    def line(self, tokens: int) -> str:
-        """The same as a line of text, for a number of tokens."""
-        stats, n = self.stats(), max(tokens, 1)
+    def line(self) -> str:
+        """The same as a line of text, for a token."""
+        stats = self.stats()
+        n = max(stats["tokens"], 1)
         return (
             f"experts on {stats['nodes']} nodes: {stats['messages'] / n:.1f} messages, "
             f"{stats['bytes_sent'] / n / 1e3:.1f} kB out and {stats['bytes_received'] / n / 1e3:.1f} kB back a token; "

@@ -354,7 +354,8 @@ def load(
     activations, what quantized weights are multiplied with; experts, how many a token gets; memory, the GB that the
     process may take, for a mixture of experts that is larger (`model.pool.stats()` counts); policy, which experts it
     keeps; draft, a smaller model with the same tokens, which guesses them; prefix_cache, the GB of beginnings of texts
-    that are kept, in memory and on disk (`model.prefixes.stats()` counts). progress(phase, done, total) is told of
+    that are kept, in memory and on disk (`model.prefixes.stats()` counts); expert_nodes, processes on a cluster of Ray
+    that have the experts (`model.model.exchange.traffic.stats()` counts). progress(phase, done, total) is told of
     long work, progress(line) of what should be noticed (lapinfer/progress.py). Errors are `LapinferError`s.
     """
     check_options(options, declared(LoadOptions), "load")
