@@ -109,7 +109,7 @@ def test_options_arrive(fake):
     assert result.stdout == "Pari\n"
     assert "tok/s" in result.stderr
     asked = {"quant": "q8", "threads": 3, "ctx": 77, "slots": 1, "kv": "q8", "activations": "auto", "experts": None}
-    asked |= {"memory": None, "policy": "lrfu", "draft": None, "prefix_cache": None}
+    asked |= {"memory": None, "policy": "lrfu", "draft": None, "prefix_cache": None, "lora": (), "expert_nodes": None}
     assert fake.asked[0] == ("org/x", asked)
 
 
