@@ -151,13 +151,13 @@ class Journal:
             raise cannot_write(self.path, error) from error
         return place + len(text)
 
-    def records(self) -> Iterator[bytes]:
-        """All of them, in the order of the input."""
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """(number of its line, record) of all, in the order of the input."""
         reader = io.BufferedReader(self._file, 1 << 18)  # pyright: ignore[reportArgumentType]
         try:
             for index in np.argsort(np.array(self._numbers, np.uint64), kind="stable").tolist():
                 reader.seek(self._places[index])
-                yield reader.read(self._lengths[index])
+                yield self._numbers[index], reader.read(self._lengths[index])
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         finally:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _of_answer = partial(typer.Option, rich_help_panel="Answer")
 _of_prompt = partial(typer.Option, rich_help_panel="Prompt")
-NEUTRAL = ("threads", "slots", "memory", "policy", "draft", "prefix_cache")
-"""Ways to load a model that change no answer."""
+NEUTRAL = ("threads", "slots", "memory", "policy", "draft", "prefix_cache", "lora")
+"""Ways to load a model that change no answer, or that its identity has."""
 
 
 @with_groups
@@ -80,7 +80,7 @@ def batch(
     to the byte, in whatever order and company they run. The exit code is 1 if all lines failed.
     """
     _check_installed()
-    from lapinfer.batch.files import open_source
+    from lapinfer.batch.files import check_output, open_source
     from lapinfer.batch.lines import STDIN
     from lapinfer.batch.requests import Defaults
     from lapinfer.batch.run import run, run_to_stream
@@ -91,6 +91,7 @@ def batch(
         schema=None if schema is None else loads(read_schema(schema)),
     )  # fmt: skip
     source = open_source(file)
+    check_output(output)
     name = pulled(default_model() if model is None else model)
     tell_logs(verbose)
     with Progress() as progress:
@@ -119,7 +120,7 @@ def _about(name: str, loading: LoadOptions, defaults: "Defaults", progress: Prog
     from lapinfer.batch.identity import model_identity
 
     chosen = {key: value for key, value in asdict(loading).items() if key not in NEUTRAL}
-    model = model_identity(name, loading.quant, progress)
+    model = model_identity(name, loading, progress)
     return {"version": __version__, "model": model} | chosen | asdict(defaults)
 
 

@@ -180,7 +180,7 @@ LoadingBatch = Annotated[
     LoadOptions,
     load_group(
         "quant", "threads", "ctx", "slots", "kv", "activations", "experts", "memory", "policy", "draft", "prefix_cache",
-        slots=8,
+        "lora", slots=8,
     ),
 ]  # fmt: skip
 Serving = Annotated[ServeOptions, serve_group()]
