@@ -26,10 +26,8 @@ def model_identity(path: str, options: LoadOptions, progress: Progress = silent)
         folder, weights = source, content_of(SafetensorsFile(packed_path(source))) or str(source.resolve())
         weights += (folder / "config.json").read_text(encoding="utf-8")
     else:
-        folder, weights = (
-            source.folder,
-            cached_folder(source, options.quant, packed_models(), progress).name.rpartition("-")[2],
-        )
+        copy = cached_folder(source, options.quant, packed_models(), progress)
+        folder, weights = source.folder, copy.name.rpartition("-")[2]
     digest = hashlib.sha256(weights.encode())
     for text in texts_in(folder):
         digest.update(f"\n{text}\n".encode())

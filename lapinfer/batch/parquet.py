@@ -98,7 +98,7 @@ def check_installed() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Without the fields that a row's struct does not have, which Arrow gives as None; a map is a list of pairs there."""
+    """Without fields that a row's struct does not have, which Arrow gives as None; maps, which are lists, as such."""
     if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):
         value = dict(value)
     if isinstance(value, dict):
