@@ -14,10 +14,12 @@ from typing import Literal
 
 from lapinfer.errors import InputError
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", "xielu"]
 """`gelu` is the exact one (erf), `gelu_tanh` its tanh approximation, `relu2` the square of relu.
 
-`swiglu_oai` needs a gate: (up + 1) · gate · σ(1.702 · gate), with gate ≤ 7 and −7 ≤ up ≤ 7.
+`swiglu_oai` needs a gate: (up + 1) · gate · σ(1.702 · gate), with gate ≤ 7 and −7 ≤ up ≤ 7. `xielu` (arXiv 2411.13010)
+has no gate, and four numbers (p, n, β, ε) of each layer: with α = ln(1 + eᵖ) it is α · x² + β · x above 0, and with
+α = β + ln(1 + eⁿ) it is α · (e^min(x, ε) − 1 − x) + β · x up to 0.
 """
 
 
@@ -27,12 +29,16 @@ Score = Literal["softmax", "sigmoid", "logits", "sparsemixer"]
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
-    """y = x / rms(x) · (w + offset), or y = (x − mean) / sd(x) · (w + offset) + b for `layer`."""
+    """y = x / rms(x) · (w + offset), or y = (x − mean) / sd(x) · (w + offset) + b for `layer`.
+
+    Without `weight`, w + offset is 1.
+    """
 
     kind: Literal["rms", "layer"]
     eps: float
     offset: float = 0.0
     bias: bool = False
+    weight: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,14 @@ class RopeSpec:
     long_context: int = 0
     long_inv_freq: tuple[float, ...] = ()
     long_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthSpec:
+    """Queries at position p, after the rotation, are multiplied with 1 + beta · ln(1 + ⌊p / length⌋) (Llama 4)."""
+
+    beta: float
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +88,8 @@ class AttentionSpec:
     """softmax(mask(cap(q·k · scale))) · v, H query heads over K shared key/value heads.
 
     `window`: a query at p sees keys p − window + 1 … p. `softcap` c: s becomes c·tanh(s / c).
-    `qk_norm` is applied before the rotation, to each head or to all heads at once (`qk_norm_full`).
+    `qk_norm` is applied before the rotation, or `qk_norm_after` it; to each head or to all heads at once
+    (`qk_norm_full`); with the same weights for all heads, or with its own for each (`qk_norm_each`).
     `clip` c: queries, keys and values are cut to −c … c between norm and rotation. `sinks`: a score for each head
     that takes part in the softmax and has no value. `latent`: K is 1, k_dim rank + p, v_dim rank, and `rope`
     turns the last p columns of a key.
@@ -95,6 +110,9 @@ class AttentionSpec:
     clip: float | None = None
     sinks: bool = False
     latent: LatentSpec | None = None
+    qk_norm_each: bool = False
+    qk_norm_after: bool = False
+    growth: GrowthSpec | None = None
 
     @property
     def qkv_rows(self) -> int:
@@ -139,8 +157,8 @@ class RouterSpec:
                      (largest − l) / max(|l|, largest) ≤ 2 · jitter; then the same again without it. top_k is 2.
     Chosen are the largest s (+ selection_bias, which weighs nothing); of equal ones the first. With `groups`, experts
     in order form that many groups, and only those of the `top_groups` best take part: a group's score is its largest s
-    (+ selection_bias) or the sum of its `group_best` largest. `normalise` divides the weights by (their sum + eps);
-    last they are multiplied with `scale`.
+    (+ selection_bias) or the sum of its `group_best` largest. `normalise` divides the weights by (their sum + eps), or
+    by `least_sum` where that is more; last they are multiplied with `scale`.
     """
 
     n_experts: int
@@ -155,6 +173,7 @@ class RouterSpec:
     top_groups: int = 1
     group_best: int = 1
     jitter: float = 0.0
+    least_sum: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +262,9 @@ class FeedForwardSpec:
 class LayerSpec:
     """x += s · post(mixer(norm(x))); x += s · post(feed_forward(norm(x))); a norm may be absent.
 
-    Whatever the mixer, its norms are called attn_norm and attn_post_norm.
+    Whatever the mixer, its norms are called attn_norm and attn_post_norm. `parallel`: both halves read the same x,
+    x += s · (attention(norm(x)) + feed_forward(norm(x))); without an ff_norm they share one. There are no norms after
+    them.
     """
 
     mixer: AttentionSpec | ConvolutionSpec
@@ -253,6 +274,7 @@ class LayerSpec:
     attn_post_norm: NormSpec | None = None
     ff_post_norm: NormSpec | None = None
     residual_scale: float = 1.0
+    parallel: bool = False
 
     @property
     def attention(self) -> AttentionSpec | None:
@@ -270,7 +292,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A decoder: x = embed[token] · embed_scale (+ positions[pos]), layers, norm, head.
+    """A decoder: x = embed[token] · embed_scale (+ positions[pos]), perhaps normed; layers, norm, head.
 
     logits = cap(head(x) · logit_scale). `context` is the longest sequence the model was trained for.
     """
@@ -287,6 +309,7 @@ class ModelSpec:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    embed_norm: NormSpec | None = None
 
     @property
     def attentions(self) -> list[AttentionSpec]:

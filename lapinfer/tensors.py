@@ -1,14 +1,14 @@
 """What a model is made of: a record of every weight, from its spec (letters: lapinfer.spec).
 
-    embed [V, D]   positions [P, D]   norm.weight [D]   norm.bias [D]   head [V, D]   head.bias [V]
+    embed [V, D]   positions [P, D]   embed_norm, norm: .weight [D] and .bias [D]   head [V, D]   head.bias [V]
     head.coarse [V, D]   head.coarse.norms [V]: made when packing, of heads that are read in two passes
     layers.N.attn_norm, .attn_post_norm, .ff_norm, .ff_post_norm: .weight [D] and .bias [D]
     layers.N.qkv [H·k + K·k + K·v, D], query rows first, then key, then value   layers.N.qkv.bias
-    layers.N.q_norm.weight, .k_norm.weight   [k] (one head) or [H·k], [K·k] (the full width)
+    layers.N.q_norm.weight, .k_norm.weight   [k] (one head) or [H·k], [K·k] (the full width, or all heads)   with .bias
     layers.N.o [D, H·v]   layers.N.o.bias
     layers.N.sinks [H]
     layers.N.gate_up [2F, D], gate rows first (gated), or layers.N.up [F, D]   with .bias
-    layers.N.down [D, F]   layers.N.down.bias
+    layers.N.down [D, F]   layers.N.down.bias   layers.N.xielu [4]
 
 With a convolution instead of attention:
 
@@ -181,7 +181,8 @@ def _norm(layer: int, module: str, norm: NormSpec | None, width: int, part: Part
     if norm is None:
         return
     reads = "wanted" if part == "head" else "step"
-    yield Tensor(layer, module, (width,), part, "norm", ".weight", reads=reads)
+    if norm.weight:
+        yield Tensor(layer, module, (width,), part, "norm", ".weight", reads=reads)
     if norm.bias:
         yield Tensor(layer, module, (width,), part, "norm", ".bias", reads=reads)
 
@@ -238,6 +239,8 @@ def feed_forward_tensors(layer: int, ff: FeedForwardSpec, D: int, out: int) -> I
             inputs="expert", inputs_vary=True,
         )  # fmt: skip
     yield first
+    if ff.activation == "xielu":
+        yield Tensor(layer, "xielu", (4,), "feed-forward", "scalars", reads="load")
     yield last
     copies = () if ff.router is None else (E,)
     if ff.bias:
@@ -269,7 +272,8 @@ def _attention_tensors(layer: int, attention: AttentionSpec, D: int) -> Iterator
     if attention.sinks:
         yield Tensor(layer, "sinks", (attention.n_heads,), "attention", "scalars")
     if attention.qk_norm is not None:
-        heads = (attention.n_heads, attention.n_kv_heads) if attention.qk_norm_full else (1, 1)
+        several = attention.qk_norm_full or attention.qk_norm_each
+        heads = (attention.n_heads, attention.n_kv_heads) if several else (1, 1)
         for module, n in zip(("q_norm", "k_norm"), heads, strict=True):
             yield from _norm(layer, module, attention.qk_norm, n * attention.k_dim, "attention")
     yield matrix("o", D, attention.out_width, inputs_vary=True)
@@ -309,6 +313,7 @@ def _model_tensors(spec: ModelSpec) -> Iterator[Tensor]:
     yield Tensor(-1, "embed", (V, D), "embedding", "matrix", packing="blocks", reads="token", inputs="own")
     if spec.positions:
         yield Tensor(-1, "positions", (spec.positions, D), "embedding", "table", reads="token")
+    yield from _norm(-1, "embed_norm", spec.embed_norm, D, "embedding")
     for i, layer in enumerate(spec.layers):
         yield from _layer_tensors(i, layer, D)
     yield from _norm(-1, "norm", spec.norm, D, "head")

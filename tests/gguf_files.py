@@ -49,7 +49,9 @@ def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
     norms = {"attn_norm": layer.attn_norm, second: layer.ff_norm, "post_ffw_norm": layer.ff_post_norm}
     if layer.attn_post_norm is not None:
         norms["post_attention_norm"] = layer.attn_post_norm
-    shapes: dict[str, tuple[int, ...]] = {module: (WIDTH,) for module, norm in norms.items() if norm is not None}
+    shapes: dict[str, tuple[int, ...]] = {
+        module: (WIDTH,) for module, norm in norms.items() if norm is not None and norm.weight
+    }
     if attention.qk_norm is not None:
         both = (HEADS * DIM, kv) if attention.qk_norm_full else (DIM, DIM)
         shapes |= {f"attn_{side}_norm": (size,) for side, size in zip("qk", both, strict=True)}
@@ -67,6 +69,10 @@ def weights(architecture: str, seed: int = 0) -> dict[str, np.ndarray]:
         named["output_norm.bias"] = (WIDTH,)
     if spec.positions:
         named["position_embd.weight"] = (64, WIDTH)
+    if spec.head_bias:
+        named |= {"output.weight": (VOCAB, WIDTH), "output.bias": (VOCAB,)}
+    if not spec.norm.weight:
+        del named["output_norm.weight"]
     for module, shape in shapes.items():
         named |= {f"blk.0.{module}.weight": shape} | ({f"blk.0.{module}.bias": shape[:1]} if module in biased else {})
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in named.items()}
@@ -94,19 +100,21 @@ def write(
     else:
         writer.add_layer_norm_rms_eps(1e-5)
     if not spec.positions:
-        if f"{architecture}.attention.head_count_kv" not in extra:
+        attention = spec.layers[0].attention
+        alike = attention is not None and attention.n_heads == attention.n_kv_heads
+        if not alike and f"{architecture}.attention.head_count_kv" not in extra:
             writer.add_head_count_kv(KV_HEADS)
         if f"{architecture}.rope.freq_base" not in extra:
             writer.add_rope_freq_base(10000.0)
     if architecture.startswith("gemma"):
         writer.add_key_length(DIM)
         writer.add_value_length(DIM)
-    if architecture in ("gemma2", "gemma3"):
+    if architecture in ("gemma2", "gemma3", "cohere2"):
         if f"{architecture}.attention.sliding_window" not in extra:
             writer.add_sliding_window(16)
         if architecture == "gemma3":
             writer.add_final_logit_softcapping(30.0)
-    if architecture == "granite" and "granite.logit_scale" not in extra:
+    if architecture in ("granite", "cohere2") and f"{architecture}.logit_scale" not in extra:
         writer.add_logit_scale(8.0)
     for key, value in extra.items():
         writer.add_key_value(key, *value)
@@ -129,13 +137,16 @@ def write(
         writer.add_eos_token_id(2)
         writer.add_chat_template("{{ messages }}")
     # llama.cpp's own list of what its converter does, not ours.
-    permuted = architecture in ("llama", "granite", "smollm3")
+    permuted = architecture in ("llama", "granite", "smollm3", "olmo", "mistral3")
+    regrouped = architecture == "gptneox"
     plus_one = architecture.startswith("gemma")
     for name, array in weights(architecture).items():
         if permuted and ".attn_q." in name:
             array = permute(array, HEADS)
         elif permuted and ".attn_k." in name:
             array = permute(array, KV_HEADS)
+        elif regrouped and ".attn_qkv." in name:
+            array = array.reshape(HEADS, 3, DIM, -1).swapaxes(0, 1).reshape(array.shape)
         if plus_one and name.endswith("norm.weight"):
             array = array + 1
         quantization = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]

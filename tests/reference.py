@@ -46,16 +46,20 @@ def forward(
         x = weights["embed"][list(ids)] * np.float32(spec.embed_scale)  # [T, D]
         if spec.positions:
             x = x + weights["positions"][positions]  # [T, D]
+        x = norm(spec.embed_norm, weights, "embed_norm", x)  # [T, D]
         for i, layer in enumerate(spec.layers):
             w = {name.removeprefix(f"layers.{i}."): value for name, value in weights.items()}
-            scale = np.float32(layer.residual_scale)
+            scale, before = np.float32(layer.residual_scale), x  # [T, D]
             y = norm(layer.attn_norm, w, "attn_norm", x)  # [T, D]
             if isinstance(layer.mixer, ConvolutionSpec):
                 y = convolution(layer.mixer, w, y)  # [T, D]
             else:
                 y = attention(layer.mixer, w, y, positions)  # [T, D]
             x = x + scale * norm(layer.attn_post_norm, w, "attn_post_norm", y)  # [T, D]
-            y = norm(layer.ff_norm, w, "ff_norm", x)  # [T, D]
+            if layer.parallel and layer.ff_norm is None:
+                y = norm(layer.attn_norm, w, "attn_norm", before)  # [T, D]
+            else:
+                y = norm(layer.ff_norm, w, "ff_norm", before if layer.parallel else x)  # [T, D]
             if (router := layer.feed_forward.router) is None:
                 y = feed_forward(layer.feed_forward, w, y)  # [T, D]
             else:
@@ -75,7 +79,7 @@ def norm(spec: NormSpec | None, w: Weights, name: str, x: np.ndarray) -> np.ndar
     """Rows of x [..., D] brought to unit size, then scaled (and shifted) by weights [D]."""
     if spec is None:
         return x
-    weight = w[f"{name}.weight"] + np.float32(spec.offset)  # [D]
+    weight = w[f"{name}.weight"] + np.float32(spec.offset) if spec.weight else np.float32(1)  # [D]
     if spec.kind == "layer":
         x = x - x.mean(-1, keepdims=True)  # [..., D]
     size = np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(spec.eps))  # [..., 1]
@@ -120,13 +124,25 @@ def heads(
     if spec.qk_norm and spec.qk_norm_full:
         q, k = norm(spec.qk_norm, w, "q_norm", q), norm(spec.qk_norm, w, "k_norm", k)  # [T, H·k], [T, K·k]
     q, k, v = q.reshape(T, H, -1), k.reshape(T, K, -1), v.reshape(T, K, -1)  # [T, H, k], [T, K, k], [T, K, v]
-    if spec.qk_norm and not spec.qk_norm_full:
-        q, k = norm(spec.qk_norm, w, "q_norm", q), norm(spec.qk_norm, w, "k_norm", k)  # [T, H, k], [T, K, k]
+    if spec.qk_norm and not spec.qk_norm_full and not spec.qk_norm_after:
+        q, k = norm_heads(spec, w, q, k)  # [T, H, k], [T, K, k]
     if spec.clip is not None:
         q, k, v = (np.clip(y, -np.float32(spec.clip), np.float32(spec.clip)) for y in (q, k, v))
     if spec.rope:
         q, k = rotate(spec.rope, q, positions), rotate(spec.rope, k, positions)  # [T, H, k], [T, K, k]
+    if spec.qk_norm_after:
+        q, k = norm_heads(spec, w, q, k)  # [T, H, k], [T, K, k]
+    if spec.growth:
+        growth = 1 + np.float32(spec.growth.beta) * np.log1p(positions // spec.growth.length).astype(np.float32)  # [T]
+        q = q * growth[:, None, None]  # [T, H, k]
     return q, k, v
+
+
+def norm_heads(spec: AttentionSpec, w: Weights, q: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Queries [T, H, k] and keys [T, K, k], each head normed by itself, by weights [k] or its own of [heads · k]."""
+    assert spec.qk_norm is not None
+    heads = {name: value.reshape(-1, spec.k_dim) for name, value in w.items() if name[:7] in ("q_norm.", "k_norm.")}
+    return norm(spec.qk_norm, heads, "q_norm", q), norm(spec.qk_norm, heads, "k_norm", k)
 
 
 def latent_heads(
@@ -184,7 +200,7 @@ def feed_forward(spec: FeedForwardSpec, w: Weights, x: np.ndarray) -> np.ndarray
         else:
             y = activate(spec.activation, gate) * up  # [T, F]
     else:
-        y = activate(spec.activation, y)  # [T, F]
+        y = xielu(w["xielu"], y) if spec.activation == "xielu" else activate(spec.activation, y)  # [T, F]
     return y @ w["down"].T + w.get("down.bias", np.float32(0))  # [T, D]
 
 
@@ -259,7 +275,8 @@ def route(spec: RouterSpec, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.n
     if spec.score == "logits":
         weight = softmax(weight)  # [T, A]
     if spec.normalise:
-        weight = weight / (weight.sum(1, keepdims=True) + np.float32(spec.eps))  # [T, A]
+        total = weight.sum(1, keepdims=True) + np.float32(spec.eps)  # [T, 1]
+        weight = weight / np.maximum(total, np.float32(spec.least_sum))  # [T, A]
     return chosen, weight * np.float32(spec.scale)
 
 
@@ -304,6 +321,14 @@ def activate(name: str, x: np.ndarray) -> np.ndarray:
     raise ValueError(name)
 
 
+def xielu(told: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Element by element; told: (p, n, β, ε)."""
+    above, below = np.logaddexp(np.float32(0), told[:2])
+    beta, eps = told[2:]
+    small = np.expm1(np.minimum(x, eps)) - x
+    return np.where(x > 0, above * x * x, (beta + below) * small) + beta * x
+
+
 def cap(x: np.ndarray, limit: float | None) -> np.ndarray:
     """limit · tanh(x / limit), or x when there is no limit."""
     return x if limit is None else np.float32(limit) * np.tanh(x / np.float32(limit))
@@ -336,7 +361,7 @@ def part(stored: Weights, source: Source, width: int | None) -> np.ndarray:
     """What a source gives: [rows, width], or [rows] for a vector."""
     if not source.name:
         return np.zeros((source.stop or 0, width) if width else source.stop or 0, np.float32)
-    values = stored[source.name]
+    values = np.atleast_1d(stored[source.name])
     if source.index is not None:
         values = values[source.index]
     elif values.ndim == 3:
@@ -345,7 +370,7 @@ def part(stored: Weights, source: Source, width: int | None) -> np.ndarray:
     if source.columns is not None and width is not None:
         values = values[:, slice(*source.columns)]  # [rows, at most width]
         values = np.pad(values, ((0, 0), (0, width - values.shape[1])))  # [rows, width]
-    return values
+    return values.reshape(-1) if width is None else values
 
 
 def mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:

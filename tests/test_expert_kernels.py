@@ -140,6 +140,7 @@ class Routed:
         operands: dict[str, Operand] = {
             "logits": self.logits, "logits_stride": self.logits.strides[0], "experts": E, "top_k": k,
             "score": SCORES.index(router.score), "normalise": int(router.normalise), "eps": router.eps,
+            "least_sum": router.least_sum,
             "scale": router.scale, "selection_bias": 0 if bias is None else wide_bias, "groups": router.groups,
             "top_groups": router.top_groups, "group_best": router.group_best, "jitter": router.jitter,
             "routed": E, "choices": k, "shared": ff.shared, "shared_weight": 1.0,
@@ -227,6 +228,7 @@ def random_router(rng: np.random.Generator, score: Any) -> RouterSpec:
     return RouterSpec(
         E, k, score, bool(rng.integers(2)), float(rng.choice([0.0, 1e-20, 1e-2])), float(rng.choice([1.0, 2.5])),
         groups=groups, top_groups=top_groups, group_best=int(rng.choice([1, 2])),
+        least_sum=float(rng.choice([0.0, 0.0, 0.4])),
     )  # fmt: skip
 
 
@@ -489,7 +491,7 @@ def test_what_returns_to_the_tokens(name: str, mode: int) -> None:
 def test_what_becomes_activations(name: str, mode: int) -> None:
     """act(W · x + bias) of each expert's tokens, for which tiles of activations lie anywhere."""
     least = {GATED: 4, PLAIN: 2}[mode]
-    activations = itertools.cycle(ACTIVATIONS if mode == GATED else ALONE)
+    activations = itertools.cycle([*ALONE, "swiglu_oai"] if mode == GATED else ALONE)
     for (tokens, blocks, unit), out_kind in itertools.product(
         ((1, least, least), (3, 5 * least, 8), (19, 2 * least, least)), (ACT_F32, ACT_Q8, ACT_Q16)
     ):

@@ -69,10 +69,10 @@ def test_golden_logits(path: Path) -> None:
 def test_every_family_has_golden_files() -> None:
     """`python tests/tiny.py` writes those that are missing."""
     assert {path.stem for path in GOLDEN} == set(CASES)
-    assert {case.family for case in tiny.CASES} | {"gemma3", OURS} == set(model_types())
+    assert {case.family for case in tiny.CASES} | {"gemma3", "mistral3", OURS} == set(model_types())
 
 
-@pytest.mark.parametrize("model_type", sorted(set(model_types()) - {"gemma3", OURS}))
+@pytest.mark.parametrize("model_type", sorted(set(model_types()) - {"gemma3", "mistral3", OURS}))
 def test_absent_options_mean_what_transformers_means(model_type: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     written = transformers.AutoConfig.for_model(**sizes(model_type), pad_token_id=None)

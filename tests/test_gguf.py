@@ -21,6 +21,7 @@ from lapinfer.packing.reader import PackedFile  # noqa: E402
 from lapinfer.quant.blocks import unpack  # noqa: E402
 from lapinfer.quant.formats import STORED  # noqa: E402
 from lapinfer.quant.groups import GroupFormat  # noqa: E402
+from lapinfer.spec import GrowthSpec  # noqa: E402
 from lapinfer.tensors import tensors  # noqa: E402
 
 
@@ -44,7 +45,9 @@ def test_every_architecture_has_all_tensors_of_its_model(tmp_path, architecture)
     assert notices == []
 
 
-@pytest.mark.parametrize("architecture", ["llama", "granite", "smollm3", "qwen2", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "granite", "smollm3", "qwen2", "gemma", "gemma2", "gemma3", "mistral3", "ernie4_5"]
+)
 def test_weights_come_back_as_published(tmp_path, architecture):
     checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", architecture))
     weights = gguf_files.weights(architecture)
@@ -60,6 +63,30 @@ def test_weights_come_back_as_published(tmp_path, architecture):
         np.testing.assert_allclose(checkpoint.read(f"{name}.weight", 3, 9), expected[3:9], atol=2e-7)
         assert checkpoint.shape(f"{name}.weight") == expected.shape
     assert len(checkpoint.names()) == len(weights)
+
+
+def test_gpt_neox_has_rows_of_a_head_together_again(tmp_path):
+    checkpoint = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", "gptneox"))
+    weights = gguf_files.weights("gptneox")
+    for suffix in ("weight", "bias"):
+        name, expected = f"gpt_neox.layers.0.attention.query_key_value.{suffix}", weights[f"blk.0.attn_qkv.{suffix}"]
+        np.testing.assert_array_equal(checkpoint.read(name), expected)
+        np.testing.assert_array_equal(checkpoint.read(name, 5, 40), expected[5:40])
+
+
+def test_mistral3_says_how_queries_grow(tmp_path):
+    kinds = gguf.GGUFValueType
+    extra = {
+        "mistral3.attention.temperature_scale": (0.1, kinds.FLOAT32),
+        "mistral3.rope.scaling.type": ("yarn", kinds.STRING),
+        "mistral3.rope.scaling.factor": (16.0, kinds.FLOAT32),
+        "mistral3.rope.scaling.original_context_length": (16, kinds.UINT32),
+        "mistral3.rope.scaling.yarn_log_multiplier": (1.0, kinds.FLOAT32),
+    }
+    config = GGUFCheckpoint(gguf_files.write(tmp_path / "m.gguf", "mistral3", extra=extra)).config
+    attention = spec_from_config(config, "config.json").layers[0].attention
+    assert attention.growth == GrowthSpec(0.1, 16)
+    assert (attention.rope.scale, config["rope_scaling"]["mscale"]) == (1.0, 1.0)
 
 
 def test_gpt2_is_stored_in_by_out(tmp_path):

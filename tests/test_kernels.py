@@ -65,7 +65,7 @@ from lapinfer.kernels.simd import (
     to_whole,
     where_less,
 )
-from lapinfer.kernels.vecmath import activate, cap, erf, exp, tanh
+from lapinfer.kernels.vecmath import activate, cap, erf, exp, tanh, xielu
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.blocks import pack, unpack
 from lapinfer.quant.formats import FORMATS, group_format
@@ -77,8 +77,12 @@ from lapinfer.runtime.plan import Op, Operand, encode
 from lapinfer.runtime.team import KERNEL
 from lapinfer.spec import AttentionSpec
 
-ALONE = [name for name in ACTIVATIONS if name != "swiglu_oai"]
-"""Activations of one number; the other one needs gate and up."""
+ALONE = [name for name in ACTIVATIONS if name not in ("swiglu_oai", "xielu")]
+"""Activations of one number; others need gate and up, or numbers of the layer."""
+
+XIELU_TOLD = np.array([0.3, -0.7, 0.5, -1e-6], np.float32)
+XIELU_CURVE = np.array([np.logaddexp(0, 0.3), 0.5 + np.logaddexp(0, -0.7), 0.5, -1e-6], np.float32)
+"""The numbers of spec.Activation's xielu, and what the kernel is told."""
 
 UNTOUCHED = np.float32(-12345.0)
 """What outputs hold before a kernel runs, to see that it writes only its own."""
@@ -265,6 +269,13 @@ def t_activate(op, step, chunk, thread):
 
 
 @kernel
+def t_xielu(op, step, chunk, thread):
+    """step = xielu of op[4:], told by op[:4]."""
+    for at in range(0, 4 * chunk, 64):
+        store_f32x16(step + at, xielu(op, load_f32x16(op + 16 + at)))
+
+
+@kernel
 def t_halves(op, step, chunk, thread):
     """float32 of halves by vectors, then one by one."""
     for i in range(0, chunk, 16):
@@ -371,6 +382,16 @@ def test_activations_are_those_of_the_oracle() -> None:
         with np.errstate(over="ignore"):
             exact = reference.activate(name, x.astype(np.float64))
         assert (np.abs(got - exact) <= 4e-7 * np.maximum(np.abs(x), np.abs(exact)) + 1e-12).all(), name
+
+
+def test_xielu_is_that_of_the_oracle() -> None:
+    x = np.concatenate(
+        [np.linspace(-8, 8, 1 << 12, dtype=F32), F32([-1e4, -1e-3, -1e-7, -0.0, 0.0, 1e-7, 1e3, 30] * 2)]
+    )
+    told, out = np.concatenate([XIELU_CURVE, x]), np.zeros_like(x)
+    KERNEL(address("t_xielu"))(told.ctypes.data, out.ctypes.data, len(x), 0)
+    exact = reference.xielu(XIELU_TOLD.astype(np.float64), x.astype(np.float64))
+    assert (np.abs(out - exact) <= 4e-7 * np.maximum(np.abs(x), np.abs(exact)) + 1e-12).all()
 
 
 def test_every_half_is_read_exactly() -> None:
@@ -499,7 +520,8 @@ def matmul(
         "x": tiles, "tile_bytes": -(-columns // GROUP) * TILE_GROUP_BYTES[kind], "chunks": -(-blocks // unit),
         "weights_step": 0, "x_step": 0, "out_step": 0, "tokens": TOKENS, "mode": mode,
         "out": outputs["out"], "out_stride": outputs["out"].strides[0],
-        "bias": 0, "scale": 1.0, "softcap": 0.0, "activation": 0, "out_groups": blocks // least, "out_kind": out_kind,
+        "bias": 0, "scale": 1.0, "softcap": 0.0, "activation": 0, "curve": 0, "out_groups": blocks // least,
+        "out_kind": out_kind,
         "block_max": outputs["block_max"], "scratch": np.zeros(1 << 16, F32), "scratch_stride": 0,
     }  # fmt: skip
     run(multiplier("matmul", name), operands | options, -(-blocks // unit), tokens)
@@ -548,16 +570,19 @@ def test_head_caps_and_finds_block_maxima(name: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("mode", [PLAIN, GATED], ids=["plain", "gated"])
 def test_matmul_with_activation(name: str, activation: str, mode: int) -> None:
-    if mode == PLAIN and activation not in ALONE:
-        pytest.skip("needs a gate")
+    if activation == ("xielu" if mode == GATED else "swiglu_oai"):
+        pytest.skip("needs a gate, or has none")
     for tokens, blocks, out_kind in ((1, 4, ACT_Q8), (3, 12, ACT_F32), (8, 12, ACT_Q16), (17, 4, ACT_F32)):
         bias = np.linspace(-1, 1, ROWS * blocks, dtype=F32)
         options: dict[str, Operand] = {"bias": bias, "activation": ACTIVATIONS.index(activation), "out_kind": out_kind}
+        options["curve"] = XIELU_CURVE if activation == "xielu" else 0
         outputs, product, _ = matmul(name, blocks, 4, 96, tokens, mode, **options)
         y = product + bias
         if mode == GATED:
             sides = y.reshape(tokens, -1, 2, ROWS)
             y = gated(activation, sides[:, :, 0], sides[:, :, 1]).reshape(tokens, -1)
+        elif activation == "xielu":
+            y = reference.xielu(XIELU_TOLD, y)
         else:
             y = reference.activate(activation, y)
         assert_tiles(outputs["out"], out_kind, y, error=1e-5)
@@ -699,7 +724,10 @@ KV_ERROR = {"f32": 1e-6, "f16": 2**-11, "q8": 0.5 / 127 * (1 + 2**-7) + 1e-5}
 
 
 @pytest.mark.parametrize("kv", KV_KINDS)
-@pytest.mark.parametrize("variant", ["plain", "interleaved", "partial", "norm", "norm_full", "no_rope", "clip"])
+@pytest.mark.parametrize("variant", [
+    "plain", "interleaved", "partial", "norm", "norm_full", "norm_each", "norm_layer", "norm_after", "no_rope", "clip",
+    "growth",
+])  # fmt: skip
 def test_rope_store(kv: str, variant: str) -> None:
     rng = np.random.default_rng(0)
     k_dim, v_dim, T, slots = (64, 48, 11, 2) if variant == "plain" else (20, 24, 11, 2)
@@ -712,23 +740,32 @@ def test_rope_store(kv: str, variant: str) -> None:
     slot = rng.integers(0, slots, T)
     dim = {"partial": 12, "no_rope": 0}.get(variant, k_dim)
     table = rng.standard_normal((300, max(dim, 1))).astype(F32)
-    full = variant == "norm_full"
-    weights = [rng.standard_normal(n * k_dim).astype(F32) for n in ((6, 3) if full else (1, 1))]
-    normed = variant.startswith("norm")
+    full, each = variant == "norm_full", variant == "norm_each"
+    weights = [rng.standard_normal(n * k_dim).astype(F32) for n in ((6, 3) if full or each else (1, 1))]
+    normed, kind = variant.startswith("norm"), LAYER if variant == "norm_layer" else RMS
+    biases = [w[::-1].copy() if kind == LAYER else np.zeros_like(w) for w in weights]
+    growth = rng.uniform(1, 2, 300).astype(F32)
     operands = cache_operands(cache, spec, qkv, pos) | {
         "rope": table if dim else 0, "rope_dim": dim, "interleaved": int(variant == "interleaved"), "slot": slot,
         "kv": KV_KINDS.index(kv), "q_norm": weights[0] if normed else 0, "k_norm": weights[1] if normed else 0,
-        "norm_full": int(full), "eps": 1e-3, "clip": 0.5 if variant == "clip" else 0.0, "of_layer": 0,
+        "q_norm_bias": biases[0] if kind == LAYER else 0, "k_norm_bias": biases[1] if kind == LAYER else 0,
+        "norm": kind,
+        "norm_full": int(full), "norm_each": int(each), "norm_after": int(variant == "norm_after"), "eps": 1e-3,
+        "growth": growth if variant == "growth" else 0, "clip": 0.5 if variant == "clip" else 0.0, "of_layer": 0,
     }  # fmt: skip
     run(KernelId("rope_store"), operands, 2, T)
     q, k, v = np.split(before[:T, : spec.qkv_rows].astype(np.float64), [6 * k_dim, 9 * k_dim], axis=1)
     q, k, v = q.reshape(T, 6, k_dim), k.reshape(T, 3, k_dim), v.reshape(T, 3, v_dim)
-    if normed:
-        shapes = ((T, 1, -1), (T, 1, -1)) if full else (q.shape, k.shape)
-        q, k = (
-            norm_oracle(RMS, x.reshape(shape), w, np.zeros(1), 1e-3).reshape(x.shape)
-            for x, shape, w in zip((q, k), shapes, weights, strict=True)
-        )
+
+    def norms(q: np.ndarray, k: np.ndarray) -> list[np.ndarray]:
+        rows = ((T, 1, 6 * k_dim), (T, 1, 3 * k_dim)) if full else (q.shape, k.shape)
+        return [
+            norm_oracle(kind, x.reshape(r), w.reshape(-1, r[-1]), b.reshape(-1, r[-1]), 1e-3).reshape(x.shape)
+            for x, r, w, b in zip((q, k), rows, weights, biases, strict=True)
+        ]
+
+    if normed and variant != "norm_after":
+        q, k = norms(q, k)
     if variant == "clip":
         q, k, v = (np.clip(x, -0.5, 0.5) for x in (q, k, v))
     if dim:
@@ -739,6 +776,10 @@ def test_rope_store(kv: str, variant: str) -> None:
         for x in (q, k):
             a, b = x[..., first].copy(), x[..., second].copy()
             x[..., first], x[..., second] = a * c - b * s, b * c + a * s
+    if variant == "norm_after":
+        q, k = norms(q, k)
+    if variant == "growth":
+        q = q * growth[pos, None, None]
     np.testing.assert_allclose(qkv[:T, : 6 * k_dim], q.reshape(T, -1), rtol=1e-5, atol=1e-5)
     assert (qkv[T:] == UNTOUCHED).all()
     stored = np.zeros((slots, cache.capacity), bool)

@@ -34,11 +34,11 @@ def prompt(vocab: int, length: int = PROMPT, seed: int = 0) -> list[int]:
 
 def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Values that make every part matter: matrices that keep sizes near one, norms and biases away from 1 and 0."""
-    noise = rng.standard_normal(shape, dtype=np.float32)
+    noise = np.asarray(rng.standard_normal(shape, dtype=np.float32))
     if len(shape) > 1 and not name.endswith("bias"):
         few = shape[-2] < 16  # a router
         return noise * np.float32(1.5 / np.sqrt(shape[-1] if few else min(shape[-2:])))
-    return noise * np.float32(0.3) + np.float32(0.0 if name.endswith("bias") else 0.8)
+    return np.asarray(noise * np.float32(0.3) + np.float32(0.0 if name.endswith("bias") else 0.8))
 
 
 def build(model_type: str, config: dict[str, Any], seed: int = 0) -> Any:

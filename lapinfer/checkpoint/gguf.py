@@ -6,6 +6,7 @@ What the converter of llama.cpp changed, the families say (families/gguf.py).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -31,11 +32,12 @@ from lapinfer.quant.groups import Grouped, GroupFormat
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A GGUF tensor and what is to be undone: interleaved rows of so many heads, a 1 added, a transposition."""
+    """A GGUF tensor and what is to be undone: rows of so many heads in another order, a 1 added, a transposition."""
 
     name: str
     tensor: GGUFTensor
     heads: int = 0
+    order: Callable[[np.ndarray, int], np.ndarray] | None = None
     plus_one: bool = False
     transposed: bool = False
 
@@ -78,17 +80,21 @@ class GGUFCheckpoint:
             layer, module, suffix = match.groups()
             if layer is not None and int(layer) >= (layers := self._said[kind.gguf.layers]):
                 raise CheckpointError(f"{self.path}: tensor {name!r} is beyond the {layers} layers of block_count")
-            heads = 0
+            heads, order, parts = 0, None, 1
             if kind.gguf.permuted and module in ("attn_q", "attn_k"):
                 heads = self._said["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
-                if heads < 1 or tensor.shape[0] % (2 * heads):
-                    raise CheckpointError(
-                        f"{self.path}: tensor {name!r} has {tensor.shape[0]} rows, expected a multiple of {2 * heads}"
-                    )
+                order, parts = _published_pairs, 2
+            elif kind.gguf.regrouped and module == "attn_qkv":
+                heads, order, parts = self._said["num_attention_heads"], _published_heads, 3
+            if order is not None and (heads < 1 or tensor.shape[0] % (parts * heads)):
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r} has {tensor.shape[0]} rows, expected a multiple of {parts * heads}"
+                )
             mapped[f"{published}.{suffix}"] = Mapped(
                 name,
                 tensor,
                 heads,
+                order,
                 plus_one=kind.gguf.norms_plus_one and module.endswith("norm"),
                 transposed=kind.names.transposed and layer is not None and len(tensor.shape) == 2,
             )
@@ -116,7 +122,7 @@ class GGUFCheckpoint:
             return np.ascontiguousarray(self._dequantize(mapped, self._file.rows(mapped.name)).T[start:stop])
         if len(mapped.tensor.shape) == 1:
             values = self._dequantize(mapped, self._file.rows(mapped.name)).reshape(-1)
-            values = _published_order(values, mapped.heads)[start:stop]
+            values = (values if mapped.order is None else mapped.order(values, mapped.heads))[start:stop]
             with np.errstate(all="ignore"):
                 return values - np.float32(1) if mapped.plus_one else values
         each = prod(mapped.tensor.shape[1:-1])  # rows of what an index of the first dimension means
@@ -135,9 +141,9 @@ class GGUFCheckpoint:
 
     def _rows(self, mapped: Mapped, start: int, stop: int | None) -> np.ndarray:
         """Stored bytes of published rows start:stop."""
-        if not mapped.heads:
+        if mapped.order is None:
             return self._file.rows(mapped.name, start, stop)
-        wanted = _published_order(np.arange(mapped.tensor.shape[0]), mapped.heads)[start:stop]
+        wanted = mapped.order(np.arange(mapped.tensor.shape[0]), mapped.heads)[start:stop]
         if not len(wanted):
             return self._file.rows(mapped.name, 0, 0)
         first = int(wanted.min())
@@ -248,8 +254,11 @@ def _token_ids(special: SpecialTokens | None) -> dict[str, Any]:
     return {"bos_token_id": special.ids.get("bos"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
 
 
-def _published_order(rows: np.ndarray, heads: int) -> np.ndarray:
+def _published_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
     """Of a head's rows, llama.cpp's 2i + h is the published h · dim/2 + i."""
-    if not heads:
-        return rows
     return rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _published_heads(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Query, key and value rows of each head together; llama.cpp has those of all queries first."""
+    return rows.reshape(3, heads, -1).swapaxes(0, 1).reshape(-1)

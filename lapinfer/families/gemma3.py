@@ -63,11 +63,11 @@ def spec(config: Config) -> ModelSpec:
     return model_spec(config, layers, norm, tied=True, embed_scale=embed_scale(config), logit_softcap=softcap)
 
 
-def text_config(config: Config) -> Config:
-    """The text part of a model that also sees images; keys of the whole model win."""
+def text_config(config: Config, tied: bool = True) -> Config:
+    """The text part of a model that also sees images; keys of the whole model win. tied: the family's default."""
     text = config.section("text_config")
     outer = {key: config.get(key) for key in ("tie_word_embeddings", "dtype", "torch_dtype") if key in config}
-    return text.replaced(**{"tie_word_embeddings": True, **text.values, **outer})
+    return text.replaced(**{"tie_word_embeddings": tied, **text.values, **outer})
 
 
 def gguf_config(metadata: Metadata) -> dict[str, Any]:

@@ -47,11 +47,13 @@ def decoder_config(
     rope_freqs: bool = False,
     rope_factors: bool = False,
     layer_norm: str = "",
+    log_multiplier: bool = False,
 ) -> dict[str, Any]:
     """The keys that Llama-shaped families have in common.
 
     windows, partial_rotary: whether the family has sliding windows, and heads of which only a part is rotated.
-    layer_norm: of a family with layer norms, the key of config.json for their epsilon.
+    layer_norm: of a family with layer norms, the key of config.json for their epsilon. log_multiplier: llama.cpp takes
+    YaRN's (gguf_rope.py).
     rope_freqs, rope_factors: tensors that llama.cpp reads in the family (gguf_rope.py). UnsupportedError where it has
     not, and a file says so.
     """
@@ -82,7 +84,7 @@ def decoder_config(
         layer_norm or "rms_norm_eps": metadata.number(f"attention.layer_norm_{'' if layer_norm else 'rms_'}epsilon"),
         "rope_theta": metadata.number("rope.freq_base", 1e4),
         "hidden_act": "silu",
-        **rope_scaling(metadata, freqs=rope_freqs, factors=rope_factors),
+        **rope_scaling(metadata, freqs=rope_freqs, factors=rope_factors, log_multiplier=log_multiplier),
     }
     if metadata.get("attention.sliding_window"):
         if not windows:
@@ -125,6 +127,7 @@ class GGUF:
     config: the keys of config.json from the metadata. permuted: query and key rows are interleaved, for llama.cpp's
     rotation of neighbouring pairs. norms_plus_one: 1 is added to the weights of norms. layers: the key of config.json
     that says how many layers there are. called: modules that it calls otherwise than in other architectures.
+    regrouped: the rows of a fused matrix, published head by head, come as all queries, all keys, all values.
     """
 
     architecture: str
@@ -132,6 +135,7 @@ class GGUF:
     permuted: bool = False
     norms_plus_one: bool = False
     layers: str = "num_hidden_layers"
+    regrouped: bool = False
     called: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -139,7 +143,7 @@ def published_name(gguf: GGUF, names: TensorNames, module: str, layer: str | Non
     """What a family's published files call a GGUF module (of a layer, or None); None: the family has no such module."""
     module = gguf.called.get(module, module)
     if module == "output":
-        return f"{names.heads[0]}lm_head"
+        return f"{names.heads[0]}{names.head_modules[0]}"
     prefix = names.prefixes[0] if layer is None else f"{names.prefixes[0]}{names.layers}.{int(layer)}."
     for part, index, count in PARTS.get(module, ()):
         modules = names.modules.get(part, ())

@@ -21,11 +21,14 @@ USUAL: Final = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_beta_fast
 else than the model's publisher."""
 
 
-def rope_scaling(metadata: Metadata, *, freqs: bool = False, factors: bool = False) -> dict[str, Any]:
+def rope_scaling(
+    metadata: Metadata, *, freqs: bool = False, factors: bool = False, log_multiplier: bool = False
+) -> dict[str, Any]:
     """`rope_scaling`, and what stands beside it; {} without scaling.
 
     freqs: the family takes rope_freqs.weight, and the two rope_factors where the type is longrope; factors: it takes
-    those whatever the type. CheckpointError and UnsupportedError for what contradicts itself or is not known.
+    those whatever the type; log_multiplier: it takes YaRN's, as mscale and as mscale_all_dim. CheckpointError and
+    UnsupportedError for what contradicts itself or is not known.
     """
     kind = metadata.text("rope.scaling.type", "linear")
     if kind not in TYPES:
@@ -42,7 +45,7 @@ def rope_scaling(metadata: Metadata, *, freqs: bool = False, factors: bool = Fal
             raise metadata.unsupported("LongRoPE is not known in this architecture, or beside another scaling")
         return _longrope(metadata, stretch)
     if kind == "yarn":
-        return {"rope_scaling": _yarn(metadata, factor, stretch)}
+        return {"rope_scaling": _yarn(metadata, factor, stretch, log_multiplier)}
     if stretch != 1:
         raise metadata.unsupported(
             f"rope.scaling.attn_factor is {stretch:g}, which is known with yarn and longrope only"
@@ -60,8 +63,10 @@ def _factor(metadata: Metadata) -> float:
     return factor or 1.0  # llama.cpp takes 0 as 1
 
 
-def _yarn(metadata: Metadata, factor: float, stretch: float) -> dict[str, Any]:
+def _yarn(metadata: Metadata, factor: float, stretch: float, log_multiplier: bool) -> dict[str, Any]:
     for key, usual in USUAL.items():
+        if log_multiplier and key == "yarn_log_multiplier":
+            continue
         if (value := metadata.number(f"rope.scaling.{key}", usual)) not in (usual, -1.0):
             raise metadata.unsupported(
                 f"rope.scaling.{key} is {value:g}, expected {usual:g}: llama.cpp reads no other in this architecture"
@@ -71,6 +76,8 @@ def _yarn(metadata: Metadata, factor: float, stretch: float) -> dict[str, Any]:
         "factor": factor,
         "original_max_position_embeddings": _original(metadata),
     }
+    if log_multiplier and (both := metadata.number("rope.scaling.yarn_log_multiplier", 0.0)):
+        scaling |= {"mscale": both, "mscale_all_dim": both}
     if stretch != 1:  # it is multiplied with what YaRN says
         scaling["attention_factor"] = stretch * (0.1 * math.log(factor) + 1 if factor > 1 else 1)
     return scaling

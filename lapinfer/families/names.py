@@ -98,15 +98,16 @@ LAYOUTS: Final = (
 class TensorNames:
     """A family's table of names; what is not said is as in Llama's files.
 
-    prefixes: what published names of the decoder's tensors begin with, and heads: that of lm_head; the usual one is
-    first. layers: what the list of layers is called. transposed: matrices of layers are stored [in, out].
-    experts: the layout of published files; shared: that of a layer's one shared expert. shared_gate and
-    selection_bias: names inside a layer.
+    prefixes: what published names of the decoder's tensors begin with, and heads: those of the head, which is one of
+    head_modules; the usual one is first. layers: what the list of layers is called. transposed: matrices of layers are
+    stored [in, out]. experts: the layout of published files; shared: that of a layer's one shared expert. shared_gate
+    and selection_bias: names inside a layer.
     """
 
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: LLAMA)
     prefixes: tuple[str, ...] = ("model.", "")
     heads: tuple[str, ...] = ("",)
+    head_modules: tuple[str, ...] = ("lm_head",)
     layers: str = "layers"
     transposed: bool = False
     experts: Layout | None = None
@@ -138,12 +139,15 @@ def first_stored(names: Collection[str], prefixes: Iterable[str], *modules: str)
 
 def decoder_prefix(table: TensorNames, names: Collection[str]) -> str:
     """What the names of the decoder's tensors begin with. Of a tied model, the embedding may be stored as head."""
-    return first_stored(names, table.prefixes, table.modules["embed"][0], table.modules["norm"][0])
+    modules = (table.modules[module][0] for module in ("embed", "norm") if module in table.modules)
+    return first_stored(names, table.prefixes, *modules)
 
 
 def head_of(table: TensorNames, names: Collection[str]) -> str:
     """What the module of the head is called, or would be."""
-    return first_stored(names, table.heads, "lm_head") + "lm_head"
+    usual, *others = table.head_modules
+    found = (first_stored(names, table.heads, module) + module for module in (usual, *others))
+    return next((name for name in found if f"{name}.weight" in names), table.heads[0] + usual)
 
 
 def layer_prefixes(spec: ModelSpec, names: Collection[str], table: TensorNames = AS_LLAMA) -> Iterator[tuple[int, str]]:

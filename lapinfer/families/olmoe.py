@@ -7,6 +7,7 @@ from lapinfer.families.decoder import attention_spec, head_dim, layer_count, mod
 from lapinfer.families.experts import routed_feed_forward, router_spec
 from lapinfer.families.family import Family
 from lapinfer.families.names import MLP, TensorNames
+from lapinfer.families.olmo import clip_qkv
 from lapinfer.spec import LayerSpec, ModelSpec
 
 
@@ -15,7 +16,7 @@ def spec(config: Config) -> ModelSpec:
     if head_dim(config) * heads != width:  # the norm on queries is as wide as the model
         raise config.unsupported("head_dim", f"hidden_size / num_attention_heads, {width / heads:g}, in this family")
     bias, norm = config.flag("attention_bias", False), rms_norm(config, eps=1e-5)
-    clip = config.number("clip_qkv", least=1e-6) if "clip_qkv" in config else None
+    clip = clip_qkv(config)
     attention = attention_spec(
         config, rope_of(config), qkv_bias=bias, o_bias=bias, qk_norm=norm, qk_norm_full=True, clip=clip
     )

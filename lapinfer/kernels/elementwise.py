@@ -163,6 +163,23 @@ def squares_of_head(x, width, scale):
 
 
 @jit
+def centre_head(x, width):
+    """Subtract the mean of float32 x[width] in place; any width."""
+    total = splat_f32(f32(0.0))
+    in_vectors = width // 16 * 16
+    for i in range(0, in_vectors, 16):
+        total = total + load_f32x16(x + 4 * i)
+    mean = reduce_sum(total)
+    for i in range(in_vectors, width):
+        mean += load_f32(x + 4 * i)
+    mean = mean / f32(width)
+    for i in range(0, in_vectors, 16):
+        store_f32x16(x + 4 * i, load_f32x16(x + 4 * i) - splat_f32(mean))
+    for i in range(in_vectors, width):
+        store_f32(x + 4 * i, load_f32(x + 4 * i) - mean)
+
+
+@jit
 def norm_head(x, width, weight, eps):
     """RMS norm of float32 x[width] in place; any width."""
     in_vectors = width // 16 * 16
@@ -173,6 +190,38 @@ def norm_head(x, width, weight, eps):
         store_f32x16(x + 4 * i, load_f32x16(x + 4 * i) * splat_f32(factor) * load_f32x16(weight + 4 * i))
     for i in range(in_vectors, width):
         store_f32(x + 4 * i, load_f32(x + 4 * i) * factor * load_f32(weight + 4 * i))
+
+
+@jit
+def norm_of_kind(kind, x, width, weight, bias, eps):
+    """RMS or layer norm of float32 x[width] in place; bias: an address, or 0: none."""
+    if kind == LAYER:
+        centre_head(x, width)
+    norm_head(x, width, weight, eps)
+    if bias != 0:
+        for i in range(width):
+            store_f32(x + 4 * i, load_f32(x + 4 * i) + load_f32(bias + 4 * i))
+
+
+@jit
+def norm_heads(o, x, heads, weight, bias):
+    """Norm float32 x[heads · k_dim] in place, all heads as one or each by itself."""
+    kind, width, eps = o.norm, o.k_dim, o.eps
+    if o.norm_full != 0:
+        norm_of_kind(kind, x, heads * width, weight, bias, eps)
+        return
+    step = 4 * width if o.norm_each != 0 else 0
+    for h in range(heads):
+        own = bias if bias == 0 else bias + h * step
+        norm_of_kind(kind, x + 4 * h * width, width, weight + h * step, own, eps)
+
+
+@jit
+def norm_queries_and_keys(o, q, k):
+    """Where the layer has such norms."""
+    if o.q_norm != 0:
+        norm_heads(o, q, o.heads, o.q_norm, o.q_norm_bias)
+        norm_heads(o, k, o.kv_heads, o.k_norm, o.k_norm_bias)
 
 
 @jit
@@ -264,14 +313,8 @@ def heads_of_one(o, step, qkv, position, slot):
     v_lanes = (v_dim + 15) // 16 * 16
     keys = qkv + 4 * heads * k_dim
     values = keys + 4 * kv_heads * k_dim
-    q_norm, k_norm, eps = o.q_norm, o.k_norm, o.eps
-    if q_norm != 0:
-        if o.norm_full != 0:
-            norm_head(qkv, heads * k_dim, q_norm, eps)
-            norm_head(keys, kv_heads * k_dim, k_norm, eps)
-        else:
-            for h in range(heads + kv_heads):
-                norm_head(qkv + 4 * h * k_dim, k_dim, q_norm if h < heads else k_norm, eps)
+    if o.norm_after == 0:
+        norm_queries_and_keys(o, qkv, keys)
     limit = o.clip
     if limit > f32(0.0):
         for i in range((heads + kv_heads) * k_dim + kv_heads * v_dim):
@@ -280,6 +323,12 @@ def heads_of_one(o, step, qkv, position, slot):
     if rope != 0:
         for h in range(heads + kv_heads):
             rotate(qkv + 4 * h * k_dim, rope + 4 * dim * position, dim, o.interleaved != 0)
+    if o.norm_after != 0:
+        norm_queries_and_keys(o, qkv, keys)
+    if o.growth != 0:
+        factor = load_f32(o.growth + 4 * position)
+        for i in range(heads * k_dim):
+            store_f32(qkv + 4 * i, load_f32(qkv + 4 * i) * factor)
     place = position % capacity
     size = 4 if kind == KV_F32 else 2 if kind == KV_F16 else 1
     k_groups, v_groups = (k_dim + KV_GROUP - 1) // KV_GROUP, (v_dim + KV_GROUP - 1) // KV_GROUP

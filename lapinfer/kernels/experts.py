@@ -77,7 +77,7 @@ def experts(W, o, step, chunk, thread):
             add_bias(bias + expert * o.bias_stride + 64 * first, y, stride, blocks, n)
         if tiled:
             store_activations(
-                mode, o.activation, y, stride, blocks, o.out, o.out_kind, o.out_groups,
+                mode, o.activation, 0, y, stride, blocks, o.out, o.out_kind, o.out_groups,
                 first // (4 if mode == GATED else 2), TILE * tile, n,
             )  # fmt: skip
         elif mode == EACH:

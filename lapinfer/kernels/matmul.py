@@ -21,7 +21,7 @@ def finish(o, y, stride, first, blocks, first_token, tokens, copy):
     if mode in (GATED, PLAIN):
         group = first // (4 if mode == GATED else 2) + copy * o.out_step
         store_activations(
-            mode, o.activation, y, stride, blocks, out, o.out_kind, o.out_groups, group, first_token, tokens
+            mode, o.activation, o.curve, y, stride, blocks, out, o.out_kind, o.out_groups, group, first_token, tokens
         )
         return
     out += copy * o.out_step

@@ -7,10 +7,10 @@ tokens, and a token's own numbers are at hand for all of them. Sums stay in firs
 import numpy as np
 
 from lapinfer.kernels.cache import jit
-from lapinfer.kernels.operands import GATED
+from lapinfer.kernels.operands import GATED, XIELU
 from lapinfer.kernels.simd import ask, load_f32x16, prefetch, splat_f32, store_f32x16
 from lapinfer.kernels.tiles import store_group
-from lapinfer.kernels.vecmath import activate, gated
+from lapinfer.kernels.vecmath import activate, gated, xielu
 from lapinfer.quant import BAND
 
 AHEAD = 4096  # bytes: far enough for memory's latency, near enough to stay in the first-level cache
@@ -67,8 +67,11 @@ def add_bias(bias, y, stride, blocks, tokens):
 
 
 @jit
-def store_activations(mode, kind, y, stride, blocks, out, out_kind, groups, group, token, tokens):
-    """Activation tiles of act(y), or (GATED) of act(gate) · up, from column group `group` and token `token` on."""
+def store_activations(mode, kind, curve, y, stride, blocks, out, out_kind, groups, group, token, tokens):
+    """Activation tiles of act(y), or (GATED) of act(gate) · up, from column group `group` and token `token` on.
+
+    curve: what XIELU is told by; 0 where it cannot be.
+    """
     wide = 4 if mode == GATED else 2  # row blocks that make a group of 32 outputs
     for t in range(tokens):
         for r in range(0, blocks, wide):
@@ -76,6 +79,9 @@ def store_activations(mode, kind, y, stride, blocks, out, out_kind, groups, grou
             if mode == GATED:
                 low = gated(kind, load_f32x16(value), load_f32x16(value + 64))
                 high = gated(kind, load_f32x16(value + 128), load_f32x16(value + 192))
+            elif kind == XIELU:
+                low = xielu(curve, load_f32x16(value))
+                high = xielu(curve, load_f32x16(value + 64))
             else:
                 low = activate(kind, load_f32x16(value))
                 high = activate(kind, load_f32x16(value + 64))

@@ -126,7 +126,7 @@ RMS, LAYER, NONE = range(3)
 """norm kinds."""
 
 ACTIVATIONS = get_args(Activation)
-SILU, GELU, GELU_TANH, RELU, RELU2, SWIGLU_OAI = range(len(ACTIVATIONS))
+SILU, GELU, GELU_TANH, RELU, RELU2, SWIGLU_OAI, XIELU = range(len(ACTIVATIONS))
 NO_ACTIVATION = len(ACTIVATIONS)
 
 SCORES = get_args(Score)
@@ -274,6 +274,7 @@ ROUTER = Record(
     score=i64("one of SCORES"),
     normalise=i64("1 if the weights are divided by their sum"),
     eps=f32("what is added to this sum"),
+    least_sum=f32("what they are divided by at least"),
     scale=f32("what the weights are multiplied with"),
     selection_bias=address("[E], added for the choice alone", FLOAT),
     groups=i64("groups of experts"),
@@ -429,6 +430,7 @@ OPS = (
         scale=f32("what the product is multiplied with"),
         softcap=f32("of logits (0: none)"),
         activation=i64("one of ACTIVATIONS"),
+        curve=address("[4]: of XIELU, (α above 0, α below, β, ε)", FLOAT),
         out_groups=i64("groups of 32 columns of a row of activations"),
         out_kind=i64("one of ACTIVATION_KINDS"),
         block_max=address("[T, row_blocks]: the largest logit of each", FLOAT),
@@ -664,8 +666,14 @@ OPS = (
         capacity=i64("positions of a slot's ring"),
         q_norm=address("[k_dim], or of all heads", FLOAT),
         k_norm=address("[k_dim], or of all heads", FLOAT),
+        q_norm_bias=address("the same, added", FLOAT),
+        k_norm_bias=address("the same, added", FLOAT),
+        norm=i64("RMS or LAYER"),
         norm_full=i64("1 if all heads are normed as one"),
+        norm_each=i64("1 if each head has weights of its own"),
+        norm_after=i64("1 if norms follow the rotation"),
         eps=f32("of these norms"),
+        growth=address("[positions]: what queries are multiplied with", FLOAT),
         clip=f32("bound of queries, keys and values (0: none)"),
     ),
     Record(

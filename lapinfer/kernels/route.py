@@ -153,7 +153,7 @@ def choose(router, logits, scratch, chosen, weight):
                 store_f32x16(values + 4 * e, one / (one + exp(zero - load_f32x16(logits + 4 * e))))
         total = choose_best(router, values, keys, experts, chosen, weight)
         if router.normalise != 0:
-            factor = factor / (total + router.eps)
+            factor = factor / max(total + router.eps, router.least_sum)
     for i in range(top_k):
         store_f32(weight + 4 * i, load_f32(weight + 4 * i) * factor)
     return reduce_sum(check) == f32(0.0)

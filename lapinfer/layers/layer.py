@@ -22,7 +22,7 @@ from lapinfer.quant.quantize import quantize
 from lapinfer.quant.rows import pack_rows, unpack_rows
 from lapinfer.runtime.build.feed_forward import feed_forward
 from lapinfer.runtime.build.sizes import first_matrix
-from lapinfer.runtime.build.trees import Target
+from lapinfer.runtime.build.trees import Before, Target
 from lapinfer.runtime.ops import Limits, Ops
 from lapinfer.runtime.routing import decisions
 from lapinfer.runtime.runner import Runner
@@ -104,7 +104,7 @@ class Layer:
         self.threads = default_threads() if threads is None else threads
         limits = Limits(1, step=batch, threads=self.threads, activations=activations)
         self._ops = Ops(width, {0: ff}, self.weights, limits, out=out)
-        feed_forward(self._ops, 0, None, Target(self._ops.y, STORE, out))
+        feed_forward(self._ops, 0, Before(None), Target(self._ops.y, STORE, out))
         self._lock = threading.RLock()
         self._runner: Runner | None = None
         self._closed = False
@@ -244,7 +244,7 @@ class Usage:
 
 def check_activation(what: str, name: str, gated: bool) -> None:
     """InputError for a name that the kernels do not know, and for one that needs a gate."""
-    accepted = [a for a in ACTIVATIONS if gated or a != "swiglu_oai"]
+    accepted = [a for a in ACTIVATIONS if a != "xielu" and (gated or a != "swiglu_oai")]
     if name not in accepted:
         raise InputError(
             f"{what} {name!r} is not known{'' if gated else ' without a gate'}, expected {', '.join(accepted)}"

@@ -42,8 +42,9 @@ class Assembler:
         self._ends: dict[str, list[int]] = {}
 
     def _stored(self, source: Source) -> tuple[int, ...]:
-        """The shape of the matrix or vector that a source takes its part of."""
-        stored = shape = self.checkpoint.shape(source.name)  # an error that says more where it is missing
+        """The shape of the matrix or vector that a source takes its part of; a number is a vector of one."""
+        stored = self.checkpoint.shape(source.name)  # an error that says more where it is missing
+        shape = stored or (1,)
         if source.index is not None:
             if len(stored) < 2 or source.index >= stored[0]:
                 raise CheckpointError(
@@ -66,7 +67,7 @@ class Assembler:
         if not source.name:
             return Piece(source, source.stop or 0, 0)
         shape = self._stored(source)
-        rows, columns = (*shape, 1, 1)[:2] if shape else (0, 0)
+        rows, columns = (*shape, 1)[:2]
         stop = rows if source.stop is None else source.stop
         first, last = source.columns or (0, columns)
         if not 1 <= len(shape) <= 2 or stop > rows or last > columns:
@@ -142,7 +143,7 @@ class Assembler:
             return self.checkpoint.read(source.name, source.index, source.index + 1)[0][low:high]
         shape = self.checkpoint.shape(source.name)
         if len(shape) < 3:
-            return self.checkpoint.read(source.name, low, high)
+            return np.atleast_1d(self.checkpoint.read(source.name, low, high))
         first = low // shape[1]
         experts = self.checkpoint.read(source.name, first, -(-high // shape[1]))
         return experts.reshape(-1, shape[2])[low - first * shape[1] : high - first * shape[1]]

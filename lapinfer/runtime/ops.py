@@ -148,11 +148,15 @@ class Ops:
 
     # ---- the ops ----
 
+    def norm_weight(self, name: str, width: int, norm: NormSpec) -> np.ndarray:
+        """What a norm multiplies with: ones, where it has no weights."""
+        return self.vector(name, width, norm.offset) if norm.weight else padded_rows(np.ones(width, np.float32), width)
+
     def _norm_operands(self, name: str, norm: NormSpec | None, width: int) -> dict[str, Any]:
         if norm is None:
             return {"weight": 0, "bias": 0, "eps": 0.0, "norm": NONE, "width": width}
         return {
-            "weight": self.vector(f"{name}.weight", width, norm.offset),
+            "weight": self.norm_weight(f"{name}.weight", width, norm),
             "bias": self.vector(f"{name}.bias", width) if norm.bias else 0,
             "eps": norm.eps,
             "norm": RMS if norm.kind == "rms" else LAYER,
@@ -169,28 +173,33 @@ class Ops:
     def norm_of(
         self, x: np.ndarray, name: str, norm: NormSpec | None, width: int, layer: int, part: str, kind: int,
         wanted: np.ndarray | None = None, exact: np.ndarray | None = None, out: np.ndarray | Literal[0] | None = None,
+        again: bool = False,
     ) -> None:  # fmt: skip
-        """The same of the first columns of any float32 [T, ≥ width], into other tiles (0: into none)."""
+        """The same of the first columns of any float32 [T, ≥ width], into other tiles (0: into none).
+
+        again: the layer has read the same weights before.
+        """
         self.add(
             "norm", name.removeprefix(layer_prefix(layer)), part, layer, TILES if wanted is None else WANT_TILES, 1,
             x=x, x_stride=x.strides[0], rows=wanted,
             tokens=TOKENS if wanted is None else WANT,
             out=self.tiles if out is None else out, groups=padded(width) // GROUP, out_kind=kind,
             exact=exact, **self._norm_operands(name, norm, width),
-            cost=_norm_cost(norm, width, "all" if wanted is None else "wanted"),
+            cost=FREE if again else norm_cost(norm, width, "all" if wanted is None else "wanted"),
         )  # fmt: skip
 
-    def add_norm(self, name: str, norm: NormSpec, layer: int, part: str, scale: float) -> None:
+    def add_norm(self, name: str, norm: NormSpec | None, layer: int, part: str, scale: float) -> None:
+        """The residual stream += scale · norm(y)."""
         self.add(
             "add_norm", name.removeprefix(layer_prefix(layer)), part, layer, TILES, 1,
             y=self.y, y_stride=self.y.strides[0], x=self.x, x_stride=self.x.strides[0], scale=scale,
-            **self._norm_operands(name, norm, self.hidden), cost=_norm_cost(norm, self.hidden),
+            **self._norm_operands(name, norm, self.hidden), cost=norm_cost(norm, self.hidden),
         )  # fmt: skip
 
     def matmul(
         self, name: str, layer: int, part: str, x: np.ndarray, mode: int, *, logical: tuple[int, int],
         label: str = "", out: np.ndarray | None = None, bias: np.ndarray | None = None, scale: float = 1.0,
-        softcap: float = 0.0, activation: int = 0, out_kind: int = 0, count: int = ONE,
+        softcap: float = 0.0, activation: int = 0, curve: np.ndarray | None = None, out_kind: int = 0, count: int = ONE,
         block_max: np.ndarray | None = None, out_step: int = 0, cost: Cost | None = None,
     ) -> None:  # fmt: skip
         """A matrix, or n of one shape [n, …], each with its own columns of x and of out, `out_step` apart.
@@ -218,7 +227,7 @@ class Ops:
             x_step=groups * group_bytes, out_step=out_step,
             tokens=TOKENS if cost is None else WANT, mode=mode, out=target,
             out_stride=0 if tiled else target.strides[0],
-            bias=bias, scale=scale, softcap=softcap, activation=activation,
+            bias=bias, scale=scale, softcap=softcap, activation=activation, curve=curve,
             out_groups=copies * blocks // least if tiled else 0, out_kind=out_kind,
             block_max=block_max, scratch=self.scratch,
             scratch_stride=self.scratch.strides[0],
@@ -246,5 +255,7 @@ class Ops:
         return ACTIVATION_KINDS.index(self.limits.activations)
 
 
-def _norm_cost(norm: NormSpec | None, width: int, steps: Steps = "all") -> Cost:
-    return FREE if norm is None else Cost(4 * width * (2 if norm.bias else 1), steps=steps)
+def norm_cost(norm: NormSpec | None, width: int, steps: Steps = "all") -> Cost:
+    """Of norms of `width` numbers in all."""
+    bytes = 0 if norm is None else 4 * width * (norm.weight + norm.bias)
+    return Cost(bytes, steps=steps) if bytes else FREE

@@ -6,7 +6,7 @@ import numpy as np
 
 from lapinfer.quant import BAND, GROUP
 from lapinfer.runtime.buffers import zeros
-from lapinfer.spec import RopeSpec
+from lapinfer.spec import GrowthSpec, RopeSpec
 
 MANY_CHUNKS, FEW_CHUNKS = 24, 4
 """From MANY chunks on, chunks are doubled; below FEW, a band is divided."""
@@ -52,6 +52,11 @@ def padded_rows(values: np.ndarray, width: int) -> np.ndarray:
     out = zeros((*values.shape[:-1], padded(width)))
     out[..., : values.shape[-1]] = values
     return out
+
+
+def growth_table(growth: GrowthSpec, ctx: int) -> np.ndarray:
+    """[ctx] float32: what queries are multiplied with."""
+    return 1 + np.float32(growth.beta) * np.log1p(np.arange(ctx) // growth.length).astype(np.float32)
 
 
 def rope_table(rope: RopeSpec, ctx: int) -> np.ndarray:

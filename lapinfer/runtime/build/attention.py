@@ -6,12 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from lapinfer.kernels.operands import ITEMS, NO_ACTIVATION, NO_WINDOW, PARTIAL_EXTRA, PLAIN, STORE, TILES, KernelId
+from lapinfer.kernels.operands import (
+    ITEMS,
+    LAYER,
+    NO_ACTIVATION,
+    NO_WINDOW,
+    PARTIAL_EXTRA,
+    PLAIN,
+    RMS,
+    STORE,
+    TILES,
+    KernelId,
+)
 from lapinfer.quant import GROUP
 from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.cost import FREE, Cost, Remembered
 from lapinfer.runtime.kv import LayerCache, bytes_per_key, lanes, layer_cache
-from lapinfer.runtime.sizes import padded, rope_table
+from lapinfer.runtime.ops import norm_cost
+from lapinfer.runtime.sizes import growth_table, padded, rope_table
 from lapinfer.spec import AttentionSpec, NormSpec
 
 
@@ -54,19 +66,26 @@ def _rope_operands(build: ModelOps, spec: AttentionSpec) -> dict[str, Any]:
 
 def _store_heads(build: ModelOps, layer: int, spec: AttentionSpec, cache: LayerCache) -> None:
     """Norm and rotate each head; store keys and values in the cache."""
-    p, H, K = f"layers.{layer}.", spec.n_heads, spec.n_kv_heads
-    heads = (H, K) if spec.qk_norm_full else (1, 1)
-    norms: dict[str, Any] = {"q_norm": 0, "k_norm": 0}
-    if spec.qk_norm is not None:
-        for which, n in zip("qk", heads, strict=True):
+    p, H, K, norm = f"layers.{layer}.", spec.n_heads, spec.n_kv_heads, spec.qk_norm
+    heads = (H, K) if spec.qk_norm_full or spec.qk_norm_each else (1, 1)
+    norms: dict[str, Any] = dict.fromkeys(("q_norm", "k_norm", "q_norm_bias", "k_norm_bias"), 0)
+    if norm is not None:
+        for which, n in zip(("q_norm", "k_norm"), heads, strict=True):
             width = n * spec.k_dim
-            norms[f"{which}_norm"] = build.vector(f"{p}{which}_norm.weight", width, spec.qk_norm.offset)
+            norms[which] = build.norm_weight(f"{p}{which}.weight", width, norm)
+            norms[f"{which}_bias"] = build.vector(f"{p}{which}.bias", width) if norm.bias else 0
+    norms |= {
+        "norm": LAYER if norm is not None and norm.kind == "layer" else RMS, "norm_full": int(spec.qk_norm_full),
+        "norm_each": int(spec.qk_norm_each), "norm_after": int(spec.qk_norm_after), "eps": norm.eps if norm else 0.0,
+    }  # fmt: skip
+    growth = 0
+    if spec.growth is not None:
+        growth = build.growths.setdefault(spec.growth, growth_table(spec.growth, build.limits.ctx))
     build.add(
         "rope_store", "rope, store", "attention", layer, TILES, 1, qkv=build.qkv, qkv_stride=build.qkv.strides[0],
         heads=H, kv_heads=K, k_dim=spec.k_dim, v_dim=spec.v_dim, **_cache_operands(build, cache), **norms,
         **_rope_operands(build, spec), slot=build.step.slot, of_layer=layer, kv=cache.code,
-        norm_full=int(spec.qk_norm_full), eps=spec.qk_norm.eps if spec.qk_norm else 0.0, clip=spec.clip or 0.0,
-        cost=FREE if spec.qk_norm is None else Cost(weight_bytes=4 * spec.k_dim * sum(heads)),
+        growth=growth, clip=spec.clip or 0.0, cost=norm_cost(norm, spec.k_dim * sum(heads)),
     )  # fmt: skip
 
 

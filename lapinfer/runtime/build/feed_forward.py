@@ -24,43 +24,50 @@ from lapinfer.runtime.build.apart import experts_apart
 from lapinfer.runtime.build.experts import first_bias, matrices_of_experts
 from lapinfer.runtime.build.model_ops import ModelOps
 from lapinfer.runtime.build.sizes import first_matrix
-from lapinfer.runtime.build.trees import Target, descend, narrow_leaves, sort_operands
+from lapinfer.runtime.build.trees import Before, Target, descend, narrow_leaves, sort_operands
 from lapinfer.runtime.cost import FREE, Cost
 from lapinfer.runtime.ops import Ops
 from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.sizes import (
     padded,
 )
-from lapinfer.spec import FeedForwardSpec, LayerSpec, NormSpec, RouterSpec, TreeSpec
+from lapinfer.spec import FeedForwardSpec, LayerSpec, RouterSpec, TreeSpec
 
 
 def feed_forward_of_layer(build: ModelOps, index: int, layer: LayerSpec) -> None:
     """Norm, feed-forward, and what returns to the residual stream."""
     p, post, D = f"layers.{index}.", layer.ff_post_norm, build.hidden
+    if layer.parallel:
+        shared = layer.ff_norm is None
+        before = Before(layer.attn_norm, "attn_norm", again=True) if shared else Before(layer.ff_norm)
+        feed_forward(build, index, before, Target(build.y, ADD, D))
+        build.add_norm(p + "halves", None, index, "feed-forward", layer.residual_scale)
+        return
     target = Target(build.x, ADD, D, layer.residual_scale) if post is None else Target(build.y, STORE, D)
-    feed_forward(build, index, layer.ff_norm, target)
+    feed_forward(build, index, Before(layer.ff_norm), target)
     if post is not None:
         build.add_norm(p + "ff_post_norm", post, index, "feed-forward", layer.residual_scale)
 
 
-def feed_forward(build: Ops, index: int, norm: NormSpec | None, target: Target) -> None:
+def feed_forward(build: Ops, index: int, before: Before, target: Target) -> None:
     """The ops of build.feed_forwards[index] on the normed residual stream."""
     ff = build.feed_forwards[index]
     if ff.router is None:
-        _dense(build, index, ff, norm, target)
+        _dense(build, index, ff, before, target)
     elif ff.narrow:
-        narrow_leaves(build, index, ff, ff.router, norm, target)
+        narrow_leaves(build, index, ff, ff.router, before, target)
     else:
-        _routed(build, index, ff, norm, target)
+        _routed(build, index, ff, before, target)
 
 
-def _dense(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, target: Target) -> None:
+def _dense(build: Ops, index: int, ff: FeedForwardSpec, before: Before, target: Target) -> None:
     p, D = f"layers.{index}.", build.hidden
     name, rows = first_matrix(ff)
-    build.norm(p + "ff_norm", norm, index, "feed-forward", build.activation_kind(p + name))
+    kind = build.activation_kind(p + name)
+    build.norm_of(build.x, p + before.name, before.norm, D, index, "feed-forward", kind, again=before.again)
     build.matmul(
         p + name, index, "feed-forward", build.tiles, GATED if ff.gated else PLAIN,
-        bias=first_bias(build, p + name, ff), activation=ACTIVATIONS.index(ff.activation),
+        bias=first_bias(build, p + name, ff), activation=ACTIVATIONS.index(ff.activation), curve=_curve(build, p, ff),
         out_kind=build.activation_kind(p + "down"), logical=(rows, D),
     )  # fmt: skip
     bias = build.vector(p + "down.bias", target.width) if ff.bias else None
@@ -70,13 +77,24 @@ def _dense(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, t
     )  # fmt: skip
 
 
-def _routed(build: Ops, index: int, ff: FeedForwardSpec, norm: NormSpec | None, target: Target) -> None:
+def _curve(build: Ops, p: str, ff: FeedForwardSpec) -> np.ndarray | None:
+    """What xIELU is told by: α above 0, α below, β, ε."""
+    if ff.activation != "xielu":
+        return None
+    above, below, beta, eps = build.weights.tensor(p + "xielu")
+    above, below = (np.logaddexp(np.float32(0), alpha) for alpha in (above, below))
+    return np.array([above, beta + below, beta, eps], np.float32)
+
+
+def _routed(build: Ops, index: int, ff: FeedForwardSpec, before: Before, target: Target) -> None:
     """Router, choice, and the two matrices of the chosen experts; every token gets the shared experts."""
     p, D, routing = f"layers.{index}.", build.hidden, build.routing
     bank = f"layers.{index}.experts"
     kind = build.activation_kind(f"{bank}.{first_matrix(ff)[0]}")
     tile_bytes = padded(D) // GROUP * TILE_GROUP_BYTES[kind]
-    build.norm(p + "ff_norm", norm, index, "router", kind, exact=routing.exact)
+    build.norm_of(
+        build.x, p + before.name, before.norm, D, index, "router", kind, exact=routing.exact, again=before.again
+    )
     if isinstance(ff.router, TreeSpec):
         descend(build, index, ff, ff.router, routing.exact, tile_bytes)
     else:
@@ -122,6 +140,7 @@ def _router_operands(build: Ops, index: int) -> dict[str, Any]:
     return {
         "logits": logits, "logits_stride": logits.strides[0], "experts": router.n_experts, "top_k": router.top_k,
         "score": SCORES.index(router.score), "normalise": int(router.normalise), "eps": router.eps,
+        "least_sum": router.least_sum,
         "scale": router.scale, "selection_bias": selection, "groups": router.groups, "top_groups": router.top_groups,
         "group_best": router.group_best, "jitter": router.jitter,
     }  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapinfer.kernels.operands import ADD, ITEM, STORE, TILE, TILES, KernelId
+from lapinfer.kernels.operands import ACT_F32, ADD, ITEM, STORE, TILE, TILES, KernelId
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.buffers import zeros
@@ -17,7 +17,7 @@ from lapinfer.runtime.expert_nodes import ExpertNodes
 from lapinfer.runtime.ops import Limits, Ops, Weights
 from lapinfer.runtime.pool import Bank, ExpertPool
 from lapinfer.runtime.sizes import padded
-from lapinfer.spec import ModelSpec, NormSpec, RopeSpec
+from lapinfer.spec import GrowthSpec, ModelSpec, NormSpec, RopeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ class ModelOps(Ops):
             block_max=zeros((W, V // ROWS)),
         )
         self.ropes: dict[RopeSpec, np.ndarray] = {}
+        self.growths: dict[GrowthSpec, np.ndarray] = {}
 
     def embed(self) -> None:
         table, fmt = self.weights.tensor("embed"), FORMATS[self.format("embed")]
@@ -93,13 +94,19 @@ class ModelOps(Ops):
             cost=Cost(token_bytes=table.shape[1] // ROWS + (4 * self.spec.hidden if self.spec.positions else 0)),
         )  # fmt: skip
 
+        norm = self.spec.embed_norm
+        if norm is not None:  # in place
+            self.norm_of(self.x, "embed_norm", norm, self.hidden, -1, "embedding", ACT_F32, exact=self.x, out=0)
+
     def sublayer_end(
         self, name: str, post_name: str, post: NormSpec | None, layer: int, part: str, x: np.ndarray,
         bias: np.ndarray | None, logical: tuple[int, int],
     ) -> None:  # fmt: skip
         """The matrix that returns to the residual stream, and the norm after it, if there is one."""
         scale = self.spec.layers[layer].residual_scale
-        if post is None:
+        if self.spec.layers[layer].parallel:  # the feed-forward reads the residual stream before anything is added
+            self.matmul(name, layer, part, x, STORE, out=self.y, bias=bias, logical=logical)
+        elif post is None:
             self.matmul(name, layer, part, x, ADD, out=self.x, bias=bias, scale=scale, logical=logical)
         else:
             self.matmul(name, layer, part, x, STORE, out=self.y, bias=bias, logical=logical)

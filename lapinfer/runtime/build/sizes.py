@@ -31,8 +31,9 @@ def attention_scratch(a: AttentionSpec) -> int:
 def context_bytes(spec: ModelSpec, limits: Limits) -> int:
     """Bytes of the buffers, other than the KV cache, that grow with the context: rotary tables and partials."""
     ropes = sum(4 * limits.ctx * rope.dim for rope in {a.rope for a in spec.attentions if a.rope is not None})
+    growths = 4 * limits.ctx * len({a.growth for a in spec.attentions if a.growth is not None})
     heads, width = partial_row(spec)
-    return ropes + 4 * partials(limits) * heads * width
+    return ropes + growths + 4 * partials(limits) * heads * width
 
 
 def partial_row(spec: ModelSpec) -> tuple[int, int]:

@@ -21,6 +21,15 @@ OUTWARD_CHUNKS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """The norm before a feed-forward, and its name in the layer. again: attention has read its weights already."""
+
+    norm: NormSpec | None
+    name: str = "ff_norm"
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """Where a feed-forward's result goes: out (+)= scale · result, float32 [T, ≥ width]."""
 
@@ -120,16 +129,19 @@ def descend(
 
 
 def narrow_leaves(
-    build: Ops, index: int, ff: FeedForwardSpec, router: RouterSpec | TreeSpec, norm: NormSpec | None, target: Target
+    build: Ops, index: int, ff: FeedForwardSpec, router: RouterSpec | TreeSpec, before: Before, target: Target
 ) -> None:
     """Descent and leaves: one op for a lone token; for several tokens, descent, first neurons, and what they return."""
     assert isinstance(router, TreeSpec)
     tree, routing, p = router, build.routing, f"layers.{index}."
     fmt, groups = build.format(p + "leaves.inward"), padded(target.width) // GROUP
     columns = build.x
-    if norm is not None or target.out is build.x:  # leaves must not read what other leaves have added
+    if before.norm is not None or target.out is build.x:  # leaves must not read what other leaves have added
         columns = routing.exact
-        build.norm_of(build.x, p + "ff_norm", norm, build.hidden, index, "router", ACT_F32, exact=columns, out=0)
+        build.norm_of(
+            build.x, p + before.name, before.norm, build.hidden, index, "router", ACT_F32, exact=columns, out=0,
+            again=before.again,
+        )  # fmt: skip
     leaf_weight, shared_weight = mix_weights(build, index, tree)
     leaves = _leaf_operands(build, index, ff, target, leaf_weight)
     sort = sort_operands(build, index, ff, 0, 0, shared_weight=shared_weight)
