@@ -26,6 +26,7 @@ from lapinfer.spec import (
     AttentionSpec,
     ConvolutionSpec,
     FeedForwardSpec,
+    GrowthSpec,
     LatentSpec,
     LayerSpec,
     ModelSpec,
@@ -118,6 +119,24 @@ def tree_decoder() -> ModelSpec:
     return dataclasses.replace(dense, layers=tuple(layers))
 
 
+def parallel_decoder() -> ModelSpec:
+    """Both halves side by side, behind one norm or two, with a dense feed-forward, experts and trees; norms of all
+    kinds, after the embedding, too, and of heads; queries that grow; xIELU."""
+    dense, bare = decoder(), NormSpec("layer", 1e-5, weight=False)
+    attention, layer_norm = dense.layers[1].attention, NormSpec("layer", 1e-5, bias=True)
+    assert attention is not None
+    routed = routed_decoder().layers[1].feed_forward
+    each = dataclasses.replace(attention, qk_norm=NormSpec("layer", 1e-5), qk_norm_each=True)
+    after = dataclasses.replace(attention, qk_norm=bare, qk_norm_after=True, growth=GrowthSpec(0.3, 32))
+    biased = dataclasses.replace(attention, qk_norm=layer_norm, growth=GrowthSpec(0.1, 32))
+    layers = (
+        LayerSpec(each, FeedForwardSpec(72, "xielu", gated=False), layer_norm, None, parallel=True),
+        LayerSpec(after, routed, layer_norm, None, residual_scale=0.7, parallel=True),
+        LayerSpec(biased, tree_decoder().layers[2].feed_forward, bare, layer_norm, parallel=True),
+    )
+    return dataclasses.replace(dense, layers=layers, embed_norm=layer_norm)
+
+
 def build(fmt: str = "q4", kv: str = "f16", seed: int = 0, spec: ModelSpec | None = None, **limits: Any) -> Model:
     spec = spec or decoder()
     return Model(spec, RandomWeights(spec, fmt, seed), Limits(**{"ctx": CTX, "kv": kv} | limits))  # type: ignore[arg-type]
@@ -168,11 +187,19 @@ def test_experts_change_no_bit_either(fmt: str, activations: str, spec: ModelSpe
         np.testing.assert_array_equal(got, expected, err_msg=f"chunks of {step}, {threads} threads")
 
 
+def test_halves_side_by_side_change_no_bit_either() -> None:
+    ids, spec = prompt(60), parallel_decoder()
+    expected = forward(ids, spec=spec, threads=1)
+    assert np.isfinite(expected).all()
+    for step, threads in ((1, 2), (7, 4)):
+        np.testing.assert_array_equal(forward(ids, spec=spec, step=step, threads=threads), expected)
+
+
 @pytest.mark.parametrize("kv", DTYPES)
 @pytest.mark.parametrize(
     "spec",
-    [decoder(), routed_decoder(), routed_decoder(True), hybrid_decoder(), tree_decoder()],
-    ids=["dense", "routed", "latent", "convolutions", "trees"],
+    [decoder(), routed_decoder(), routed_decoder(True), hybrid_decoder(), tree_decoder(), parallel_decoder()],
+    ids=["dense", "routed", "latent", "convolutions", "trees", "parallel"],
 )
 def test_sequences_side_by_side_are_as_alone(kv: str, spec: ModelSpec) -> None:
     """Four sequences at different places, their tokens in one step in any order of slots, prompts beside decoding."""
