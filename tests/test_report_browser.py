@@ -15,6 +15,7 @@ import pytest
 from browser import browser
 from fake_model import spec as routed_spec
 from made_reports import CONTEXT, made_report, recorded
+from made_study import made_study
 
 from lapinfer.report.charts import title
 from lapinfer.report.drawing import megabytes
@@ -22,6 +23,7 @@ from lapinfer.report.experts import to_html
 from lapinfer.report.measured import Report
 from lapinfer.report.page import page
 from lapinfer.report.whatif import Settings, stored, touched
+from lapinfer.scale.page import page as scale_page
 from lapinfer.spec import RouterSpec
 
 REPORT = made_report("dense", "dense-active", "moe", "fff")
@@ -30,7 +32,7 @@ CROWD = made_report("dense", f"moe:{LONG}", *["moe", "dense-active", "fff"] * 3)
 LARGEST = 1_000_000
 PAPER = 718
 """Pixels of A4 between its margins."""
-PAGES = ["report", "crowd", "experts", "large"]
+PAGES = ["report", "crowd", "experts", "scale", "large"]
 
 OVERLAPS = """
 const boxes = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -84,6 +86,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     texts = {
         "report": page(REPORT).encode(), "crowd": page(CROWD).encode(),
         "experts": to_html(small, "a name"), "large": to_html(large, "many experts"),
+        "scale": scale_page(made_study("dense", "dense-active", "fff", "moe", name=LONG)).encode(),
     }  # fmt: skip
     for name, text in texts.items():
         (folder / f"{name}.html").write_bytes(text)
@@ -108,7 +111,7 @@ def test_a_page_is_small(pages: dict[str, Path], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "width"), [(name, width) for name in PAGES[:3] for width in (400, 800, 1280)] + [("large", 400)]
+    ("name", "width"), [(name, width) for name in PAGES[:4] for width in (400, 800, 1280)] + [("large", 400)]
 )
 def test_all_of_a_page_can_be_read_at_any_width(window: Any, pages: dict[str, Path], name: str, width: int) -> None:
     window.open(pages[name].as_uri(), width)
@@ -119,7 +122,7 @@ def test_all_of_a_page_can_be_read_at_any_width(window: Any, pages: dict[str, Pa
     assert window.problems() == []
 
 
-@pytest.mark.parametrize("name", ["report", "experts"])
+@pytest.mark.parametrize("name", ["report", "experts", "scale"])
 def test_contents_lead_to_all_sections(window: Any, pages: dict[str, Path], name: str) -> None:
     window.open(pages[name].as_uri())
     links = "[...document.querySelectorAll('nav a')].map(link => document.querySelector(link.hash).textContent)"
@@ -128,11 +131,11 @@ def test_contents_lead_to_all_sections(window: Any, pages: dict[str, Path], name
     )
 
 
-@pytest.mark.parametrize("name", ["report", "experts"])
+@pytest.mark.parametrize("name", ["report", "experts", "scale"])
 def test_each_value_is_told_to_keys_and_to_the_mouse(window: Any, pages: dict[str, Path], name: str) -> None:
     window.open(pages[name].as_uri(), 400)
     charts = window.run("return document.querySelectorAll('.chart, .bars, .map').length")
-    assert charts == {"report": 10, "experts": 3}[name]
+    assert charts == {"report": 10, "experts": 3, "scale": 4}[name]
     for i in range(charts):
         find = f"const chart = document.querySelectorAll('.chart, .bars, .map')[{i}]; "
         marks = window.run(
@@ -303,7 +306,7 @@ def test_readers_are_told_what_each_picture_and_table_is(window: Any, pages: dic
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", ["report", "experts"])
+@pytest.mark.parametrize("name", ["report", "experts", "scale"])
 def test_axe_finds_nothing(window: Any, pages: dict[str, Path], name: str, dark: bool) -> None:
     """https://github.com/dequelabs/axe-core, whose axe.min.js LAPINFER_AXE names."""
     axe = os.environ.get("LAPINFER_AXE")

@@ -25,12 +25,14 @@ FREE = Network("free", 0.0, 1e30, 0.0)
 SLOW = Network("slow", 2e-3, 1e8, 1e-4)
 DECODE = Load(0, 16)
 FAST = Rates(0.0, 0.0, 0.0)
+NO_HEAD = (Step(1, 0.0, 0.0),)
 TIMES = Times(
-    (Step(1, 0.010, 0.9), Step(4, 0.016, 0.8), Step(16, 0.040, 0.4)),
-    1e-7,
-    Rates(1e-4, 1e-10, 1e-10),
-    1_000_000,
-    500_000,
+    steps=(Step(1, 0.008, 0.9), Step(4, 0.012, 0.8), Step(16, 0.034, 0.4)),
+    head=(Step(1, 0.002, 1.0), Step(16, 0.004, 1.0)),
+    position=1e-7,
+    experts=Rates(1e-4, 1e-10, 1e-10),
+    expert_bytes=1_000_000,
+    expert_macs=500_000,
 )
 
 
@@ -48,6 +50,11 @@ def subject(of: Tape | None = None, times: Times = TIMES) -> Subject:
     return Subject("a model", "moe", 100, 50, 60_000_000, 1_000_000, 1000, 4000, times, of, "made")
 
 
+def rest(tokens: int) -> float:
+    """Seconds of a step of decoding, without experts."""
+    return TIMES.rest(tokens) + TIMES.of_head(tokens)
+
+
 def run(arrangement: Arrangement, nodes: int, batch: int, net: Network = FREE, load: Load = DECODE, **more):
     own = more.pop("of", subject())
     return simulate(own, Setting(arrangement, nodes, batch, net, load, **more))
@@ -55,7 +62,7 @@ def run(arrangement: Arrangement, nodes: int, batch: int, net: Network = FREE, l
 
 def test_one_node_takes_the_time_of_the_steps_that_were_measured():
     of = subject(tape(np.tile([0, 1], (5, LAYERS, 1))), replace(TIMES, position=0.0))
-    step = TIMES.rest(4) + LAYERS * TIMES.of_experts(2, 8)
+    step = rest(4) + LAYERS * TIMES.of_experts(2, 8)
     for arrangement in ("replicas", "all homes"):
         found = run(arrangement, 1, 4, SLOW, of=of)
         assert found.latency == pytest.approx(step)
@@ -77,7 +84,7 @@ def test_one_expert_node_adds_its_messages_to_the_time_of_one_machine():
     out, back = 4 * 1000 + 8 * 8, 8 * 4000
     wire = 2 * SLOW.latency + 4 * SLOW.call + (out + back) / SLOW.bandwidth
     found = run("one home", 2, 4, SLOW, of=of)
-    assert found.latency == pytest.approx(TIMES.rest(4) + LAYERS * (TIMES.of_experts(2, 8) + wire))
+    assert found.latency == pytest.approx(rest(4) + LAYERS * (TIMES.of_experts(2, 8) + wire))
     assert (found.messages, found.bytes) == (2 * LAYERS / 4, LAYERS * (out + back) / 4)
 
 
@@ -88,8 +95,8 @@ def test_a_home_waits_for_the_slowest_node():
     faster, slower = (run("one home", 3, 8, of=of, steps=8) for of in (even, skewed))
     places = np.random.default_rng(0).integers(0, 2, 8)  # the sequences' places on the tape
     distinct = len(set(places.tolist()))
-    assert faster.latency == pytest.approx(TIMES.rest(8) + LAYERS * TIMES.of_experts(distinct, 8))
-    assert slower.latency == pytest.approx(TIMES.rest(8) + LAYERS * TIMES.of_experts(2 * distinct, 16))
+    assert faster.latency == pytest.approx(rest(8) + LAYERS * TIMES.of_experts(distinct, 8))
+    assert slower.latency == pytest.approx(rest(8) + LAYERS * TIMES.of_experts(2 * distinct, 16))
 
 
 def test_experts_apart_read_each_expert_once_for_all_homes():
@@ -133,14 +140,14 @@ def test_a_seed_is_a_result():
 
 def test_prompts_are_read_as_often_as_answers_end():
     """With a line through 0 for steps, a sequence's share of time is that of its tokens, whatever the batch."""
-    times = replace(TIMES, steps=(Step(1, 0.01, 0), Step(2, 0.02, 0)), position=0.0, experts=FAST)
+    times = replace(TIMES, steps=(Step(1, 0.01, 0), Step(2, 0.02, 0)), head=NO_HEAD, position=0.0, experts=FAST)
     for batch in (1, 2, 8):
         found = run("replicas", 1, batch, load=Load(16, 16), of=subject(times=times), steps=32)
         assert found.tokens_per_second == pytest.approx(16 / (0.01 * (16 + 15)))
 
 
 def test_processes_of_one_machine_share_its_memory():
-    times = replace(TIMES, steps=(Step(1, 0.01, 1.0),), position=0.0, experts=FAST)
+    times = replace(TIMES, steps=(Step(1, 0.01, 1.0),), head=NO_HEAD, position=0.0, experts=FAST)
     alone = run("replicas", 1, 1, of=subject(times=times)).tokens_per_second
     both = run("replicas", 2, 2, of=subject(times=times), shared=Shared(2.0, (1.0, 1.25))).tokens_per_second
     assert both == pytest.approx(1.25 * alone)
@@ -181,11 +188,11 @@ def test_no_rate_is_below_zero():
 
 
 def test_steps_between_those_measured_lie_on_lines():
-    assert TIMES.rest(1) == 0.010
-    assert TIMES.rest(2) == pytest.approx(0.012)
-    assert TIMES.rest(32) == pytest.approx(0.072)
-    assert TIMES.rest(1, 100) == pytest.approx(0.010 + 1e-5)
-    assert TIMES.rest(0) == 0
+    assert TIMES.rest(1) == 0.008
+    assert TIMES.rest(2) == pytest.approx(0.008 + 0.004 / 3)
+    assert TIMES.rest(28) == pytest.approx(0.056)
+    assert TIMES.rest(1, 100) == pytest.approx(0.008 + 1e-5)
+    assert TIMES.of_head(6) == pytest.approx(0.002 + 0.002 / 3)
 
 
 def test_experts_are_placed_on_neighbours():

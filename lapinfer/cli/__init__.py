@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lapinfer import __version__
-from lapinfer.cli import batch, bench, describe, disk, files, quality, report, run, serve, train
+from lapinfer.cli import batch, bench, describe, disk, files, quality, report, run, scale, serve, train
 from lapinfer.cli.clusters import RayCommand
 from lapinfer.cli.failures import application, end, fail
 from lapinfer.cli.help_pages import Command
@@ -24,7 +24,7 @@ app = application("Run language models on this computer's CPU.")
 for command in (
     run.run, batch.batch, serve.serve,
     describe.info, describe.explain, files.convert, bench.bench, quality.perplexity, quality.experts, quality.embed,
-    report.report, train.train, describe.fff_sizes, files.pull, files.ls, disk.rm, disk.prune,
+    report.report, scale.scale, train.train, describe.fff_sizes, files.pull, files.ls, disk.rm, disk.prune,
     files.verify, describe.doctor,
 ):  # fmt: skip
     of_class = RayCommand if "ray" in signature(command).parameters else Command

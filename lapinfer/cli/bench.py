@@ -13,7 +13,7 @@ from lapinfer.cli.options import SIZE, LoadingGrid, Models, Verbose, check_usage
 from lapinfer.interrupts import KEYBOARD
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     """Of 512, or of 128,512."""
     numbers = [int(part) for part in text.split(",")]
     if min(numbers) < 0:
@@ -21,10 +21,10 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def _comma_list(text: str | None) -> str | None:
+def comma_list(text: str | None) -> str | None:
     """Checks what `_numbers` reads, while Typer still knows which option it is."""
     try:
-        _numbers(text or "0")
+        numbers(text or "0")
     except ValueError:
         raise typer.BadParameter(f"expected numbers from 0 with commas between them, got {text!r}") from None
     return text
@@ -41,18 +41,18 @@ def bench(
     shapes: Annotated[
         str | None, option(SIZE, "--shapes", help="Random weights instead, dense and routed, of this size.")
     ] = None,
-    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", callback=_comma_list, help="Prompt lengths.")] = "512",
-    n_gen: Annotated[str, typer.Option("-n", "--n-gen", callback=_comma_list, help="Tokens to generate.")] = "128",
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", callback=comma_list, help="Prompt lengths.")] = "512",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", callback=comma_list, help="Tokens to generate.")] = "128",
     batch: Annotated[
-        str, typer.Option("--batch", callback=_comma_list, help="Sequences that are decoded together.")
+        str, typer.Option("--batch", callback=comma_list, help="Sequences that are decoded together.")
     ] = "1",
     speculation: Annotated[
         bool, typer.Option("--speculation", help="Also decode an answer that repeats its prompt, with guesses.")
     ] = False,
-    depth: Annotated[str, typer.Option("-d", "--n-depth", callback=_comma_list, help="Tokens before the test.")] = "0",
+    depth: Annotated[str, typer.Option("-d", "--n-depth", callback=comma_list, help="Tokens before the test.")] = "0",
     threads: Annotated[
         str | None,
-        typer.Option("-t", "--threads", callback=_comma_list, help="Threads.", show_default="all cores"),
+        typer.Option("-t", "--threads", callback=comma_list, help="Threads.", show_default="all cores"),
     ] = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Repetitions of a test.")] = 5,
     output: Annotated[str, typer.Option("-o", "--output", help="md, csv, json or jsonl.")] = "md",
@@ -73,13 +73,13 @@ def bench(
     names = [*(models or []), *(model or [])]
     if shapes is not None and (names or loading.memory):
         raise typer.BadParameter("--shapes: random weights in memory go with neither models nor --memory")
-    counts = [None] if threads is None else _numbers(threads)
+    counts = [None] if threads is None else numbers(threads)
     for count in counts:
         check_usage(load_declaration("threads"), "--threads", count)
-    for count in _numbers(batch):
+    for count in numbers(batch):
         check_usage(load_declaration("slots"), "--batch", count)
     tests = bench.Tests(
-        _numbers(n_prompt), _numbers(n_gen), _numbers(depth), _numbers(batch), repetitions, text, copied=speculation
+        numbers(n_prompt), numbers(n_gen), numbers(depth), numbers(batch), repetitions, text, copied=speculation
     )
     older_rows = None if compare is None else bench_tables.read_rows(compare)
     write = bench_tables.WRITERS[output]

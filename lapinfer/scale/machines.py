@@ -73,8 +73,6 @@ class Links:
 
     network: Network
     nodes: int
-    messages: int = 0
-    bytes: int = 0
     _out: list[float] = field(default_factory=list)
     _in: list[float] = field(default_factory=list)
 
@@ -87,8 +85,6 @@ class Links:
             return now
         network = self.network
         wire = nbytes / network.bandwidth
-        self.messages += 1
-        self.bytes += nbytes
         sent = max(now, self._out[source]) + network.call + wire
         self._out[source] = sent
         # Bytes come in while others go out: the wire's time counts once, unless the receiver's link is taken.

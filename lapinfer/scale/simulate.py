@@ -1,7 +1,8 @@
 """Sequences that are decoded on several nodes, step by step and layer by layer: a discrete-event simulation (simpy).
 
 A closed loop: as soon as a sequence has its answer, another one takes its place. Answers are of one length, and begin
-evenly spread over the time that one takes, so what is simulated is the middle of a long run.
+evenly spread over the time that one takes, so a home reads prompts in every n-th step; all homes do in the same steps,
+as one scheduler would have it. A few steps of both kinds are simulated, and count as often as they come.
 
 replicas     each node has the whole model, and its share of the sequences.
 one home     node 0 has all sequences, and all weights but routed experts, which are spread over the others.
@@ -14,7 +15,8 @@ once for all of them; a home waits for the slowest node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -28,7 +30,10 @@ from lapinfer.scale.subject import ROUTE_BYTES, Subject
 
 Arrangement = Literal["replicas", "one home", "all homes"]
 ARRANGEMENTS: tuple[Arrangement, ...] = get_args(Arrangement)
-LEAST_STEPS, MOST_STEPS = 8, 512
+STEPS = 8
+"""That are simulated, …"""
+PROMPTS_EVERY = 4
+"""… of which every fourth one reads prompts, if there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,9 @@ class Load:
         return self.prompt + self.answer
 
 
+USUAL = Load()
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """shared: what processes of one machine share; None: each node is a machine of its own."""
@@ -53,19 +61,34 @@ class Setting:
     nodes: int
     batch: int
     network: Network
-    load: Load = Load()
+    load: Load = USUAL
     shared: Shared | None = None
-    steps: int | None = None
+    steps: int = STEPS
+
+    @property
+    def homes(self) -> int:
+        """Nodes that have sequences, if these are enough."""
+        return 1 if self.arrangement == "one home" else self.nodes
+
+    @property
+    def cycle(self) -> int:
+        """Steps of a home, in one of which it reads prompts."""
+        if not self.load.prompt:
+            return 1
+        return max(round(self.load.answer * min(self.homes, self.batch) / self.batch), 1)
+
+    def reads(self, step: int) -> bool:
+        """Whether prompts are read in a step that is simulated."""
+        return self.load.prompt > 0 and (self.cycle == 1 or step % PROMPTS_EVERY == 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """tokens: of answers; seconds: that were simulated. waiting: share of the nodes' time in which they computed
-    nothing. latency: seconds between two tokens of an answer, the mean. messages, bytes: of the network, of a token of
-    an answer. expert_batch: tokens for which an expert is read once; 0 without experts."""
+    """tokens: of answers, that were simulated. latency: seconds between two tokens of an answer, the mean. waiting:
+    share of the nodes' time in which they computed nothing. messages, bytes: of the network, of a token of an answer.
+    expert_batch: tokens for which an expert is read once; 0 without experts."""
 
     tokens: int
-    seconds: float
     tokens_per_second: float
     latency: float
     waiting: float
@@ -74,17 +97,35 @@ class Result:
     expert_batch: float
 
 
+@dataclass(slots=True)
+class _Tally:
+    """Sums over the steps of one kind: seconds by home, and of computing by node; messages, their bytes; pairs of a
+    token and an expert, and experts read for them."""
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    busy: dict[int, float] = field(default_factory=dict)
+    messages: int = 0
+    bytes: int = 0
+    pairs: int = 0
+    read: int = 0
+
+
 class _Sequences:
     """Those of one home: how far each is, and where it reads on the tape."""
 
-    def __init__(self, subject: Subject, load: Load, numbers: range, total: int, rng: np.random.Generator):
-        self._subject, self._load, self.count = subject, load, len(numbers)
-        self._phase = np.array(numbers) * load.answer // total
+    def __init__(self, subject: Subject, setting: Setting, numbers: range, rng: np.random.Generator):
+        self._subject, self._load, self.count = subject, setting.load, len(numbers)
+        self._phase = np.arange(self.count) * setting.load.answer // self.count
+        self._prompts = max(round(self.count * setting.cycle / setting.load.answer), 1)
         self._place = rng.integers(0, len(subject.tape.chosen), self.count)
+        self._next = 0
 
-    def step(self) -> tuple[int, int, np.ndarray]:
+    def step(self, reads: bool) -> tuple[int, int, np.ndarray]:
         """Tokens of the next step, earlier positions that they see, and the experts of each [tokens, layers, A]."""
-        begins = self._phase == 0 if self._load.prompt else np.zeros(self.count, bool)
+        begins = np.zeros(self.count, bool)
+        if reads:
+            begins[(self._next + np.arange(min(self._prompts, self.count))) % self.count] = True
+            self._next += self._prompts
         sizes = np.where(begins, self._load.prompt, 1)
         seen = np.where(begins, 0, self._load.prompt + self._phase)
         tokens = int(sizes.sum())
@@ -106,18 +147,13 @@ class _Simulation:
         self.machines = [common or Machine(self.env, OWN) for _ in nodes]
         self.links = Links(setting.network, setting.nodes)
         self.holders = [n for n in nodes if setting.arrangement == "all homes" or n > 0]
-        homes = 1 if setting.arrangement == "one home" else setting.nodes
-        bounds = [setting.batch * i // homes for i in range(homes + 1)]
+        bounds = [setting.batch * i // setting.homes for i in range(setting.homes + 1)]
         self.sequences = {
-            home: _Sequences(subject, setting.load, range(first, end), setting.batch, rng)
+            home: _Sequences(subject, setting, range(first, end), rng)
             for home, (first, end) in enumerate(pairwise(bounds))
             if end > first
         }
-        self.steps = setting.steps or _steps(setting.load, setting.batch)
-        self.gaps: list[float] = []
-        self._ends: dict[int, float] = {}
-        self._busy = [0.0] * setting.nodes
-        self._pairs = self._read = 0
+        self._tallies = {reads: _Tally() for reads in (False, True)}
 
     def run(self) -> Result:
         apart = self.setting.arrangement != "replicas"
@@ -125,79 +161,104 @@ class _Simulation:
         for home, own in self.sequences.items():
             self.env.process(self._home_apart(home, own, meetings) if apart else self._replica(home, own))
         self.env.run()
-        end = max(self._ends.values())
-        tokens = sum(own.count for own in self.sequences.values()) * self.steps
-        working = [busy / self._ends.get(node, end) for node, busy in enumerate(self._busy)]
+        return self._result()
+
+    def _result(self) -> Result:
+        """Of a whole cycle, in which steps of both kinds count as often as they come."""
+        cycle, nodes = self.setting.cycle, range(self.setting.nodes)
+        kinds = [(tally, self._times(reads)) for reads, tally in self._tallies.items() if tally.seconds]
+        sequences = sum(own.count for own in self.sequences.values())
+        simulated = {id(tally): len(next(iter(tally.seconds.values()))) for tally, _ in kinds}
+
+        def mean(of: Callable[[_Tally], float]) -> float:
+            """Of a step of the cycle."""
+            return sum(times * of(tally) / simulated[id(tally)] for tally, times in kinds) / cycle
+
+        seconds = {home: mean(lambda tally, home=home: sum(tally.seconds[home])) for home in self.sequences}
+        longest = max(seconds.values())
+        working = [mean(lambda t, n=n: t.busy.get(n, 0.0)) / seconds.get(n, longest) for n in nodes]
+        read = mean(lambda tally: tally.read)
         return Result(
-            tokens=tokens,
-            seconds=end,
-            tokens_per_second=self._rate(),
-            latency=float(np.mean(self.gaps)),
+            tokens=sequences * sum(simulated.values()),
+            tokens_per_second=sum(own.count / seconds[home] for home, own in self.sequences.items()),
+            latency=sum(own.count * seconds[home] for home, own in self.sequences.items()) / sequences,
             waiting=max(1 - float(np.mean(working)), 0.0),
-            messages=self.links.messages / tokens,
-            bytes=self.links.bytes / tokens,
-            expert_batch=self._pairs / self._read if self._read else 0.0,
+            messages=mean(lambda tally: tally.messages) / sequences,
+            bytes=mean(lambda tally: tally.bytes) / sequences,
+            expert_batch=mean(lambda tally: tally.pairs) / read if read else 0.0,
         )
 
-    def _rate(self) -> float:
-        """Tokens per second of all homes. Those with as many sequences are alike in the long run: which of them had a
-        prompt to read in the time that was simulated is chance."""
-        times: dict[int, list[float]] = {}
-        for home, own in self.sequences.items():
-            times.setdefault(own.count, []).append(self._ends[home])
-        return sum(count * self.steps * len(ends) / float(np.mean(ends)) for count, ends in times.items())
+    def _times(self, reads: bool) -> int:
+        """How often a cycle has a step of this kind."""
+        cycle = self.setting.cycle
+        return int(self.setting.load.prompt > 0) if reads else cycle - int(self.setting.load.prompt > 0)
 
     def _replica(self, home: int, own: _Sequences) -> Run:
-        times, experts = self.subject.times, self.subject.tape.experts
-        for _ in range(self.steps):
-            began = self.env.now
-            tokens, positions, chosen = own.step()
-            yield from self._work(home, times.rest(tokens, positions), times.rest_waiting(tokens))
+        experts = self.subject.tape.experts
+        for step in range(self.setting.steps):
+            began, tally = self.env.now, self._tallies[self.setting.reads(step)]
+            tokens, positions, chosen = own.step(self.setting.reads(step))
+            yield from self._rest(home, tokens, positions, 1, tally)
             for layer, count in enumerate(experts):
-                yield from self.experts(home, _counts(chosen[:, layer], count))
-            self.gaps.append(self.env.now - began)
-        self._ends[home] = self.env.now
+                yield from self.experts(home, _counts(chosen[:, layer], count), tally)
+            yield from self._head(home, own.count, tally)
+            tally.seconds.setdefault(home, []).append(self.env.now - began)
 
     def _home_apart(self, home: int, own: _Sequences, meetings: dict[tuple[int, int], _Meeting]) -> Run:
-        times, layers, env = self.subject.times, self.subject.layers, self.env
-        for step in range(self.steps):
-            began = env.now
-            tokens, positions, chosen = own.step()
-            rest, waiting = times.rest(tokens, positions), times.rest_waiting(tokens)
+        layers, env = self.subject.layers, self.env
+        for step in range(self.setting.steps):
+            began, tally = env.now, self._tallies[self.setting.reads(step)]
+            tokens, positions, chosen = own.step(self.setting.reads(step))
             for layer in range(layers):
-                yield from self._work(home, rest / layers, waiting)
+                yield from self._rest(home, tokens, positions, layers, tally)
                 if (step, layer) not in meetings:
                     meetings.pop((step - 1, layer), None)
-                    meetings[step, layer] = _Meeting(self, layer)
+                    meetings[step, layer] = _Meeting(self, layer, tally)
                 until = yield meetings[step, layer].join(home, chosen[:, layer])
                 yield env.timeout(max(until - env.now, 0.0))
-            self.gaps.append(env.now - began)
-        self._ends[home] = env.now
+            yield from self._head(home, own.count, tally)
+            tally.seconds.setdefault(home, []).append(env.now - began)
 
-    def experts(self, node: int, counts: np.ndarray) -> Run:
+    def _rest(self, home: int, tokens: int, positions: int, parts: int, tally: _Tally) -> Run:
+        """One of so many equal parts of what a home does besides experts and head."""
+        times = self.subject.times
+        yield from self._work(home, times.rest(tokens, positions) / parts, times.rest_waiting(tokens), tally)
+
+    def _head(self, home: int, wanted: int, tally: _Tally) -> Run:
+        times = self.subject.times
+        yield from self._work(home, times.of_head(wanted), times.head_waiting(wanted), tally)
+
+    def experts(self, node: int, counts: np.ndarray, tally: _Tally) -> Run:
         """A layer's experts on a node. counts: tokens of each."""
         times, distinct, pairs = self.subject.times, int(np.count_nonzero(counts)), int(counts.sum())
-        self._pairs += pairs
-        self._read += distinct
-        yield from self._work(node, times.of_experts(distinct, pairs), times.experts_waiting(distinct, pairs))
+        tally.pairs += pairs
+        tally.read += distinct
+        yield from self._work(node, times.of_experts(distinct, pairs), times.experts_waiting(distinct, pairs), tally)
 
-    def _work(self, node: int, seconds: float, waiting: float) -> Run:
+    def _work(self, node: int, seconds: float, waiting: float, tally: _Tally) -> Run:
         began = self.env.now
         yield from self.machines[node].run(seconds, waiting)
-        self._busy[node] += self.env.now - began
+        tally.busy[node] = tally.busy.get(node, 0.0) + self.env.now - began
+
+    def send(self, source: int, target: int, nbytes: int, tally: _Tally) -> float:
+        """When a message has arrived."""
+        if source != target:
+            tally.messages += 1
+            tally.bytes += nbytes
+        return self.links.send(source, target, nbytes, self.env.now)
 
 
 class _Meeting:
     """A layer of a step: homes send tokens, nodes compute when they have those of all homes, homes get rows back."""
 
-    def __init__(self, simulation: _Simulation, layer: int):
-        self._of = simulation
+    def __init__(self, simulation: _Simulation, layer: int, tally: _Tally):
+        self._of, self._tally = simulation, tally
         self._place = place(simulation.subject.tape.experts[layer], len(simulation.holders))
         self._counts: dict[int, np.ndarray] = {}
         self._back: dict[int, simpy.Event] = {}
         self._until: dict[int, float] = {}
         self._left: dict[int, int] = {}
-        self._arrived = [0.0] * len(simulation.holders)
+        self._arrived: dict[int, float] = {}
 
     def join(self, home: int, chosen: np.ndarray) -> simpy.Event:
         """Send the tokens of a home, whose experts are chosen [tokens, A]. The event's value is when all are back."""
@@ -210,13 +271,13 @@ class _Meeting:
         for i, tokens in enumerate(there.sum(axis=0).tolist()):
             if tokens:
                 nbytes = tokens * of.subject.sent + int(pairs[i]) * ROUTE_BYTES
-                self._arrived[i] = max(self._arrived[i], of.links.send(home, of.holders[i], nbytes, env.now))
+                arrived = of.send(home, of.holders[i], nbytes, self._tally)
+                self._arrived[i] = max(self._arrived.get(i, 0.0), arrived)
         self._counts[home] = np.bincount(expert, minlength=len(self._place))
         self._back[home], self._until[home], self._left[home] = env.event(), env.now, int(np.count_nonzero(pairs))
         if len(self._counts) == len(of.sequences):
-            for i, arrived in enumerate(self._arrived):
-                if arrived:
-                    env.process(self._hold(i))
+            for i in self._arrived:
+                env.process(self._hold(i))
         return self._back[home]
 
     def _hold(self, i: int) -> Run:
@@ -224,10 +285,10 @@ class _Meeting:
         of, env = self._of, self._of.env
         yield env.timeout(max(self._arrived[i] - env.now, 0.0))
         counts = {home: own[self._place == i] for home, own in self._counts.items()}
-        yield from of.experts(of.holders[i], np.sum(list(counts.values()), axis=0))
+        yield from of.experts(of.holders[i], np.sum(list(counts.values()), axis=0), self._tally)
         for home, own in counts.items():
             if pairs := int(own.sum()):
-                arrived = of.links.send(of.holders[i], home, pairs * of.subject.returned, env.now)
+                arrived = of.send(of.holders[i], home, pairs * of.subject.returned, self._tally)
                 self._until[home] = max(self._until[home], arrived)
                 self._left[home] -= 1
                 if not self._left[home]:
@@ -242,13 +303,6 @@ def place(experts: int, holders: int) -> np.ndarray:
 def _counts(chosen: np.ndarray, experts: int) -> np.ndarray:
     """Tokens of each expert."""
     return np.bincount(chosen[chosen >= 0], minlength=experts)
-
-
-def _steps(load: Load, sequences: int) -> int:
-    """How many steps are simulated: so many that a prompt is read."""
-    if not load.prompt:
-        return LEAST_STEPS
-    return max(LEAST_STEPS, min(-(-load.answer // sequences), MOST_STEPS))
 
 
 def simulate(subject: Subject, setting: Setting, seed: int = 0) -> Result:

@@ -57,26 +57,33 @@ class Step:
 class Times:
     """Of a model on one machine.
 
-    steps: of several sizes without their experts, by tokens; between them, and beyond, lines are drawn. position:
-    seconds of an earlier position that a token sees, in all layers. experts: of those of one layer, without shared
-    ones, which are among the rest; expert_bytes, expert_macs: of one expert, and of one token with it.
+    steps: of several sizes without experts and head, by tokens; between them, and beyond, lines are drawn. head: of
+    the head, by the tokens whose logits are wanted. position: seconds of an earlier position that a token sees, in all
+    layers. experts: of those of one layer, without shared ones, which are among the rest; expert_bytes, expert_macs: of
+    one expert, and of one token with it.
     """
 
     steps: tuple[Step, ...]
+    head: tuple[Step, ...]
     position: float
     experts: Rates
     expert_bytes: int = 0
     expert_macs: int = 0
 
     def rest(self, tokens: int, positions: int = 0) -> float:
-        """Seconds of all but experts in a step of so many tokens, which see so many earlier positions together."""
-        if not tokens:
-            return 0.0
+        """Seconds of all but experts and head in a step of so many tokens, which see so many earlier positions
+        together."""
         return _between(self.steps, tokens) + self.position * positions
 
     def rest_waiting(self, tokens: int) -> float:
         """The share of it that is spent on bytes."""
-        return float(np.interp(tokens, [s.tokens for s in self.steps], [s.waiting for s in self.steps]))
+        return _waiting(self.steps, tokens)
+
+    def of_head(self, wanted: int) -> float:
+        return _between(self.head, wanted)
+
+    def head_waiting(self, wanted: int) -> float:
+        return _waiting(self.head, wanted)
 
     def of_experts(self, distinct: int, pairs: int) -> float:
         """Seconds of one layer's experts: so many of them, for so many pairs of a token and an expert."""
@@ -84,6 +91,10 @@ class Times:
 
     def experts_waiting(self, distinct: int, pairs: int) -> float:
         return self.experts.waiting(distinct * self.expert_bytes, pairs * self.expert_macs)
+
+
+def _waiting(steps: Sequence[Step], tokens: int) -> float:
+    return float(np.interp(tokens, [step.tokens for step in steps], [step.waiting for step in steps]))
 
 
 def _between(steps: Sequence[Step], tokens: int) -> float:
