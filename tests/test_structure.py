@@ -35,11 +35,11 @@ LAYERS = [
     ("loading",),
     ("text",),
     ("report", "storage"),
-    ("scale",),
     ("train",),
     ("serve",),
     ("batch",),
     ("cluster",),
+    ("scale",),
     ("cli", "companions"),
     ("__main__",),
 ]

@@ -47,12 +47,13 @@ def placed(
                 f"expert_nodes: expected at most {ff.experts}, which is how many experts a layer has, got {nodes}"
             )
         work = expected_loads(ff) if loads is None else loads[position]
-        node_of.append(_spread(work, nodes, position))
+        node_of.append(spread(work, nodes, position))
     return Placement(nodes, tuple(node_of))
 
 
-def _spread(work: np.ndarray, nodes: int, first: int) -> np.ndarray:
-    """Of nodes with as little work the first one from `first` on: what is left over does not always meet the same."""
+def spread(work: np.ndarray, nodes: int, first: int) -> np.ndarray:
+    """The node of each expert of a layer. Of nodes with as little work the first one from `first` on: what is left over
+    does not always meet the same."""
     most = -(-len(work) // nodes)
     of, sums, counts = np.zeros(len(work), np.int64), [0.0] * nodes, [0] * nodes
     order = [(first + i) % nodes for i in range(nodes)]

@@ -42,6 +42,7 @@ def _subject(subject: Subject) -> dict[str, Any]:
     tape = {
         "experts": subject.tape.experts,
         "source": subject.tape.source,
+        "shared": subject.tape.shared,
         "shape": chosen.shape,
         "chosen": b64encode(zlib.compress(chosen.astype("<i2").tobytes(), 9)).decode(),
     }
@@ -86,6 +87,7 @@ def _read_subject(value: dict[str, Any]) -> Subject:
         ),
         tape=_tape(value["tape"]),
         source=_text(value["source"]),
+        separable=bool(value["separable"]),
     )
 
 
@@ -114,7 +116,10 @@ def _tape(value: dict[str, Any]) -> Tape:
         own = chosen[:, layer]
         if own.min() < -1 or own.max() >= count or (own < 0).all(axis=1).any():
             _wrong(f"experts of layer {layer}", f"{own.min()} to {own.max()}")
-    return Tape(chosen, experts, _text(value["source"]))
+    shared = _count("shared", value["shared"])
+    if shared and shared >= min(most, *experts):
+        _wrong("shared", shared)
+    return Tape(chosen, experts, _text(value["source"]), shared)
 
 
 def _count(name: str, value: Any) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapinfer.kernels.operands import ACT_F32, ACT_Q8, ACT_Q16, TILE, TILE_GROUP_BYTES
-from lapinfer.quant import GROUP
+from lapinfer.kernels.operands import ACT_F32, ACT_Q8, ACT_Q16, ROW_GROUP_BYTES
+from lapinfer.quant import GROUP, ROWS
 from lapinfer.report.costs import Costs
 from lapinfer.report.fit import OP_SECONDS, OPS_OF_A_LAYER, OPS_OF_ROUTING
 from lapinfer.report.measure import kind_of
@@ -44,13 +44,12 @@ class Speeds:
 def foreseen_times(costs: Costs, speeds: Speeds) -> Times:
     spec = costs.spec
     rest, head = _macs(spec)
-    shared_bytes, shared_macs = shared(costs)
     begin = OP_SECONDS * OPS_OF_A_LAYER * len(spec.layers)
     steps, heads = [], []
     for tokens in (*SIZES, PROMPT):
         touched = _touched(costs, tokens)
-        nbytes = sum(touched.values()) - touched["head"] - touched["kv"] - touched.get("experts", 0) + shared_bytes
-        steps.append(speeds.step(tokens, nbytes, tokens * (rest + shared_macs), begin))
+        nbytes = sum(touched.values()) - touched["head"] - touched["kv"] - touched.get("experts", 0)
+        steps.append(speeds.step(tokens, nbytes, tokens * rest, begin))
         heads.append(speeds.step(tokens, touched["head"], tokens * head))
     expert_bytes, expert_macs = expert(costs)
     rates = Rates(OP_SECONDS * OPS_OF_ROUTING, 1 / speeds.bandwidth, 1 / speeds.peak)
@@ -61,11 +60,11 @@ def subject(
     name: str, costs: Costs, times: Times, tape: Tape, load: Load, source: str, activations: str = "q8"
 ) -> Subject:  # fmt: skip
     spec = costs.spec
-    group = TILE_GROUP_BYTES[ACTIVATIONS[activations]] // TILE
+    sent = padded(spec.hidden) // GROUP * ROW_GROUP_BYTES[ACTIVATIONS[activations]]
     return Subject(
         name, kind_of(spec), costs.parameters, costs.active_parameters, costs.weight_bytes,
-        cache_bytes(spec, costs.kv, 1, load.context, 1), padded(spec.hidden) // GROUP * group, 4 * spec.hidden, times,
-        tape, source,
+        cache_bytes(spec, costs.kv, 1, load.context, 1), sent, 4 * padded(spec.hidden, ROWS), times, tape, source,
+        separable=not any(layer.feed_forward.narrow for layer in spec.layers),
     )  # fmt: skip
 
 
@@ -73,13 +72,6 @@ def expert(costs: Costs) -> tuple[int, int]:
     """Bytes and multiply-adds of an expert, the mean over the routed layers."""
     each = [costs.expert(layer) for layer in routed_layers(costs.spec)]
     return (sum(n for n, _ in each) // len(each), sum(n for _, n in each) // len(each)) if each else (0, 0)
-
-
-def shared(costs: Costs) -> tuple[int, int]:
-    """Bytes of all shared experts, and multiply-adds of a token with them: every step has them."""
-    layers = [(layer, costs.spec.layers[layer].feed_forward.shared) for layer in routed_layers(costs.spec)]
-    each = [(count * costs.expert(layer)[0], count * costs.expert(layer)[1]) for layer, count in layers if count]
-    return sum(n for n, _ in each), sum(n for _, n in each)
 
 
 def position_bytes(costs: Costs) -> int:

@@ -12,7 +12,7 @@ from lapinfer.machine import largest_cache
 from lapinfer.model import Model
 from lapinfer.report.costs import Costs
 from lapinfer.report.timing import Watch
-from lapinfer.scale.foresee import PROMPT, SIZES, expert, position_bytes, shared
+from lapinfer.scale.foresee import PROMPT, SIZES, expert, position_bytes
 from lapinfer.scale.tape import Tape, drawn, recorded, routed_layers
 from lapinfer.scale.times import Rates, Step, Times, fit
 
@@ -31,7 +31,7 @@ def measured_times(
 ) -> Times:
     """ids: a text, of which each sequence reads another place. bandwidth: bytes per second that one process reads."""
     costs = Costs.of(model)
-    layers, (shared_bytes, shared_macs) = len(routed_layers(model.spec)), shared(costs)
+    layers = len(routed_layers(model.spec))
     in_caches = costs.weight_bytes <= largest_cache()
 
     def step(tokens: int, seconds: float, nbytes: float) -> Step:
@@ -45,8 +45,6 @@ def measured_times(
     if layers:
         works = [(run.expert_bytes / layers, run.expert_macs / layers) for run in best.values()]
         rates = fit(works, [run.experts / layers for run in best.values()])
-    if shared_bytes:  # all that was fitted has them; what is apart has not
-        steps = [_with_shared(each, rates, shared_bytes, shared_macs) for each in steps]
     return Times(tuple(steps), tuple(head), position_bytes(costs) / bandwidth, rates, *expert(costs))
 
 
@@ -96,12 +94,6 @@ def _fastest(model: Model, ids: np.ndarray, count: Callable[[str], object]) -> d
 def tape_of(model: Model, ids: np.ndarray) -> Tape:
     """What tokens of a text choose; of a dense model, nothing."""
     return recorded(model, ids) if routed_layers(model.spec) else drawn(model.spec)
-
-
-def _with_shared(step: Step, rates: Rates, nbytes: int, macs: int) -> Step:
-    more = rates.byte * nbytes + rates.mac * macs * step.tokens
-    waiting = (step.waiting * step.seconds + rates.byte * nbytes) / (step.seconds + more)
-    return Step(step.tokens, step.seconds + more, waiting)
 
 
 def decoded(ids: np.ndarray, sequences: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -154,6 +154,8 @@ class _Simulation:
             if end > first
         }
         self._tallies = {reads: _Tally() for reads in (False, True)}
+        layers = range(subject.layers if self.holders else 0)
+        self.places = [subject.tape.place(layer, len(self.holders)) for layer in layers]
 
     def run(self) -> Result:
         apart = self.setting.arrangement != "replicas"
@@ -253,7 +255,7 @@ class _Meeting:
 
     def __init__(self, simulation: _Simulation, layer: int, tally: _Tally):
         self._of, self._tally = simulation, tally
-        self._place = place(simulation.subject.tape.experts[layer], len(simulation.holders))
+        self._place = simulation.places[layer]
         self._counts: dict[int, np.ndarray] = {}
         self._back: dict[int, simpy.Event] = {}
         self._until: dict[int, float] = {}
@@ -293,11 +295,6 @@ class _Meeting:
                 self._left[home] -= 1
                 if not self._left[home]:
                     self._back[home].succeed(self._until[home])
-
-
-def place(experts: int, holders: int) -> np.ndarray:
-    """Which holder has each expert of a layer: neighbours are together."""
-    return np.arange(experts) // -(-experts // holders)
 
 
 def _counts(chosen: np.ndarray, experts: int) -> np.ndarray:

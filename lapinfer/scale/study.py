@@ -87,8 +87,12 @@ class Study:
 
 
 def possible(subject: Subject, nodes: int) -> Iterator[Arrangement]:
+    """Of experts apart, each node has one at least."""
     for arrangement in ARRANGEMENTS:
-        if arrangement == "replicas" or (subject.layers and nodes > 1):
+        holders = nodes - 1 if arrangement == "one home" else nodes
+        if arrangement == "replicas" or (
+            subject.separable and nodes > 1 and subject.layers and holders <= min(subject.tape.experts)
+        ):
             yield arrangement
 
 

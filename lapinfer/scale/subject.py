@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from lapinfer.kernels.operands import PAIR
 from lapinfer.report.fit import PROCESS_BYTES
 from lapinfer.report.measured import Kind
 from lapinfer.scale.tape import Tape
 from lapinfer.scale.times import Times
 
-ROUTE_BYTES = 8
+ROUTE_BYTES = np.dtype(np.int64).itemsize * len(PAIR)
 """Of a pair of a token and an expert in a message: which they are."""
 
 
@@ -17,7 +20,7 @@ ROUTE_BYTES = 8
 class Subject:
     """weight_bytes: of all weights; cache_bytes: of a sequence's cache, full; sent: bytes of a token's activations, as
     experts read them; returned: of a row that an expert gives back. active: parameters that a token uses. source: how
-    `times` came about."""
+    `times` came about. separable: whether the engine lets experts be apart: it refuses leaves of a few neurons."""
 
     name: str
     kind: Kind
@@ -30,6 +33,7 @@ class Subject:
     times: Times
     tape: Tape
     source: str
+    separable: bool = True
 
     @property
     def layers(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lapinfer.errors import InputError
+from lapinfer.runtime.placement import spread
 from lapinfer.spec import ModelSpec, RouterSpec, TreeSpec
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ TOKENS = 1024
 @dataclass(frozen=True, slots=True)
 class Tape:
     """chosen: int16 [tokens, routed layers, A], −1 where a layer has fewer than A; experts: of each routed layer.
+    Shared experts come last, and all tokens have them; shared: how many.
 
     A sequence begins at a place of its own and reads on, from the end at the begin: so neighbours in a sequence, and
     the layers of a token, choose as they did together.
@@ -28,10 +30,18 @@ class Tape:
     chosen: np.ndarray
     experts: tuple[int, ...]
     source: str
+    shared: int = 0
 
     def read(self, places: np.ndarray) -> np.ndarray:
         """int16 [T, layers, A] of tokens at these places."""
         return self.chosen[places % len(self.chosen)]
+
+    def place(self, layer: int, nodes: int) -> np.ndarray:
+        """The node of each expert of a layer, as the engine spreads them (runtime/placement.py)."""
+        experts = self.experts[layer]
+        work = np.full(experts, (self.chosen.shape[2] - self.shared) / max(experts - self.shared, 1))
+        work[experts - self.shared :] = 1.0
+        return spread(work, nodes, layer)
 
     @property
     def skew(self) -> float:
@@ -39,7 +49,7 @@ class Tape:
         busiest = []
         for layer, experts in enumerate(self.experts):
             own = self.chosen[:, layer]
-            load = np.bincount(own[own >= 0], minlength=experts)
+            load = np.bincount(own[own >= 0], minlength=experts)[: experts - self.shared]
             busiest.append(load.max() / load.mean())
         return float(np.mean(busiest)) if busiest else 1.0
 
@@ -50,15 +60,13 @@ def routed_layers(spec: ModelSpec) -> list[int]:
 
 def recorded(model: Model, ids: np.ndarray) -> Tape:
     """What a model's tokens choose while it reads a text."""
-    layers = routed_layers(model.spec)
-    experts = tuple(_router(model.spec, layer).n_experts for layer in layers)
-    size, pieces = min(model.max_step, model.ctx), []
+    layers, size, pieces = routed_layers(model.spec), min(model.max_step, model.ctx), []
     for start in range(0, min(len(ids), TOKENS), size):
         piece = ids[start : start + size]
         model.step(piece, np.zeros(len(piece), np.int64), np.arange(len(piece)), np.zeros(len(piece), bool))
         chosen = model.chosen_experts
         pieces.append(np.stack([chosen[layer] for layer in layers], axis=1).astype(np.int16))
-    return Tape(np.concatenate(pieces), experts, "recorded")
+    return _with_shared(np.concatenate(pieces), model.spec, "recorded")
 
 
 def drawn(spec: ModelSpec, skew: float = 0.0, seed: int = 0) -> Tape:
@@ -72,8 +80,18 @@ def drawn(spec: ModelSpec, skew: float = 0.0, seed: int = 0) -> Tape:
     chosen = np.full((TOKENS, len(layers), most), -1, np.int16)
     for i, own in enumerate(layers):
         chosen[:, i, : own.shape[1]] = own
-    experts = tuple(_router(spec, layer).n_experts for layer in routed_layers(spec))
-    return Tape(chosen, experts, f"drawn, Zipf {skew:g}" if skew else "drawn, all alike")
+    return _with_shared(chosen, spec, f"drawn, Zipf {skew:g}" if skew else "drawn, all alike")
+
+
+def _with_shared(chosen: np.ndarray, spec: ModelSpec, source: str) -> Tape:
+    """With the shared experts behind the others."""
+    feed_forwards = [spec.layers[layer].feed_forward for layer in routed_layers(spec)]
+    shared = max((ff.shared for ff in feed_forwards), default=0)
+    numbers = np.full((len(feed_forwards), shared), -1, np.int16)
+    for row, ff in zip(numbers, feed_forwards, strict=True):
+        row[: ff.shared] = np.arange(ff.experts - ff.shared, ff.experts)
+    whole = np.concatenate([chosen, np.broadcast_to(numbers, (len(chosen), *numbers.shape))], axis=2)
+    return Tape(whole, tuple(ff.experts for ff in feed_forwards), source, shared)
 
 
 def _router(spec: ModelSpec, layer: int) -> RouterSpec | TreeSpec:

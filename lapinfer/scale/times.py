@@ -59,8 +59,7 @@ class Times:
 
     steps: of several sizes without experts and head, by tokens; between them, and beyond, lines are drawn. head: of
     the head, by the tokens whose logits are wanted. position: seconds of an earlier position that a token sees, in all
-    layers. experts: of those of one layer, without shared ones, which are among the rest; expert_bytes, expert_macs: of
-    one expert, and of one token with it.
+    layers. experts: of those of one layer; expert_bytes, expert_macs: of one expert, and of one token with it.
     """
 
     steps: tuple[Step, ...]
