@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -22,6 +23,8 @@ STEPS = 12
 """Of a size in a round, at most …"""
 SECONDS = 0.1
 """… and until they have taken so long together."""
+ENOUGH = 1.0
+"""Seconds after which a size has no further rounds, if it had two."""
 CTX = PROMPT + 1
 """What a model is loaded with, and SIZES[-1] slots."""
 
@@ -78,11 +81,15 @@ def _fastest(model: Model, ids: np.ndarray, count: Callable[[str], object]) -> d
     """By the tokens of a step: the least time of each part."""
     sizes = [tokens for tokens in SIZES if tokens <= min(model.slots, model.max_step, model.max_wanted)]
     runs: dict[int, list[_Run]] = {}
+    spent: dict[int, float] = defaultdict(float)
     for turn in range(ROUNDS):
         count(f"{model.name}: round {turn + 1} of {ROUNDS}")
         for tokens in (*sizes, *([PROMPT] if model.max_step >= PROMPT else [])):
-            steps = _prompts(ids) if tokens == PROMPT else decoded(ids, tokens)
-            runs.setdefault(tokens, []).append(_Run.of(Watch(model).steps(steps, SECONDS)))
+            if turn >= 2 and spent[tokens] > ENOUGH:
+                continue
+            watch = Watch(model).steps(_prompts(ids) if tokens == PROMPT else decoded(ids, tokens), SECONDS)
+            spent[tokens] += sum(watch.seconds)
+            runs.setdefault(tokens, []).append(_Run.of(watch))
     return {
         tokens: replace(
             own[0], **{part: min(getattr(run, part) for run in own) for part in ("experts", "head", "others")}
