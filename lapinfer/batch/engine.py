@@ -63,9 +63,8 @@ class Engine:
 
     @property
     def at_once(self) -> int:
-        """Lines that are worth being in flight: those that have slots, and a few that are ready when one is free."""
-        slots = self.model.model.slots
-        return slots + max(2, slots // 2)
+        """Lines that are worth being in flight."""
+        return at_once(self.model.model.slots)
 
     async def answer(self, line: Line) -> Answered:
         """The record of a line, an error's where it cannot be answered. Cancelled, it ends what it has asked for.
@@ -125,6 +124,11 @@ class Engine:
         for served in self._models.loaded:
             served.scheduler.close(drain=False)
             served.model.close()
+
+
+def at_once(slots: int) -> int:
+    """Lines that are worth being in flight: those that have slots, and a few that are ready when one is free."""
+    return slots + max(2, slots // 2)
 
 
 def model_name(path: str) -> str:

@@ -93,7 +93,8 @@ def _serve_on_cluster(
     from lapinfer.serve.server import address_of, listening
 
     imported()
-    from lapinfer.cluster.service import offers_of, replicas, run_front
+    from lapinfer.cluster.offers import offer_of
+    from lapinfer.cluster.service import replicas, run_front
 
     paths = _paths(models or [default_name()])
     listener = listening(serving.host, serving.port)
@@ -103,7 +104,7 @@ def _serve_on_cluster(
         count, threads = shares(joined.cpus, count, loading.threads, "--replicas")
         loading = replace(loading, threads=threads)
         with Progress() as progress:
-            offers = offers_of(joined, paths, loading, progress)
+            offers = {name: offer_of(joined, path, loading, progress) for name, path in paths.items()}
         note(f"starting {count} replicas of {threads} threads on {joined}")
         with replicas(joined, offers, loading, serving, count) as handle:
             _warn_if_open(serving)

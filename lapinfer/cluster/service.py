@@ -8,45 +8,25 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.config import ProxyLocation, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lapinfer.cluster.copies import Holder, Offer, offered
+from lapinfer.cluster.copies import Offer
 from lapinfer.cluster.front import Front
 from lapinfer.cluster.replica import Owner, Replica
 from lapinfer.cluster.shares import Range
 from lapinfer.cluster.start import Cluster, ClusterError
 from lapinfer.options import LoadOptions, ServeOptions
-from lapinfer.progress import Progress
 from lapinfer.serve.server import run
 
 ROUTER: Any = "lapinfer.cluster.routing.PrefixRouter"
 AT_ONCE = 100_000
 """Requests that a replica takes from Ray, which would hold back others without a word: ours says when it is busy."""
 SECONDS_TO_END = 10.0
-
-
-def offers_of(cluster: Cluster, paths: Mapping[str, str], options: LoadOptions, progress: Progress) -> dict[str, Offer]:
-    """The models, packed, and held for nodes that lack them; those of a cluster of our own see the same files."""
-    found = {}
-    for name, path in paths.items():
-        offer, weights = offered(path, options, progress)
-        if not cluster.own:
-            holder = ray.remote(Holder).options(num_cpus=0, scheduling_strategy=here()).remote(str(weights))
-            offer = replace(offer, holder=holder)
-        found[name] = offer
-    return found
-
-
-def here() -> NodeAffinitySchedulingStrategy:
-    """The node of this process."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 @contextmanager

@@ -1,0 +1,189 @@
+"""A batch over Ray Data: lines go to actors that have an engine each, and come back as they are done.
+
+Ray Data keeps engines busy, starts others for those that died, and gives these the lines again that were lost. That
+none is lost and none told twice does not depend on it: feed.py knows which lines are out, and what a run of Ray Data
+ends without is given out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import queue
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from lapinfer.batch.engine import Engine, at_once, model_name
+from lapinfer.batch.lines import Line
+from lapinfer.batch.records import Answered, refused
+from lapinfer.batch.requests import Defaults, LineError
+from lapinfer.cluster.copies import Offer, held
+from lapinfer.cluster.feed import GROUP, Feed, Giving, unpacked
+from lapinfer.cluster.offers import here
+from lapinfer.cluster.shares import Range
+from lapinfer.cluster.start import ClusterError, first_line
+from lapinfer.errors import LapinferError
+from lapinfer.interrupts import check
+from lapinfer.machine import keep_one_heap
+from lapinfer.options import LoadOptions
+from lapinfer.parallel import started
+from lapinfer.text.language_model import open_model
+
+if TYPE_CHECKING:
+    from lapinfer.batch.run import Answers
+
+ROUNDS = 4
+"""Runs of Ray Data that a line may get lost in; in the last one it is alone, so that it ends nothing but itself."""
+RETRIES = 3
+"""Of a group in one run, whose engine ends."""
+LOOK = 0.2
+"""Seconds between two looks whether Ctrl-C was pressed."""
+INDEX, LINES, DONE = "index", "lines", "done"
+"""Columns: a group's number, its lines, and what came of them (both pickled)."""
+
+
+class Fed(Datasource):
+    """What a feed has, as a source of Ray Data's: a block for each group, as groups come."""
+
+    def __init__(self, feed: Any) -> None:
+        super().__init__()
+        self._feed = feed
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *rest: Any, **more: Any) -> list[ReadTask]:
+        """One, which lasts as long as there are lines."""
+        feed = self._feed
+
+        def read() -> Iterator[pa.Table]:
+            index = 0
+            while (group := ray.get(feed.get.remote(index))) is not None:
+                yield pa.table({INDEX: [index], LINES: pa.array([group], pa.large_binary())})
+                index += 1
+
+        return [ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None))]
+
+
+class GroupAnswerer:
+    """What Ray Data runs on nodes: an engine, which answers the lines of several groups at once."""
+
+    def __init__(self, offer: Offer, options: LoadOptions, defaults: Defaults) -> None:
+        keep_one_heap()
+        self._error: LapinferError | None = None
+        try:
+            self._held = held(offer, options)
+            model = open_model(self._held.path, self._held.options)
+            self._engine = Engine(model_name(offer.name), model, defaults)
+        except LapinferError as error:  # Ray would try again and again, and tell of it at length
+            self._error = error
+
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        (index,), (group,) = batch[INDEX], batch[LINES]
+        return {INDEX: [index], DONE: [pickle.dumps(await self._answered(group))]}
+
+    async def _answered(self, group: bytes) -> list[Answered | BaseException]:
+        if self._error is not None:
+            return [self._error]
+        return await asyncio.gather(*map(self._engine.answer, unpacked(group)), return_exceptions=True)
+
+
+@contextmanager
+def engines(offer: Offer, options: LoadOptions, defaults: Defaults, count: Range) -> Iterator[Answers]:
+    """What answers lines (batch/run.py's `Answers`) by so many engines, each with `options.threads` CPUs.
+
+    Errors are those of loading, on any node; ClusterError where Ray Data fails and not one line was done since.
+    """
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = 1  # byte: else groups are gathered until they are 128 MB
+    context.max_errored_blocks = -1  # their lines are given out again
+    context.log_internal_stack_trace = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is told here
+    warnings.filterwarnings("ignore", module="ray")
+    yield lambda lines: _Batch(offer, options, defaults, count).answers(lines)
+
+
+class _Batch:
+    def __init__(self, offer: Offer, options: LoadOptions, defaults: Defaults, count: Range) -> None:
+        self._given, self._count = (offer, options, defaults), count
+        self._at_once, self._threads = at_once(options.slots), options.threads
+
+    def answers(self, lines: Iterable[Line]) -> Iterator[Answered]:
+        """Rounds, until nothing is left: in the later ones, fewer of the lines that got lost are out at a time."""
+        group, most, lost = GROUP, self._count.most * (self._at_once + 3 * GROUP), list[Line]()
+        for number in range(ROUNDS):
+            lost = yield from self._round(lines, most=1 if number == ROUNDS - 1 else most, group=group)
+            if not lost:
+                return
+            lines, group, most = lost, 1, max(most // 8, 1)
+        for line in lost:
+            yield refused(line, LineError("engine_ended", "the process that answered this line ended each time"))
+
+    def _round(self, lines: Iterable[Line], *, most: int, group: int) -> Generator[Answered, None, list[Line]]:
+        """A run of Ray Data, and where it ends before the lines do, another one; lines that got lost on the way."""
+        while True:
+            feed: Any = ray.remote(Feed).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here()).remote()
+            giving = Giving(lines, feed.put.remote, most=most, engines=self._count.least, group=group)
+            failed, progress = list[BaseException](), False
+            try:
+                for index, found in self._run(feed, failed):
+                    for each in found:
+                        if not isinstance(each, Answered):
+                            raise each
+                        if giving.took_back(each.number):
+                            progress = True
+                            yield each
+                    feed.done.remote(index)
+            finally:
+                with suppress(Exception):
+                    ray.kill(feed)
+            lost, left = giving.lost, giving.close()
+            if giving.error is not None:
+                raise giving.error
+            if not failed:
+                return lost
+            if not progress:
+                raise ClusterError(f"Ray Data failed: {first_line(failed[0])}") from failed[0]
+            lines = left
+
+    def _run(self, feed: Any, failed: list[BaseException]) -> Iterator[tuple[int, list[Any]]]:
+        """(number, what came of its lines) of groups as they are done; in the main thread, Ctrl-C is raised between."""
+        results: queue.SimpleQueue[tuple[int, list[Any]] | None] = queue.SimpleQueue()
+        dataset = self._dataset(feed)
+
+        def consume() -> None:
+            try:
+                for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                    for index, done in zip(batch[INDEX], batch[DONE], strict=True):
+                        results.put((int(index), pickle.loads(done)))
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                results.put(None)
+
+        if started(consume, name="lapinfer-answers") is None:
+            raise LapinferError("the system refuses one more thread (ulimit -u, or the container's limit of processes)")
+        while True:
+            check()
+            with suppress(queue.Empty):
+                if (found := results.get(timeout=LOOK)) is None:
+                    return
+                yield found
+
+    def _dataset(self, feed: Any) -> Dataset:
+        groups = ray.data.read_datasource(Fed(feed), override_num_blocks=1, num_cpus=0)
+        return groups.map_batches(
+            GroupAnswerer, batch_size=1, fn_constructor_args=self._given,
+            compute=ActorPoolStrategy(min_size=self._count.least, max_size=self._count.most),
+            num_cpus=self._threads, max_concurrency=self._at_once, max_restarts=-1, max_task_retries=RETRIES,
+        )  # fmt: skip
