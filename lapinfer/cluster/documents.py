@@ -12,7 +12,7 @@ import logging
 import pickle
 import queue
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,8 @@ class GroupAnswerer:
 def engines(offer: Offer, options: LoadOptions, defaults: Defaults, count: Range) -> Iterator[Answers]:
     """What answers lines (batch/run.py's `Answers`) by so many engines, each with `options.threads` CPUs.
 
-    Errors are those of loading, on any node; ClusterError where Ray Data fails and not one line was done since.
+    One engine is ready when the block begins. Errors are those of loading, on any node; ClusterError where Ray Data
+    fails, and not one line was done since it was begun.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -110,7 +111,50 @@ def engines(offer: Offer, options: LoadOptions, defaults: Defaults, count: Range
     context.log_internal_stack_trace = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is told here
     warnings.filterwarnings("ignore", module="ray")
-    yield lambda lines: _Batch(offer, options, defaults, count).answers(lines)
+    batch = _Batch(offer, options, defaults, count)
+    run = batch.begun()
+    try:
+        yield lambda lines: batch.answers(lines, run)
+    finally:
+        run.close()
+
+
+class _Run:
+    """One run of Ray Data: a feed, and what comes of its groups, from a thread of its own."""
+
+    def __init__(self, make: Callable[[Any], Dataset]) -> None:
+        self.feed: Any = ray.remote(Feed).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here()).remote()
+        self._dataset, self.error = make(self.feed), None
+        self._results: queue.SimpleQueue[tuple[int, list[Any]] | None] = queue.SimpleQueue()
+        if started(self._consume, name="lapinfer-answers") is None:
+            raise LapinferError("the system refuses one more thread (ulimit -u, or the container's limit of processes)")
+
+    def _consume(self) -> None:
+        try:
+            for batch in self._dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                for index, done in zip(batch[INDEX], batch[DONE], strict=True):
+                    self._results.put((int(index), pickle.loads(done)))
+        except BaseException as error:
+            self.error: BaseException | None = error
+        finally:
+            self._results.put(None)
+
+    def results(self) -> Iterator[list[Answered]]:
+        """What came of a group, as groups are done; raises what an engine has raised, and Ctrl-C in the main thread."""
+        while True:
+            check()
+            with suppress(queue.Empty):
+                if (found := self._results.get(timeout=LOOK)) is None:
+                    return
+                index, answers = found
+                if (failed := next((each for each in answers if not isinstance(each, Answered)), None)) is not None:
+                    raise failed
+                yield answers
+                self.feed.done.remote(index)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            ray.kill(self.feed)
 
 
 class _Batch:
@@ -118,67 +162,49 @@ class _Batch:
         self._given, self._count = (offer, options, defaults), count
         self._at_once, self._threads = at_once(options.slots), options.threads
 
-    def answers(self, lines: Iterable[Line]) -> Iterator[Answered]:
+    def begun(self) -> _Run:
+        """A run that has an engine ready, as an empty group came back."""
+        run = _Run(self._dataset)
+        run.feed.put.remote(b"")
+        if next(run.results(), None) is None:
+            run.close()
+            raise _failed(run)
+        return run
+
+    def answers(self, lines: Iterable[Line], run: _Run) -> Iterator[Answered]:
         """Rounds, until nothing is left: in the later ones, fewer of the lines that got lost are out at a time."""
         group, most, lost = GROUP, self._count.most * (self._at_once + 3 * GROUP), list[Line]()
         for number in range(ROUNDS):
-            lost = yield from self._round(lines, most=1 if number == ROUNDS - 1 else most, group=group)
+            lost = yield from self._round(lines, run, most=1 if number == ROUNDS - 1 else most, group=group)
             if not lost:
                 return
-            lines, group, most = lost, 1, max(most // 8, 1)
+            lines, run, group, most = lost, _Run(self._dataset), 1, max(most // 8, 1)
         for line in lost:
             yield refused(line, LineError("engine_ended", "the process that answered this line ended each time"))
 
-    def _round(self, lines: Iterable[Line], *, most: int, group: int) -> Generator[Answered, None, list[Line]]:
-        """A run of Ray Data, and where it ends before the lines do, another one; lines that got lost on the way."""
+    def _round(
+        self, lines: Iterable[Line], run: _Run, *, most: int, group: int
+    ) -> Generator[Answered, None, list[Line]]:
+        """A run, and another one where it ends before the lines do; gives those that got lost on the way."""
         while True:
-            feed: Any = ray.remote(Feed).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here()).remote()
-            giving = Giving(lines, feed.put.remote, most=most, engines=self._count.least, group=group)
-            failed, progress = list[BaseException](), False
+            giving = Giving(lines, run.feed.put.remote, most=most, engines=self._count.least, group=group)
+            progress = False
             try:
-                for index, found in self._run(feed, failed):
+                for found in run.results():
                     for each in found:
-                        if not isinstance(each, Answered):
-                            raise each
                         if giving.took_back(each.number):
                             progress = True
                             yield each
-                    feed.done.remote(index)
             finally:
-                with suppress(Exception):
-                    ray.kill(feed)
+                run.close()
             lost, left = giving.lost, giving.close()
             if giving.error is not None:
                 raise giving.error
-            if not failed:
+            if run.error is None:
                 return lost
             if not progress:
-                raise ClusterError(f"Ray Data failed: {first_line(failed[0])}") from failed[0]
-            lines = left
-
-    def _run(self, feed: Any, failed: list[BaseException]) -> Iterator[tuple[int, list[Any]]]:
-        """(number, what came of its lines) of groups as they are done; in the main thread, Ctrl-C is raised between."""
-        results: queue.SimpleQueue[tuple[int, list[Any]] | None] = queue.SimpleQueue()
-        dataset = self._dataset(feed)
-
-        def consume() -> None:
-            try:
-                for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-                    for index, done in zip(batch[INDEX], batch[DONE], strict=True):
-                        results.put((int(index), pickle.loads(done)))
-            except BaseException as error:
-                failed.append(error)
-            finally:
-                results.put(None)
-
-        if started(consume, name="lapinfer-answers") is None:
-            raise LapinferError("the system refuses one more thread (ulimit -u, or the container's limit of processes)")
-        while True:
-            check()
-            with suppress(queue.Empty):
-                if (found := results.get(timeout=LOOK)) is None:
-                    return
-                yield found
+                raise _failed(run)
+            lines, run = left, _Run(self._dataset)
 
     def _dataset(self, feed: Any) -> Dataset:
         groups = ray.data.read_datasource(Fed(feed), override_num_blocks=1, num_cpus=0)
@@ -187,3 +213,8 @@ class _Batch:
             compute=ActorPoolStrategy(min_size=self._count.least, max_size=self._count.most),
             num_cpus=self._threads, max_concurrency=self._at_once, max_restarts=-1, max_task_retries=RETRIES,
         )  # fmt: skip
+
+
+def _failed(run: _Run) -> ClusterError:
+    why = first_line(run.error) if run.error is not None else "no engine could be started"
+    return ClusterError(f"Ray Data failed: {why}")
