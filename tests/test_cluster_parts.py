@@ -187,9 +187,10 @@ def test_a_node_that_nobody_gives_it_to(elsewhere):
         copies.held(elsewhere[0], LoadOptions(quant="q8"))
 
 
-def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize("command", [["serve", "austen-fff"], ["batch", __file__, "-o", "-"]])
+def test_without_the_extra_one_line_says_what_to_install(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = CliRunner().invoke(app, ["serve", "austen-fff", "--ray"])
+    result = CliRunner().invoke(app, [*command, "--ray"])
     assert (result.exit_code, result.stderr) == (1, 'error: --ray needs ray: pip install "lapinfer[cluster]"\n')
 
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from json import loads
 from pathlib import Path
@@ -13,6 +13,16 @@ import typer
 
 from lapinfer import __version__
 from lapinfer.cli.bars import Progress
+from lapinfer.cli.clusters import (
+    THREADS_OF_ENGINES,
+    Ray,
+    check_ray,
+    engines,
+    engines_option,
+    joined,
+    needs_ray,
+    shared,
+)
 from lapinfer.cli.complete import models
 from lapinfer.cli.console import note
 from lapinfer.cli.logs import tell_logs
@@ -25,7 +35,6 @@ from lapinfer.interrupts import KEYBOARD
 from lapinfer.options import LoadOptions
 
 if TYPE_CHECKING:
-    from lapinfer.batch.engine import Engine
     from lapinfer.batch.lines import Line
     from lapinfer.batch.records import Answered
     from lapinfer.batch.requests import Defaults
@@ -68,6 +77,9 @@ def batch(
         Path | None, _of_answer("--schema", help="Chats answer in JSON that keeps to the JSON schema in this file.")
     ] = None,
     loading: LoadingBatch,
+    ray: Ray = None,
+    workers: Annotated[str | None, engines_option("--workers", "Engines")] = None,
+    worker_threads: Annotated[int | None, THREADS_OF_ENGINES] = None,
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 if any line failed.")] = False,
     force: Force = False,
     verbose: Verbose = False,
@@ -80,6 +92,10 @@ def batch(
     to the byte, in whatever order and company they run. The exit code is 1 if all lines failed.
     """
     _check_installed()
+    needs_ray(ray, workers=workers, worker_threads=worker_threads)
+    count = engines("--workers", workers)
+    if ray is not None:
+        check_ray()
     from lapinfer.batch.files import check_output, open_source
     from lapinfer.batch.lines import STDIN
     from lapinfer.batch.requests import Defaults
@@ -95,7 +111,11 @@ def batch(
     name = pulled(default_model() if model is None else model)
     tell_logs(verbose)
     with Progress() as progress:
-        start = partial(_engine, name, loading, defaults, verbose, progress)
+        if ray is None:
+            start = partial(_engine, name, loading, defaults, verbose, progress)
+        else:
+            of_cluster = replace(loading, threads=worker_threads or loading.threads)
+            start = partial(_engines, ray, name, of_cluster, defaults, count, progress)
         if output == STDIN:
             summary = run_to_stream(source, sys.stdout.buffer, start, progress)
         else:
@@ -139,14 +159,30 @@ def _engine(
     try:
         needed = memory_needed(name, loading)
         note(f"{name}: {loaded.model.slots} lines at once, {loaded.model.ctx:,} positions each, {needed / 1e6:,.0f} MB")
-        yield partial(_answers, engine)
+        yield partial(_stoppable, engine.answers)
     finally:
         engine.close()
 
 
-def _answers(engine: "Engine", lines: Iterable["Line"]) -> Iterator["Answered"]:
+@contextmanager
+def _engines(
+    address: str, name: str, loading: LoadOptions, defaults: "Defaults", count: Any, progress: Progress
+) -> Iterator["Answers"]:
+    """A cluster, as what answers lines."""
+    from lapinfer.cluster.documents import engines
+    from lapinfer.cluster.offers import offer_of
+
+    with joined(address) as cluster:
+        count, loading = shared(cluster, count, loading, "--workers")
+        offer = offer_of(cluster, name, loading, progress)
+        note(f"starting {count} engines of {loading.threads} threads, {loading.slots} lines at once, on {cluster}")
+        with engines(offer, loading, defaults, count) as answers:
+            yield partial(_stoppable, answers)
+
+
+def _stoppable(answers: "Answers", lines: Iterable["Line"]) -> Iterator["Answered"]:
     with KEYBOARD.stops():
-        yield from engine.answers(lines)
+        yield from answers(lines)
 
 
 def _tell(summary: "Summary", output: str) -> None:

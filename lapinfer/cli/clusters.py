@@ -4,13 +4,22 @@ Nothing of Ray is imported here; lapinfer/cluster/ is, by who has been given --r
 """
 
 import re
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lapinfer.cli.console import note
 from lapinfer.cli.failures import UsageError
 from lapinfer.cli.help_pages import Command
 from lapinfer.errors import InputError
+from lapinfer.options import LoadOptions
+
+if TYPE_CHECKING:
+    from lapinfer.cluster.shares import Range
+    from lapinfer.cluster.start import Cluster
 
 FLAG = "--ray"
 ALONE = "local"
@@ -45,6 +54,12 @@ Ray = Annotated[
 ]
 
 
+THREADS_OF_ENGINES = typer.Option(
+    "--worker-threads", min=1, help="Threads of each engine.", show_default="what the nodes have room for",
+    rich_help_panel="Cluster",
+)  # fmt: skip
+
+
 def engines_option(flag: str, what: str) -> Any:
     """An option that takes N or MIN:MAX."""
     return typer.Option(
@@ -73,3 +88,29 @@ def needs_ray(ray: str | None, **options: object) -> None:
     for name, value in options.items():
         if ray is None and value is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for clusters: add --ray")
+
+
+def check_ray() -> None:
+    """InputError where Ray is not installed: before anything is read or packed."""
+    from lapinfer.cluster.start import imported
+
+    imported()
+
+
+@contextmanager
+def joined(address: str) -> "Iterator[Cluster]":
+    """The cluster of --ray, within the block."""
+    from lapinfer.cluster.start import cluster
+
+    if address == ALONE:
+        note("starting Ray on this computer")
+    with cluster(address) as found:
+        yield found
+
+
+def shared(cluster: "Cluster", count: Any, loading: LoadOptions, flag: str) -> "tuple[Range, LoadOptions]":
+    """How many engines a cluster gets, and how they are loaded; flag: the option that says how many."""
+    from lapinfer.cluster.shares import shares
+
+    count, threads = shares(cluster.cpus, count, loading.threads, flag)
+    return count, replace(loading, threads=threads)

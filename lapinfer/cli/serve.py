@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lapinfer.cli.bars import Progress
-from lapinfer.cli.clusters import ALONE, Ray, engines, engines_option, needs_ray
+from lapinfer.cli.clusters import Ray, check_ray, engines, engines_option, joined, needs_ray, shared
 from lapinfer.cli.complete import models as model_names
 from lapinfer.cli.console import note
 from lapinfer.cli.logs import tell_logs
@@ -88,27 +88,21 @@ def serve(
 def _serve_on_cluster(
     address: str, models: list[str] | None, serving: ServeOptions, loading: LoadOptions, count: Any
 ) -> None:
-    from lapinfer.cluster.shares import shares
-    from lapinfer.cluster.start import cluster, imported
-    from lapinfer.serve.server import address_of, listening
-
-    imported()
+    check_ray()
     from lapinfer.cluster.offers import offer_of
     from lapinfer.cluster.service import replicas, run_front
+    from lapinfer.serve.server import address_of, listening
 
     paths = _paths(models or [default_name()])
     listener = listening(serving.host, serving.port)
-    if address == ALONE:
-        note("starting Ray on this computer")
-    with cluster(address) as joined:
-        count, threads = shares(joined.cpus, count, loading.threads, "--replicas")
-        loading = replace(loading, threads=threads)
+    with joined(address) as cluster:
+        count, loading = shared(cluster, count, loading, "--replicas")
         with Progress() as progress:
-            offers = {name: offer_of(joined, path, loading, progress) for name, path in paths.items()}
-        note(f"starting {count} replicas of {threads} threads on {joined}")
-        with replicas(joined, offers, loading, serving, count) as handle:
+            offers = {name: offer_of(cluster, path, loading, progress) for name, path in paths.items()}
+        note(f"starting {count} replicas of {loading.threads} threads on {cluster}")
+        with replicas(offers, loading, serving, count) as handle:
             _warn_if_open(serving)
-            about = f"{count} replicas of {loading.slots} slots, {threads} threads each"
+            about = f"{count} replicas of {loading.slots} slots, {loading.threads} threads each"
             note(f"serving {', '.join(paths)} at {address_of(listener)} ({about})")
             with KEYBOARD.lent():
                 ended = run_front(handle, serving, listener, told=_told)

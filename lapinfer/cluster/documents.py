@@ -110,7 +110,6 @@ def engines(offer: Offer, options: LoadOptions, defaults: Defaults, count: Range
     context.max_errored_blocks = -1  # their lines are given out again
     context.log_internal_stack_trace = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is told here
-    warnings.filterwarnings("ignore", module="ray")
     batch = _Batch(offer, options, defaults, count)
     run = batch.begun()
     try:
@@ -207,11 +206,17 @@ class _Batch:
             lines, run = left, _Run(self._dataset)
 
     def _dataset(self, feed: Any) -> Dataset:
-        groups = ray.data.read_datasource(Fed(feed), override_num_blocks=1, num_cpus=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Ray 2.64 will have other names for
+            return self._answered(ray.data.read_datasource(Fed(feed), override_num_blocks=1, num_cpus=0))
+
+    def _answered(self, groups: Dataset) -> Dataset:
+        pool = ActorPoolStrategy(
+            min_size=self._count.least, max_size=self._count.most, max_concurrent_calls_per_actor=self._at_once
+        )
         return groups.map_batches(
-            GroupAnswerer, batch_size=1, fn_constructor_args=self._given,
-            compute=ActorPoolStrategy(min_size=self._count.least, max_size=self._count.most),
-            num_cpus=self._threads, max_concurrency=self._at_once, max_restarts=-1, max_task_retries=RETRIES,
+            GroupAnswerer, batch_size=1, fn_constructor_args=self._given, compute=pool, num_cpus=self._threads,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
         )  # fmt: skip
 
 

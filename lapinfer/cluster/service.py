@@ -19,7 +19,7 @@ from lapinfer.cluster.copies import Offer
 from lapinfer.cluster.front import Front
 from lapinfer.cluster.replica import Owner, Replica
 from lapinfer.cluster.shares import Range
-from lapinfer.cluster.start import Cluster, ClusterError
+from lapinfer.cluster.start import ClusterError
 from lapinfer.options import LoadOptions, ServeOptions
 from lapinfer.serve.server import run
 
@@ -31,7 +31,7 @@ SECONDS_TO_END = 10.0
 
 @contextmanager
 def replicas(
-    cluster: Cluster, offers: Mapping[str, Offer], loading: LoadOptions, serving: ServeOptions, count: Range,
+    offers: Mapping[str, Offer], loading: LoadOptions, serving: ServeOptions, count: Range,
 ) -> Iterator[Any]:  # fmt: skip
     """Ray Serve's handle of so many replicas within the block, each with `loading.threads` CPUs.
 
