@@ -13,6 +13,7 @@ from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.families import family, family_of_model_type, model_types, spec_from_config
 from lapinfer.families.config import Config
 from lapinfer.families.keys import HARMLESS, is_functional, unknown_keys
+from lapinfer.families.quantized import READ
 
 PUBLISHED = sorted((Path(__file__).parent / "published").glob("*.json"))
 """Keys as published files of these models have them; long lists of numbers are made up."""
@@ -69,17 +70,10 @@ def test_every_key_of_the_class_in_transformers_is_known(model_type: str, tmp_pa
 @pytest.mark.parametrize(
     ("key", "value", "tool"),
     [
-        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "GPTQ"),
-        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8"),
-        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ("quantization_config", {"quant_method": "aqlm", "nbits_per_codebook": 16}, "AQLM"),
+        ("quantization_config", {"quant_method": "hqq"}, "HQQ"),
         ("quantization_config", {"quant_method": "newer"}, "'newer'"),
-        ("quantization_config", {"group_size": 64, "bits": 4, "mode": "affine"}, "MLX"),
-        ("quantization", {"group_size": 64, "bits": 4}, "MLX"),
-        (
-            "compression_config",
-            {"format": "pack-quantized", "quant_method": "compressed-tensors"},
-            "compressed-tensors",
-        ),
+        ("compression_config", {"quant_method": "vptq"}, "VPTQ"),
         ("quantization", {"bits": 4}, "quantized; load"),
     ],
 )
@@ -87,6 +81,11 @@ def test_weights_that_others_quantized_are_told_by_their_tool(key: str, value: A
     with pytest.raises(UnsupportedError, match=rf"^config\.json: '{key}' says .*quantized.*--quant") as error:
         read(OF_A_KIND["llama"] | {key: value})
     assert tool in str(error.value)
+
+
+@pytest.mark.parametrize("method", sorted(READ - {"mlx"}))
+def test_methods_that_are_read_do_not_stand_in_the_way(method: str) -> None:
+    assert read(OF_A_KIND["llama"] | {"quantization_config": {"quant_method": method}})
 
 
 def test_another_file_under_the_name_of_a_config() -> None:

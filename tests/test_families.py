@@ -316,7 +316,7 @@ def from_families(what: str) -> list[tuple[str, dict[str, Any]]]:
 REFUSED = [
     ("model_type", {"model_type": "mamba"}),
     ("hidden_act", {"hidden_act": "quick_gelu"}),
-    ("quantization_config", {"quantization_config": {"quant_method": "gptq"}}),
+    ("quantization_config", {"quantization_config": {"quant_method": "exl2"}}),
     ("is_encoder_decoder", {"is_encoder_decoder": True}),
     ("rope_type", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     ("'type'", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),

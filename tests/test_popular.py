@@ -175,7 +175,7 @@ HOSTILE = [
     *({key: value} for key in SIZES for value in (0, -1, 1.5, 10**300, "8", [], True)),
     *({key: value} for key, value in (("model_type", "mamba"), ("model_type", 7), ("model_type", None), ("head_dim", 0),
                                       ("num_attention_heads", 7), ("num_experts_per_tok", 129), ("hidden_act", "new"))),
-    *({"quantization_config": {"quant_method": method}} for method in ("gptq", "mxfp4", "fp8")),
+    *({"quantization_config": {"quant_method": method}} for method in ("exl2", "mxfp4", "hqq")),
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ from lapinfer.checkpoint import mxfp4
 from lapinfer.checkpoint.foreign import WEIGHTS, beside, of_folder
 from lapinfer.checkpoint.identity import Contents
 from lapinfer.checkpoint.json_files import read_json
-from lapinfer.checkpoint.safetensors import SafetensorsFile, same_tensor
+from lapinfer.checkpoint.quantized import Matrix, matrices
+from lapinfer.checkpoint.quantized.parts import Part
+from lapinfer.checkpoint.shards import Shards
 from lapinfer.checkpoint.stored import as_stored
-from lapinfer.errors import CheckpointError, quoted
+from lapinfer.errors import CheckpointError
 from lapinfer.quant.groups import Grouped
-
-SINGLE, INDEX = WEIGHTS
 
 
 class FolderCheckpoint:
-    """`Checkpoint` of a folder with config.json and model.safetensors, or shards and their index."""
+    """`Checkpoint` of a folder with config.json and model.safetensors, or shards and their index.
+
+    Matrices that another tool has quantized have their logical names and shapes (quantized/).
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = self.folder = Path(path)
@@ -31,14 +35,8 @@ class FolderCheckpoint:
         self._said = read_json(self.path / "config.json")
         self._config: dict[str, Any] | None = None
         self.name, self.notices = self.path.name, beside(self.path)
-        self._files: dict[str, SafetensorsFile] = {}
-        self._of: dict[str, list[SafetensorsFile]] = {}
-        self._promised: dict[str, str] = {}
-        if (self.path / SINGLE).is_file():
-            self._open(SINGLE)
-        else:
-            self._open_shards(self.path / INDEX)
-        self.contents = Contents([self._said, self._promised], [file.file for file in self._files.values()])
+        self._shards = Shards(self.path)
+        self.contents = Contents([self._said, self._shards.promised], [file.file for file in self._shards.files])
 
     @property
     def config(self) -> dict[str, Any]:
@@ -47,104 +45,68 @@ class FolderCheckpoint:
             self._config = as_stored(self, self._said)
         return self._config
 
-    def _open(self, shard: str) -> None:
-        file = self._files[shard] = SafetensorsFile(self.path / shard)
-        for name in file.tensors:
-            self._of.setdefault(name, []).append(file)
-
-    def _open_shards(self, index: Path) -> None:
-        """Opens the shards that are there: which of their tensors are needed is not known yet."""
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(v, str) for v in shards.values()):
-            raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
-        for shard in sorted(set(shards.values())):
-            # A name with a folder in it could point anywhere on the disk.
-            if Path(shard).name != shard or "\\" in shard or "\0" in shard:
-                raise CheckpointError(f"{index}: names the shard {shard[:100]!r}, expected a file beside it")
-            if (self.path / shard).exists():
-                self._open(shard)
-        if not self._files:
-            raise CheckpointError(f"{self.path / min(shards.values())}: no such file, which {index.name} names")
-        self._promised = shards
+    @cached_property
+    def _matrices(self) -> dict[str, Matrix]:
+        """What another tool has quantized, by its logical name."""
+        return matrices(self._said, str(self.path / "config.json"), self._shards)
 
     @property
     def is_complete(self) -> bool:
         """Whether all shards are there that the index names."""
-        return all(shard in self._files for shard in set(self._promised.values()))
-
-    def _file(self, name: str) -> SafetensorsFile:
-        """The shard that has the tensor.
-
-        Of several, any where it is the same in all, else the last in the order of names, where the index says so, too:
-        which is how parts of a model are replaced by a further shard.
-        """
-        try:
-            first, *others = self._of[name]
-        except KeyError:
-            raise self._missing(name) from None
-        if others:
-            if not all(same_tensor(first, other, name) for other in others):
-                first, last = others[-1], self._promised.get(name)
-                if first.path.name != last:
-                    raise CheckpointError(
-                        f"{first.path}: tensor {quoted(name)} is in {len(others) + 1} shards with other numbers, "
-                        f"and {INDEX} says {last or 'nothing of it'}; remove the shard that is not part of the model"
-                    )
-            self._of[name] = [first]
-        return first
-
-    def _missing(self, name: str) -> CheckpointError:
-        if (shard := self._promised.get(name)) is None:
-            return CheckpointError(f"{self.path}: tensor {quoted(name)} is missing{self._hint(name)}")
-        if shard in self._files:
-            return CheckpointError(f"{self.path / shard}: tensor {quoted(name)} is missing, which {INDEX} names")
-        return CheckpointError(
-            f"{self.path / shard}: no such file; it has tensor {quoted(name)}, says {INDEX}; download it again"
-        )
-
-    def _hint(self, missing: str) -> str:
-        """What may be wrong where a tensor is missing, or ""."""
-        if missing.endswith("lm_head.weight"):
-            return "; if the head is the embedding, set tie_word_embeddings to true in config.json"
-        tail = "." + ".".join(missing.split(".")[-3:])
-        alike = next((name for name in self._of if name.endswith(tail) or missing.endswith(f".{name}")), None)
-        return f"; there is {quoted(alike)}: name tensors as transformers does" if alike else ""
+        return self._shards.is_complete
 
     def _fp4(self, name: str) -> bool:
         """Whether a tensor is blocks of MXFP4: it then has its logical shape, and its scales no name of their own."""
-        file = self._file(name)
+        file = self._shards.file(name)
         if not name.endswith(mxfp4.BLOCKS) or file[name].dtype != "U8":
             return False
         scales = mxfp4.scales_of(name)
-        there = self._file(scales)[scales] if scales in self._of else None
+        there = self._shards.file(scales)[scales] if scales in self._shards else None
         mxfp4.check_shapes(str(file.path), name, file[name].shape, there and there.shape)
         if there and there.dtype != "U8":
             raise CheckpointError(f"{file.path}: tensor {scales!r} has dtype {there.dtype}, expected U8")
         return True
 
     def names(self) -> list[str]:
-        return [name for name in self._of if not (name.endswith(mxfp4.SCALES) and self._blocks_of(name))]
+        parts = {part for matrix in self._matrices.values() for part in matrix.parts}
+        plain = [name for name in self._shards.names() if name not in parts and not self._is_scales(name)]
+        return plain + list(self._matrices)
 
-    def _blocks_of(self, scales: str) -> bool:
-        return scales.removesuffix(mxfp4.SCALES) + mxfp4.BLOCKS in self._of
+    def _is_scales(self, name: str) -> bool:
+        return name.endswith(mxfp4.SCALES) and name.removesuffix(mxfp4.SCALES) + mxfp4.BLOCKS in self._shards
 
     def shape(self, name: str) -> tuple[int, ...]:
-        stored = self._file(name)[name].shape
+        if (matrix := self._matrices.get(name)) is not None:
+            return matrix.shape
+        stored = self._shards.shape(name)
         return mxfp4.logical_shape(stored) if self._fp4(name) else stored
 
     def stored_as(self, name: str) -> str:
-        return "MXFP4" if self._fp4(name) else self._file(name)[name].dtype
+        if (matrix := self._matrices.get(name)) is not None:
+            return matrix.kind
+        return "MXFP4" if self._fp4(name) else self._shards.dtype(name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        if (matrix := self._matrices.get(name)) is not None:
+            with np.errstate(all="ignore"):  # numbers of a damaged file may be NaN or infinite
+                return self._part(matrix, start, stop).weights()
         grouped = self.read_grouped(name, start, stop)
         if grouped is None:
-            return self._file(name).read(name, start, stop)
+            return self._shards.read(name, start, stop)
         return grouped.weights().reshape(-1, *self.shape(name)[1:])
 
     def read_grouped(self, name: str, start: int = 0, stop: int | None = None) -> Grouped | None:
         """Of several matrices, all rows of start:stop. None for what is not stored in groups."""
+        if (matrix := self._matrices.get(name)) is not None:
+            with np.errstate(all="ignore"):
+                return self._part(matrix, start, stop).grouped()
         if not self._fp4(name):
             return None
-        file, scales = self._file(name), mxfp4.scales_of(name)
-        blocks, exponents = file.rows(name, start, stop), self._file(scales).rows(scales, start, stop)
+        file, scales = self._shards.file(name), mxfp4.scales_of(name)
+        blocks, exponents = file.rows(name, start, stop), self._shards.rows(scales, start, stop)
         return mxfp4.groups(str(file.path), name, blocks, exponents)
+
+    @staticmethod
+    def _part(matrix: Matrix, start: int, stop: int | None) -> Part:
+        rows = range(matrix.shape[0])[start:stop]
+        return matrix.part(rows.start, rows.stop)

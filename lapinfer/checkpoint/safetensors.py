@@ -38,6 +38,8 @@ DTYPES: dict[str, np.dtype] = {
     "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("u1"),
+    "F8_E4M3": np.dtype("u1"),  # its bits
+    "F8_E8M0": np.dtype("u1"),
 }
 """What can be looked at; a file may have tensors of other types, as long as nobody reads them."""
 

@@ -17,7 +17,7 @@ from lapinfer.errors import CheckpointError
 from lapinfer.families import Source
 from lapinfer.quant.blocks import take_rows
 from lapinfer.quant.choice import Stored
-from lapinfer.quant.formats import STORED
+from lapinfer.quant.formats import KEPT
 from lapinfer.quant.groups import Grouped, joined
 from lapinfer.quant.quantize import quantize
 from lapinfer.quant.range import check_small
@@ -115,10 +115,10 @@ class Assembler:
                 )
 
     def formats_of(self, name: str) -> Stored:
-        """The formats that hold its sources without a loss; None: there is no such format."""
+        """The formats that hold its sources without a loss, or with the least; None: there is no such format."""
         named = {source.name for source in self.sources[name] if source.name}
         kinds = {self.checkpoint.stored_as(source) for source in named}
-        return {STORED[kind].name if kind in STORED else None for kind in kinds}
+        return {KEPT[kind].name if kind in KEPT else None for kind in kinds}
 
     def _spans(self, name: str, start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
         """The pieces that rows start:stop are made of, and which of each piece's rows."""

@@ -35,6 +35,7 @@ class Format(ABC):
 
     What packing decides by it:
     stored_types: types of safetensors and GGUF files that it holds without a loss.
+    nearest_types: types that lose least in it, or nothing, at about as many bits.
     kept_by_auto: whether `--quant auto` keeps matrices that are stored so.
     models: the size of model that `--quant auto` packs as this.
     finer_head: whether embedding and head become a finer format; heads: the size of model where they become this.
@@ -53,6 +54,7 @@ class Format(ABC):
     least: float = 0.0
     wider: str = "f32"
     stored_types: tuple[str, ...] = ()
+    nearest_types: tuple[str, ...] = ()
     kept_by_auto: bool = False
     models: ModelSize | None = None
     finer_head: bool = False

@@ -13,9 +13,11 @@ from lapinfer.checkpoint.bare import BareConfig, bare_config, local_name
 from lapinfer.checkpoint.hub import resolve
 from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
+from lapinfer.families.quantized import READ, section_of, usual_kind
 from lapinfer.packing.assemble import Assembler
 from lapinfer.packing.reader import read_packed
 from lapinfer.quant.choice import Stored
+from lapinfer.quant.formats import KEPT
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
 
@@ -60,9 +62,16 @@ def _of_config(bare: BareConfig) -> Known:
     spec = spec_from_config(bare.config, bare.where, notes.append)
     dtype = bare.config.get("dtype") or bare.config.get("torch_dtype")
     floats = OF_DTYPES.get(dtype, "bf16") if isinstance(dtype, str) else "bf16"
-    of_experts = "mxfp4" if bare.config.get("quantization_config") else floats  # others' formats have been refused
-    banks = {t.name for t in tensors(spec).values() if t.reads == "expert"}
-    return Known(spec, bare.told, lambda name: {of_experts if name in banks else floats}, notes=tuple(notes))
+    quantized, kept = set[str](), floats
+    if (section := section_of(bare.config)) is not None:
+        experts = section.method not in READ  # what of the others isn't refused has only experts quantized
+        kept = "mxfp4" if experts else _kept_as(usual_kind(section)) or floats
+        quantized = {t.name for t in tensors(spec).values() if t.reads == "expert" or (not experts and t.layer >= 0)}
+    return Known(spec, bare.told, lambda name: {kept if name in quantized else floats}, notes=tuple(notes))
+
+
+def _kept_as(kind: str) -> str | None:
+    return KEPT[kind].name if kind in KEPT else None
 
 
 def _of_packed(folder: Path, before: tuple[str, ...]) -> Known:

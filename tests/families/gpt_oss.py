@@ -24,7 +24,7 @@ CASES = [
 ]
 SIZES = USUAL | {"num_experts_per_tok": 2, "num_local_experts": 4}
 REFUSED = [
-    ("quantization_config", {"quantization_config": {"quant_method": "fp8"}}),
+    ("quantization_config", {"quantization_config": {"quant_method": "exl2"}}),
     ("quantization_config", {"quantization_config": ["mxfp4"]}),
     ("quantization_config", {"quantization_config": {"quant_method": None}}),
     ("swiglu_limit", {"swiglu_limit": 5.0}),

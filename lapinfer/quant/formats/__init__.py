@@ -25,6 +25,9 @@ FORMATS: Final = _load()
 STORED: Final = {kind: form for form in FORMATS.values() for kind in form.stored_types}
 """Type in a checkpoint -> the format that holds it without a loss."""
 
+KEPT: Final = STORED | {kind: form for form in FORMATS.values() for kind in form.nearest_types}
+"""The same, with types that lose least in a format: what they become unless another one is asked for."""
+
 
 def group_format(name: str) -> GroupFormat:
     """A format that must have groups."""

@@ -48,5 +48,6 @@ class Q4WithMinimum(GroupFormat):
 FORMAT = Q4WithMinimum(
     name="q4_1", id=4, scalars=(np.float16, np.float16), planes=(4,), max_error=2 / 15,
     most=HALF_MAX, least=NIBBLE * HALF_NORMAL, wider="bf16",
-    stored_types=("Q4_0", "Q4_1"), kept_by_auto=True, finer_head=True, weighed=True, narrow="q4",
+    stored_types=("Q4_0", "Q4_1"), nearest_types=("INT2", "INT3", "INT4"), kept_by_auto=True,
+    finer_head=True, weighed=True, narrow="q4",
 )  # fmt: skip

@@ -41,5 +41,6 @@ FORMAT = Q8(
     name="q8", id=3, scalars=(np.float16,), planes=(8,), code_type=np.int8, signed=True, by_row=True,
     most=LARGEST * HALF_MAX, least=LARGEST * HALF_NORMAL, wider="bf16",
     max_error=0.0095,  # the search may cut 0.9 % off the range, and a float16 scale another 2^-11
-    stored_types=("Q8_0",), kept_by_auto=True, models="small", heads="small",
+    stored_types=("Q8_0",), nearest_types=("INT8", "UINT8", "UINT6", "FP8"), kept_by_auto=True,
+    models="small", heads="small",
 )  # fmt: skip
