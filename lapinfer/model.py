@@ -393,4 +393,4 @@ class Model:
             if self.pool is not None:
                 self.pool.close()
             if self.exchange is not None:
-                self.exchange.nodes.close()
+                self.exchange.close()

@@ -71,8 +71,10 @@ def bench(
     if output not in bench_tables.WRITERS:
         raise typer.BadParameter(f"-o: expected one of {', '.join(bench_tables.WRITERS)}, got {output}")
     names = [*(models or []), *(model or [])]
-    if shapes is not None and (names or loading.memory):
-        raise typer.BadParameter("--shapes: random weights in memory go with neither models nor --memory")
+    if shapes is not None and (names or loading.memory or loading.expert_nodes):
+        raise typer.BadParameter(
+            "--shapes: random weights in memory go with neither models nor --memory, nor --expert-nodes"
+        )
     counts = [None] if threads is None else numbers(threads)
     for count in counts:
         check_usage(load_declaration("threads"), "--threads", count)

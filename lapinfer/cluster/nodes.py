@@ -6,11 +6,14 @@ computer, and messages between computers, without the scheduler's round trip for
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lapinfer.cluster.expert_actor import Charge, ExpertActor
@@ -65,6 +68,8 @@ class RayNodes:
         self._in_flight = False
         self.held = ExitStack()
         """What ends with the nodes."""
+        self._at_exit = partial(_close, weakref.ref(self))
+        atexit.register(self._at_exit)  # so before Ray's own, which takes the memory of answers away
         try:
             self._start(progress)
         except BaseException:
@@ -83,6 +88,7 @@ class RayNodes:
             self._got([actor.start.remote() for actor in self._actors])
             progress(phase, len(self._actors), len(self._actors))
             self._graph = self._compiled()
+            self._ask({})  # the first time takes as long as some imports
         except self._ray.exceptions.GetTimeoutError as error:
             raise ClusterError(f"{OPTION}: a node did not start within {STARTING} s; ray status tells why") from error
         except self._ray.exceptions.RayError as error:
@@ -104,18 +110,18 @@ class RayNodes:
         try:
             if self._graph is None or self._in_flight:  # Ctrl-C came while it was waited for
                 self._start_again()
-            return self._asked(requests)
+            return self._ask(requests)
         except self._ray.exceptions.RayError as error:
             if _raised(error) is not None:
                 raise _told(error, "a node could not answer") from error
             self._notice("note: a node with experts died; it is started again")
         try:
             self._start_again()
-            return self._asked(requests)
+            return self._ask(requests)
         except self._ray.exceptions.RayError as error:
             raise _told(error, "a node with experts died again") from error
 
-    def _asked(self, requests: Mapping[int, Request]) -> Mapping[int, Answer]:
+    def _ask(self, requests: Mapping[int, Request]) -> Mapping[int, Answer]:
         nodes = range(len(self._actors))
         asked = [(r.position, r.rows, r.pairs) if (r := requests.get(node)) is not None else None for node in nodes]
         self._in_flight = True
@@ -142,12 +148,18 @@ class RayNodes:
         return [usage["resident"] for usage in self.usage()]
 
     def close(self) -> None:
+        atexit.unregister(self._at_exit)
         self._tear_down()
         for actor in self._actors:
             with suppress(Exception):
                 self._ray.kill(actor, no_restart=True)
         self._actors = []
         self.held.close()
+
+
+def _close(nodes: weakref.ref[RayNodes]) -> None:
+    if (alive := nodes()) is not None:
+        alive.close()
 
 
 def _raised(error: BaseException) -> BaseException | None:

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,7 +44,9 @@ class Row:
     mb_relative: the same of touched_mb. experts_read: of a model that routes, different experts that a step of decoding
     read in a routed layer, the mean (shared ones included); experts_expected: how many chance would. expert_hit_rate,
     read_mb: of a model whose experts are partly on disk (--memory), the share of chosen experts that were in memory,
-    and MB read from the file per token.
+    and MB read from the file per token. expert_nodes: nodes that have the experts (--expert-nodes); of a token,
+    messages to them, sent_mb and received_mb, waited_ms for their answers, computed_ms of these by the slowest node;
+    node_imbalance: the busiest node's work, divided by the mean (runtime/traffic.py).
     """
 
     model_filename: str
@@ -90,6 +92,13 @@ class Row:
     experts_expected: float | None
     expert_hit_rate: float | None
     read_mb: float | None
+    expert_nodes: int | None
+    messages: float | None
+    sent_mb: float | None
+    received_mb: float | None
+    waited_ms: float | None
+    computed_ms: float | None
+    node_imbalance: float | None
     cpu_info: str
     test_time: str
     build: str
@@ -115,11 +124,12 @@ class Runs:
         together = f" x{len(texts)}" if len(texts) > 1 else ""
         self.name = f"{'pp' if p else 'tg'}{p + n}{together}" + (f" @ d{d}" if d else "")
         self.count = (p + n) * len(texts)
-        self.pool = getattr(model, "pool", None)
+        self.pool, self.exchange = getattr(model, "pool", None), getattr(model, "exchange", None)
         self.bandwidths = [roofline.bandwidth_now(model.threads)]
         self.seconds: list[float] = []
         self.watch = Watch(model)
         self.from_pool: Counter[str] = Counter()
+        self.traffic: list[dict[str, Any]] = []
 
     def once(self, *, counted: bool) -> None:
         """A run; one that is not counted warms up."""
@@ -130,6 +140,8 @@ class Runs:
             model.prefill(self.texts[0, d : d + 1], 0, d)
         else:
             pool.reset()
+        if self.exchange is not None:
+            self.exchange.traffic.reset()
         watch = self.watch if counted else Watch(model)
         took = watch.prefill(self.texts[0, d : d + self.p], d) if self.p else self._generate(watch)
         if counted:
@@ -137,6 +149,8 @@ class Runs:
             if pool is not None and pool.pooled:
                 stats = pool.stats()
                 self.from_pool.update({name: stats[name] for name in ("hits", "misses", "bytes_read")})
+            if self.exchange is not None:
+                self.traffic.append(self.exchange.traffic.stats())
         self.bandwidths.append(roofline.bandwidth_now(model.threads))
 
     def _generate(self, watch: Watch) -> float:
@@ -187,7 +201,9 @@ class Runs:
             gb_per_s=touched / sum(seconds) / 1e9,
             best_read_gb_per_s=max(bandwidths) / 1e9,
             least_read_gb_per_s=min(bandwidths) / 1e9,
-            roofline=None if self.pool else machine.seconds(touched, macs, costs.arithmetic) / sum(seconds),
+            roofline=None
+            if self.pool or self.exchange
+            else machine.seconds(touched, macs, costs.arithmetic) / sum(seconds),
             ttft_ms=1e3 * statistics.mean(seconds) if p else None,
             tpot_p50_ms=1e3 * float(np.percentile(watch.seconds, 50)) if n else None,
             tpot_p99_ms=1e3 * float(np.percentile(watch.seconds, 99)) if n else None,
@@ -202,6 +218,7 @@ class Runs:
             **self._beside(alone),
             **self._experts(),
             **self._from_disk(),
+            **self._from_nodes(),
             cpu_info=f"{cpu_name()} ({os.cpu_count()} threads)",
             test_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             build=f"lapinfer {__version__}",
@@ -249,3 +266,16 @@ class Runs:
         return {
             "expert_hit_rate": n["hits"] / max(n["hits"] + n["misses"], 1), "read_mb": n["bytes_read"] / tokens / 1e6,
         }  # fmt: skip
+
+    def _from_nodes(self) -> dict[str, Any]:
+        """What experts on other nodes cost a token."""
+        names = {
+            "messages": ("messages", 1.0), "sent_mb": ("bytes_sent", 1e-6), "received_mb": ("bytes_received", 1e-6),
+            "waited_ms": ("seconds_waited", 1e3), "computed_ms": ("seconds_of_slowest", 1e3),
+        }  # fmt: skip
+        if not self.traffic:
+            return dict.fromkeys(("expert_nodes", "node_imbalance", *names))
+        tokens = len(self.seconds) * self.count
+        sums = {name: factor * sum(t[key] for t in self.traffic) / tokens for name, (key, factor) in names.items()}
+        imbalance = statistics.mean(t["imbalance"] for t in self.traffic)
+        return {"expert_nodes": self.traffic[0]["nodes"], "node_imbalance": imbalance, **sums}

@@ -40,6 +40,12 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines = [*([side_by_side(rows), "", *_conclusions(rows), ""] if several else [])]
     lines.append(markdown(head, table, left=(0, 3)))
     for r in rows:
+        if r.expert_nodes is not None:
+            lines.append(
+                f"\n{r.test}: experts on {r.expert_nodes} nodes, of a token {r.messages:.1f} messages, "
+                f"{r.sent_mb:.3f} MB out and {r.received_mb:.3f} MB back, {r.waited_ms:.2f} ms waited, of which the "
+                f"slowest node has computed {r.computed_ms:.2f}; the busiest had {r.node_imbalance:.2f} times the mean"
+            )
         if r.expert_hit_rate is not None:
             lines.append(f"\n{r.test}: {r.expert_hit_rate:.1%} of experts in memory, {r.read_mb:.1f} MB read per token")
     lines += batches(rows)

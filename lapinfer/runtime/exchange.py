@@ -58,7 +58,6 @@ class Exchange:
             if stop_pair > first_pair:
                 rows = self.rows[first * row_bytes : stop * row_bytes].reshape(stop - first, row_bytes)
                 requests[node] = Request(position, rows, self.pairs[first_pair:stop_pair])
-        self._held = {}  # nodes may write to the same memory again
         began = time.perf_counter_ns()
         answers = self.nodes.ask(requests)
         waited = time.perf_counter_ns() - began
@@ -69,5 +68,14 @@ class Exchange:
             if not rows.flags.c_contiguous:
                 raise RuntimeError(f"node {node} answered rows that do not lie side by side")
             self.parcels[node, ANSWERS] = rows.ctypes.data
-        self._held = answers  # until the next ones are here: kernels have only their addresses
+        self._held = answers  # kernels have only their addresses
         self.traffic.record(position, requests, answers, waited)
+
+    def let_go(self) -> None:
+        """The answers are added up: nodes may write to the same memory again."""
+        self._held = {}
+
+    def close(self) -> None:
+        """End the nodes, and what memory their answers lie in."""
+        self.let_go()
+        self.nodes.close()

@@ -41,7 +41,7 @@ def experts_apart(build: Ops, exchange: Exchange, index: int, kind: int, target:
         row_weights=routing.row_weights, node_of=node_of, parcels=exchange.parcels, tile_pair=exchange.tile_pair,
         stride=4 * exchange.width, row_blocks=blocks, unit=unit, mode=target.mode, out=target.out,
         out_stride=target.out.strides[0], scale=target.scale,
-        shape=f"{rows} × {build.hidden}, {target.width} × {ff.width}",
+        shape=f"{rows} × {build.hidden}, {target.width} × {ff.width}", after=exchange.let_go,
         cost=Cost(
             macs=ff.active * (rows * build.hidden + target.width * ff.width), routed=position,
             expert_bytes=bytes_of_an_expert(build, index, target.width),
