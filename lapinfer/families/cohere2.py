@@ -25,17 +25,13 @@ MODULES = {part: modules for part, modules in LLAMA.items() if part not in ("ff_
 
 
 def spec(config: Config) -> ModelSpec:
-    width, heads = config.integer("hidden_size"), config.integer("num_attention_heads", most=4096)
     config.refuse("use_qk_norm")
     config.expect(
-        head_dim=width // heads, rotary_pct=1.0, position_embedding_type="rope_gptj", use_parallel_block=True,
-        use_gated_activation=True,
+        rotary_pct=1.0, position_embedding_type="rope_gptj", use_parallel_block=True, use_gated_activation=True,
+        order_of_interleaved_layers="local_attn_first",
     )  # fmt: skip
-    bias, norm, rope = (
-        config.flag("attention_bias", False),
-        layer_norm(config, bias=False),
-        rope_of(config, interleaved=True),
-    )
+    bias, norm = config.flag("attention_bias", False), layer_norm(config, bias=False)
+    rope = rope_of(config, interleaved=True)
     period = config.integer("sliding_window_pattern", 4)
     slides = [(i + 1) % period != 0 for i in range(layer_count(config))]
     layers = [
@@ -56,5 +52,6 @@ def gguf_config(metadata: Metadata) -> dict[str, Any]:
     return config | {"logit_scale": metadata.number("logit_scale")}
 
 
-IGNORED = ("layer_switch", "order_of_interleaved_layers", "use_embedding_sharing", "use_parallel_embedding")
+IGNORED = ("layer_switch", "use_embedding_sharing", "use_parallel_embedding", "_sliding_window_pattern",
+           "model_max_length")  # fmt: skip
 FAMILY = Family(("cohere2",), spec, TensorNames(MODULES), gguf=GGUF("cohere2", gguf_config), ignored_keys=IGNORED)

@@ -13,6 +13,8 @@ from lapinfer.spec import ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
+    if config.get("scoring_func") == "noaux_tc":  # what published files call sigmoids with a bias that selects
+        config = config.replaced(scoring_func="sigmoid")
     bias, norm, rope = config.flag("attention_bias", False), rms_norm(config), rope_of(config)
     window, first = window_size(config), config.integer("max_window_layers", 62, least=0)
     slides = [window is not None and i >= first for i in range(layer_count(config))]

@@ -41,5 +41,10 @@ def _rope(config: Config) -> RopeSpec:
     return rope_spec(section, dim, context(config))
 
 
-IGNORED = ("cla_share_factor", "max_window_layers")
+IGNORED = (
+    "cla_share_factor", "class_num", "dense_list", "im_end_id", "im_newline_id", "im_start_id", "mask_init_id",
+    "org_vocab_size", "pad_id", "pool_type", "text_end_id", "text_start_id",
+)  # fmt: skip
+"""Of the program that trained it."""
+
 FAMILY = Family(("hunyuan_v1_dense",), spec, TensorNames(MODULES), gguf=GGUF("hunyuan-dense"), ignored_keys=IGNORED)

@@ -38,5 +38,8 @@ def spec(config: Config) -> ModelSpec:
     return model_spec(config, layers, norm)
 
 
-IGNORED = ("num_mtp_layers", "num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types", "use_qk_norm")
+IGNORED = (
+    "num_mtp_layers", "num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types", "use_qk_norm",
+    "use_sliding_window", "max_window_layers",
+)  # fmt: skip
 FAMILY = Family(("mellum",), spec, TensorNames(experts=MLP), ignored_keys=IGNORED)

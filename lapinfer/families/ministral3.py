@@ -50,8 +50,7 @@ def spec(config: Config) -> ModelSpec:
     section = rope_section(config)
     section.know("max_position_embeddings")
     growth = None
-    if "llama_4_scaling_beta" in section:
-        beta = section.number("llama_4_scaling_beta", least=0.0, most=1e3)
+    if beta := section.number("llama_4_scaling_beta", 0.0, least=0.0, most=1e3):
         growth = GrowthSpec(beta, section.integer("original_max_position_embeddings", context(config), most=1 << 30))
     attention = replace(attention_spec(config, rope_of(config), window=window_size(config, None)), growth=growth)
     norm = rms_norm(config, eps=1e-5)

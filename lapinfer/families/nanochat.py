@@ -34,6 +34,7 @@ def spec(config: Config) -> ModelSpec:
         replace(attention, qk_norm_after=True), ungated_feed_forward(config, "relu2", bias=False), norm, norm
     )
     softcap = soft_cap(config, "final_logit_softcapping", 15.0)
+    config.expect(logits_soft_cap=softcap)
     model = model_spec(config, [layer] * layer_count(config), norm, logit_softcap=softcap)
     return replace(model, embed_norm=norm)
 

@@ -28,7 +28,7 @@ MODULES = {part: modules for part, modules in LLAMA.items() if part not in ("gat
 
 def spec(config: Config) -> ModelSpec:
     config = config.with_absent(num_key_value_heads=2)
-    config.expect(norm_type="layer_norm", mlp_type="default")
+    config.expect(norm_type="layer_norm", mlp_type="default", scale_attn_weights=True)
     bias, norm = config.flag("use_bias", True), layer_norm(config, "norm_epsilon")
     attention = attention_spec(config, rope_of(config), window=window_size(config, None), qkv_bias=bias, o_bias=bias)
     layer = LayerSpec(attention, ungated_feed_forward(config, "gelu_pytorch_tanh", bias), norm, norm)
@@ -41,4 +41,6 @@ def gguf_config(metadata: Metadata) -> dict[str, Any]:
     return config | {"hidden_act": "gelu_pytorch_tanh", "use_bias": biased(metadata, *projections)}
 
 
-FAMILY = Family(("starcoder2",), spec, TensorNames(MODULES), gguf=GGUF("starcoder2", gguf_config))
+IGNORED = ("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "layer_norm_epsilon")
+GGUF_FILES = GGUF("starcoder2", gguf_config)
+FAMILY = Family(("starcoder2",), spec, TensorNames(MODULES), gguf=GGUF_FILES, ignored_keys=IGNORED)

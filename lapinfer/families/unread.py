@@ -56,7 +56,7 @@ FOREIGN: Final = (
     _kind(r"_fsdp_wrapped_module\.|_flat_param\b", "shards of FSDP; gather the whole model before saving it"),
     _kind(r"^(tok_embeddings|output)\.weight$|^layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\.",
           "weights under Meta's or Mistral's own names; get or make a folder for transformers (model.safetensors)"),
-    _kind(r"\.linear_(qkv|fc1|fc2|proj)\.|\.query_key_value\.",
+    _kind(r"\.linear_(qkv|fc1|fc2|proj)\.|\.self_attention\.query_key_value\.",
           "weights under Megatron's or another family's names; get or make a folder for transformers"),
 )  # fmt: skip
 """What other tools make of weights."""
