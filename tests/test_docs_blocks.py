@@ -34,6 +34,7 @@ FILES = {
     "notes.txt": "It is a truth universally acknowledged, that a fox in want of a den must look for one.\n" * 6,
     "fox.json": json.dumps({"type": "object", "properties": {"legs": {"type": "integer", "maximum": 9}},
                             "required": ["legs"], "additionalProperties": False}),
+    "questions.jsonl": '{"prompt": "It is a truth"}\n"Emma"\n{"text": "a fox"}\n',
 }  # fmt: skip
 FILES["novel.txt"] = FILES["notes.txt"] * 3
 """What a reader has in the folder where the blocks are typed."""

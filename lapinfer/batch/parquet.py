@@ -88,7 +88,7 @@ def _parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError(f'Parquet needs {error.name}: pip install "lapinfer[batch]"') from error
+        raise InputError('Parquet needs pyarrow: pip install "lapinfer[batch]"') from error
     return pyarrow.parquet
 
 

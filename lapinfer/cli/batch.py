@@ -137,10 +137,11 @@ def _check_installed() -> None:
 
 def _about(name: str, loading: LoadOptions, defaults: "Defaults", progress: Progress) -> dict[str, Any]:
     """What decides the answers besides the lines."""
+    from lapinfer.batch.engine import model_name
     from lapinfer.batch.identity import model_identity
 
     chosen = {key: value for key, value in asdict(loading).items() if key not in NEUTRAL}
-    model = model_identity(name, loading, progress)
+    model = f"{model_name(name)} {model_identity(name, loading, progress)}"  # records have the name
     return {"version": __version__, "model": model} | chosen | asdict(defaults)
 
 
@@ -158,7 +159,8 @@ def _engine(
     engine = Engine(model_name(name), loaded, defaults)
     try:
         needed = memory_needed(name, loading)
-        note(f"{name}: {loaded.model.slots} lines at once, {loaded.model.ctx:,} positions each, {needed / 1e6:,.0f} MB")
+        about = f"{loaded.model.slots} lines at once, of {loaded.model.ctx:,} positions each, {needed / 1e6:,.0f} MB"
+        note(f"{model_name(name)}: {about}")
         yield partial(_stoppable, engine.answers)
     finally:
         engine.close()
