@@ -94,7 +94,7 @@ class Model:
         self._lock, self._pid = threading.RLock(), os.getpid()
         self._closed = False
         # A bound of memory is kept; and a step is run again only where it overwrites nothing that it reads.
-        self._widens = limits.experts != "pool" and all(layer.convolution is None for layer in spec.layers)
+        self._widens = limits.experts != "pool" and all(layer.attention is not None for layer in spec.layers)
         self._notice: Notice = notice or (lambda line: None)
         built = build_model(spec, weights, limits, nodes)
         self._step, self._routed, self._best = built.step, built.routing, built.best
@@ -346,7 +346,7 @@ class Model:
     def save_slot(self, slot: int, count: int) -> SlotState:
         """A copy of what a slot held after its first `count` positions: steps after it have the same bits anywhere.
 
-        InputError where the slot has fewer, or a layer with a window, or a convolution, has moved on.
+        InputError where the slot has fewer, or a layer that has its last positions alone has moved on.
         """
         slot, count = whole("slot", slot, 0, self.slots - 1), whole("count", count, 1, self.ctx)
         with self.lock:

@@ -70,6 +70,15 @@ LATENT: dict[str, Any] = {
     "v_head_dim": 32,
 }
 HYBRID: dict[str, Any] = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+DELTA: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "full_attention_interval": 3,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
 MULTIPLIERS: dict[str, Any] = {
     "embedding_multiplier": 12.0,
     "attention_multiplier": 0.15,

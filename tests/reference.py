@@ -2,7 +2,7 @@
 
 T tokens, D hidden width, H query heads, K key/value heads, k and v their widths, F feed-forward width, V vocabulary,
 E experts, A experts a token gets, G groups of experts; r, n, p widths of latents, of unrotated and rotated key parts.
-It follows the words of lapinfer/spec.py and is slow on purpose.
+It follows the words of lapinfer/spec/ and is slow on purpose.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lapinfer.spec import (
     FeedForwardSpec,
     ModelSpec,
     NormSpec,
+    RecurrenceSpec,
     RopeSpec,
     RouterSpec,
     TreeSpec,
@@ -53,6 +54,8 @@ def forward(
             y = norm(layer.attn_norm, w, "attn_norm", x)  # [T, D]
             if isinstance(layer.mixer, ConvolutionSpec):
                 y = convolution(layer.mixer, w, y)  # [T, D]
+            elif isinstance(layer.mixer, RecurrenceSpec):
+                y = recurrence(layer.mixer, w, y)  # [T, D]
             else:
                 y = attention(layer.mixer, w, y, positions)  # [T, D]
             x = x + scale * norm(layer.attn_post_norm, w, "attn_post_norm", y)  # [T, D]
@@ -101,6 +104,10 @@ def attention(spec: AttentionSpec, w: Weights, x: np.ndarray, positions: np.ndar
         scores = np.concatenate([scores, sinks], axis=2)  # [H, T, T + 1]
     p = softmax(scores)[..., :T]  # [H, T, T]
     out = np.einsum("hqk,khd->qhd", p, v).reshape(T, -1)  # [T, H·v]
+    if spec.gated:
+        rows = slice(spec.gate_start, None)
+        bias = w["qkv.bias"][rows] if spec.qkv_bias else np.float32(0)
+        out = out * sigmoid(x @ w["qkv"][rows].T + bias)  # [T, H·v]
     return out @ w["o"].T + w.get("o.bias", np.float32(0))  # [T, D]
 
 
@@ -114,12 +121,52 @@ def convolution(spec: ConvolutionSpec, w: Weights, x: np.ndarray) -> np.ndarray:
     return y @ w["conv_out"].T + w.get("conv_out.bias", np.float32(0))  # [T, D]
 
 
+def recurrence(spec: RecurrenceSpec, w: Weights, x: np.ndarray) -> np.ndarray:
+    """[T, D] -> [T, D], one position after the other. K key heads, I = H·v."""
+    T, H, K, C, I = len(x), spec.heads, spec.key_heads, spec.channels, spec.values  # noqa: E741
+    row = x @ w["mix_in"].T + w.get("mix_in.bias", np.float32(0))  # [T, C + I + scalars]
+    qkv, z, rates = np.split(row, [C, C + I], axis=1)  # [T, C], [T, I], [T, scalars]
+    padded = np.pad(qkv, ((spec.kernel - 1, 0), (0, 0)))  # [kernel − 1 + T, C]
+    qkv = sum(w["conv.weight"][:, j] * padded[j : j + T] for j in range(spec.kernel))  # [T, C]
+    qkv = activate("silu", qkv + w.get("conv.bias", np.float32(0)))  # [T, C]
+    q, k, v = np.split(qkv, [spec.keys, 2 * spec.keys], axis=1)
+    q, k = (np.repeat(y.reshape(T, K, -1), H // K, axis=1) for y in (q, k))  # [T, H, k] twice
+    v, step = v.reshape(T, H, -1), np.logaddexp(rates[:, :H] + w["step"], np.float32(0))  # [T, H, v], [T, H]
+    if spec.rule == "delta":
+        q, k = (y / np.sqrt((y * y).sum(-1, keepdims=True) + np.float32(1e-6)) for y in (q, k))  # [T, H, k] twice
+        q, write = q / np.float32(np.sqrt(spec.k_dim)), sigmoid(rates[:, H:])  # [T, H, k], [T, H]
+    else:
+        write = step = np.clip(step, *map(np.float32, spec.steps))  # [T, H]
+    keep = np.exp(-np.exp(w["decay"]) * step)  # [T, H]
+    S = np.zeros((H, spec.k_dim, spec.v_dim), np.float32)  # [H, k, v]
+    y = np.zeros_like(v)  # [T, H, v]
+    for t in range(T):
+        S = keep[t][:, None, None] * S  # [H, k, v]
+        new = v[t] - np.einsum("hkv,hk->hv", S, k[t]) if spec.rule == "delta" else v[t]  # [H, v]
+        S = S + k[t][:, :, None] * (write[t][:, None] * new)[:, None]  # [H, k, v]
+        y[t] = np.einsum("hkv,hk->hv", S, q[t])  # [H, v]
+    if spec.rule == "state_space":
+        y = y + w["skip"][:, None] * v  # [T, H, v]
+    y, gate = y.reshape(T, I), activate("silu", z)  # [T, I] twice
+    if spec.gate_first:
+        y = y * gate  # [T, I]
+    if spec.norm is not None:
+        weight = w["mix_norm.weight"].reshape(-1, spec.norm_width)  # [1 or I / norm_width, norm_width]
+        parts = y.reshape(T, -1, spec.norm_width)  # [T, I / norm_width, norm_width]
+        size = np.sqrt((parts * parts).mean(-1, keepdims=True) + np.float32(spec.norm.eps))
+        y = (parts / size * weight).reshape(T, I)  # [T, I]
+    if not spec.gate_first:
+        y = y * gate  # [T, I]
+    return y @ w["mix_out"].T + w.get("mix_out.bias", np.float32(0))  # [T, D]
+
+
 def heads(
     spec: AttentionSpec, w: Weights, x: np.ndarray, positions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Queries [T, H, k], keys [T, K, k] and values [T, K, v] of x [T, D]."""
     T, H, K = len(x), spec.n_heads, spec.n_kv_heads
     qkv = x @ w["qkv"].T + w.get("qkv.bias", np.float32(0))  # [T, H·k + K·k + K·v]
+    qkv = qkv[:, : spec.gate_start]  # without a gate
     q, k, v = np.split(qkv, [H * spec.k_dim, (H + K) * spec.k_dim], axis=1)
     if spec.qk_norm and spec.qk_norm_full:
         q, k = norm(spec.qk_norm, w, "q_norm", q), norm(spec.qk_norm, w, "k_norm", k)  # [T, H·k], [T, K·k]

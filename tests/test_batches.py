@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import FakeModel
-from test_determinism import build, decoder, hybrid_decoder, prompt, routed_decoder, tree_decoder
+from test_determinism import build, decoder, hybrid_decoder, prompt, recurrent_decoder, routed_decoder, tree_decoder
 
 from lapinfer.errors import InputError, LapinferError
 from lapinfer.options import SamplingParams
@@ -25,6 +25,7 @@ SPECS = {
     "mixture, latents": lambda: routed_decoder(latent=True),
     "trees": tree_decoder,
     "convolutions": hybrid_decoder,
+    "recurrences": recurrent_decoder,
 }
 LENGTHS = (5, 90, 40, 1, 33, 17)
 

@@ -16,7 +16,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import RandomWeights
-from test_determinism import parallel_decoder, tree_decoder
+from test_determinism import parallel_decoder, recurrent_decoder, tree_decoder
 
 from lapinfer.families import spec_from_config
 from lapinfer.model import Model
@@ -27,7 +27,7 @@ from lapinfer.runtime.predict import predict_bytes
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
 
-CASES = [*(str(case) for case in tiny.CASES if case.routed), "trees", "parallel"]
+CASES = [*(str(case) for case in tiny.CASES if case.routed), "trees", "parallel", "recurrences"]
 SLOTS, CTX, STEP = 3, 48, 24
 
 
@@ -37,6 +37,8 @@ def spec_of(name: str) -> ModelSpec:
         return tree_decoder()
     if name == "parallel":
         return parallel_decoder()
+    if name == "recurrences":
+        return recurrent_decoder()
     return spec_from_config(tiny.read_golden(tiny.GOLDEN / f"{name}.npz")[0], name)
 
 

@@ -31,6 +31,7 @@ from lapinfer.spec import (
     LayerSpec,
     ModelSpec,
     NormSpec,
+    RecurrenceSpec,
     RopeSpec,
     RouterSpec,
     TreeSpec,
@@ -92,6 +93,24 @@ def hybrid_decoder() -> ModelSpec:
         dataclasses.replace(first, mixer=ConvolutionSpec(3)),
         second,
         dataclasses.replace(third, mixer=long, attn_post_norm=norm),
+    )
+    return dataclasses.replace(routed, layers=layers)
+
+
+def recurrent_decoder() -> ModelSpec:
+    """A delta rule, attention with a gate, and a state space with a norm behind it, biases and experts."""
+    routed, norm = routed_decoder(), decoder().norm
+    first, second, third = routed.layers
+    delta = RecurrenceSpec("delta", 4, 6, 3, 16, 40, norm, 40, norm_shared=True)
+    space = RecurrenceSpec(
+        "state_space", 3, 4, 2, 13, 24, norm, 48, gate_first=True, bias=True, kernel_bias=True, steps=(0.0, 2.0)
+    )
+    attention = second.attention
+    assert attention is not None
+    layers = (
+        dataclasses.replace(first, mixer=delta),
+        dataclasses.replace(second, mixer=dataclasses.replace(attention, gated=True)),
+        dataclasses.replace(third, mixer=space, attn_post_norm=norm),
     )
     return dataclasses.replace(routed, layers=layers)
 
@@ -174,8 +193,8 @@ def test_threads_and_chunks_change_no_bit(fmt: str, kv: str, activations: str) -
 )
 @pytest.mark.parametrize(
     "spec",
-    [routed_decoder(), routed_decoder(True), hybrid_decoder(), tree_decoder()],
-    ids=["heads", "latent", "convolutions", "trees"],
+    [routed_decoder(), routed_decoder(True), hybrid_decoder(), recurrent_decoder(), tree_decoder()],
+    ids=["heads", "latent", "convolutions", "recurrences", "trees"],
 )
 def test_experts_change_no_bit_either(fmt: str, activations: str, spec: ModelSpec) -> None:
     """Whichever tokens share an expert with a token, and whoever sorts them."""
@@ -198,8 +217,16 @@ def test_halves_side_by_side_change_no_bit_either() -> None:
 @pytest.mark.parametrize("kv", DTYPES)
 @pytest.mark.parametrize(
     "spec",
-    [decoder(), routed_decoder(), routed_decoder(True), hybrid_decoder(), tree_decoder(), parallel_decoder()],
-    ids=["dense", "routed", "latent", "convolutions", "trees", "parallel"],
+    [
+        decoder(),
+        routed_decoder(),
+        routed_decoder(True),
+        hybrid_decoder(),
+        tree_decoder(),
+        parallel_decoder(),
+        recurrent_decoder(),
+    ],
+    ids=["dense", "routed", "latent", "convolutions", "trees", "parallel", "recurrences"],
 )
 def test_sequences_side_by_side_are_as_alone(kv: str, spec: ModelSpec) -> None:
     """Four sequences at different places, their tokens in one step in any order of slots, prompts beside decoding."""
@@ -225,7 +252,9 @@ def test_sequences_side_by_side_are_as_alone(kv: str, spec: ModelSpec) -> None:
     model.close()
 
 
-@pytest.mark.parametrize("spec", [decoder(), hybrid_decoder()], ids=["dense", "convolutions"])
+@pytest.mark.parametrize(
+    "spec", [decoder(), hybrid_decoder(), recurrent_decoder()], ids=["dense", "convolutions", "recurrences"]
+)
 def test_a_slot_is_used_again(spec: ModelSpec) -> None:
     """What an earlier, longer sequence has left is not seen by the next one."""
     first, second = prompt(300, 1), prompt(200, 2)
@@ -237,13 +266,15 @@ def test_a_slot_is_used_again(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("kv", DTYPES)
-@pytest.mark.parametrize("spec", [decoder(), hybrid_decoder()], ids=["dense", "convolutions"])
+@pytest.mark.parametrize(
+    "spec", [decoder(), hybrid_decoder(), recurrent_decoder()], ids=["dense", "convolutions", "recurrences"]
+)
 def test_a_slot_recovers_from_a_poisoned_cache(kv: str, spec: ModelSpec) -> None:
     """Keys, values and inputs that are no numbers, left by an earlier sequence, never reach the next one."""
     ids = prompt(40)
     expected = forward(ids, kv=kv, step=16, spec=spec)
     model = build(kv=kv, step=16, spec=spec)
-    kept = {"k_cache", "v_cache", "k_scale", "v_scale", "state"}
+    kept = {"k_cache", "v_cache", "k_scale", "v_scale", "state", "states"}
     poisoned = [array for op in model.runner.plan.ops for name, array in op.operands.items() if name in kept]
     assert poisoned
     for array in poisoned:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_determinism import build, decoder, hybrid_decoder, prompt
+from test_determinism import build, decoder, hybrid_decoder, prompt, recurrent_decoder
 from test_range import LARGE, model_of
 
 from lapinfer.errors import InputError
@@ -91,7 +91,9 @@ def test_the_longest_prefix_is_found(model: Model, tmp_path: Path, on_disk: bool
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-@pytest.mark.parametrize("spec", [decoder(20), hybrid_decoder()], ids=["window", "convolutions"])
+@pytest.mark.parametrize(
+    "spec", [decoder(20), hybrid_decoder(), recurrent_decoder()], ids=["window", "convolutions", "recurrences"]
+)
 def test_what_has_moved_on_is_found_whole_or_not(spec: Any, tmp_path: Path, on_disk: bool) -> None:
     model = made(spec)
     store = PrefixStore(model, tmp_path if on_disk else None, PLENTY, memory=0 if on_disk else None)

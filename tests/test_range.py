@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from random_weights import RandomWeights
-from test_determinism import decoder, hybrid_decoder, prompt, routed_decoder
+from test_determinism import decoder, hybrid_decoder, prompt, recurrent_decoder, routed_decoder
 from test_parity import distance, write_folder
 
 from lapinfer.calibration import pack_calibrated
@@ -133,9 +133,9 @@ def test_an_outlier_leaves_its_neighbours(kv: str) -> None:
     assert any("layer 1: keys of 2.0e+05" in note and f"in a cache of {kv}" in note for note in notes)
 
 
-def test_where_a_step_cannot_be_run_again_the_option_is_named() -> None:
-    """A convolution has overwritten what it reads."""
-    spec = hybrid_decoder()
+@pytest.mark.parametrize("spec", [hybrid_decoder(), recurrent_decoder()], ids=["convolutions", "recurrences"])
+def test_where_a_step_cannot_be_run_again_the_option_is_named(spec: ModelSpec) -> None:
+    """A convolution, or a recurrence, has overwritten what it reads."""
 
     def change(values: dict[str, np.ndarray]) -> None:
         values["layers.1.qkv"][VALUE_ROWS] *= 1e7

@@ -190,7 +190,7 @@ def test_only_what_is_new_is_kept() -> None:
 STEMS = [prompt(n, 40 + n) for n in (33, 70, 100)]
 
 
-@pytest.fixture(scope="module", params=["windows", "convolutions", "plain"])
+@pytest.fixture(scope="module", params=["windows", "convolutions", "recurrences", "plain"])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[LanguageModel, LanguageModel]]:
     """Two models: one whose slots and store are used, and one that reads everything."""
     models = LanguageModel(made(request.param, slots=2)), LanguageModel(made(request.param, slots=1))

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_determinism import build, decoder, hybrid_decoder, prompt, routed_decoder
+from test_determinism import build, decoder, hybrid_decoder, prompt, recurrent_decoder, routed_decoder
 from test_range import LARGE, model_of
 
 from lapinfer.errors import InputError
 from lapinfer.model import Model
-from lapinfer.runtime.kv import DTYPES, bytes_per_position
-from lapinfer.runtime.slots import SlotState, first_position, layout, shortened
-from lapinfer.spec import ModelSpec
+from lapinfer.runtime.kv import DTYPES, bytes_per_position, bytes_per_slot
+from lapinfer.runtime.slots import SlotState, layout, shortened
+from lapinfer.spec import STATES, ModelSpec
 
 SPECS = {
     "dense": decoder(None), "window": decoder(20), "latent": routed_decoder(True), "convolutions": hybrid_decoder(),
+    "recurrences": recurrent_decoder(),
 }  # fmt: skip
 IDS = prompt()
 
@@ -32,7 +33,9 @@ def rest(model: Model, slot: int, count: int) -> np.ndarray:
 def predicted(spec: ModelSpec, kv: Any, count: int) -> int:
     """Bytes of `count` positions, by what each layer is said to keep of one."""
     return sum(
-        bytes_per_position(layer, spec.hidden, kv) * (count - first_position(layer, count)) for layer in spec.layers
+        bytes_per_position(layer, spec.hidden, kv) * min(count, layer.seen or count)
+        + bytes_per_slot(layer) * min(count, STATES)
+        for layer in spec.layers
     )
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from random_weights import RandomWeights
 from test_best import TWICE, WithCoarseHead, two_passes
 from test_best import decoder as coarse_decoder
-from test_determinism import decoder, hybrid_decoder, prompt, routed_decoder, tree_decoder
+from test_determinism import decoder, hybrid_decoder, prompt, recurrent_decoder, routed_decoder, tree_decoder
 
 from lapinfer import load
 from lapinfer.errors import CheckpointError, DoesNotFitError, InputError, UnsupportedError
@@ -303,8 +303,9 @@ def test_windows_that_were_written_over_are_read_again() -> None:
             assert told(model.stream(other, temperature=0, max_tokens=8)) == expected
 
 
-def test_convolutions_guess_nothing() -> None:
-    with LanguageModel(model_of(hybrid_decoder())) as model:
+@pytest.mark.parametrize("spec", [hybrid_decoder(), recurrent_decoder()], ids=["convolutions", "recurrences"])
+def test_what_cannot_be_taken_back_is_not_guessed_over(spec: ModelSpec) -> None:
+    with LanguageModel(model_of(spec)) as model:
         assert most_guesses(model.model) == 0
         last = list(model.stream([1, 2, 3] * 5, temperature=0, max_tokens=20))[-1]
         assert (last.timings.steps, last.timings.drafted_tokens) == (20, 0)

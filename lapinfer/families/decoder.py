@@ -65,6 +65,7 @@ def attention_spec(
     qk_norm_full: bool = False,
     clip: float | None = None,
     sinks: bool = False,
+    gated: bool = False,
 ) -> AttentionSpec:
     """Attention with the usual keys for heads; `scale` is 1/sqrt(head_dim) unless told."""
     heads, dim = config.integer("num_attention_heads", most=4096), head_dim(config)
@@ -73,8 +74,9 @@ def attention_spec(
         raise config.wrong("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
     scale = 1 / math.sqrt(dim) if scale is None else scale
     return AttentionSpec(
-        heads, kv_heads, dim, dim, scale, rope, window, softcap, qkv_bias, o_bias, qk_norm, qk_norm_full, clip, sinks
-    )
+        heads, kv_heads, dim, dim, scale, rope, window, softcap, qkv_bias, o_bias, qk_norm, qk_norm_full, clip, sinks,
+        gated=gated,
+    )  # fmt: skip
 
 
 def feed_forward_spec(config: Config, activation: str = "hidden_act", bias: bool = False) -> FeedForwardSpec:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit, kernel
 from lapinfer.kernels.conversions import load_bf16x16, load_f16x16
+from lapinfer.kernels.edges import inside
 from lapinfer.kernels.operands import KEY_BLOCK, KEY_LANES, KV_GROUP, PARTIAL_EXTRA, TILE
 from lapinfer.kernels.register_tiles import (
     tile_add_times,
@@ -44,7 +45,7 @@ from lapinfer.kernels.simd import (
 )
 from lapinfer.kernels.stamp import Constant, stamped
 from lapinfer.kernels.tiles import store_group
-from lapinfer.kernels.vecmath import cap, exp
+from lapinfer.kernels.vecmath import cap, exp, sigmoid
 
 f32 = np.float32
 ROWS = 4  # query rows in a register tile
@@ -320,4 +321,8 @@ def merge(o, step, chunk, thread):
             store_f32(x + 4 * i, f32(0.0))
         for g in range(groups):
             low, high = load_f32x16(x + 128 * g), load_f32x16(x + 128 * g + 64)
+            if o.gate != 0:
+                gate = o.gate + t * o.gate_stride + 128 * g
+                low = inside(low * sigmoid(load_f32x16(gate)), 32 * g, heads * v_dim)
+                high = inside(high * sigmoid(load_f32x16(gate + 64)), 32 * g + 16, heads * v_dim)
             store_group(o.out, o.out_kind, groups, g, t, low, high)

@@ -19,6 +19,7 @@ from lapinfer.kernels import (
     parcels,
     place,
     probe,
+    recurrence,
     route,
     router,
     sort,
@@ -29,7 +30,7 @@ from lapinfer.progress import Phase, Progress, silent
 
 __all__ = [
     "attention", "best", "convolution", "elementwise", "experts", "leaves", "load", "matmul", "parcels", "place",
-    "probe", "route", "router", "sort", "team", "tree",
+    "probe", "recurrence", "route", "router", "sort", "team", "tree",
 ]  # fmt: skip
 
 

@@ -88,6 +88,9 @@ PARTIAL_EXTRA = 16
 
 NO_WINDOW = 1 << 40
 
+STATE_COLUMNS = 32
+"""Columns of a recurrence's state that lie together, row by row."""
+
 # ---- numbers that stand for choices ----
 
 POOL_COUNTERS = ("hits", "misses", "bytes_read")
@@ -352,6 +355,18 @@ LEAVES = Record(
     out_width=i64("columns that are written"),
     scratch=address("[threads, floats]", FLOAT),
     scratch_stride=i64("from one thread's to the next one's"),
+)
+
+RECURRENCE = Record(
+    "recurrence_of_heads",
+    "A token's row of a recurrence: (q, k, v, z, a, b) at first; then α, and β or Δ, in place of a and b.",
+    x=address("[T, ≥ C + I + 2H]", FLOAT),
+    x_stride=i64("from one token's to the next one's"),
+    heads=i64("H"),
+    key_heads=i64("K: those that heads share keys and queries of"),
+    k_dim=i64("of a key"),
+    scalars_at=i64("where a begins in a row"),
+    delta=i64("1 for the delta rule, 0 for state spaces"),
 )
 
 # ---- the ops ----
@@ -751,6 +766,57 @@ OPS = (
         unit=i64("groups of columns of a chunk"),
     ),
     Record(
+        "convolve_silu",
+        "x[t], `width` columns: into the state; then silu of what the taps make of the last ones, in place",
+        x=address("[T, ≥ width]", FLOAT),
+        x_stride=i64("from one token's to the next one's"),
+        width=i64("columns"),
+        weight=address("[taps, 32 · groups]", FLOAT),
+        bias=address("[32 · groups]", FLOAT),
+        taps=i64("positions that are looked back at, the own one included"),
+        pos=address("[T]", INT),
+        slot=address("[T]", INT),
+        state=address("[slots, taps, 32 · groups]", FLOAT),
+        groups=i64("of 32 columns"),
+        unit=i64("groups of columns of a chunk"),
+    ),
+    Record(
+        "rates",
+        "A recurrence's rates of keeping and of writing, in place of what they are made from; lengths of q and k are 1",
+        recurrence=RECURRENCE,
+        decay=address("[H]: exp(A)", FLOAT),
+        step=address("[H]: dt", FLOAT),
+        least=f32("of Δ"),
+        most=f32("of Δ"),
+    ),
+    Record(
+        "recur",
+        "The states of a head; y in place of v",
+        recurrence=RECURRENCE,
+        v_dim=i64("of a value"),
+        blocks=i64("of STATE_COLUMNS columns of a value"),
+        skip=address("[H]: D, what is added of v (0: none)", FLOAT),
+        pos=address("[T]", INT),
+        slot=address("[T]", INT),
+        states=address("[slots, STATES, H, blocks, k_dim, STATE_COLUMNS]: that of position p is at p % STATES", FLOAT),
+    ),
+    Record(
+        "gated_norm",
+        "Activation tiles of norm(y) · silu(z), or of norm(y · silu(z))",
+        x=address("[T, …]", FLOAT),
+        x_stride=i64("from one token's to the next one's"),
+        y_at=i64("where y begins in it; overwritten"),
+        z_at=i64("where z begins in it"),
+        width=i64("columns of y, and of z"),
+        gate_first=i64("1 if the norm is of the product"),
+        norm_width=i64("columns that are normed together (0: none are)"),
+        weight=address("[32 · groups]", FLOAT),
+        eps=f32("added to the variance"),
+        out=address("activation tiles"),
+        groups=i64("of 32 columns"),
+        out_kind=i64("one of ACTIVATION_KINDS"),
+    ),
+    Record(
         "merge",
         "Activation tiles of the merged, normalised partials",
         partial=address("[partials, H, v_lanes + PARTIAL_EXTRA]", FLOAT),
@@ -760,6 +826,8 @@ OPS = (
         pos=address("[T]", INT),
         window=i64("keys that a query sees (NO_WINDOW: all)"),
         sinks=address("[H]: scores of keys without a value", FLOAT),
+        gate=address("the first token's gate, float32 [H · v_dim]: σ of it multiplies what comes out (0: none)"),
+        gate_stride=i64("from one token's to the next one's"),
         out=address("activation tiles"),
         groups=i64("of 32 columns"),
         out_kind=i64("one of ACTIVATION_KINDS"),

@@ -1,4 +1,4 @@
-"""exp, tanh, erf and the activations on f32x16: the same bits on every platform, unlike libm."""
+"""exp, tanh, erf, softplus and the activations on f32x16: the same bits on every platform, unlike libm."""
 
 import numpy as np
 
@@ -64,6 +64,33 @@ def erf(x):
     p = fma(p, t, splat_f32(f32(-0.284496736)))
     p = fma(p, t, splat_f32(f32(0.254829592)))
     return copy_sign(one - p * t * exp(splat_f32(f32(0.0)) - a * a), x)
+
+
+@jit
+def softplus(x):
+    """log(1 + e^x) = max(x, 0) + log(1 + u), u = e^−|x| ≤ 1; error of a few units in the last place.
+
+    log(1 + u) = 2 · artanh(z) with z = u / (2 + u) ≤ 1/3, by its Taylor polynomial of degree 15.
+    """
+    zero, two = splat_f32(f32(0.0)), splat_f32(f32(2.0))
+    u = exp(zero - absolute(x))
+    z = u / (u + two)
+    s = z * z
+    p = splat_f32(f32(1 / 15))
+    p = fma(p, s, splat_f32(f32(1 / 13)))
+    p = fma(p, s, splat_f32(f32(1 / 11)))
+    p = fma(p, s, splat_f32(f32(1 / 9)))
+    p = fma(p, s, splat_f32(f32(1 / 7)))
+    p = fma(p, s, splat_f32(f32(1 / 5)))
+    p = fma(p, s, splat_f32(f32(1 / 3)))
+    p = fma(p, s, splat_f32(f32(1.0)))
+    return fma(z * two, p, maximum(x, zero))
+
+
+@jit
+def sigmoid(x):
+    one = splat_f32(f32(1.0))
+    return one / (one + exp(splat_f32(f32(0.0)) - x))
 
 
 @jit

@@ -16,7 +16,7 @@ LIGHT = {
     "ground": "#fbfaf8", "ink": "#1d1c1a", "soft": "#6b6862", "rule": "#dcd8d0",
     "plain": "#33689b", "warm": "#b8560f", "green": "#2f7d4f",
     "p0": "#8a6bb0", "p1": "#33689b", "p2": "#3d8f8f", "p3": "#6fb1d8", "p4": "#c9a227", "p5": "#b8560f",
-    "p6": "#a33b5c", "p7": "#8b8880",
+    "p6": "#a33b5c", "p7": "#8b8880", "p8": "#6d8c36",
     "c0": "#2264a6", "c1": "#5b93c7", "c2": "#b3cfe6", "c3": "#e8e5de", "c4": "#f3c793", "c5": "#e18a3c",
     "c6": "#a8440c",
 }  # fmt: skip
@@ -24,7 +24,7 @@ DARK = {
     "ground": "#17181a", "ink": "#f0eeea", "soft": "#9c9a94", "rule": "#36373a",
     "plain": "#7ab3e6", "warm": "#f2a55c", "green": "#79c893",
     "p0": "#b597dc", "p1": "#5b93c7", "p2": "#5fb8b3", "p3": "#a5d6f2", "p4": "#e2c256", "p5": "#f2a55c",
-    "p6": "#e0819f", "p7": "#a09d96",
+    "p6": "#e0819f", "p7": "#a09d96", "p8": "#a8c66c",
     "c0": "#4f97dc", "c1": "#38698f", "c2": "#2a4358", "c3": "#34353a", "c4": "#654421", "c5": "#b56a26",
     "c6": "#ffab5e",
 }  # fmt: skip
@@ -33,8 +33,8 @@ DARK = {
 COLOURS = {
     "uniform": "soft", "load": "plain", "near": "soft", "roof": "ink", "bar": "plain", "first": "warm", "none": "ink",
     "dense": "plain", "moe": "warm", "fff": "green",
-    "embedding": "p0", "attention": "p1", "convolution": "p2", "kv": "p3", "router": "p4", "experts": "p5",
-    "feed-forward": "p6", "head": "p7", **{f"c{i}": f"c{i}" for i in range(7)},
+    "embedding": "p0", "attention": "p1", "convolution": "p2", "recurrence": "p8", "kv": "p3", "router": "p4",
+    "experts": "p5", "feed-forward": "p6", "head": "p7", **{f"c{i}": f"c{i}" for i in range(7)},
 }  # fmt: skip
 """What has a colour of its own in charts: kind → name in the palette. A later kind goes before an earlier one."""
 

@@ -15,7 +15,7 @@ from lapinfer.report.costs import Costs
 from lapinfer.report.fit import Bandwidth, Fit, all_formats, fits, formats_of, verdict
 from lapinfer.report.known import Known, known
 from lapinfer.runtime.predict import expected_experts
-from lapinfer.spec import LayerSpec, ModelSpec, TreeSpec
+from lapinfer.spec import LayerSpec, ModelSpec, RecurrenceSpec, TreeSpec
 from lapinfer.tensors import active_parameters, parameters
 from lapinfer.text.generation_config import read_generation
 from lapinfer.text.template import ChatTemplate
@@ -98,11 +98,14 @@ def _template(folder: Path) -> bool | str:
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
     windows = Counter(attention.window for attention in spec.attentions)
     kernels = Counter(layer.convolution.kernel for layer in spec.layers if layer.convolution is not None)
+    states = Counter(_states(layer.recurrence) for layer in spec.layers if layer.recurrence is not None)
     sizes: dict[str, Any] = {"family": spec.family, "layers": len(spec.layers), "hidden": spec.hidden}
     for attention in spec.attentions[:1]:
         sizes |= {"heads": attention.n_heads, "kv_heads": attention.n_kv_heads, "head_dim": attention.k_dim}
     if kernels:
         sizes["convolutions"] = {f"of {kernel} tokens": f"in {n} layers" for kernel, n in kernels.items()}
+    if states:
+        sizes["recurrences"] = {name: f"in {n} layers" for name, n in states.items()}
     return sizes | {
         "feed_forward": _feed_forwards(spec),
         "vocab": spec.vocab,
@@ -110,6 +113,12 @@ def _sizes(spec: ModelSpec) -> dict[str, Any]:
         "context": spec.context,
         "windows": {"none" if w is None else str(w): f"in {n} layers" for w, n in windows.items()},
     }
+
+
+def _states(recurrence: RecurrenceSpec) -> str:
+    """What a layer keeps of a sequence, whatever its length."""
+    rule = {"delta": "delta rule", "state_space": "state space"}[recurrence.rule]
+    return f"{rule}, {recurrence.heads} states of {recurrence.k_dim} x {recurrence.v_dim}"
 
 
 def _feed_forwards(spec: ModelSpec) -> str:

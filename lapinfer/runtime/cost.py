@@ -22,12 +22,14 @@ class Tally:
     """Sums over steps of one kind: steps, their tokens, experts and nodes [routed layers] that they read.
 
     blocks: row blocks of the head that were read for the best logits, by round [BEST_ROUNDS + 1]; block_tokens: the
-    same times the tokens that they were multiplied with; of all steps, in a tally of any kind. positions: earlier
-    positions that tokens saw, each once per step and slot, by window (None: no window).
+    same times the tokens that they were multiplied with; of all steps, in a tally of any kind. slots: those that had
+    tokens, each once per step; positions: earlier positions that tokens saw, each once per step and slot, by window
+    (None: no window).
     """
 
     steps: int = 0
     tokens: int = 0
+    slots: int = 0
     experts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     nodes: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     blocks: np.ndarray = field(default_factory=lambda: np.zeros(BEST_ROUNDS + 1, np.int64))
@@ -59,13 +61,16 @@ class Remembered:
 class Cost:
     """Bytes that an op touches, and its multiply-adds with weights, in `steps` of one kind.
 
-    weight_bytes: per step. token_bytes: of rows looked up, per token. macs: multiply-adds per token. expert_bytes,
-    node_bytes: per expert or node that a step reads; `routed` is then the layer's position among the routed ones.
-    block_bytes, block_macs: per row block of the head that is read in a round (of Tally.blocks).
+    weight_bytes: per step. token_bytes: of rows looked up, per token. slot_bytes: of what is kept of a sequence
+    whatever its length, per slot that has tokens: read, or written at its beginning. macs: multiply-adds per token,
+    with weights or a state. expert_bytes, node_bytes: per expert or node that a step reads; `routed` is then the
+    layer's position among the routed ones. block_bytes, block_macs: per row block of the head that is read in a round
+    (of Tally.blocks).
     """
 
     weight_bytes: int = 0
     token_bytes: int = 0
+    slot_bytes: int = 0
     macs: int = 0
     routed: int | None = None
     expert_bytes: int = 0
@@ -79,6 +84,7 @@ class Cost:
     def touched(self, tally: Tally) -> int:
         """Bytes that the steps read, with those of nodes."""
         total = self.weight_bytes * tally.steps + self.token_bytes * tally.tokens + self.touched_nodes(tally)
+        total += self.slot_bytes * tally.slots
         if self.routed is not None and self.expert_bytes and tally.steps:
             total += self.expert_bytes * int(tally.experts[self.routed])
         if self.round is not None:

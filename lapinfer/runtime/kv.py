@@ -1,17 +1,21 @@
-"""What layers keep of earlier tokens, for a number of slots (sequences): keys and values, inputs of convolutions."""
+"""What layers keep of earlier tokens, for a number of slots (sequences).
+
+Keys and values; inputs of convolutions; states of recurrences.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from lapinfer.kernels.operands import BF16, KEY_BLOCK, KEY_LANES, KV_GROUP, KV_KINDS
+from lapinfer.kernels.operands import BF16, KEY_BLOCK, KEY_LANES, KV_GROUP, KV_KINDS, STATE_COLUMNS
 from lapinfer.options import KVName, KVOption
 from lapinfer.runtime.buffers import zeros
 from lapinfer.runtime.sizes import padded
-from lapinfer.spec import AttentionSpec, ConvolutionSpec, LayerSpec, ModelSpec
+from lapinfer.spec import STATES, AttentionSpec, ConvolutionSpec, LayerSpec, ModelSpec, RecurrenceSpec
 
 KVKinds = KVName | Sequence[KVName]
 """The format of all layers' caches, or that of each."""
@@ -60,8 +64,19 @@ def bytes_per_key(attention: AttentionSpec, kind: KVName) -> int:
 
 
 def bytes_per_position(layer: LayerSpec, hidden: int, kind: KVName) -> int:
-    """Bytes of what a layer keeps of one position: keys and values, or a convolution's gated input [D]."""
-    return 4 * hidden if isinstance(layer.mixer, ConvolutionSpec) else bytes_per_key(layer.mixer, kind)
+    """Bytes of what a layer keeps of one position: keys and values, or a convolution's input."""
+    match layer.mixer:
+        case AttentionSpec() as attention:
+            return bytes_per_key(attention, kind)
+        case ConvolutionSpec():
+            return 4 * hidden
+        case RecurrenceSpec() as recurrence:
+            return 4 * recurrence.channels
+
+
+def bytes_per_slot(layer: LayerSpec) -> int:
+    """Bytes of what a layer reads of a sequence whatever its length: the states of a recurrence."""
+    return 0 if layer.recurrence is None else state_bytes(layer.recurrence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +119,32 @@ def convolution_state(convolution: ConvolutionSpec, hidden: int, slots: int) -> 
     A chunk of a prompt needs no more positions than one token, because a column's positions are computed in order
     (kernels/convolution.py).
     """
-    return zeros((slots, convolution.kernel, padded(hidden)))
+    return inputs_of_convolution(hidden, convolution.kernel, slots)
+
+
+def inputs_of_convolution(width: int, kernel: int, slots: int) -> np.ndarray:
+    """A ring [slot, kernel, padded width] float32: position p is at p % kernel."""
+    return zeros((slots, kernel, padded(width)))
+
+
+def state_blocks(recurrence: RecurrenceSpec) -> int:
+    """Blocks of columns that a head's state is kept in."""
+    return padded(recurrence.v_dim, STATE_COLUMNS) // STATE_COLUMNS
+
+
+def state_shape(recurrence: RecurrenceSpec) -> tuple[int, ...]:
+    """Of the states of all heads after one position: [H, blocks, k_dim, STATE_COLUMNS]."""
+    return recurrence.heads, state_blocks(recurrence), recurrence.k_dim, STATE_COLUMNS
+
+
+def state_bytes(recurrence: RecurrenceSpec) -> int:
+    """Bytes of the states of all heads after one position."""
+    return 4 * prod(state_shape(recurrence))
+
+
+def states(recurrence: RecurrenceSpec, slots: int) -> np.ndarray:
+    """One layer's states [slot, STATES, H, blocks, k_dim, STATE_COLUMNS] float32, a ring: after p at p % STATES."""
+    return zeros((slots, STATES, *state_shape(recurrence)))
 
 
 def cache_bytes(spec: ModelSpec, kinds: KVKinds, slots: int, ctx: int, chunk: int) -> int:
@@ -115,4 +155,6 @@ def cache_bytes(spec: ModelSpec, kinds: KVKinds, slots: int, ctx: int, chunk: in
         if isinstance(layer.mixer, AttentionSpec)
     )
     kernels = sum(layer.convolution.kernel for layer in spec.layers if layer.convolution is not None)
-    return slots * (keys + 4 * padded(spec.hidden) * kernels)
+    recurrences = [layer.recurrence for layer in spec.layers if layer.recurrence is not None]
+    inputs = sum(4 * padded(r.channels) * r.kernel + STATES * state_bytes(r) for r in recurrences)
+    return slots * (keys + 4 * padded(spec.hidden) * kernels + inputs)

@@ -1,7 +1,8 @@
 """What steps touched: bytes read of weights and of the KV cache, multiply-adds, and time, by part of the model.
 
 Touched is what a step had to read: weights with their scales, the rows that were looked up in the embedding, and the
-keys, values and inputs of convolutions that its tokens see (each once per step and slot). Of experts, those that a
+keys, values and inputs of convolutions that its tokens see, and the states of recurrences (each once per step and
+slot). Of experts, those that a
 token of the step was routed to, each once per step. It is neither what is resident nor what was read from disk.
 """
 
@@ -55,6 +56,7 @@ class Meter:
         self._plan, self._ns_per_tick = plan, ns_per_tick
         self.counters = np.zeros((len(plan.ops), COUNTER), np.int64)
         self._windows = {op.cost.remembered.window for op in plan.ops if op.cost.remembered is not None}
+        self._by_slot = any(op.cost.slot_bytes for op in plan.ops)
         self._newest: Noted | None = None
         self.reset()
 
@@ -100,6 +102,8 @@ class Meter:
         tokens, wanted = np.array([len(pos) for pos in positions]), np.array(wanted)
         experts, nodes = np.stack(experts), np.stack(nodes)
         tallies["all"].add(tokens, experts, nodes)
+        if self._by_slot:
+            tallies["all"].slots += sum(len(set(slot.tolist())) for slot, *_ in noted)
         some, lone, several = wanted > 0, tokens == 1, tokens > 1
         tallies["wanted"].add(wanted[some], experts[some], nodes[some])
         best = np.array([read is not None for read in blocks])

@@ -14,14 +14,28 @@ import numpy as np
 from lapinfer.quant import ROWS
 from lapinfer.quant.choice import expected_share
 from lapinfer.runtime.chance import expected_distinct
-from lapinfer.runtime.kv import KVKinds, bytes_per_position, of_layer
+from lapinfer.runtime.kv import KVKinds, bytes_per_position, bytes_per_slot, of_layer
 from lapinfer.spec import FeedForwardSpec, LayerSpec, ModelSpec, RouterSpec, TreeSpec
-from lapinfer.tensors import COARSE, Part, Tensor, tensors
+from lapinfer.tensors import COARSE, Part, Tensor, mixer_part, tensors
 
 PARTS: tuple[Part, ...] = get_args(Part)
+MIXERS: tuple[Part, ...] = ("attention", "convolution", "recurrence")
 
 By = Literal[
-    "step", "wanted", "logits", "head", "best", "masked", "token", "kept", "position", "expert", "block", "each", "node"
+    "step",
+    "wanted",
+    "logits",
+    "head",
+    "best",
+    "masked",
+    "token",
+    "kept",
+    "position",
+    "slot",
+    "expert",
+    "block",
+    "each",
+    "node",
 ]
 """How often a term's bytes are read by a step, and are stored:
 
@@ -34,6 +48,7 @@ masked     once where logits are wanted; never stored: it is made when the model
 token      once for each token; never stored: a row of a table, which is counted in full elsewhere
 kept       never; stored once: what is looked up in, or read when the model is loaded
 position   once for each position that the tokens see; stored as many times
+slot       once for each slot that has tokens; stored as many times
 expert     once for each expert that is chosen; all are stored
 block      16 rows of a router, which has one for each expert and `extra` ones; stored as many times
 each       once for each expert there is; stored as many times
@@ -69,7 +84,9 @@ def byte_terms(spec: ModelSpec, formats: Mapping[str, str], kv: KVKinds) -> Iter
         yield from _of_tensor(tensor, spec, formats)
     for i, layer in enumerate(spec.layers):
         kept = bytes_per_position(layer, spec.hidden, of_layer(kv, i))
-        yield Term("kv", "position", kept, layer=i, window=layer.window)
+        yield Term("kv", "position", kept, layer=i, window=layer.seen)
+        if state := bytes_per_slot(layer):
+            yield Term("kv", "slot", state, layer=i)
     if not spec.head_bias and spec.vocab % ROWS:  # keeps the last block's padding from being the likeliest token
         yield Term("head", "masked", 4 * spec.vocab)
 
@@ -159,6 +176,8 @@ def predict_bytes(
                 return 0
             case "position":
                 return positions_read(spec.layers[term.layer], slot, pos)
+            case "slot":
+                return len({int(s) for s in slot})
             case "expert":
                 layer = spec.layers[term.layer]
                 return distinct.get(term.layer, expected_experts(layer, T)) - layer.feed_forward.shared
@@ -179,7 +198,7 @@ def predict_bytes(
 
 def positions_read(layer: LayerSpec, slot: Sequence[int] | np.ndarray, pos: Sequence[int] | np.ndarray) -> int:
     """Positions that a layer's tokens see: each once a slot, from the oldest that its window reaches."""
-    window = layer.window
+    window = layer.seen
     positions = 0
     for s in {int(s) for s in slot}:
         seen = [int(p) for p, owner in zip(pos, slot, strict=True) if owner == s]
@@ -234,9 +253,7 @@ def parts_of(spec: ModelSpec) -> list[Part]:
     """The parts of PARTS that a model has."""
     routed = [layer.feed_forward.router is not None for layer in spec.layers]
     plain = not all(routed) or any(layer.ff_post_norm is not None for layer in spec.layers)
-    convolutions = [layer.convolution is not None for layer in spec.layers]
-    has = {
-        "attention": not all(convolutions), "convolution": any(convolutions), "router": any(routed),
-        "experts": any(routed), "feed-forward": plain,
-    }  # fmt: skip
+    mixers = {mixer_part(layer) for layer in spec.layers}
+    has = {part: part in mixers for part in MIXERS}
+    has |= {"router": any(routed), "experts": any(routed), "feed-forward": plain}
     return [part for part in PARTS if has.get(part, True)]

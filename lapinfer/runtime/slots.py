@@ -1,15 +1,16 @@
 """What a slot holds of a sequence, taken out and put back: the same numbers in the order of their positions.
 
 What is saved does not depend on where a cache keeps it: rings of other sizes, other slots and other processes take it
-back, if their layers keep keys and values in the same format. Of layers with a window, and of convolutions, only the
-last `window` positions are there: what the next token reads, and the one before, so that the last token can be read
-again.
+back, if their layers keep keys and values in the same format. Of layers with a window, of convolutions and of
+recurrences, only the last positions are there: what the next token reads, and the one before, so that the last token
+can be read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,13 @@ import numpy as np
 from lapinfer.errors import InputError
 from lapinfer.kernels.operands import BF16, KEY_LANES
 from lapinfer.options import KVName
-from lapinfer.runtime.kv import DTYPES, KVKinds, groups, lanes, of_layer
+from lapinfer.runtime.kv import DTYPES, KVKinds, groups, lanes, of_layer, state_shape
 from lapinfer.runtime.runner import Runner
 from lapinfer.runtime.widening import cache_kinds
-from lapinfer.spec import AttentionSpec, LayerSpec, ModelSpec
+from lapinfer.spec import STATES, ConvolutionSpec, LayerSpec, ModelSpec, RecurrenceSpec
+
+KEEPERS = ("attention", "convolve", "convolve_silu", "recur")
+"""Kernels that read what layers keep."""
 
 Shape = tuple[tuple[int, ...], np.dtype]
 
@@ -31,7 +35,8 @@ class SlotState:
 
     kinds: the format of each layer's keys and values. layers: the arrays of each layer, positions first, of its last
     positions (`layout` has their shapes): keys [n, K, k_dim], values [n, K, v_lanes] and, of q8, their scales
-    [n, K, groups]; or a convolution's inputs [n, D].
+    [n, K, groups]; or a convolution's inputs [n, D]; or the inputs of a recurrence's convolution [n, C], and its states
+    [n, …].
     """
 
     count: int
@@ -46,7 +51,16 @@ class SlotState:
 
 def first_position(layer: LayerSpec, count: int) -> int:
     """The first of `count` positions that a layer still has."""
-    return 0 if layer.window is None else max(0, count - layer.window)
+    return _first(count, layer.window)
+
+
+def array_windows(layer: LayerSpec) -> Iterator[int | None]:
+    """How many of the last positions each array of a layer has, one after the other (None: all)."""
+    return repeat(layer.window) if layer.recurrence is None else iter((layer.recurrence.kernel, STATES))
+
+
+def _first(count: int, window: int | None) -> int:
+    return 0 if window is None else max(0, count - window)
 
 
 def layout(spec: ModelSpec, kinds: KVKinds, count: int) -> list[list[Shape]]:
@@ -55,9 +69,11 @@ def layout(spec: ModelSpec, kinds: KVKinds, count: int) -> list[list[Shape]]:
 
 
 def _layer_layout(spec: ModelSpec, layer: int, kind: KVName, count: int) -> list[Shape]:
-    n, mixer = count - first_position(spec.layers[layer], count), spec.layers[layer].mixer
-    if not isinstance(mixer, AttentionSpec):
-        return [((n, spec.hidden), np.dtype(np.float32))]
+    n, mixer, floats = count - first_position(spec.layers[layer], count), spec.layers[layer].mixer, np.dtype(np.float32)
+    if isinstance(mixer, ConvolutionSpec):
+        return [((n, spec.hidden), floats)]
+    if isinstance(mixer, RecurrenceSpec):
+        return [((min(count, mixer.kernel), mixer.channels), floats), ((n, *state_shape(mixer)), floats)]
     heads, numbers, scales = mixer.n_kv_heads, np.dtype(DTYPES[kind]), np.dtype(BF16)
     shapes = [((n, heads, mixer.k_dim), numbers), ((n, heads, lanes(mixer.v_dim)), numbers)]
     if kind == "q8":
@@ -66,7 +82,7 @@ def _layer_layout(spec: ModelSpec, layer: int, kind: KVName, count: int) -> list
 
 
 def shortened(spec: ModelSpec, state: SlotState, count: int) -> SlotState | None:
-    """What the slot held after fewer positions; None where a window or a convolution has lost what that needs.
+    """What the slot held after fewer positions; None where a ring has lost what that needs.
 
     The arrays are views of those of `state`.
     """
@@ -74,8 +90,12 @@ def shortened(spec: ModelSpec, state: SlotState, count: int) -> SlotState | None
         return None
     layers: list[tuple[np.ndarray, ...]] = []
     for layer, arrays in zip(spec.layers, state.layers, strict=True):
-        had, first = first_position(layer, state.count), first_position(layer, count)
-        layers.append(tuple(array[first - had : count - had] for array in arrays))
+        layers.append(
+            tuple(
+                array[_first(count, window) - _first(state.count, window) : count - _first(state.count, window)]
+                for array, window in zip(arrays, array_windows(layer), strict=False)
+            )
+        )
     return SlotState(count, state.kinds, tuple(layers))
 
 
@@ -155,7 +175,7 @@ class Slots:
         if len(state.kinds) != len(kinds):
             raise InputError(f"the state has {len(state.kinds)} layers, the model {len(kinds)}: restore another one")
         for i, (has, keeps) in enumerate(zip(state.kinds, kinds, strict=True)):
-            if has != keeps and spec.layers[i].convolution is None:
+            if has != keeps and spec.layers[i].attention is not None:
                 raise InputError(
                     f"layer {i} keeps keys and values as {keeps}, the state has them as {has}: compute it again"
                 )
@@ -175,8 +195,7 @@ class Slots:
             return
         self._end[target] = 0
         for i in range(len(self._spec.layers)):
-            n = min(count, self._ring(i))
-            for array, positions in self._places(i, n):
+            for array, positions in self._places(i, count):
                 array[(target, *positions)] = array[(origin, *positions)]
         self._holds_only(target, count)
 
@@ -185,11 +204,12 @@ class Slots:
         self._end[slot] = self._written[slot] = count
         self._least[slot] = count if any(first_position(layer, count) for layer in self._spec.layers) else 0
 
-    def _places(self, layer: int, n: int) -> list[tuple[np.ndarray, tuple[slice, ...]]]:
-        """What a layer keeps, as (array, index of the first n places of a slot and maybe some more)."""
-        operands, every = self._operands(layer), slice(None)
-        if "state" in operands:
-            return [(operands["state"], (slice(n),))]
+    def _places(self, layer: int, count: int) -> list[tuple[np.ndarray, tuple[slice, ...]]]:
+        """What a layer keeps, as (array, index of the places of a slot's first `count` positions, or of more)."""
+        operands, every, n = self._operands(layer), slice(None), min(count, self._ring(layer))
+        if self._spec.layers[layer].attention is None:
+            kept = [operands[name] for name in ("state", "states") if name in operands]
+            return [(array, (slice(min(count, array.shape[1])),)) for array in kept]
         places: list[tuple[np.ndarray, tuple[slice, ...]]] = [
             (operands["k_cache"], (every, slice(-(-n // KEY_LANES)))),
             (operands["v_cache"], (every, slice(n))),
@@ -209,20 +229,25 @@ class Slots:
 
     def _ring(self, layer: int) -> int:
         """Positions that a layer keeps of a slot before the first one is overwritten."""
-        operands = self._operands(layer)
-        return operands["taps"] if "taps" in operands else operands["capacity"]
+        spec = self._spec.layers[layer]
+        if spec.attention is None:
+            assert spec.window is not None
+            return spec.window
+        return self._operands(layer)["capacity"]
 
     def _operands(self, layer: int) -> dict[str, Any]:
-        """The operands of an op that reads what the layer keeps: they are others once it is widened."""
-        ops = (op for op in self._runner.plan.ops if op.layer == layer)
-        return next(op.operands for op in ops if op.kernel.kind in ("attention", "convolve"))
+        """The operands of the ops that read what the layer keeps: they are others once it is widened."""
+        ops = (op for op in self._runner.plan.ops if op.layer == layer and op.kernel.kind in KEEPERS)
+        return {name: operand for op in ops for name, operand in op.operands.items()}
 
     def _rows(self, layer: int, slot: int, count: int) -> list[tuple[np.ndarray, Any]]:
         """Views of what a layer keeps of a slot, as (view, index): view[index] is an array of the SlotState."""
-        operands = self._operands(layer)
-        at = np.arange(first_position(self._spec.layers[layer], count), count) % self._ring(layer)
-        if "state" in operands:
-            return [(operands["state"][slot, :, : self._spec.hidden], at)]
+        operands, spec = self._operands(layer), self._spec.layers[layer]
+        if spec.attention is None:
+            width = self._spec.hidden if spec.recurrence is None else spec.recurrence.channels
+            kept = [operands["state"][slot, :, :width], *([operands["states"][slot]] if "states" in operands else [])]
+            return [(array, np.arange(_first(count, len(array)), count) % len(array)) for array in kept]
+        at = np.arange(first_position(spec, count), count) % self._ring(layer)
         keys = operands["k_cache"][slot].transpose(1, 3, 0, 2)  # [capacity / KEY_LANES, KEY_LANES, K, k_dim]
         rows: list[tuple[np.ndarray, Any]] = [
             (keys, (at // KEY_LANES, at % KEY_LANES)),

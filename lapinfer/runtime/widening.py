@@ -46,7 +46,7 @@ def widen(runner: Runner, layer: int, attention: AttentionSpec, kind: KVName) ->
 
 def cache_kinds(spec: ModelSpec, runner: Runner, asked: KVName) -> list[KVName]:
     """The format in which each layer keeps keys and values now; `asked` for those that keep none."""
-    return [asked if layer.convolution is not None else cache_kind(runner, i) for i, layer in enumerate(spec.layers)]
+    return [asked if layer.attention is None else cache_kind(runner, i) for i, layer in enumerate(spec.layers)]
 
 
 def cache_kind(runner: Runner, layer: int) -> KVName:

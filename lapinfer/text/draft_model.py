@@ -57,8 +57,10 @@ def check_draft(model: Model, tokens: Tokenizer | None, draft: Model, draft_toke
         )
     if draft.slots < model.slots:
         raise InputError(f"draft: {draft.name} has {draft.slots} slots, expected at least {model.slots}")
-    if any(layer.convolution is not None for layer in draft.spec.layers):
-        raise UnsupportedError(f"draft: {draft.name} has convolutions, which cannot take tokens back; {advice}")
+    if any(layer.attention is None for layer in draft.spec.layers):
+        raise UnsupportedError(
+            f"draft: {draft.name} has convolutions or recurrences, which cannot take tokens back; {advice}"
+        )
 
 
 class ModelGuesses:

@@ -92,7 +92,7 @@ class LanguageModel:
     def use_draft(self, draft: LanguageModel) -> None:
         """Let a smaller model with the same tokens guess what comes next; it is closed with this one.
 
-        InputError for one with other tokens or fewer slots, UnsupportedError for one with convolutions.
+        InputError for one with other tokens or fewer slots, UnsupportedError for one with layers other than attention.
         """
         check_draft(self.model, self.tokenizer, draft.model, draft.tokenizer)
         self._draft, self.speculation = draft, Speculation(self.model, DraftModel(draft.model))

@@ -150,7 +150,7 @@ class Reuse:
 
     def _stops(self, ids: Sequence[int], known: Known | None) -> list[int]:
         """Where to keep what a slot holds: at the end, and where another text was the same up to there, if it is lost
-        later, because windows and convolutions move on.
+        later, because windows, convolutions and recurrences move on.
         """
         if known is None:
             return []

@@ -82,11 +82,11 @@ class Speculation:
 def most_guesses(model: Model) -> int:
     """How many of a step's last tokens can be taken back, at most MOST.
 
-    A convolution's inputs are a ring of its own length, which holds nothing older. Windows of keys are rings with room
-    for a step more; reading begins at whole vectors of KEY_LANES keys.
+    What convolutions and recurrences keep are rings of their own lengths, which hold nothing older. Windows of keys are
+    rings with room for a step more; reading begins at whole vectors of KEY_LANES keys.
     """
     layers = model.spec.layers
-    if any(layer.convolution is not None for layer in layers):
+    if any(layer.attention is None for layer in layers):
         return 0
     room = model.max_step - 1
     if any(layer.window is not None for layer in layers):

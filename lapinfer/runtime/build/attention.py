@@ -106,9 +106,11 @@ def _attend(
     )  # fmt: skip
     width = H * spec.v_dim
     sinks = build.vector(f"layers.{layer}.sinks", H) if spec.sinks else 0
+    gate = build.qkv.ctypes.data + 4 * spec.gate_start if spec.gated else 0
     build.add(
         "merge", "merge", "attention" if spec.sinks else "kv", layer, TILES, 1, **partial, **scratch, heads=H,
-        v_dim=spec.v_dim, pos=build.step.pos, window=window, sinks=sinks, out=build.tiles,
+        v_dim=spec.v_dim, pos=build.step.pos, window=window, sinks=sinks, gate=gate,
+        gate_stride=build.qkv.strides[0], out=build.tiles,
         groups=padded(width) // GROUP, out_kind=out_kind, cost=Cost(weight_bytes=4 * H) if spec.sinks else FREE,
     )  # fmt: skip
 

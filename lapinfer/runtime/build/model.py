@@ -9,13 +9,14 @@ from lapinfer.runtime.build.convolution import convolution
 from lapinfer.runtime.build.feed_forward import feed_forward_of_layer
 from lapinfer.runtime.build.head import BestRows, head
 from lapinfer.runtime.build.model_ops import ModelOps, StepBuffers
+from lapinfer.runtime.build.recurrence import recurrence
 from lapinfer.runtime.exchange import Exchange
 from lapinfer.runtime.expert_nodes import ExpertNodes
 from lapinfer.runtime.ops import Limits, Weights
 from lapinfer.runtime.plan import Op
 from lapinfer.runtime.pool import ExpertPool
 from lapinfer.runtime.routing_buffers import RoutingBuffers
-from lapinfer.spec import ConvolutionSpec, ModelSpec
+from lapinfer.spec import AttentionSpec, ConvolutionSpec, ModelSpec, RecurrenceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,13 @@ def build_model(spec: ModelSpec, weights: Weights, limits: Limits, nodes: Expert
     build = ModelOps(spec, weights, limits, nodes)
     build.embed()
     for i, layer in enumerate(spec.layers):
-        if isinstance(layer.mixer, ConvolutionSpec):
-            convolution(build, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
-        else:
-            attention(build, i, layer.mixer, layer.attn_norm, layer.attn_post_norm)
+        match layer.mixer:
+            case AttentionSpec() as mixer:
+                attention(build, i, mixer, layer.attn_norm, layer.attn_post_norm)
+            case ConvolutionSpec() as mixer:
+                convolution(build, i, mixer, layer.attn_norm, layer.attn_post_norm)
+            case RecurrenceSpec() as mixer:
+                recurrence(build, i, mixer, layer.attn_norm, layer.attn_post_norm)
         feed_forward_of_layer(build, i, layer)
     best = head(build)
     return Built(build.ops, build.step, build.routing, build.pool, build.exchange, best)

@@ -10,7 +10,7 @@ from lapinfer.kernels.operands import ACT_F32, ADD, ITEM, STORE, TILE, TILES, Ke
 from lapinfer.quant import GROUP, ROWS
 from lapinfer.quant.formats import FORMATS
 from lapinfer.runtime.buffers import zeros
-from lapinfer.runtime.build.sizes import attention_scratch, gates_width, partial_row, partials
+from lapinfer.runtime.build.sizes import attention_scratch, mixer_width, partial_row, partials
 from lapinfer.runtime.cost import Cost
 from lapinfer.runtime.exchange import Exchange
 from lapinfer.runtime.expert_nodes import ExpertNodes
@@ -41,11 +41,11 @@ class ModelOps(Ops):
 
     def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits, nodes: ExpertNodes | None = None):
         attentions = spec.attentions
-        gates = [gates_width(spec.hidden) for layer in spec.layers if layer.convolution is not None]
         latent = [a for a in attentions if a.latent is not None]
         widths = [a.n_heads * a.v_dim for a in attentions]
         widths += [a.n_heads * padded(max(a.latent.nope, a.latent.v_dim)) for a in latent if a.latent]
         widths += [a.latent.q_rank for a in latent if a.latent]
+        widths += [layer.recurrence.values for layer in spec.layers if layer.recurrence is not None]
         feed_forwards = {i: layer.feed_forward for i, layer in enumerate(spec.layers)}
         super().__init__(
             spec.hidden,
@@ -57,7 +57,7 @@ class ModelOps(Ops):
         )
         self.spec = spec
         T = len(self.x)
-        self.qkv = zeros((T, max([*gates, *(padded(a.qkv_rows) for a in attentions)])))
+        self.qkv = zeros((T, max(mixer_width(layer, spec.hidden) for layer in spec.layers)))
         self.q = zeros((T, max((padded(a.q_rows) for a in latent), default=0)))
         self.query = zeros((T, max((padded(a.n_heads * a.k_dim) for a in latent), default=0)))
         self.pool = self._pool()

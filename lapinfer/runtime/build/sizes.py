@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from lapinfer.kernels.operands import KEY_BLOCK, PARTIAL_EXTRA, TILE
-from lapinfer.quant import ROWS
+from lapinfer.quant import GROUP, ROWS
 from lapinfer.runtime.kv import lanes
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.sizes import padded
-from lapinfer.spec import AttentionSpec, FeedForwardSpec, ModelSpec
+from lapinfer.spec import (
+    AttentionSpec,
+    ConvolutionSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    ModelSpec,
+    RecurrenceSpec,
+)
 
 ATTENTION_ROWS = 4
 """Query rows of a register tile in kernels/attention.py."""
@@ -45,6 +52,17 @@ def partial_row(spec: ModelSpec) -> tuple[int, int]:
 def gates_width(hidden: int) -> int:
     """Floats of a token's row (B, C, x), with what is read after x where the width is not a multiple of a group."""
     return padded(2 * hidden + padded(hidden))
+
+
+def mixer_width(layer: LayerSpec, hidden: int) -> int:
+    """Floats of a token's row that a layer's first matrix gives, with what is read, or added, after them."""
+    match layer.mixer:
+        case AttentionSpec() as attention:
+            return padded(attention.qkv_rows + GROUP * attention.gated)
+        case ConvolutionSpec():
+            return gates_width(hidden)
+        case RecurrenceSpec() as recurrence:
+            return padded(recurrence.channels + recurrence.values + 2 * recurrence.heads + ROWS)
 
 
 def first_matrix(ff: FeedForwardSpec) -> tuple[str, int]:

@@ -13,6 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lapinfer.errors import InputError
+from lapinfer.spec.mixers import STATES as STATES
+from lapinfer.spec.mixers import AttentionSpec as AttentionSpec
+from lapinfer.spec.mixers import ConvolutionSpec as ConvolutionSpec
+from lapinfer.spec.mixers import GrowthSpec as GrowthSpec
+from lapinfer.spec.mixers import LatentSpec as LatentSpec
+from lapinfer.spec.mixers import Mixer as Mixer
+from lapinfer.spec.mixers import NormSpec as NormSpec
+from lapinfer.spec.mixers import RecurrenceSpec as RecurrenceSpec
+from lapinfer.spec.mixers import RopeSpec as RopeSpec
+from lapinfer.spec.mixers import Rule as Rule
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", "xielu"]
 """`gelu` is the exact one (erf), `gelu_tanh` its tanh approximation, `relu2` the square of relu.
@@ -25,124 +35,6 @@ has no gate, and four numbers (p, n, β, ε) of each layer: with α = ln(1 + e�
 
 Score = Literal["softmax", "sigmoid", "logits", "sparsemixer"]
 """How a router scores experts: see RouterSpec."""
-
-
-@dataclass(frozen=True, slots=True)
-class NormSpec:
-    """y = x / rms(x) · (w + offset), or y = (x − mean) / sd(x) · (w + offset) + b for `layer`.
-
-    Without `weight`, w + offset is 1.
-    """
-
-    kind: Literal["rms", "layer"]
-    eps: float
-    offset: float = 0.0
-    bias: bool = False
-    weight: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class RopeSpec:
-    """Rotary positions on the first `dim` of each head: pair i turns by position · inv_freq[i].
-
-    Pairs are (i, i + dim/2); `interleaved` pairs are (2i, 2i + 1). `scale` multiplies cos and sin.
-    A context larger than `long_context` (when not 0) uses `long_inv_freq` and `long_scale` instead.
-    """
-
-    dim: int
-    inv_freq: tuple[float, ...]
-    scale: float = 1.0
-    interleaved: bool = False
-    long_context: int = 0
-    long_inv_freq: tuple[float, ...] = ()
-    long_scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class GrowthSpec:
-    """Queries at position p, after the rotation, are multiplied with 1 + beta · ln(1 + ⌊p / length⌋) (Llama 4)."""
-
-    beta: float
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class LatentSpec:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
-
-    A token leaves one latent [rank], normed, and one rotated key [p], which all heads share. Head h has as key
-    (k_up[h]ᵀ · latent, rotated key) and as value v_up[h] · latent [v_dim]; its query [nope + p] comes from x, or from
-    x through a normed [q_rank]. Since q · (k_upᵀ · latent) = (k_up · q) · latent, it is run as attention of H heads
-    over a single one, whose keys are (latent, rotated key) and whose values are the latents.
-    """
-
-    rank: int
-    nope: int
-    v_dim: int
-    norm: NormSpec
-    q_rank: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSpec:
-    """softmax(mask(cap(q·k · scale))) · v, H query heads over K shared key/value heads.
-
-    `window`: a query at p sees keys p − window + 1 … p. `softcap` c: s becomes c·tanh(s / c).
-    `qk_norm` is applied before the rotation, or `qk_norm_after` it; to each head or to all heads at once
-    (`qk_norm_full`); with the same weights for all heads, or with its own for each (`qk_norm_each`).
-    `clip` c: queries, keys and values are cut to −c … c between norm and rotation. `sinks`: a score for each head
-    that takes part in the softmax and has no value. `latent`: K is 1, k_dim rank + p, v_dim rank, and `rope`
-    turns the last p columns of a key.
-    """
-
-    n_heads: int
-    n_kv_heads: int
-    k_dim: int
-    v_dim: int
-    scale: float
-    rope: RopeSpec | None = None
-    window: int | None = None
-    softcap: float | None = None
-    qkv_bias: bool = False
-    o_bias: bool = False
-    qk_norm: NormSpec | None = None
-    qk_norm_full: bool = False
-    clip: float | None = None
-    sinks: bool = False
-    latent: LatentSpec | None = None
-    qk_norm_each: bool = False
-    qk_norm_after: bool = False
-    growth: GrowthSpec | None = None
-
-    @property
-    def qkv_rows(self) -> int:
-        if self.latent is not None:
-            return (self.latent.q_rank or self.q_rows) + self.k_dim
-        return self.q_rows + self.n_kv_heads * (self.k_dim + self.v_dim)
-
-    @property
-    def q_rows(self) -> int:
-        """Query numbers of a token, all heads."""
-        if self.latent is not None:
-            return self.n_heads * (self.latent.nope + self.k_dim - self.latent.rank)
-        return self.n_heads * self.k_dim
-
-    @property
-    def out_width(self) -> int:
-        """Columns of the matrix that follows."""
-        return self.n_heads * (self.v_dim if self.latent is None else self.latent.v_dim)
-
-
-@dataclass(frozen=True, slots=True)
-class ConvolutionSpec:
-    """A gated short convolution over the positions t of a sequence (LFM2), column by column, in place of attention:
-
-    (B, C, x) = in · norm(x); z = B · x; y[t] = out · (C[t] · Σ_j w[j] · z[t − kernel + 1 + j]), and z is 0 before the
-    first position. `bias`: all three have one.
-    """
-
-    kernel: int
-    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +159,7 @@ class LayerSpec:
     them.
     """
 
-    mixer: AttentionSpec | ConvolutionSpec
+    mixer: Mixer
     feed_forward: FeedForwardSpec
     attn_norm: NormSpec | None
     ff_norm: NormSpec | None
@@ -285,9 +177,27 @@ class LayerSpec:
         return self.mixer if isinstance(self.mixer, ConvolutionSpec) else None
 
     @property
+    def recurrence(self) -> RecurrenceSpec | None:
+        return self.mixer if isinstance(self.mixer, RecurrenceSpec) else None
+
+    @property
+    def seen(self) -> int | None:
+        """Positions of which a token reads what the layer keeps of each, its own included; None: all before it."""
+        return self.window if self.recurrence is None else self.recurrence.kernel
+
+    @property
     def window(self) -> int | None:
-        """Positions that a token sees, its own included; None: all before it."""
-        return self.mixer.kernel if isinstance(self.mixer, ConvolutionSpec) else self.mixer.window
+        """Positions that a layer can be taken back over, and one more; None: all.
+
+        So many of the last ones it keeps, of a recurrence the states after them.
+        """
+        match self.mixer:
+            case RecurrenceSpec():
+                return STATES
+            case ConvolutionSpec(kernel=kernel):
+                return kernel
+            case AttentionSpec(window=window):
+                return window
 
 
 @dataclass(frozen=True, slots=True)
