@@ -19,8 +19,10 @@ from lapinfer.packing.assemble import Assembler  # noqa: E402
 from lapinfer.packing.pack import pack_checkpoint  # noqa: E402
 from lapinfer.packing.reader import PackedFile  # noqa: E402
 from lapinfer.quant.blocks import unpack  # noqa: E402
-from lapinfer.quant.formats import STORED  # noqa: E402
+from lapinfer.quant.choice import matrix_format  # noqa: E402
+from lapinfer.quant.formats import FORMATS, KEPT, STORED  # noqa: E402
 from lapinfer.quant.groups import GroupFormat  # noqa: E402
+from lapinfer.quant.quantize import quantize  # noqa: E402
 from lapinfer.spec import GrowthSpec  # noqa: E402
 from lapinfer.tensors import tensors  # noqa: E402
 
@@ -276,3 +278,57 @@ def test_smollm2_tokenizer():
     text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>"
     assert tokenizer.encode(text).ids == [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2]
     assert [tokenizer.id_to_token(i) for i in tokenizer.encode("in 1984").ids] == ["in", "Ġ", "1", "9", "8", "4"]
+
+
+def k_quants(rng: np.random.Generator, R: int, C: int) -> tuple[np.ndarray, np.ndarray]:
+    """Q4_K as ggml-quants.c has it, written field by field; bytes [R, C/256 · 144], and the weights."""
+    data, weights = bytearray(), np.zeros((R, C), np.float32)
+    for r in range(R):
+        for first in range(0, C, 256):
+            d, dmin = (np.float16(x) for x in rng.uniform(1e-3, 2e-3, 2))
+            scales, minima = rng.integers(1, 64, 8), rng.integers(0, 64, 8)
+            codes = rng.integers(0, 16, 256)
+            packed = [0] * 12
+            for j in range(8):
+                if j < 4:
+                    packed[j] |= int(scales[j])
+                    packed[j + 4] |= int(minima[j])
+                else:
+                    packed[j + 4] = int(scales[j]) & 15 | (int(minima[j]) & 15) << 4
+                    packed[j - 4] |= int(scales[j]) >> 4 << 6
+                    packed[j] |= int(minima[j]) >> 4 << 6
+            pairs = [int(codes[64 * k + i]) | int(codes[64 * k + 32 + i]) << 4 for k in range(4) for i in range(32)]
+            data += d.tobytes() + dmin.tobytes() + bytes(packed) + bytes(pairs)
+            for c in range(256):
+                step, low = np.float32(d) * int(scales[c // 32]), np.float32(dmin) * int(minima[c // 32])
+                weights[r, first + c] = step * int(codes[c]) - low
+    return np.frombuffer(bytes(data), np.uint8).reshape(R, C // 256, 144), weights
+
+
+def test_q4_k_keeps_its_codes_under_nearly_its_scales():
+    blocks, weights = k_quants(np.random.default_rng(0), 5, 512)
+    grouped = FORMATS["q4"].from_gguf("Q4_K", blocks)
+    assert grouped is not None
+    read = gguf.quants.dequantize(blocks.reshape(5, -1), gguf.GGMLQuantizationType.Q4_K)
+    np.testing.assert_allclose(read, weights, rtol=1e-6, atol=1e-7)
+    kept = np.linalg.norm(grouped.weights() - weights) / np.linalg.norm(weights)
+    again = np.linalg.norm(quantize("q4", weights).weights() - weights) / np.linalg.norm(weights)
+    assert kept < 0.008
+    assert kept < again
+
+
+@pytest.mark.parametrize(
+    ("kind", "format"), [("Q4_K", "q4"), ("Q6_K", "q6"), ("Q5_K", "q6"), ("Q2_K", "q4"), ("IQ4_XS", "q4")]
+)
+def test_each_type_has_the_format_that_loses_least(kind: str, format: str):
+    assert KEPT[kind].name == format
+    assert matrix_format("auto", {format}, "small") == matrix_format("auto", {format}, "large") == format
+
+
+def test_parts_of_five_bits_beside_parts_of_eight_stay_exact():
+    weights = np.random.default_rng(1).normal(0, 0.1, (7, 64)).astype(np.float32)
+    five = quantize("q5", weights)
+    wider = FORMATS["q8"].holding(five)
+    assert wider is not None
+    assert np.array_equal(wider.weights(), five.weights())
+    assert FORMATS["q8"].holding(quantize("q6", weights)) is None

@@ -26,7 +26,7 @@ from lapinfer.families.gguf import published_name
 from lapinfer.families.gguf_keys import check_keys
 from lapinfer.families.gguf_metadata import VECTORS, Metadata
 from lapinfer.quant.floats import FloatFormat
-from lapinfer.quant.formats import STORED
+from lapinfer.quant.formats import KEPT, STORED
 from lapinfer.quant.groups import Grouped, GroupFormat
 
 
@@ -130,9 +130,9 @@ class GGUFCheckpoint:
         return values.reshape(-1, *mapped.tensor.shape[1:])
 
     def read_grouped(self, name: str, start: int = 0, stop: int | None = None) -> Grouped | None:
-        """As they are stored; None for types that no quantized format holds to the bit."""
+        """As they are stored, or as near as a format's scales are; None for types of other codes."""
         mapped = self._of(name)
-        form = STORED.get(mapped.tensor.type)
+        form = KEPT.get(mapped.tensor.type)
         if not isinstance(form, GroupFormat) or mapped.transposed or len(mapped.tensor.shape) != 2:
             return None
         rows = self._rows(mapped, start, stop)

@@ -17,7 +17,7 @@ from lapinfer.errors import CheckpointError
 from lapinfer.families import Source
 from lapinfer.quant.blocks import take_rows
 from lapinfer.quant.choice import Stored
-from lapinfer.quant.formats import KEPT
+from lapinfer.quant.formats import KEPT, group_format
 from lapinfer.quant.groups import Grouped, joined
 from lapinfer.quant.quantize import quantize
 from lapinfer.quant.range import check_small
@@ -175,7 +175,9 @@ class Assembler:
         parts = []
         for piece, low, high in self._spans(tensor.name, start, stop):
             part = self._stored_groups(piece.source, low, high)
-            if part is None or part.format.name != format:
+            if part is not None and part.format.name != format:
+                part = group_format(format).holding(part)
+            if part is None:
                 values = _widened(self._values(piece, low, high), tensor.columns)
                 with self.naming(f"tensor {piece.source.name!r} from row {low}"):
                     part = quantize(format, values, importance)

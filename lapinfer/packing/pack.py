@@ -18,6 +18,7 @@ from lapinfer.errors import InputError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.options import QUANT
 from lapinfer.packing.assemble import Assembler
+from lapinfer.packing.become import kept_lines
 from lapinfer.packing.coarse import with_coarse_head, write_coarse_head
 from lapinfer.packing.entries import BankEntry, PackedEntry, packed_entries, parts_of
 from lapinfer.packing.quantize import SLICE, Inputs, packed_slices, wider_formats
@@ -31,6 +32,8 @@ from lapinfer.spec import ModelSpec
 from lapinfer.tensors import COARSE, head_name, tensors
 
 PACKING = Phase("packing", "weights")
+MUCH_FINER = 1
+"""More bits, with which what was stored with fewer loses little."""
 MEASURED = 3
 """Phases of a packing that is calibrated: a copy to run, what its matrices multiply, and the packed file."""
 
@@ -98,6 +101,8 @@ def pack_checkpoint(
     weights = tensors(spec).values()
     assembler.check_all(weights)
     formats = choose_formats(spec, quant, assembler.formats_of)
+    for line in kept_lines(assembler, weights, formats):
+        notice(line)
 
     def write() -> Path:
         entries, copy = packed_entries(weights, formats), []
@@ -180,10 +185,17 @@ def _nothing_kept_of_a_changed_source(writer: PackedWriter) -> Iterator[None]:
 
 
 def _is_weighed(part: PackedEntry, assembler: Assembler) -> bool:
-    """Whether a matrix is quantized with a loss, weighed by its inputs, as far as these are measured."""
+    """Whether a matrix is quantized with a loss, weighed by its inputs, as far as these are measured.
+
+    What is stored with fewer bits loses little in a much finer format, whatever weighs it.
+    """
     if part.format is None or part.tensor.inputs is None:
         return False
-    return FORMATS[part.format].weighed and assembler.formats_of(part.name) != {part.format}
+    stored = assembler.formats_of(part.name)
+    form = FORMATS[part.format]
+    return form.weighed and any(
+        name is None or (name != form.name and FORMATS[name].bits + MUCH_FINER > form.bits) for name in stored
+    )
 
 
 def _weighed(entries: Sequence[PackedEntry | BankEntry], lossy: Sequence[PackedEntry]) -> dict[str, list[PackedEntry]]:

@@ -60,7 +60,7 @@ def matrix_format(quant: str, stored: Stored, size: ModelSize, *, head: bool = F
     """The format of a matrix that is no router. head: whether it is the embedding or the head of its model."""
     kept = _kept(stored) if quant == AUTO else None
     name = kept or (MODELS[size] if quant == AUTO else quant)
-    if head:
+    if head and not kept:
         return head_format(name, stored, size)
     variant = FORMATS[name].exact_variant
     return variant if variant is not None and variant in stored else name

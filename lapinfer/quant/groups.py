@@ -91,7 +91,12 @@ class GroupFormat(Format):
         """float32 [R, C] that groups of this format mean."""
 
     def from_gguf(self, kind: str, blocks: np.ndarray) -> Grouped | None:
-        """Groups of GGUF blocks [R, G, bytes] of one of stored_types, to the bit; None where that can't be."""
+        """Groups of GGUF blocks [R, G, bytes] of one of stored_types, to the bit, or of nearest_types, as near as its
+        scalars are; None where that can't be."""
+        return None
+
+    def holding(self, groups: Grouped) -> Grouped | None:
+        """The same numbers, of another format; None where this one doesn't hold them."""
         return None
 
     @property

@@ -17,6 +17,8 @@ LEAST = 2
 """Smaller exponents, of numbers below 2^-124, count as zero: kernels make the scale from its bits alone."""
 
 BIAS = 127
+BYTE = 255
+"""As an exponent, no number."""
 MIDDLES = (VALUES[:7] + VALUES[1:8]) / 2
 """Between neighbouring magnitudes."""
 
@@ -42,6 +44,14 @@ class MXFP4(GroupFormat):
             result = SearchResult(codes, exponent)
         assert result is not None
         return SearchResult(result.codes, result.scale.astype(np.uint8))
+
+    def from_gguf(self, kind: str, blocks: np.ndarray) -> Grouped | None:
+        """An exponent, 16 bytes: byte j has column j in its low, j + 16 in its high nibble."""
+        exponents, pairs = blocks[..., 0], blocks[..., 1:]
+        if (exponents == BYTE).any():
+            return None
+        codes = np.concatenate([pairs & 15, pairs >> 4], axis=-1).reshape(len(blocks), -1)
+        return Grouped(self, codes, np.ascontiguousarray(exponents))
 
     def weights(self, groups: Grouped) -> np.ndarray:
         scale = np.ldexp(np.float32(1), groups.scale.astype(np.int32) - BIAS)

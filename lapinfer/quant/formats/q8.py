@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lapinfer.quant.formats import q5
 from lapinfer.quant.groups import Grouped, GroupFormat, SearchResult
 from lapinfer.quant.search import HALF_MAX, HALF_NORMAL, best_scale, half, nearest_codes
 
@@ -29,6 +30,12 @@ class Q8(GroupFormat):
 
     def weights(self, groups: Grouped) -> np.ndarray:
         return groups.codes * groups.spread(groups.scale)
+
+    def holding(self, groups: Grouped) -> Grouped | None:
+        """q5's codes under its scales."""
+        if groups.format is not q5.FORMAT:
+            return None
+        return Grouped(self, groups.codes.view(np.int8) - np.int8(q5.ZERO), groups.scale)
 
     def from_gguf(self, kind: str, blocks: np.ndarray) -> Grouped | None:
         """Q8_0: a float16 scale and 32 codes; the code −128, which no kernel takes, does not occur in sound files."""
