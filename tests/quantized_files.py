@@ -329,14 +329,15 @@ SCHEMES = [
            fp4("mxfp4"), "MXFP4", "mxfp4"),
     Scheme("modelopt", {"quant_method": "modelopt", "quant_algo": "NVFP4", "producer": {"name": "modelopt"},
            "group_size": 16}, fp4("modelopt"), "NVFP4", "q6", 0.05),
-    Scheme("nf4", NF4_SECTION, bnb_4bit(False), "NF4", "q6", 0.05),
-    Scheme("nf4-double", NF4_SECTION | {"bnb_4bit_use_double_quant": True}, bnb_4bit(True), "NF4", "q6", 0.05),
+    Scheme("nf4", NF4_SECTION, bnb_4bit(False), "NF4", "nf4", 0.01),
+    Scheme("nf4-double", NF4_SECTION | {"bnb_4bit_use_double_quant": True}, bnb_4bit(True), "NF4", "nf4", 0.01),
     Scheme("bnb-int8", BNB | {"load_in_4bit": False, "load_in_8bit": True}, bnb_int8, "INT8", "q8", 1e-3),
     *(
         Scheme(f"mlx-{bits}-{size}", {"group_size": size, "bits": bits, "mode": "affine"}, mlx(bits, size), kind,
                packed, loss, key="quantization")
         for bits, size, kind, packed, loss in (
-            (4, 32, "INT4", "q4_1", 0.0), (3, 32, "INT3", "q4_1", 0.0), (6, 32, "UINT6", "q8", 0.02),
+            (4, 32, "INT4", "q4_1", 0.0), (5, 32, "INT5", "q5_1", 0.0),
+            (3, 32, "INT3", "q4_1", 0.0), (6, 32, "UINT6", "q8", 0.02),
             (8, 32, "UINT8", "q8", 0.02),
         )
     ),

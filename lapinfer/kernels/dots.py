@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from lapinfer.kernels.codegen import I8, I16, I32, call, call_if, const, features, i8x64, i32x16, join, part
+from lapinfer.kernels.codegen import I8, I16, I32, call_if, const, features, i8x64, i32x16, join, part
 
 
 def _pairs(context, feature: str, builder, kind: str, width: int, a, b, result_element, result_per: int):
@@ -128,10 +128,9 @@ def dot_signed(context, builder, weights, signed, bias):
     return acc
 
 
-def fp4_codes(context, builder, nibbles):
-    """Twice the values of 4-bit floats (VALUES in quant/formats/mxfp4.py): i8x64 of 0 … 15 -> i8x64 of −12 … 12."""
+def looked_up(context, builder, nibbles, table):
+    """What a table of 16 whole numbers −127 … 127 has at nibbles: i8x64 of 0 … 15 -> i8x64."""
     have = features(context)
-    table = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
     if have & {"avx512bw", "avx2", "aarch64"}:
         feature, width, name = (
             ("avx512bw", 64, "llvm.x86.avx512.pshuf.b.512") if "avx512bw" in have
@@ -139,15 +138,12 @@ def fp4_codes(context, builder, nibbles):
             else ("aarch64", 16, "llvm.aarch64.neon.tbl1.v16i8")
         )  # fmt: skip
         kind = ir.VectorType(I8, width)
-        constant = ir.Constant(kind, table * (width // 16))
+        constant = ir.Constant(kind, [*table] * (width // 16))
         parts = (part(builder, nibbles, i, width) for i in range(0, 64, width))
         return join(builder, [call_if(context, feature, builder, name, kind, constant, p) for p in parts])
     vector = i8x64.llvm
-    magnitude = builder.and_(nibbles, const(vector, 7))
-
-    def above(start: int):
-        return call(builder, "llvm.usub.sat.v64i8", vector, magnitude, const(vector, start))
-
-    value = builder.add(builder.add(magnitude, above(4)), builder.add(above(6), above(6)))
-    negative = builder.icmp_unsigned(">", nibbles, const(vector, 7))
-    return builder.select(negative, builder.neg(value), value)
+    value = const(vector, table[0])
+    for code in range(1, 16):
+        is_it = builder.icmp_unsigned("==", nibbles, const(vector, code))
+        value = builder.select(is_it, const(vector, table[code]), value)
+    return value

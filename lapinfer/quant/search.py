@@ -152,25 +152,26 @@ def _improve(y, w, total, scale, minimum, best_gain, best_scale, best_minimum) -
     np.copyto(best_minimum, -fitted * mean, where=better)
 
 
-def nearest_nibbles(x: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> np.ndarray:
-    """Codes 0 … 15, float32 [32, N], that times scale plus minimum are nearest to x."""
+def nearest_nibbles(x: np.ndarray, scale: np.ndarray, minimum: np.ndarray, highest: int = NIBBLE) -> np.ndarray:
+    """Codes 0 … highest, float32 [32, N], that times scale plus minimum are nearest to x."""
     codes = x - minimum
     codes *= inverse(scale)
     np.rint(codes, out=codes)
-    return np.clip(codes, 0, NIBBLE, out=codes)
+    return np.clip(codes, 0, highest, out=codes)
 
 
 def best_rounding(
-    x: np.ndarray, w: np.ndarray | None, pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+    x: np.ndarray, w: np.ndarray | None, pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    highest: int = NIBBLE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes, stored scale and stored minimum of the pair with the least error: (stored, stored, value, value) [N]."""
     least = np.full(x.shape[1], np.inf, np.float32)
     stored_scale, stored_minimum, scale, minimum = (part.copy() for part in pairs[0])
     for candidate in pairs:
         s, m = candidate[2:]
-        error = squared(x - (nearest_nibbles(x, s, m) * s + m), w)
+        error = squared(x - (nearest_nibbles(x, s, m, highest) * s + m), w)
         better = error < least
         np.copyto(least, error, where=better)
         for best, own in zip((stored_scale, stored_minimum, scale, minimum), candidate, strict=True):
             np.copyto(best, own, where=better)
-    return nearest_nibbles(x, scale, minimum).astype(np.uint8), stored_scale, stored_minimum
+    return nearest_nibbles(x, scale, minimum, highest).astype(np.uint8), stored_scale, stored_minimum

@@ -16,9 +16,10 @@ import numpy as np
 
 from lapinfer.checkpoint.json_files import parse_json
 from lapinfer.checkpoint.quantized.matrix import Matrix, Stored, check_known, expect, modules, two_sizes
-from lapinfer.checkpoint.quantized.parts import MIDDLE, Codes, Floats
+from lapinfer.checkpoint.quantized.parts import MIDDLE, Blocks, Codes
 from lapinfer.errors import CheckpointError, UnsupportedError, quoted
 from lapinfer.families.config import Config
+from lapinfer.quant.formats import nf4
 
 HARMLESS = (
     "quant_method", "_load_in_4bit", "_load_in_8bit", "load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype",
@@ -90,7 +91,7 @@ def _four_bits(stored: Stored, module: str, kind: str) -> Matrix:
 def _blocks(
     stored: Stored, names: list[str], shape: tuple[int, int], block: int, each: int, offset: np.float32,
     start: int, stop: int,
-) -> Floats:  # fmt: skip
+) -> Blocks:  # fmt: skip
     """Rows start:stop. Blocks go over the ends of rows."""
     C = shape[1]
     first, last = start * C, stop * C
@@ -106,4 +107,5 @@ def _blocks(
     else:
         factors = stored.read(names[2], low, high)
     scale = factors[np.arange(first, last) // block - low].reshape(codes.shape)
-    return Floats(stored.read(names[3])[codes], scale)
+    table = stored.read(names[3])
+    return Blocks(codes, table, scale, normal=bool((np.abs(table * nf4.LARGEST - nf4.TABLE) < 1).all()))

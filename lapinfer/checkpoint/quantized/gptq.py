@@ -68,7 +68,7 @@ def matrices(section: Config, stored: Stored) -> dict[str, Matrix]:
 
 def kind_of(bits: int, symmetric: bool, *, fits: bool) -> str:
     """What codes of so many bits are called; fits: whether 32 columns have one scale."""
-    if bits <= 4:
+    if bits <= 5:
         return f"INT{bits}" if fits else f"INT{bits} mixed"
     return f"INT{bits}" if symmetric and fits else f"UINT{bits}"
 

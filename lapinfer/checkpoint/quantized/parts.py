@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from lapinfer.quant import GROUP
-from lapinfer.quant.formats import mxfp4, q4_1, q8
+from lapinfer.quant.formats import mxfp4, nf4, q4_1, q5_1, q8
 from lapinfer.quant.groups import Grouped
 from lapinfer.quant.search import HALF_MAX
 
@@ -63,13 +63,14 @@ class Codes:
         scale = halves(self.scale)
         if scale is None:
             return None
-        if self.bits <= 4:
+        if self.bits <= 5:
             minimum = self.minimum
             if minimum is None:
                 assert self.zero is not None
                 minimum = scale.astype(np.float32) * -self.zero
             minimum = halves(minimum)
-            return minimum if minimum is None else Grouped(q4_1.FORMAT, self.codes, scale[:, first], minimum[:, first])
+            form = q4_1.FORMAT if self.bits <= 4 else q5_1.FORMAT
+            return minimum if minimum is None else Grouped(form, self.codes, scale[:, first], minimum[:, first])
         if self.bits == 8 and self.zero is not None and (self.zero == MIDDLE).all():
             codes = (self.codes ^ np.uint8(MIDDLE)).view(np.int8)
             return Grouped(q8.FORMAT, np.maximum(codes, -q8.LARGEST), scale[:, first])
@@ -88,6 +89,30 @@ class Floats:
 
     def grouped(self) -> Grouped | None:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """4-bit codes of a table: weight = table[code] · factor. codes: uint8 [n, C]; table: float32 [16]; factor: [n, C].
+
+    normal: whether the table is that of nf4.
+    """
+
+    codes: np.ndarray
+    table: np.ndarray
+    factor: np.ndarray
+    normal: bool = False
+
+    def weights(self) -> np.ndarray:
+        return self.table[self.codes] * self.factor
+
+    def grouped(self) -> Grouped | None:
+        first = self.factor[:, ::GROUP]
+        spread = np.repeat(first, GROUP, axis=1)[:, : self.codes.shape[1]]
+        if not self.normal or not np.array_equal(spread, self.factor):
+            return None
+        scale = halves(first / np.float32(nf4.LARGEST))
+        return None if scale is None else Grouped(nf4.FORMAT, self.codes, scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,19 @@ import numpy as np
 
 from lapinfer.kernels.cache import jit
 from lapinfer.kernels.codegen import call, const, f32x16
-from lapinfer.kernels.dots import fp4_codes
+from lapinfer.kernels.dots import looked_up
 from lapinfer.kernels.reader import WIDE, Block, Reader, nibble, nibbles, unsigned
 from lapinfer.kernels.simd import load_u8
-from lapinfer.quant.formats.mxfp4 import LEAST
+from lapinfer.quant.formats.mxfp4 import LEAST, VALUES
+
+TWICE = [int(2 * value) for value in VALUES]
 
 
 def block(context, b, address):
     """The scale is half of 2^(exponent − 127), since the codes are twice the values."""
     above = call(b, "llvm.usub.sat.v16i32", WIDE, unsigned(b, address), const(WIDE, 1))
     scale = b.bitcast(b.shl(above, const(WIDE, 23)), f32x16.llvm)
-    return Block([fp4_codes(context, b, codes) for codes in nibbles(b, address, 16)], scale)
+    return Block([looked_up(context, b, codes, TWICE) for codes in nibbles(b, address, 16)], scale)
 
 
 @jit

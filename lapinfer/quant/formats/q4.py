@@ -10,6 +10,7 @@ import numpy as np
 
 from lapinfer.quant import GROUP
 from lapinfer.quant.groups import FeedbackFormat, Grid, Grouped, SearchResult
+from lapinfer.quant.k_quants import scales_and_minima
 from lapinfer.quant.search import NIBBLE, SQUARED_LEAST, SQUARED_MAX, best_rounding, inverse, search_scale_and_minimum
 
 MINIMUM_STEP = 8
@@ -36,14 +37,12 @@ class Q4(FeedbackFormat):
         """
         if kind != "Q4_K":
             return None
-        units = blocks[..., :4].copy().view(np.float16).astype(np.float32)
-        scale, minimum = (six * units[..., i, None] for i, six in enumerate(_six_bits(blocks[..., 4:16])))
-        if not (np.isfinite(units).all() and (units >= 0).all()):
+        scale, minimum = scales_and_minima(blocks)
+        if not ((scale >= 0) & (minimum <= 0) & np.isfinite(scale) & np.isfinite(minimum)).all():
             return None
-        R, N = len(blocks), scale[0].size
+        R, N = scale.shape
         pairs = blocks[..., 16:].reshape(R, -1, 4, 1, GROUP)
         codes = np.concatenate([pairs & 15, pairs >> 4], axis=3).reshape(R * N, GROUP).T
-        scale, minimum = scale.reshape(R, N), -minimum.reshape(R, N)
         x = codes * scale.reshape(-1) + minimum.reshape(-1)
         unit = row_units(scale, minimum)
         codes, scale, minimum = rounded_to_units(x, None, scale.reshape(-1), minimum.reshape(-1), np.repeat(unit, N))
@@ -64,13 +63,6 @@ class Q4(FeedbackFormat):
     def grid(self, x: np.ndarray, w: np.ndarray, unit: np.ndarray) -> Grid:
         _, scale, minimum = rounded_to_units(x, w, *search_scale_and_minimum(x, w, below_zero=True), unit)
         return Grid(scale, minimum, scale * unit, minimum * (unit * np.float32(-MINIMUM_STEP)))
-
-
-def _six_bits(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and minima uint8 [..., 8] of 12 bytes: the lower bits of the last four, and their upper two."""
-    first, second, both = packed[..., :4], packed[..., 4:8], packed[..., 8:]
-    scale = np.concatenate([first & 63, both & 15 | first >> 6 << 4], axis=-1)
-    return scale, np.concatenate([second & 63, both >> 4 | second >> 6 << 4], axis=-1)
 
 
 def row_units(scale: np.ndarray, minimum: np.ndarray) -> np.ndarray:
@@ -96,7 +88,6 @@ def rounded_to_units(
 FORMAT = Q4(
     name="q4", id=5, scalars=(np.uint8, np.uint8), planes=(4,), units=True, by_row=True, max_error=2 / 15,
     most=SQUARED_MAX, least=SQUARED_LEAST, wider="bf16",
-    nearest_types=("Q4_K", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS", "IQ3_S",
-                   "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
+    nearest_types=("Q4_K", "Q3_K", "Q2_K", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
     kept_by_auto=True, models="large", finer_head=True, exact_variant="q4_1", weighed=True, coarse=0.08,
 )  # fmt: skip

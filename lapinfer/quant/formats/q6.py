@@ -44,7 +44,7 @@ class Q6(GroupFormat):
 FORMAT = Q6(
     name="q6", id=7, scalars=(np.uint8,), planes=(4, 2), units=True, signed=True, max_error=1.2 / 31,
     most=SQUARED_MAX, least=SQUARED_LEAST, wider="bf16",
-    nearest_types=("Q6_K", "Q5_K", "Q5_1", "INT2 mixed", "INT3 mixed", "INT4 mixed", "UINT5", "NF4", "FP4", "NVFP4"),
+    nearest_types=("Q6_K", "INT2 mixed", "INT3 mixed", "INT4 mixed", "INT5 mixed", "FP4", "NVFP4"),
     kept_by_auto=True,
     heads="large", weighed=True, narrow="q8",
 )  # fmt: skip
