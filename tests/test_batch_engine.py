@@ -86,6 +86,7 @@ def test_other_protocols(model):
         ({"body": CHAT, "url": "/v1/images"}, "invalid_url", "/v1/chat/completions"),
         ({"body": {"input": "a"}}, "invalid_url", "got none"),
         ({"body": CHAT, "method": "GET"}, "invalid_method", "POST"),
+        ({"prompt": "a", "model": "gpt"}, "model_not_found", "this batch runs fake, not 'gpt' (str): leave it out"),
         ({"body": [], "url": "/v1/responses"}, "invalid_line", "body: expected an object"),
         ({"body": CHAT, "costum_id": "a"}, "invalid_line", "did you mean custom_id?"),
         (b'"' + b"a" * LONGEST + b'"', "line_too_long", "8,000,000"),
@@ -104,7 +105,6 @@ def test_lines_that_are_no_requests(model, line, code, told):
     [
         ({"prompt": "a", "temprature": 1}, 400, "did you mean temperature?"),
         ({"prompt": "a", "temperature": -1}, 400, "temperature"),
-        ({"prompt": "a", "model": "gpt"}, 404, "'gpt' does not exist here"),
         ({"prompt": "a" * 5000}, 400, "context"),
         ({"prompt": "a", "schema": {"type": "nothing"}}, 400, "nothing"),
         ({"messages": "fox"}, 400, "messages"),
@@ -123,3 +123,10 @@ def test_what_the_batch_gives_to_all_lines(model):
     assert [record["response"]["body"]["usage"]["completion_tokens"] for record in (first, own)] == [3, 5]
     assert response["response"]["body"]["usage"]["output_tokens"] == 3
     assert response["response"]["body"]["temperature"] == 0.25
+
+
+def test_other_names_of_the_model(model):
+    anthropic = {"params": {"max_tokens": 9, "messages": CHAT["messages"]}}
+    records = answers(model, [CHAT | {"model": "gpt"}, {"body": CHAT | {"model": NAME}}, anthropic], names=("gpt",))
+    assert [record["response"]["body"]["model"] for record in records[:2]] == [NAME, NAME]
+    assert records[2]["result"]["type"] == "succeeded"

@@ -25,7 +25,7 @@ def start():
 def answer(line):
     """As an engine would, of a model that repeats what it is asked."""
     try:
-        asked = read(line, Defaults(), chats=True, ctx=100)
+        asked = read(line, Defaults(), model="m", chats=True, ctx=100)
     except LineError as error:
         return refused(line, error)
     assert len(marks(line, asked).id) == 24

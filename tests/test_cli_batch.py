@@ -96,6 +96,7 @@ def test_streams_and_exit_codes(folder, fake):
     assert result.exit_code == 0
     assert sorted(json.loads(line)["line"] for line in result.stdout.splitlines()) == [1, 2, 3]
     assert "3 lines, 1 failed" in result.stderr
+    assert "the first that failed is line 3: the line is not JSON" in result.stderr
     assert invoke("-", "-o", "-", "--strict", stdin='{"prompt": "a", "max_tokens": 2}\noops\n').exit_code == 1
     assert invoke("-", "-o", "all.jsonl", stdin="oops\noops").exit_code == 1
     assert invoke("-", "-o", "none.jsonl", stdin="").exit_code == 0

@@ -47,6 +47,11 @@ class Columns:
         return {name: [row.get(name) for row in rows] for name in self.kinds()}
 
 
+def error_of(record: bytes) -> str:
+    """What a record says of an error; nothing where it is an answer."""
+    return _row(from_json(record)).get("error", "")
+
+
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     if "result" in record:
         result = record["result"]

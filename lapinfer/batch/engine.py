@@ -50,7 +50,7 @@ class Engine:
 
     def __init__(self, name: str, model: LanguageModel, defaults: Defaults) -> None:
         """name: what lines may call the model, where they name one. The engine closes the model."""
-        self.model, self.defaults = model, defaults
+        self.model, self.defaults, self._name = model, defaults, name
         options = ServeOptions(queue=NO_QUEUE, timeout=NO_TIMEOUT, body=MOST_BODY)
         self._models = Models({name: name}, LoadOptions(), open=_loaded, size=_loaded, memory=None, queue=NO_QUEUE)
         self._models.put(name, model)
@@ -73,7 +73,8 @@ class Engine:
         """
         model = self.model
         try:
-            asked = read(line, self.defaults, chats=model.template is not None, ctx=model.model.ctx)
+            chats, ctx = model.template is not None, model.model.ctx
+            asked = read(line, self.defaults, model=self._name, chats=chats, ctx=ctx)
         except LineError as error:
             return refused(line, error)
         status, body = await post(self._state, asked.url, encoded(asked.body), marks(line, asked))

@@ -37,7 +37,7 @@ CONTENTS = ("prompt", "messages", "input", "text")
 class Defaults:
     """What lines get that say nothing else: sampling by the names of `SamplingParams`, most tokens, a system message, a
     JSON schema of chats' answers. raw: prompts are continued as they stand, else they are what a user says, where the
-    model can chat. seed: what seeds of lines without one are made of.
+    model can chat. seed: what seeds of lines without one are made of. names: others of the model that lines may use.
     """
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -46,6 +46,7 @@ class Defaults:
     schema: Any = None
     raw: bool = False
     seed: int = 0
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,10 @@ class LineError(Exception):
         self.custom_id: str | int | None = None
 
 
-def read(line: Line, defaults: Defaults, *, chats: bool, ctx: int) -> Asked:
-    """The request of a line; LineError for one that has none. chats, ctx: whether the model can chat, its positions."""
+def read(line: Line, defaults: Defaults, *, model: str, chats: bool, ctx: int) -> Asked:
+    """The request of a line; LineError for one that has none. model: its name; chats, ctx: whether it can chat, and its
+    positions.
+    """
     if line.is_too_long:
         raise LineError("line_too_long", f"the line is longer than {LONGEST:,} bytes")
     try:
@@ -89,6 +92,7 @@ def read(line: Line, defaults: Defaults, *, chats: bool, ctx: int) -> Asked:
         asked = _asked(given, custom_id, defaults, chats, ctx)
         if asked.body.get("stream") is True:
             raise LineError("invalid_line", "stream: a batch has whole answers; leave it out", "stream")
+        _name(asked.body, model, defaults.names)
         return Asked(custom_id, asked.url, _filled(asked, line, defaults), asked.anthropic)
     except LineError as error:
         error.custom_id = custom_id
@@ -157,6 +161,15 @@ def _check_names(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
             close = get_close_matches(name[:100], known, 1)
             hint = f"; did you mean {close[0]}?" if close else f": a line has {', '.join(known)}"
             raise LineError("invalid_line", f"{name[:100]}: no such field{hint}", name[:100])
+
+
+def _name(body: dict[str, Any], model: str, names: tuple[str, ...]) -> None:
+    """Let a body have the name of the batch's model; LineError where it asks for another one."""
+    given = body.get("model")
+    if given is not None and given not in (model, *names):
+        told = f"model: this batch runs {model}, not {described(given)}: leave it out, or give that name with --as"
+        raise LineError("model_not_found", told, "model")
+    body["model"] = model
 
 
 def _filled(asked: Asked, line: Line, defaults: Defaults) -> dict[str, Any]:

@@ -10,17 +10,21 @@ if TYPE_CHECKING:
 
 
 class Sums:
-    """lines: that are done, failed: of these, told as errors; read, made: tokens of prompts and of answers."""
+    """lines: that are done; failed: of these, told as errors; read, made: tokens of prompts and of answers."""
 
     def __init__(self) -> None:
         self.lines = self.failed = self.read = self.made = 0
         self._named = array("Q")
+        self.first: Answered | None = None
+        """Of those that failed, the first in the input."""
 
     def add(self, done: Answered) -> None:
         self.lines += 1
         self.failed += done.failed
         self.read += done.read
         self.made += done.made
+        if done.failed and (self.first is None or done.number < self.first.number):
+            self.first = done
         if done.named:
             self._named.append(done.named)
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _of_answer = partial(typer.Option, rich_help_panel="Answer")
 _of_prompt = partial(typer.Option, rich_help_panel="Prompt")
-NEUTRAL = ("threads", "slots", "memory", "policy", "draft", "prefix_cache", "lora")
+NEUTRAL = ("threads", "slots", "memory", "policy", "draft", "prefix_cache", "lora", "expert_nodes")
 """Ways to load a model that change no answer, or that its identity has."""
 
 
@@ -76,6 +76,10 @@ def batch(
     schema: Annotated[
         Path | None, _of_answer("--schema", help="Chats answer in JSON that keeps to the JSON schema in this file.")
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--as", metavar="NAME", help="What lines may call the model, too (repeatable)."),
+    ] = None,
     loading: LoadingBatch,
     ray: Ray = None,
     workers: Annotated[str | None, engines_option("--workers", "Engines")] = None,
@@ -104,6 +108,7 @@ def batch(
     given = dict(sampling)
     defaults = Defaults(
         seed=given.pop("seed", 0), sampling=given, max_tokens=max_tokens, system=system, raw=raw,
+        names=tuple(also or ()),
         schema=None if schema is None else loads(read_schema(schema)),
     )  # fmt: skip
     source = open_source(file)
@@ -188,6 +193,8 @@ def _stoppable(answers: "Answers", lines: Iterable["Line"]) -> Iterator["Answere
 
 
 def _tell(summary: "Summary", output: str) -> None:
+    from lapinfer.batch.columns import error_of
+
     sums, seconds = summary.sums, max(summary.seconds, 1e-3)
     done = sums.lines - summary.before
     failed = f", {sums.failed:,} failed" if sums.failed else ""
@@ -196,5 +203,7 @@ def _tell(summary: "Summary", output: str) -> None:
     if done:
         rates = f"{number(done / seconds, 3)} lines/s, {number(summary.read / seconds, 3)} tok/s read"
         note(f"{done:,} lines in {duration(seconds)}: {rates}, {number(summary.made / seconds, 3)} made")
+    if sums.first is not None:
+        note(f"the first that failed is line {sums.first.number}: {error_of(sums.first.record)}")
     if repeated := sums.repeated():
         note(f"note: {repeated:,} lines have a custom_id that another line has, too")
