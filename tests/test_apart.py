@@ -13,7 +13,7 @@ import pytest
 import tiny
 from random_weights import RandomWeights
 
-from lapinfer.errors import InputError
+from lapinfer.errors import CheckpointError, InputError
 from lapinfer.families import spec_from_config
 from lapinfer.kernels.operands import ROW_GROUP_BYTES, TILE, TILE_GROUP_BYTES
 from lapinfer.model import Model
@@ -255,3 +255,18 @@ def test_requests_that_are_none_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             node.answer(wrong)
     node.close()
+
+
+def test_numbers_that_are_none_are_found_on_nodes() -> None:
+    """The step is run again, op by op, nodes included, to name where they came from."""
+    spec = spec_of("mixtral-plain")
+
+    def spoil(values: dict[str, np.ndarray]) -> None:
+        values["layers.1.experts.down"][:] = 3e38
+
+    weights = RandomWeights(spec, "f32", change=spoil)
+    nodes = LocalNodes(spec, weights, limits_of(), placed(feed_forwards(spec), 2))
+    model = Model(spec, weights, limits_of(), nodes=nodes)
+    with pytest.raises(CheckpointError, match="came from experts of layer 1"):
+        model.step([1, 2], [0, 0], [0, 1], [True, True])
+    model.close()

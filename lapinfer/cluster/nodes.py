@@ -7,8 +7,10 @@ computer, and messages between computers, without the scheduler's round trip for
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,8 +37,10 @@ ADDRESS = "RAY_ADDRESS"
 """The variable in which Ray's own programs find a cluster."""
 SECONDS = 600
 """In which a node must have answered: more than any step takes on a computer that works."""
-STARTING = 300
+STARTING = 120
 """In which nodes must have started: they may have to compile kernels."""
+AGAIN = 0.5
+"""Seconds between two looks whether a node is there again."""
 MESSAGES = 96_000_000
 """Bytes that the answers of all nodes to one step may have together: they lie in shared memory."""
 
@@ -54,6 +58,7 @@ class RayNodes:
         """own: whether the cluster is of this computer alone, whose CPUs need not be counted. ClusterError where a node
         does not start."""
         self._ray = ray = imported(OPTION)
+        logging.getLogger("ray.dag").setLevel(logging.CRITICAL)  # or it prints what is told as an error here
         self.placement, self._weights, self._notice = placement, weights, progress
         self._layout: Layout = layout_of(spec, weights)
         self._experts = [placement.experts(node) for node in range(placement.nodes)]
@@ -79,10 +84,11 @@ class RayNodes:
     def _start(self, progress: Progress) -> None:
         """See that all nodes have their experts and kernels, and compile the graph."""
         phase = Phase("starting", "nodes", said=f"starting {len(self._actors)} nodes with experts")
+        until = time.monotonic() + STARTING
         try:
             for done, (actor, experts) in enumerate(zip(self._actors, self._experts, strict=True)):
                 progress(phase, done, len(self._actors))
-                if self._got(actor.lacks_file.remote()):
+                if self._lacks_file(actor, until):
                     for piece in pieces_of(self._weights, self._layout, experts):
                         self._got(actor.take.remote(piece))
             self._got([actor.start.remote() for actor in self._actors])
@@ -93,6 +99,16 @@ class RayNodes:
             raise ClusterError(f"{OPTION}: a node did not start within {STARTING} s; ray status tells why") from error
         except self._ray.exceptions.RayError as error:
             raise _told(error, "a node did not start") from error
+
+    def _lacks_file(self, actor: Any, until: float) -> bool:
+        """Whether its experts must be sent; waits for Ray to find out that an actor is gone, and to start it again."""
+        while True:
+            try:
+                return self._got(actor.lacks_file.remote())
+            except self._ray.exceptions.ActorUnavailableError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(AGAIN)
 
     def _got(self, refs: Any) -> Any:
         return self._ray.get(refs, timeout=STARTING)

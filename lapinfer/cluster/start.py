@@ -158,6 +158,14 @@ def _connect(ray: Any, found: dict[str, Any], address: str) -> None:
         raise ClusterError(f"--ray {address}: cannot be used: {told}") from error
     for name in ("ray", "ray.data", "ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    with suppress(ImportError):
+        from ray._private import worker
+
+        worker.print_to_stdstream = _unheard
+
+
+def _unheard(*lines: object, **more: object) -> None:
+    """Ray tells drivers on stdout, among answers, of processes that died. Who needs them hears of that as errors."""
 
 
 def described(ray: Any, *, own: bool) -> Cluster:
