@@ -29,6 +29,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_agent_register_timeout_ms": "120000",  # a busy computer takes longer than Ray waits
+    "RAY_raylet_start_wait_time_s": "120",
 }
 """The environment of a cluster of our own, where the user has not said otherwise."""
 STORE = 200_000_000
@@ -150,7 +152,7 @@ def _connect(ray: Any, found: dict[str, Any], address: str) -> None:
         ray.init(
             **found, namespace="lapinfer", log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+    except Exception as error:  # Ray raises Exception itself, too
         told = first_line(error)
         if "Version mismatch" in str(error):
             versions = f"this is Ray {ray.__version__}, Python {platform.python_version()}"
