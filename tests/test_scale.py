@@ -27,7 +27,7 @@ from lapinfer.report.shapes import shape_spec
 from lapinfer.runtime.ops import Limits
 from lapinfer.runtime.placement import placed
 from lapinfer.runtime.predict import expected_experts
-from lapinfer.scale import measure
+from lapinfer.scale import asking, gather, measure
 from lapinfer.scale.data import subjects_of, to_json
 from lapinfer.scale.foresee import PROMPT, SIZES, Speeds, foreseen_times
 from lapinfer.scale.machines import Machine
@@ -38,7 +38,7 @@ from lapinfer.scale.study import Study, crossings, memory_of, rows
 from lapinfer.scale.subject import Subject
 from lapinfer.scale.tables import text
 from lapinfer.scale.tape import Tape, drawn
-from lapinfer.scale.times import Rates, Step, Times, fit
+from lapinfer.scale.times import Asking, Rates, Step, Times, fit
 from lapinfer.scale.twins import twin_formats, twins
 from lapinfer.scale.words import found
 from lapinfer.spec import AttentionSpec, FeedForwardSpec, RouterSpec, TreeSpec
@@ -110,6 +110,13 @@ def test_one_expert_node_adds_its_messages_to_the_time_of_one_machine():
     found = run("one home", 2, 4, SLOW, of=of)
     assert found.latency == pytest.approx(rest(4) + LAYERS * (TIMES.of_experts(2, 8) + wire))
     assert (found.messages, found.bytes) == (2 * LAYERS / 4, LAYERS * (out + back) / 4)
+
+
+def test_asking_takes_its_time_on_both_sides():
+    times = replace(TIMES, position=0.0, home=Asking(1e-4, 1e-6), node=Asking(2e-4, 3e-6))
+    of = subject(tape(np.tile([0, 1], (5, LAYERS, 1))), times)
+    expected = rest(4) + LAYERS * (TIMES.of_experts(2, 8) + 1e-4 + 2e-4 + 8 * 4e-6)
+    assert run("one home", 2, 4, of=of).latency == pytest.approx(expected)
 
 
 def test_a_home_waits_for_the_slowest_node():
@@ -302,6 +309,13 @@ def test_steps_of_a_model_are_measured(model: Model, monkeypatch: pytest.MonkeyP
     assert recorded.chosen[..., :2].max() == 3
 
 
+def test_asking_a_node_is_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(asking, "ROUNDS", 1)
+    home, node = asking.measured_asking(1)
+    assert node.begin > 0
+    assert min(home.begin, home.pair, node.pair) >= 0
+
+
 @pytest.mark.parametrize("tokens", [1, 4, PROMPT])
 def test_foreseen_steps_have_the_bytes_that_are_predicted(model: Model, tokens: int):
     """At 1 byte per second, without arithmetic, seconds are bytes."""
@@ -404,6 +418,7 @@ def test_the_command_simulates_models_that_are_not_here(monkeypatch: pytest.Monk
     monkeypatch.setattr(roofline, "measure", lambda threads: Roofline(threads, {threads: 2e10}, {"int8": 1e11}))
     monkeypatch.setattr(roofline, "weights_bandwidth", lambda format, threads: 2e10)
     monkeypatch.setattr(roofline, "peak", lambda format, threads: 1e11)
+    monkeypatch.setattr(gather, "measured_asking", lambda threads: (Asking(1e-5, 1e-7), Asking(1e-4, 1e-6)))
     page, data = tmp_path / "s.html", tmp_path / "s.json"
     chosen = ("--nodes", 2, "--batch", "1,8", "--answer", 8, "--prompt", 8, "--node-memory", 12)
     result = invoke("Qwen/Qwen3-30B-A3B", *chosen, "--no-twins", "-o", page, "--json", data)

@@ -17,11 +17,12 @@ from lapinfer.report.measured import Kind
 from lapinfer.scale.study import Study, crossings
 from lapinfer.scale.subject import Subject
 from lapinfer.scale.tape import Tape
-from lapinfer.scale.times import Rates, Step, Times
+from lapinfer.scale.times import Asking, Rates, Step, Times
 
 MOST_CHOSEN = 1 << 26
 """Bytes of a tape that is read from a file."""
 KINDS = get_args(Kind)
+SIDES = ("home", "node")
 
 
 def to_json(study: Study) -> str:
@@ -84,6 +85,7 @@ def _read_subject(value: dict[str, Any]) -> Subject:
             experts=Rates(*(_figure(name, times["experts"][name]) for name in ("begin", "byte", "mac"))),
             expert_bytes=_count("expert_bytes", times["expert_bytes"]),
             expert_macs=_count("expert_macs", times["expert_macs"]),
+            **{side: Asking(*(_figure(side, times[side][name]) for name in ("begin", "pair"))) for side in SIDES},
         ),
         tape=_tape(value["tape"]),
         source=_text(value["source"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 from lapinfer.errors import DoesNotFitError
 from lapinfer.machine import available_memory
@@ -20,11 +20,13 @@ from lapinfer.report.random_weights import random_weights
 from lapinfer.report.texts import passage, sample_ids
 from lapinfer.runtime.kv import kv_format
 from lapinfer.runtime.predict import packed_bytes
+from lapinfer.scale.asking import measured_asking
 from lapinfer.scale.foresee import SIZES, Speeds, foreseen_times, subject
 from lapinfer.scale.measure import CTX, measured_times, tape_of
 from lapinfer.scale.simulate import Load
 from lapinfer.scale.subject import Subject
 from lapinfer.scale.tape import drawn
+from lapinfer.scale.times import Asking
 from lapinfer.scale.twins import twin_formats, twins
 from lapinfer.tensors import tensors
 from lapinfer.text.language_model import LanguageModel
@@ -48,18 +50,36 @@ class Wanted:
 
 def gather(wanted: Wanted, machine: roofline.Roofline, progress: Progress = silent) -> Iterator[Subject]:
     """Each as soon as it is known. machine: measured with as many threads as models are loaded with."""
-    chosen = candidates(wanted.names, wanted.sizes)
+    chosen, asking = candidates(wanted.names, wanted.sizes), _Asking(machine.threads, progress)
     with_twins = wanted.with_twins and len(chosen) == 1
     speeds = cache(lambda format: _speeds(format, machine.threads))
     for candidate in chosen:
         about = known(candidate.name) if candidate.kind is None else None
         if about is not None and about.folder is None:
-            yield from _foreseen(about, candidate.name, wanted, speeds, with_twins)
+            yield from map(asking.added, _foreseen(about, candidate.name, wanted, speeds, with_twins))
             continue
         context = CTX if about is None else min(CTX, about.spec.context)
         options = replace(wanted.loading, ctx=context, slots=min(SIZES[-1], context))
         with candidate.open(options, progress) as loaded:
-            yield from _measured(loaded, candidate, wanted, machine, with_twins, progress)
+            yield from map(asking.added, _measured(loaded, candidate, wanted, machine, with_twins, progress))
+
+
+class _Asking:
+    """What asking nodes takes the engine: measured when the first model needs it."""
+
+    def __init__(self, threads: int, progress: Progress):
+        self._threads, self._progress = threads, progress
+
+    @cached_property
+    def _found(self) -> tuple[Asking, Asking]:
+        self._progress(Phase("measuring", beside="asking nodes"), 0, None)
+        return measured_asking(self._threads)
+
+    def added(self, subject: Subject) -> Subject:
+        if not subject.layers:
+            return subject
+        home, node = self._found
+        return replace(subject, times=replace(subject.times, home=home, node=node))
 
 
 def _speeds(format: str, threads: int) -> Speeds:

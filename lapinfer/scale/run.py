@@ -76,7 +76,9 @@ def _machine(threads: int, progress: Progress) -> roofline.Roofline:
 def _between_processes(asked: Asked, progress: Progress) -> tuple[Network | None, Shared | None]:
     if asked.network != LOCAL:
         return None, None
-    return primitives.loopback(), primitives.shared(_machine(default_threads(), progress))
+    shared = primitives.shared(_machine(default_threads(), progress))
+    progress(Phase("measuring", beside="messages", said="measuring messages between processes"), 0, None)
+    return primitives.between_processes(), shared
 
 
 def _powers(most: int) -> tuple[int, ...]:

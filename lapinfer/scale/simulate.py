@@ -216,6 +216,8 @@ class _Simulation:
                 if (step, layer) not in meetings:
                     meetings.pop((step - 1, layer), None)
                     meetings[step, layer] = _Meeting(self, layer, tally)
+                pairs = int(np.count_nonzero(chosen[:, layer] >= 0))
+                yield from self.work(home, self.subject.times.home.seconds(pairs), 0.0, tally)
                 until = yield meetings[step, layer].join(home, chosen[:, layer])
                 yield env.timeout(max(until - env.now, 0.0))
             yield from self._head(home, own.count, tally)
@@ -224,20 +226,20 @@ class _Simulation:
     def _rest(self, home: int, tokens: int, positions: int, parts: int, tally: _Tally) -> Run:
         """One of so many equal parts of what a home does besides experts and head."""
         times = self.subject.times
-        yield from self._work(home, times.rest(tokens, positions) / parts, times.rest_waiting(tokens), tally)
+        yield from self.work(home, times.rest(tokens, positions) / parts, times.rest_waiting(tokens), tally)
 
     def _head(self, home: int, wanted: int, tally: _Tally) -> Run:
         times = self.subject.times
-        yield from self._work(home, times.of_head(wanted), times.head_waiting(wanted), tally)
+        yield from self.work(home, times.of_head(wanted), times.head_waiting(wanted), tally)
 
     def experts(self, node: int, counts: np.ndarray, tally: _Tally) -> Run:
         """A layer's experts on a node. counts: tokens of each."""
         times, distinct, pairs = self.subject.times, int(np.count_nonzero(counts)), int(counts.sum())
         tally.pairs += pairs
         tally.read += distinct
-        yield from self._work(node, times.of_experts(distinct, pairs), times.experts_waiting(distinct, pairs), tally)
+        yield from self.work(node, times.of_experts(distinct, pairs), times.experts_waiting(distinct, pairs), tally)
 
-    def _work(self, node: int, seconds: float, waiting: float, tally: _Tally) -> Run:
+    def work(self, node: int, seconds: float, waiting: float, tally: _Tally) -> Run:
         began = self.env.now
         yield from self.machines[node].run(seconds, waiting)
         tally.busy[node] = tally.busy.get(node, 0.0) + self.env.now - began
@@ -287,7 +289,9 @@ class _Meeting:
         of, env = self._of, self._of.env
         yield env.timeout(max(self._arrived[i] - env.now, 0.0))
         counts = {home: own[self._place == i] for home, own in self._counts.items()}
-        yield from of.experts(of.holders[i], np.sum(list(counts.values()), axis=0), self._tally)
+        together = np.sum(list(counts.values()), axis=0)
+        yield from of.work(of.holders[i], of.subject.times.node.seconds(int(together.sum())), 0.0, self._tally)
+        yield from of.experts(of.holders[i], together, self._tally)
         for home, own in counts.items():
             if pairs := int(own.sum()):
                 arrived = of.send(of.holders[i], home, pairs * of.subject.returned, self._tally)

@@ -54,12 +54,27 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Asking:
+    """Seconds of software in one layer: of its begin, and of a pair of a token and an expert."""
+
+    begin: float = 0.0
+    pair: float = 0.0
+
+    def seconds(self, pairs: int) -> float:
+        return self.begin + self.pair * pairs
+
+
+NOTHING = Asking()
+
+
+@dataclass(frozen=True, slots=True)
 class Times:
     """Of a model on one machine.
 
     steps: of several sizes without experts and head, by tokens; between them, and beyond, lines are drawn. head: of
     the head, by the tokens whose logits are wanted. position: seconds of an earlier position that a token sees, in all
-    layers. experts: of those of one layer; expert_bytes, expert_macs: of one expert, and of one token with it.
+    layers. experts: of those of one layer; expert_bytes, expert_macs: of one expert, and of one token with it. home,
+    node: of software, where experts are apart.
     """
 
     steps: tuple[Step, ...]
@@ -68,6 +83,8 @@ class Times:
     experts: Rates
     expert_bytes: int = 0
     expert_macs: int = 0
+    home: Asking = NOTHING
+    node: Asking = NOTHING
 
     def rest(self, tokens: int, positions: int = 0) -> float:
         """Seconds of all but experts and head in a step of so many tokens, which see so many earlier positions

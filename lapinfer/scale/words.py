@@ -103,7 +103,8 @@ def notes(study: Study) -> list[str]:
         f"{1e6 * network.call:.3g} µs of software at each end of a message: {assumed}.",
         f"Cost is {number(options.price)} for an hour of a node, a placeholder: give your own price.",
         "Experts that are apart: activations go out as kernels read them, a float32 row comes back for each expert of "
-        "a token, in one message for each node and layer.",
+        "a token, in one message for each node and layer. What the engine's software takes to ask and to be asked was "
+        "measured in one process.",
         "Not in it: other kinds of processors, failures, stragglers, idle hours, energy, quality, training, and dense "
         "models that are split over nodes.",
     ]
