@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import scale_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 ENGINES = "engines-zen4.json"
@@ -142,6 +144,9 @@ def steps() -> str:
 PAGES = {
     ROOT / "README.md": {"engines": engines},
     ROOT / "docs" / "benchmarks.md": {"llamacpp": llamacpp, "shapes": shapes, "steps": steps},
+    ROOT / "docs" / "scale.md": {
+        "costs": scale_tables.costs, "crossings": scale_tables.crossings, "calibration": scale_tables.calibration,
+    },
 }
 
 

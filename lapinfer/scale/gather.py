@@ -48,13 +48,17 @@ class Wanted:
     with_twins: bool = True
 
 
-def gather(wanted: Wanted, machine: roofline.Roofline, progress: Progress = silent) -> Iterator[Subject]:
-    """Each as soon as it is known. machine: measured with as many threads as models are loaded with."""
-    chosen, asking = candidates(wanted.names, wanted.sizes), _Asking(machine.threads, progress)
+def gather(wanted: Wanted, measured: Callable[[], roofline.Roofline], progress: Progress = silent) -> Iterator[Subject]:
+    """Each as soon as it is known; names that mean nothing are told before anything is measured. measured: gives this
+    machine, with as many threads as models are loaded with."""
+    chosen = candidates(wanted.names, wanted.sizes)
+    known_ones = {candidate: known(candidate.name) for candidate in chosen if candidate.kind is None}
+    machine = measured()
+    asking = _Asking(machine.threads, progress)
     with_twins = wanted.with_twins and len(chosen) == 1
     speeds = cache(lambda format: _speeds(format, machine.threads))
     for candidate in chosen:
-        about = known(candidate.name) if candidate.kind is None else None
+        about = known_ones.get(candidate)
         if about is not None and about.folder is None:
             yield from map(asking.added, _foreseen(about, candidate.name, wanted, speeds, with_twins))
             continue

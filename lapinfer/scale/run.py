@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from lapinfer.scale.network import LOCAL, Network, Shared, network
 from lapinfer.scale.page import page
 from lapinfer.scale.simulate import Load
 from lapinfer.scale.study import Options, Study, rows
+
+UNKNOWN = Network(LOCAL, 0.0, 1.0, 0.0)
+"""What lies between processes, before it is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +51,19 @@ class Asked:
 def study(asked: Asked, progress: Progress = silent) -> Study:
     """InputError for what cannot be simulated, before anything is measured."""
     load = Load(asked.prompt, asked.answer)
-    local, shared = _between_processes(asked, progress)
-    between = network(asked.network, asked.latency, asked.bandwidth, asked.call, local)
+    figures = (asked.latency, asked.bandwidth, asked.call)
     options = Options(
-        _powers(asked.nodes), tuple(sorted(set(asked.batches))), between, shared, load, asked.price, asked.node_memory,
-        asked.seed,
+        _powers(asked.nodes), tuple(sorted(set(asked.batches))), network(asked.network, *figures, UNKNOWN), None, load,
+        asked.price, asked.node_memory, asked.seed,
     )  # fmt: skip
+    if asked.network == LOCAL:
+        local, shared = _between_processes(progress)
+        options = replace(options, network=network(LOCAL, *figures, local), shared=shared)
     if asked.earlier is not None:
         subjects = subjects_of(asked.earlier)
     else:
         wanted = Wanted(asked.names, asked.sizes, asked.loading, load, asked.skew, asked.seed, asked.twins)
-        subjects = tuple(gather(wanted, _machine(_threads(asked), progress), progress))
+        subjects = tuple(gather(wanted, lambda: _machine(_threads(asked), progress), progress))
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return Study(subjects, options, rows(subjects, options, progress), description(), created)
 
@@ -73,9 +78,7 @@ def _machine(threads: int, progress: Progress) -> roofline.Roofline:
     return roofline.measure(threads)
 
 
-def _between_processes(asked: Asked, progress: Progress) -> tuple[Network | None, Shared | None]:
-    if asked.network != LOCAL:
-        return None, None
+def _between_processes(progress: Progress) -> tuple[Network, Shared]:
     shared = primitives.shared(_machine(default_threads(), progress))
     progress(Phase("measuring", beside="messages", said="measuring messages between processes"), 0, None)
     return primitives.between_processes(), shared
