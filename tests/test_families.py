@@ -106,8 +106,10 @@ ROUTED_CASES = [case for case in tiny.CASES if case.routed]
 
 def routers_of(model: Any) -> dict[int, Any]:
     """transformers' routers by the number of their layer."""
-    modules = model.named_modules()
-    return {int(name.split(".")[2]): m for name, m in modules if type(m).__name__.lower().endswith("topkrouter")}
+    called = ("topkrouter", "choicerouter")
+    return {
+        int(name.split(".")[2]): m for name, m in model.named_modules() if type(m).__name__.lower().endswith(called)
+    }
 
 
 @pytest.mark.parametrize("case", ROUTED_CASES, ids=str)
