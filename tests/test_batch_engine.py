@@ -130,3 +130,7 @@ def test_other_names_of_the_model(model):
     records = answers(model, [CHAT | {"model": "gpt"}, {"body": CHAT | {"model": NAME}}, anthropic], names=("gpt",))
     assert [record["response"]["body"]["model"] for record in records[:2]] == [NAME, NAME]
     assert records[2]["result"]["type"] == "succeeded"
+    anthropic["params"]["model"] = "another"
+    (record,) = answers(model, [anthropic])
+    assert record["result"]["type"] == "errored"
+    assert "not 'another'" in record["result"]["error"]["error"]["message"]

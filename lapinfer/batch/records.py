@@ -61,6 +61,11 @@ def answered(line: Line, asked: Asked, status: int, body: bytes) -> Answered:
 
 def refused(line: Line, error: LineError) -> Answered:
     """The record of a line that was no request."""
+    if error.anthropic:
+        body = {"type": "error", "error": {"type": "invalid_request_error", "message": error.message}}
+        result = {"type": "errored", "error": body}
+        record = encoded({"line": line.number, "custom_id": error.custom_id, "result": result})
+        return Answered(line.number, line.digest, record, True, named=_named(error.custom_id))
     told = {"code": error.code, "message": error.message, "param": error.param, "line": line.number}
     about = {"line": line.number, "id": f"batch_req_{id_of(line, error.custom_id)}", "custom_id": error.custom_id}
     record = encoded(about | {"response": None, "error": told})

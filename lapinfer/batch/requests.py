@@ -66,6 +66,7 @@ class LineError(Exception):
         super().__init__(message)
         self.code, self.message, self.param = code, message, param
         self.custom_id: str | int | None = None
+        self.anthropic = False
 
 
 def read(line: Line, defaults: Defaults, *, model: str, chats: bool, ctx: int) -> Asked:
@@ -95,7 +96,7 @@ def read(line: Line, defaults: Defaults, *, model: str, chats: bool, ctx: int) -
         _name(asked.body, model, defaults.names)
         return Asked(custom_id, asked.url, _filled(asked, line, defaults), asked.anthropic)
     except LineError as error:
-        error.custom_id = custom_id
+        error.custom_id, error.anthropic = custom_id, "params" in given
         raise
 
 
