@@ -144,6 +144,7 @@ class Passed(Response):
                 async for messages in _first_in_time(coming, self._seconds):
                     for message in messages:
                         yield message
+                coming = None
                 return
             except RayTaskError as error:
                 raise RuntimeError("a replica failed") from error
@@ -152,7 +153,8 @@ class Passed(Response):
                 if self._begun or not left:
                     raise ApiError(503, LOST, headers=LATER) from error
             finally:
-                coming.cancel()
+                if coming is not None:
+                    coming.cancel()
 
 
 async def _first_in_time(coming: Any, seconds: float) -> AsyncIterator[list[Message]]:

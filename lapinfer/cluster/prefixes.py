@@ -22,9 +22,9 @@ MOST_BLOCKS = 1024
 """Of a prompt, that are told apart: what is longer is compared as far as these go."""
 KEPT = 100_000
 """Beginnings that are remembered: 13 MB of texts, though only their digests are."""
-ANSWER = 1024
+ANSWER = 512
 """Characters that are read in the time by which an answer under way delays another: these share their steps."""
-TURN = 16 * ANSWER
+TURN = 32 * ANSWER
 """The same for a request that must wait until one of as many as there are slots has ended."""
 FIELDS = ("tools", "instructions", "system", "messages", "input", "prompt")
 """What prompts are made of, in all protocols, in the order in which templates have it."""

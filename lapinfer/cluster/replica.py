@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from lapinfer.errors import LapinferError
 from lapinfer.loading import memory_needed
 from lapinfer.machine import keep_one_heap
 from lapinfer.options import LoadOptions, ServeOptions
+from lapinfer.parallel import started
 from lapinfer.serve.app import application
 from lapinfer.serve.models import Models
 from lapinfer.serve.state import State
@@ -62,7 +64,7 @@ class Replica:
         self._offers, self._state = offers, State(serving, self._models)
         self._app = application(self._state, guarded=False)
         self._error: LapinferError | None = None
-        self._watching: asyncio.Task[None] | None = None
+        started(self._end_with_owner, name="lapinfer-owner")
         try:
             first = next(iter(offers))
             self._models.put(first, self._open(first, loading))
@@ -88,8 +90,6 @@ class Replica:
 
     async def answer(self, asked: Asked, prompt: tuple[int, ...] = ()) -> AsyncIterator[list[Message]]:
         """The application's messages, as many at a time as there are. prompt: is for the router (routing.py)."""
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._end_with_owner())
         told: asyncio.Queue[Message | None] = asyncio.Queue()
         read = False
 
@@ -122,13 +122,20 @@ class Replica:
 
         return serve.get_replica_context().replica_id.unique_id, self._state.metrics.exposition().decode()
 
-    async def _end_with_owner(self) -> None:
+    def _end_with_owner(self) -> None:
+        """Waits, in a thread: a call within a request would be cancelled with it."""
+        import ray
         from ray import serve
+        from ray.exceptions import RayActorError, RayError
 
-        try:
-            await self._owner.alive.remote()
-        except Exception:
-            await asyncio.to_thread(serve.delete, self._service, _blocking=False)
+        while True:
+            try:
+                ray.get(self._owner.alive.remote())
+            except RayActorError:
+                serve.delete(self._service, _blocking=False)
+                return
+            except RayError:
+                time.sleep(1)
 
 
 class Owner:
