@@ -4,7 +4,8 @@
 
 TEXTs are cut into documents of so many --words; each is asked about in a chat whose answer has at most --tokens, drawn
 with the model's own sampling, and every tenth is embedded instead. A way is a command, run in turns with the others;
-its seconds are those of the whole process. --kills: the first way once more, killed (kill -9) so often after a random
+its seconds are those of the whole process, its pace is what it said of answering alone, without loading a model or
+starting Ray. --kills: the first way once more, killed (kill -9) so often after a random
 part of its time, and run to its end. `same`: whether a file has the bytes of the first way's.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ WAYS: dict[str, list[str]] = {
     "embedded": [],
     "one-slot": ["--slots", "1"],
     "16-slots": ["--slots", "16"],
+    "ray": ["--ray", "--workers", "2", "--worker-threads", "1"],
 }
 """Options of `lapinfer batch` that a way adds."""
 QUESTION = "In one sentence: what happens here?"
@@ -83,7 +86,11 @@ class Bench:
             raise SystemExit(f"{way}: exit code {process.returncode}: {said[-500:]}")
         digest = hashlib.sha256(out.read_bytes()).hexdigest()
         self.digest = self.digest or digest
-        return {"seconds": round(seconds, 3), "same": digest == self.digest, "said": said.splitlines()[-2:]}
+        pace = re.search(r"([\d,.]+) lines/s", said)
+        return {
+            "seconds": round(seconds, 3), "pace": pace and float(pace[1].replace(",", "")),
+            "same": digest == self.digest, "said": said.splitlines()[-2:],
+        }  # fmt: skip
 
     def killed(self, way: str, out: Path, kills: int, seconds: float) -> dict[str, Any]:
         """The same with kills between; done: lines that were kept at each."""
@@ -125,6 +132,7 @@ def main() -> None:
     result = {
         "bench": "batch_documents", "model": given.model, "lines": count, "words": given.words, "tokens": given.tokens,
         "threads": given.threads, "runs": runs,
+        "pace": {way: max(run["pace"] or 0 for run in some) for way, some in runs.items()},
         "lines_per_second": {way: round(count / seconds, 3) for way, seconds in best.items()},
     }  # fmt: skip
     print_result(result)

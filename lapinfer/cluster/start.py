@@ -157,6 +157,8 @@ def _connect(ray: Any, found: dict[str, Any], address: str) -> None:
         if "Version mismatch" in str(error):
             versions = f"this is Ray {ray.__version__}, Python {platform.python_version()}"
             raise InputError(f"--ray {address}: the cluster runs another version: {versions}; {told}") from error
+        if "timed out during startup" in told:
+            told = "Ray did not start within its half a minute; try again when this computer has less to do"
         raise ClusterError(f"--ray {address}: cannot be used: {told}") from error
     for name in ("ray", "ray.data", "ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
