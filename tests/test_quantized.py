@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from quantized_files import CONFIG, LAYER, SCHEMES, SHAPES, Scheme, save, write
+from quantized_files import CONFIG, LAYER, SCHEMES, SHAPES, D, Scheme, save, write
 from safetensors.numpy import save_file
 
 from lapinfer.calibration import pack_calibrated
+from lapinfer.checkpoint.adapted import adapted
 from lapinfer.checkpoint.folder import FolderCheckpoint
 from lapinfer.checkpoint.quantized import METHODS
 from lapinfer.errors import CheckpointError, UnsupportedError
 from lapinfer.families.quantized import READ
 from lapinfer.packing.reader import read_packed
 from lapinfer.quant.blocks import unpack
+from lapinfer.report.known import known
 
 BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
 Q = f"{LAYER}self_attn.q_proj.weight"
@@ -72,6 +75,38 @@ def test_a_model_of_them_is_that_of_its_floats(tmp_path: Path) -> None:
     other = read_packed(pack_calibrated(FolderCheckpoint(tmp_path / "floats"), tmp_path / "other", "f32"))[1]
     for name in other.names():
         assert np.array_equal(one.tensor(name), other.tensor(name))
+
+
+def test_adapters_are_merged_into_them(tmp_path: Path) -> None:
+    base, weights = write(tmp_path / "model", BY_NAME["gptq-4-32"])
+    rng = np.random.default_rng(4)
+    left, right = (
+        rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((SHAPES["self_attn.q_proj"][0], 4), (4, D))
+    )
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    prefix = f"base_model.model.{Q.removesuffix('weight')}lora_"
+    save_file({f"{prefix}A.weight": right, f"{prefix}B.weight": left}, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    merged = adapted(base, [str(adapter)])
+    assert not isinstance(merged, Path)
+    np.testing.assert_allclose(merged.read(Q, 3, 9), (weights[Q] + left @ right)[3:9], rtol=1e-5, atol=1e-6)
+    assert merged.read_grouped(Q) is None
+    other = Q.replace("q_proj", "k_proj")
+    grouped = merged.read_grouped(other)
+    assert grouped is not None
+    assert np.array_equal(grouped.weights(), weights[other])
+
+
+def test_what_they_become_is_told(tmp_path: Path) -> None:
+    lines: list[str] = []
+    checkpoint, _ = write(tmp_path / "model", BY_NAME["fp8-blocks"])
+    pack_calibrated(checkpoint, tmp_path / "packed", notice=lines.append)
+    assert any(re.fullmatch(r"stored weights: FP8 → q8 losing [\d.]+ % \(7\)", line) for line in lines)
+    assert any(line.startswith("stored weights: FP8 → q8 losing") for line in known(str(tmp_path / "model")).notes)
+    checkpoint, _ = write(tmp_path / "exact", BY_NAME["mxfp4"])
+    pack_calibrated(checkpoint, tmp_path / "exactly", notice=lines.append)
+    assert lines[-1] == "stored weights: MXFP4 → mxfp4 exactly (7)"
 
 
 def test_methods_that_are_read_are_those_that_are_not_refused() -> None:

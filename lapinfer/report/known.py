@@ -15,8 +15,10 @@ from lapinfer.errors import CheckpointError
 from lapinfer.families import sources_for, spec_from_config
 from lapinfer.families.quantized import READ, section_of, usual_kind
 from lapinfer.packing.assemble import Assembler
+from lapinfer.packing.become import kept_lines
+from lapinfer.packing.pack import choose_formats
 from lapinfer.packing.reader import read_packed
-from lapinfer.quant.choice import Stored
+from lapinfer.quant.choice import AUTO, Stored
 from lapinfer.quant.formats import KEPT
 from lapinfer.spec import ModelSpec
 from lapinfer.tensors import tensors
@@ -87,8 +89,18 @@ def _of_checkpoint(checkpoint: Checkpoint, before: tuple[str, ...]) -> Known:
     notes = [*before, *checkpoint.notices]
     spec = spec_from_config(checkpoint.config, str(checkpoint.path), notes.append)
     shares = _shares((checkpoint.stored_as(n), prod(checkpoint.shape(n))) for n in checkpoint.names())
-    stored = _formats_in(Assembler(checkpoint, sources_for(spec, checkpoint.names())))
+    assembler = Assembler(checkpoint, sources_for(spec, checkpoint.names()))
+    stored = _formats_in(assembler)
+    notes += _kept(spec, assembler, stored)
     return Known(spec, str(checkpoint.path), stored, checkpoint.folder, shares, notes=tuple(notes))
+
+
+def _kept(spec: ModelSpec, assembler: Assembler, stored: Callable[[str], Stored]) -> list[str]:
+    """A line about what quantized weights become unless another format is asked for."""
+    try:
+        return kept_lines(assembler, tensors(spec).values(), choose_formats(spec, AUTO, stored))
+    except CheckpointError:  # tensors are missing, which loading will tell
+        return []
 
 
 def _formats_in(assembler: Assembler) -> Callable[[str], Stored]:
