@@ -145,7 +145,9 @@ PAGES = {
     ROOT / "README.md": {"engines": engines},
     ROOT / "docs" / "benchmarks.md": {"llamacpp": llamacpp, "shapes": shapes, "steps": steps},
     ROOT / "docs" / "scale.md": {
-        "costs": scale_tables.costs, "crossings": scale_tables.crossings, "calibration": scale_tables.calibration,
+        "costs": scale_tables.costs,
+        "crossings": scale_tables.crossings,
+        "calibration": scale_tables.calibration,
     },
 }
 
