@@ -136,7 +136,7 @@ def recurrence(spec: RecurrenceSpec, w: Weights, x: np.ndarray) -> np.ndarray:
         q, k = (y / np.sqrt((y * y).sum(-1, keepdims=True) + np.float32(1e-6)) for y in (q, k))  # [T, H, k] twice
         q, write = q / np.float32(np.sqrt(spec.k_dim)), sigmoid(rates[:, H:])  # [T, H, k], [T, H]
     else:
-        write = step = np.clip(step, *map(np.float32, spec.steps))  # [T, H]
+        write = step = np.clip(step, np.float32(spec.least_step), np.float32(spec.most_step or np.inf))  # [T, H]
     keep = np.exp(-np.exp(w["decay"]) * step)  # [T, H]
     S = np.zeros((H, spec.k_dim, spec.v_dim), np.float32)  # [H, k, v]
     y = np.zeros_like(v)  # [T, H, v]

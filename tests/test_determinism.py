@@ -103,7 +103,7 @@ def recurrent_decoder() -> ModelSpec:
     first, second, third = routed.layers
     delta = RecurrenceSpec("delta", 4, 6, 3, 16, 40, norm, 40, norm_shared=True)
     space = RecurrenceSpec(
-        "state_space", 3, 4, 2, 13, 24, norm, 48, gate_first=True, bias=True, kernel_bias=True, steps=(0.0, 2.0)
+        "state_space", 3, 4, 2, 13, 24, norm, 48, gate_first=True, bias=True, kernel_bias=True, most_step=2.0
     )
     attention = second.attention
     assert attention is not None

@@ -24,7 +24,7 @@ from lapinfer.text.language_model import LanguageModel
 F32 = np.float32
 NORM = NormSpec("rms", 1e-5)
 DELTA = RecurrenceSpec("delta", 4, 6, 3, 17, 40, NORM, 40, norm_shared=True)
-SPACE = RecurrenceSpec("state_space", 4, 4, 2, 16, 24, NORM, 48, gate_first=True, steps=(0.01, 1.0))
+SPACE = RecurrenceSpec("state_space", 4, 4, 2, 16, 24, NORM, 48, gate_first=True, least_step=0.01, most_step=1.0)
 RULES = pytest.mark.parametrize("spec", [DELTA, SPACE], ids=["delta", "state space"])
 STEPS = (1, 1, 9, 2, 33)
 T = sum(STEPS)
@@ -89,7 +89,7 @@ def test_rates(spec: RecurrenceSpec) -> None:
     rng = np.random.default_rng(1)
     decay, step = rng.uniform(0.1, 4, H), rng.standard_normal(H)
     operands = operands_of(spec, rows) | {"decay": padded(decay), "step": padded(step)}
-    run(KernelId("rates"), operands | {"least": spec.steps[0], "most": spec.steps[1]}, -(-T // 8), T)
+    run(KernelId("rates"), operands | {"least": spec.least_step, "most": spec.most_step or np.inf}, -(-T // 8), T)
     rate = np.logaddexp(0, before[:, C : C + H] + step)
     if spec.rule == "delta":
         expected = 1 / (1 + np.exp(-before[:, C + H : C + 2 * H]))
@@ -98,7 +98,7 @@ def test_rates(spec: RecurrenceSpec) -> None:
         heads[:, : spec.key_heads] /= np.sqrt(spec.k_dim)
         before[:, : 2 * spec.keys] = heads.reshape(T, -1)
     else:
-        expected = rate = np.clip(rate, *spec.steps)
+        expected = rate = np.clip(rate, spec.least_step, spec.most_step)
     np.testing.assert_allclose(rows[:, C : C + H], np.exp(-decay * rate), rtol=1e-5, atol=1e-30)
     np.testing.assert_allclose(rows[:, C + H : C + 2 * H], expected, rtol=1e-6, atol=1e-30)
     np.testing.assert_allclose(rows[:, :C], before[:, :C], rtol=2e-6)

@@ -151,9 +151,9 @@ class RecurrenceSpec:
         delta        S ← α S, then S ← S + k (β (v − Sᵀ k))ᵀ; y = Sᵀ q, where q and k are divided by their lengths
                      (and q by √k_dim), α = exp(−exp(A) · softplus(a + dt)), β = σ(b). The gated delta rule (Yang et
                      al., arXiv 2412.06464).
-        state_space  S ← α S + k (Δ v)ᵀ; y = Sᵀ q + D v, where Δ = softplus(a + dt), within `steps`, and
-                     α = exp(−exp(A) · Δ); there is no b. Mamba-2 (Dao and Gu, arXiv 2405.21060), whose C is q here, B
-                     k, and x v.
+        state_space  S ← α S + k (Δ v)ᵀ; y = Sᵀ q + D v, where Δ = softplus(a + dt), from `least_step` to
+                     `most_step`, and α = exp(−exp(A) · Δ); there is no b. Mamba-2 (Dao and Gu, arXiv 2405.21060),
+                     whose C is q here, B k, and x v.
     out · gated norm(y, z): norm(y) · silu(z), or, where the gate comes first, norm(y · silu(z)); of `norm_width`
     columns at a time, whose weights are the same for all of them where `norm_shared`. `norm` None: y · silu(z).
     bias: of in and out; kernel_bias: of the convolution.
@@ -171,7 +171,8 @@ class RecurrenceSpec:
     gate_first: bool = False
     bias: bool = False
     kernel_bias: bool = False
-    steps: tuple[float, float] = (0.0, float("inf"))
+    least_step: float = 0.0
+    most_step: float | None = None
 
     @property
     def keys(self) -> int:

@@ -63,7 +63,8 @@ def _heads(build: ModelOps, layer: int, spec: RecurrenceSpec) -> None:
         decay = np.exp(build.vector(p + "decay", H).astype(np.float64)).astype(np.float32)  # the same bits anywhere
     build.add(
         "rates", "rates", "recurrence", layer, TILES, 1, **row, decay=decay, step=build.vector(p + "step", H),
-        least=spec.steps[0], most=spec.steps[1], cost=Cost(weight_bytes=8 * H),
+        least=spec.least_step,
+        most=np.inf if spec.most_step is None else spec.most_step, cost=Cost(weight_bytes=8 * H),
     )  # fmt: skip
     skip = build.vector(p + "skip", H) if spec.rule == "state_space" else None
     products = 3 if spec.rule == "delta" else 2
