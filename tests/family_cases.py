@@ -79,6 +79,13 @@ DELTA: dict[str, Any] = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 24,
 }
+MAMBA: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "layer_types": ["mamba", "attention", "mamba"],
+    "mamba_n_heads": 4,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 8,
+}
 MULTIPLIERS: dict[str, Any] = {
     "embedding_multiplier": 12.0,
     "attention_multiplier": 0.15,

@@ -66,13 +66,17 @@ def test_golden_logits(path: Path) -> None:
     assert distance(logits, expected) <= BOUND
 
 
+WITH_IMAGES = ("gemma3", "mistral3", "qwen3_5", "qwen3_5_moe")
+"""Whose config.json holds that of a text part."""
+
+
 def test_every_family_has_golden_files() -> None:
     """`python tests/tiny.py` writes those that are missing."""
     assert {path.stem for path in GOLDEN} == set(CASES)
-    assert {case.family for case in tiny.CASES} | {"gemma3", "mistral3", OURS} == set(model_types())
+    assert {case.family for case in tiny.CASES} | {*WITH_IMAGES, OURS} == set(model_types())
 
 
-@pytest.mark.parametrize("model_type", sorted(set(model_types()) - {"gemma3", "mistral3", OURS}))
+@pytest.mark.parametrize("model_type", sorted(set(model_types()) - {*WITH_IMAGES, OURS}))
 def test_absent_options_mean_what_transformers_means(model_type: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     written = transformers.AutoConfig.for_model(**sizes(model_type), pad_token_id=None)
@@ -435,3 +439,17 @@ def numbers_in(value: Any) -> list[float]:
     if isinstance(value, tuple):
         return [n for item in set(value) for n in numbers_in(item)]
     return [value] if isinstance(value, int | float) else []
+
+
+def test_qwen3_5_with_images_is_its_text_part() -> None:
+    """By the names of published files, which lie below model.language_model."""
+    config, stored, _, _ = tiny.read_golden(tiny.GOLDEN / "qwen3_5_text-plain.npz")
+    both = {"model_type": "qwen3_5", "text_config": config, "vision_config": {"hidden_size": 16}}
+    spec = spec_from_config(both, "config.json")
+    assert spec == spec_from_config(config, "config.json")
+    renamed = {n.replace("model.", "model.language_model.", 1): v for n, v in stored.items()}
+    weights, expected = reference.load_weights(renamed, spec), reference.load_weights(stored, spec)
+    assert all(np.array_equal(weights[n], expected[n]) for n in tensors(spec))
+    assert spec_from_config(both | {"text_config": config | {"model_type": "qwen3_5_text"}}, "config.json") == spec
+    with pytest.raises(UnsupportedError, match="model_type"):
+        spec_from_config(both | {"text_config": config | {"model_type": "llama"}}, "config.json")

@@ -10,24 +10,22 @@ from lapinfer.families.decoder import attention_spec, feed_forward_spec, layer_c
 from lapinfer.families.family import Family
 from lapinfer.families.gguf import GGUF, decoder_config, projection_biases
 from lapinfer.families.gguf_metadata import Metadata
-from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from lapinfer.spec import AttentionSpec, FeedForwardSpec, LayerSpec, Mixer, ModelSpec, RopeSpec
 
 
 def spec(config: Config) -> ModelSpec:
     return granite_model(config, feed_forward_spec(config, bias=config.flag("mlp_bias", False)))
 
 
-def granite_model(
-    config: Config, feed_forward: FeedForwardSpec, attentions: Iterable[AttentionSpec] | None = None
-) -> ModelSpec:
-    """The multipliers and all else that Granite has around a feed-forward. attentions: of layers, if they differ."""
-    config.expect(normalization_function="rmsnorm", position_embedding_type="rope")
+def granite_model(config: Config, feed_forward: FeedForwardSpec, mixers: Iterable[Mixer] | None = None) -> ModelSpec:
+    """The multipliers and all else that Granite has around a feed-forward. mixers: of layers, if they differ."""
+    config.expect(normalization_function="rmsnorm")
     norm, scale = rms_norm(config), config.number("residual_multiplier", 1.0)
-    if attentions is None:
-        attentions = [granite_attention(config, rope_of(config))] * layer_count(config)
+    if mixers is None:
+        mixers = [granite_attention(config, rope_of(config))] * layer_count(config)
     return model_spec(
         config,
-        [LayerSpec(attention, feed_forward, norm, norm, residual_scale=scale) for attention in attentions],
+        [LayerSpec(mixer, feed_forward, norm, norm, residual_scale=scale) for mixer in mixers],
         norm,
         embed_scale=config.number("embedding_multiplier", 1.0),
         logit_scale=1 / config.number("logits_scaling", 1.0),
@@ -37,6 +35,8 @@ def granite_model(
 def granite_attention(
     config: Config, rope: RopeSpec | None, *, window: int | None = None, sinks: bool = False
 ) -> AttentionSpec:
+    if rope is not None:
+        config.expect(position_embedding_type="rope")
     bias, scale = config.flag("attention_bias", False), config.number("attention_multiplier", 1.0)
     return attention_spec(config, rope, window=window, scale=scale, qkv_bias=bias, o_bias=bias, sinks=sinks)
 
