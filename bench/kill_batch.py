@@ -60,6 +60,8 @@ class Killed:
         _, said = process.communicate()
         if kind == "driver":
             _, said = self._start(out).communicate()
+        if process.returncode and kind != "driver":
+            raise SystemExit(f"{kind}: exit code {process.returncode}: {said[-500:]}")
         seconds = time.perf_counter() - began
         if kind == "node" and killed:
             self._cluster.worker_nodes.discard(self._second)

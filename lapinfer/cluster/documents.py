@@ -11,6 +11,7 @@ import asyncio
 import logging
 import pickle
 import queue
+import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -222,4 +223,6 @@ class _Batch:
 
 def _failed(run: _Run) -> ClusterError:
     why = first_line(run.error) if run.error is not None else "no engine could be started"
+    if (lacks := re.search(r"No module named '([\w.]+)'", str(run.error))) is not None:
+        why = f'a node lacks {lacks[1]}: pip install "lapinfer[cluster]" on each, the same version'
     return ClusterError(f"Ray Data failed: {why}")
