@@ -215,7 +215,7 @@ def install(monkeypatch, make, slow_load=0.0):
             time.sleep(slow_load)
         return make()
 
-    def convert(source, target, quant, calibrate=None, progress=None, force=False):
+    def convert(source, target, quant, calibrate=None, lora=(), progress=None, force=False):
         asked.append(("convert", source, target, quant, calibrate))
 
     def pull(name, progress):

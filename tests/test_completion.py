@@ -40,7 +40,7 @@ def test_a_shell_gets_names_of_models_without_numpy() -> None:
 
 
 def test_a_shell_gets_formats() -> None:
-    assert shell("lapinfer", "run", "--quant", "q4") == ["q4", "q4_1"]
+    assert shell("lapinfer", "run", "--quant", "q4") == ["q4", "q4_1", "q4n"]
 
 
 def test_names_are_those_of_what_can_be_done_with_them() -> None:

@@ -821,6 +821,8 @@ def run_attention(spec: AttentionSpec, kv: str, slot: np.ndarray, pos: np.ndarra
     sinks = rng.standard_normal(H).astype(F32) * 3
     merge = {"heads": H, "v_dim": spec.v_dim, "pos": pos, "out": out, "groups": groups, "out_kind": 0}
     merge["sinks"] = sinks if spec.sinks else 0
+    gate = rng.standard_normal((T, H * spec.v_dim)).astype(F32)
+    merge |= {"gate": gate.ctypes.data if spec.gated else 0, "gate_stride": gate.strides[0]}
     run(KernelId("merge"), shared | merge, padded(T, TILE) // TILE, T)
     expected = np.zeros((T, H, spec.v_dim))
     for t in range(T):
@@ -833,7 +835,8 @@ def run_attention(spec: AttentionSpec, kv: str, slot: np.ndarray, pos: np.ndarra
             s = np.append(s, sinks[h] if spec.sinks else -np.inf)
             p = np.exp(s - s.max())
             expected[t, h] = (p / p.sum())[:-1] @ read_values(cache, slot[t], head, spec.v_dim)[places]
-    return out, expected.reshape(T, -1)
+    expected = expected.reshape(T, -1)
+    return out, expected / (1 + np.exp(-gate.astype(np.float64))) if spec.gated else expected
 
 
 ATTENTIONS = {
@@ -842,6 +845,7 @@ ATTENTIONS = {
     "mqa": AttentionSpec(5, 1, 20, 24, 0.2),
     "sinks": AttentionSpec(4, 2, 32, 32, 0.3, sinks=True),
     "softcap": AttentionSpec(4, 2, 32, 32, 0.3, softcap=5.0),
+    "gated": AttentionSpec(4, 2, 32, 32, 0.3, gated=True),
     "window": AttentionSpec(4, 2, 32, 32, 0.2, window=7),
     "window_of_blocks": AttentionSpec(6, 2, 24, 20, 0.2, window=200, softcap=30.0),
 }
