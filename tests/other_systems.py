@@ -207,7 +207,7 @@ def modules() -> Iterator[ModuleType]:
         try:
             yield importlib.import_module(found.name)
         except ModuleNotFoundError as error:
-            if error.name != "ray":
+            if (error.name or "").partition(".")[0] != "ray":
                 raise
 
 
