@@ -161,7 +161,9 @@ def nearest_nibbles(x: np.ndarray, scale: np.ndarray, minimum: np.ndarray, highe
 
 
 def best_rounding(
-    x: np.ndarray, w: np.ndarray | None, pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    x: np.ndarray,
+    w: np.ndarray | None,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
     highest: int = NIBBLE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes, stored scale and stored minimum of the pair with the least error: (stored, stored, value, value) [N]."""
