@@ -85,6 +85,7 @@ class GroupAnswerer:
             self._held = held(offer, options)
             model = open_model(self._held.path, self._held.options)
             self._engine = Engine(model_name(offer.name), model, defaults)
+            self._room = asyncio.Semaphore(self._engine.at_once)  # more would be looked at in each step
         except LapinferError as error:  # Ray would try again and again, and tell of it at length
             self._error = error
 
@@ -95,7 +96,11 @@ class GroupAnswerer:
     async def _answered(self, group: bytes) -> list[Answered | BaseException]:
         if self._error is not None:
             return [self._error]
-        return await asyncio.gather(*map(self._engine.answer, unpacked(group)), return_exceptions=True)
+        return await asyncio.gather(*map(self._line_answered, unpacked(group)), return_exceptions=True)
+
+    async def _line_answered(self, line: Line) -> Answered:
+        async with self._room:
+            return await self._engine.answer(line)
 
 
 @contextmanager

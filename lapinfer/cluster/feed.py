@@ -15,7 +15,7 @@ from lapinfer.parallel import started
 
 GROUP = 16
 """Lines that travel together, at most: each group costs some milliseconds of this process."""
-GROUP_SECONDS = 0.25
+GROUP_SECONDS = 1.0
 """That a group should keep an engine busy: slow lines travel alone, so that all engines end at about the same time."""
 
 

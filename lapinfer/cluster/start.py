@@ -29,6 +29,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_worker_niceness": "0",  # else engines give way to every other process, and to Ray's own first
     "RAY_agent_register_timeout_ms": "120000",  # a busy computer takes longer than Ray waits
     "RAY_raylet_start_wait_time_s": "120",
 }
