@@ -76,7 +76,7 @@ def memory_chart(study: Study) -> Bars:
                 told = f"{megabytes(row.memory)} MB{'' if row.fits else ', does not fit'}"
                 bars.append(Bar(name, [(row.memory, subject.kind, f"{name}: {told}")], told, letter=letter(i)))
                 rows.append([name, megabytes(row.memory), "yes" if row.fits else "no"])
-    table = Table(f"Memory of the node that needs most, {nodes} nodes, {batch:,} sequences", ["", "MB", "fits"], rows)
+    table = Table(f"Memory of the node that needs most, {nodes} nodes, {batch:,} sequences", ["model", "MB", "fits"], rows)
     return Bars("Memory of the node that needs most", bars, [], table)
 
 
@@ -106,7 +106,7 @@ def _chart(
             marks.append(Mark(place, value, f"mark {kind}", tooltip, end, radius=3.5, square=square))
         by_place = dict(points)
         rows.append([each.name, *(told(by_place[place]) if place in by_place else "" for place in places)])
-    table = Table(label, ["", *(f"{place:,.0f} {x_name}" for place in places)], rows)
+    table = Table(label, ["model", *(f"{place:,.0f} {x_name}" for place in places)], rows)
     values = [y(row) for each in series for row in each.rows]
     return Chart(
         label, Axis.around(x_name, places, 1.4), axis or Axis.around(y_name, values, 1.4), lines, marks,
