@@ -76,7 +76,8 @@ def memory_chart(study: Study) -> Bars:
                 told = f"{megabytes(row.memory)} MB{'' if row.fits else ', does not fit'}"
                 bars.append(Bar(name, [(row.memory, subject.kind, f"{name}: {told}")], told, letter=letter(i)))
                 rows.append([name, megabytes(row.memory), "yes" if row.fits else "no"])
-    table = Table(f"Memory of the node that needs most, {nodes} nodes, {batch:,} sequences", ["model", "MB", "fits"], rows)
+    caption = f"Memory of the node that needs most, {nodes} nodes, {batch:,} sequences"
+    table = Table(caption, ["model", "MB", "fits"], rows)
     return Bars("Memory of the node that needs most", bars, [], table)
 
 
