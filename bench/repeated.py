@@ -11,7 +11,7 @@ from lapinfer.kernels.control import NS
 from lapinfer.kernels.operands import ACT_F32, STORE
 from lapinfer.layers.layer import Layer
 from lapinfer.runtime.build.feed_forward import feed_forward
-from lapinfer.runtime.build.trees import Target
+from lapinfer.runtime.build.trees import Before, Target
 from lapinfer.runtime.ops import Limits, Ops, Weights
 from lapinfer.runtime.runner import Runner
 from lapinfer.spec import FeedForwardSpec
@@ -40,7 +40,7 @@ class Repeated:
         for inputs, copy in zip(self._x, order, strict=False):
             build.norm_of(inputs, "input", None, width, 0, "input", ACT_F32, exact=build.x, out=0)
             build.weights = copies[copy]
-            feed_forward(build, 0, None, Target(build.y, STORE, out))
+            feed_forward(build, 0, Before(None), Target(build.y, STORE, out))
         self._runner = Runner(build.ops, threads)
         self._inputs = np.array([op.part == "input" for op in build.ops])
         self._routing = build.routing
