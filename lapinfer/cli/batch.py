@@ -23,11 +23,10 @@ from lapinfer.cli.clusters import (
     needs_ray,
     shared,
 )
-from lapinfer.cli.complete import models
 from lapinfer.cli.console import note
 from lapinfer.cli.logs import tell_logs
-from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model, pulled
-from lapinfer.cli.options import MODEL_NAMES, Force, LoadingBatch, SamplingSeeded, Verbose, with_groups
+from lapinfer.cli.models import DefaultedModel, default_model, open_model, pulled
+from lapinfer.cli.options import Force, LoadingBatch, SamplingSeeded, Verbose, with_groups
 from lapinfer.cli.schemas import read_schema
 from lapinfer.digits import duration, number
 from lapinfer.errors import InputError
@@ -56,16 +55,7 @@ def batch(
         str,
         typer.Option("-o", "--output", metavar="OUT", help="JSON Lines, or Parquet (.parquet); -: stdout, as done."),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m",
-            "--model",
-            help=MODEL_NAMES,
-            show_default=f"{CHAT_MODEL} if it was pulled, else {SMALL_MODEL}",
-            autocompletion=models,
-        ),
-    ] = None,
+    model: DefaultedModel = None,
     max_tokens: Annotated[
         int | None,
         _of_answer("-n", "--max-tokens", min=1, help="Tokens of an answer at most.", show_default="no limit"),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from lapinfer.cli import complete
 from lapinfer.cli.bars import Progress
 from lapinfer.cli.console import note
+from lapinfer.cli.options import MODEL_NAMES
 from lapinfer.interrupts import KEYBOARD
 from lapinfer.options import LoadOptions
 
@@ -16,6 +20,17 @@ if TYPE_CHECKING:
 
 CHAT_MODEL, SMALL_MODEL = "smollm2", "austen-fff"
 """What runs when no model is named: the first if it was pulled, else the other, which comes with the package."""
+
+DefaultedModel = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        help=MODEL_NAMES,
+        show_default=f"{CHAT_MODEL} if it was pulled, else {SMALL_MODEL}",
+        autocompletion=complete.models,
+    ),
+]
 
 
 def default_name() -> str:

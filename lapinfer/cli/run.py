@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lapinfer.cli.answers import Answer, answer_to, print_answer
-from lapinfer.cli.complete import models
 from lapinfer.cli.console import note, note_replaced, print_json
-from lapinfer.cli.models import CHAT_MODEL, SMALL_MODEL, default_model, open_model
-from lapinfer.cli.options import MODEL_NAMES, Force, Json, Loading, Sampling, Verbose, with_groups
+from lapinfer.cli.models import DefaultedModel, default_model, open_model
+from lapinfer.cli.options import Force, Json, Loading, Sampling, Verbose, with_groups
 from lapinfer.cli.prompts import prompt_of
 from lapinfer.cli.schemas import read_schema
 from lapinfer.errors import InputError
@@ -36,16 +35,7 @@ def run(
         str | None, typer.Argument(help="What to say, after what is piped in; -: that alone. None: a chat.")
     ] = None,
     *,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m",
-            "--model",
-            help=MODEL_NAMES,
-            show_default=f"{CHAT_MODEL} if it was pulled, else {SMALL_MODEL}",
-            autocompletion=models,
-        ),
-    ] = None,
+    model: DefaultedModel = None,
     max_tokens: Annotated[
         int | None,
         _of_answer("-n", "--max-tokens", min=1, help="Tokens of an answer at most.", show_default="until it ends"),

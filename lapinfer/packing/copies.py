@@ -25,7 +25,7 @@ from lapinfer.private import make_folders
 from lapinfer.progress import Phase, Progress, silent
 
 NOTE = "sources.jsonl"
-LAYOUT = 6
+LAYOUT = 7
 """Of packed copies: a new number makes all of them anew."""
 LONGEST_NOTE = 64 << 10
 """Bytes: no more is read, nor written, whatever a checkpoint is called."""
